@@ -1,0 +1,1 @@
+"""Data package: the grammar of the policy language."""

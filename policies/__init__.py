@@ -1,0 +1,1 @@
+"""Data package: the standard library of ready policies."""

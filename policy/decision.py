@@ -1,0 +1,98 @@
+"""Decisions: what a program says about one example, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from gradwarden.policy.program import SCALE, PrivacyTerms
+
+Verdict = Literal["admit", "limit", "defer", "refuse", "invalid"]
+
+VERDICTS: tuple[Verdict, ...] = ("admit", "limit", "defer", "refuse", "invalid")
+"""Every verdict, from the most to the least that is learned; the index is the code used in arrays.
+
+admit: every band at full weight. limit: something is learned, but some band is masked or attenuated.
+defer: nothing yet; time alone (a later stage, the end of an embargo) will lift what stops it.
+refuse: nothing. invalid: the metadata break the schema; nothing, and the faults are named.
+"""
+
+Stage = Literal[
+    "schema", "suppress", "retain", "privacy", "memorization", "curriculum", "depth", "modulate", "assert"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One fault of an example's metadata: which attribute, a stable code, and the fault in words.
+
+    Codes: missing, unknown_attribute, wrong_type, out_of_range, unknown_value, too_long, not_finite.
+    """
+
+    attribute: str
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """One rule that lowered a weight, and how (`Effect` of the program, `not_granted` or `assertion`)."""
+
+    rule: str
+    effect: str
+
+
+@dataclass(frozen=True, slots=True)
+class Obligation:
+    """Something the runtime must do for this example beyond its weights."""
+
+    kind: Literal["privacy", "quarantine"]
+    rule: str
+    privacy: PrivacyTerms | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The outcome for one example.
+
+    micro: the weight per band in millionths, in the order of `bands`. rules, advisory, waived: names of the
+    rules that matched and were enforced; that matched but only advise; that matched but were lifted; each
+    sorted. stage: the first gate at which nothing remained, None where something is learned.
+    """
+
+    verdict: Verdict
+    bands: tuple[str, ...]
+    micro: tuple[int, ...]
+    rules: tuple[str, ...] = ()
+    advisory: tuple[str, ...] = ()
+    waived: tuple[str, ...] = ()
+    obligations: tuple[Obligation, ...] = ()
+    causes: tuple[Cause, ...] = ()
+    stage: Stage | None = None
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight per band as floats."""
+        return {band: weight / SCALE for band, weight in zip(self.bands, self.micro, strict=True)}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the decision as JSON data; `micro` is left out, `weights` are floats."""
+        return {
+            "verdict": self.verdict,
+            "weights": self.weights,
+            "rules": list(self.rules),
+            "advisory": list(self.advisory),
+            "waived": list(self.waived),
+            "obligations": [{"kind": o.kind, "rule": o.rule} for o in self.obligations],
+            "causes": [{"rule": c.rule, "effect": c.effect} for c in self.causes],
+            "stage": self.stage,
+            "problems": [
+                {"attribute": p.attribute, "code": p.code, "detail": p.detail} for p in self.problems
+            ],
+        }
+
+
+def invalid(bands: tuple[str, ...], problems: tuple[Problem, ...]) -> Decision:
+    """Return the decision for metadata that break the schema."""
+    return Decision("invalid", bands, (0,) * len(bands), stage="schema", problems=problems)

@@ -1,0 +1,98 @@
+"""What can be wrong with a policy, a program, a model map or an example file.
+
+User faults are `Diagnostic` values, collected and sorted by position, then raised together in one
+`PolicyError`. Messages are lowercase, without a full stop, with the user's own text in backticks; the
+remedy goes in `help`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Literal
+
+from gradwarden.policy.source import Span
+
+Severity = Literal["error", "warning"]
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostic:
+    """One finding: a stable code, what is wrong, where, and how to mend it.
+
+    `span` is None for findings about data that has no text position (a compiled program, a model map).
+    """
+
+    code: str
+    message: str
+    span: Span | None = None
+    help: str | None = None
+    severity: Severity = "error"
+
+    def __str__(self) -> str:
+        return self.render()
+
+    def render(self) -> str:
+        """Return the finding as text: position, code, message, the line with a caret under it, help."""
+        if self.span is None:
+            return "\n".join(
+                [f"{self.severity}[{self.code}]: {self.message}", *self._help_lines("  ")],
+            )
+        line, column = self.span.source.position(self.span.start)
+        text = self.span.source.line(line).replace("\t", " ")
+        width = max(1, min(self.span.end - self.span.start, len(text) - column + 1))
+        gutter = " " * len(str(line))
+        return "\n".join(
+            [
+                f"{self.span.source.name}:{line}:{column}: {self.severity}[{self.code}]: {self.message}",
+                f"{gutter} |",
+                f"{line} | {text}",
+                f"{gutter} | {' ' * (column - 1)}{'^' * width}",
+                *self._help_lines(f"{gutter} "),
+            ]
+        )
+
+    def _help_lines(self, indent: str) -> list[str]:
+        return [f"{indent}= help: {self.help}"] if self.help else []
+
+    def sort_key(self) -> tuple[str, int, str, str]:
+        if self.span is None:
+            return ("", -1, self.code, self.message)
+        return (self.span.source.name, self.span.start, self.code, self.message)
+
+
+class GradwardenError(Exception):
+    """Base of every error that gradwarden raises for a fault of its input or surroundings.
+
+    `code` is stable and documented; `help` is a suggested fix or None.
+    """
+
+    code = "GW000"
+
+    def __init__(self, message: str, *, help: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.help = help
+
+    def __str__(self) -> str:
+        return f"[{self.code}] {self.message}" + (f"\n  = help: {self.help}" if self.help else "")
+
+
+class PolicyError(GradwardenError):
+    """A policy, program or model map that cannot be used. Carries every diagnostic, sorted by position."""
+
+    code = "GW100"
+
+    def __init__(self, diagnostics: Iterable[Diagnostic]) -> None:
+        self.diagnostics = tuple(sorted(diagnostics, key=Diagnostic.sort_key))
+        super().__init__("\n".join(d.render() for d in self.diagnostics))
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """Return a suggestion naming the known word nearest to `word`, or None where nothing is near."""
+    near = get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"did you mean `{near[0]}`?" if near else None

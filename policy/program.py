@@ -1,0 +1,441 @@
+"""The compiled program: plain data that the runtime, the verifier and the prover execute.
+
+A program is a set of *conditions* (two-valued, total expressions over an example's encoded metadata and the
+context) and a set of *rules* that say what a true condition does to the weight of each band. All numbers
+are integers: attribute values scaled by 10**places, dates as days since 1970-01-01, weights and factors in
+millionths (`SCALE`), so that every evaluator agrees exactly. Rules are sorted by name, so that neither the
+order of rules nor the order of files changes a program's digest.
+
+`conditions()` fixes the order in which truth values are listed everywhere (classes, ledger, replay).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from gradwarden.policy.context import Context
+    from gradwarden.policy.decision import Decision
+
+SCALE = 1_000_000
+"""One whole weight or modulation factor."""
+
+MAX_CEILING = 4 * SCALE
+"""The greatest weight that `max weight` may allow."""
+
+FORMAT = "gradwarden/program/1"
+
+ValueType = Literal["bool", "number", "enum", "set", "date", "string"]
+ClockName = Literal["step", "epoch", "today", "exposures"]
+CompareOp = Literal["lt", "le", "eq", "ne", "ge", "gt"]
+TextTest = Literal["equals", "prefix", "suffix", "contains", "glob"]
+Level = Literal["hard", "advisory"]
+
+
+# --- numeric expressions (int64; the checker has excluded overflow) ---------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A constant, already scaled."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeValue:
+    """The encoded value of a number or date attribute; 0 where absent (never observed: `has` dominates)."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class SignalValue:
+    """The encoded, clamped value of a declared signal."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClockValue:
+    """A context value: step, epoch, today (days since 1970-01-01) or this example's exposures so far."""
+
+    name: ClockName
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """A sum, difference or product of two numeric expressions."""
+
+    op: Literal["add", "sub", "mul"]
+    left: NumericExpr
+    right: NumericExpr
+
+
+NumericExpr: TypeAlias = Number | AttributeValue | SignalValue | ClockValue | Arithmetic
+
+
+# --- conditions ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    value: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    term: Condition
+
+
+@dataclass(frozen=True, slots=True)
+class And:
+    """True where every term is; an empty conjunction is true."""
+
+    terms: tuple[Condition, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Or:
+    """True where some term is; an empty disjunction is false."""
+
+    terms: tuple[Condition, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Has:
+    """True where an optional attribute is present."""
+
+    attribute: str
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """The value of a bool attribute; false where absent."""
+
+    attribute: str
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """True where an enum attribute is present and its code is one of `codes` (sorted)."""
+
+    attribute: str
+    codes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SetTest:
+    """True where a set attribute has any (or all) of the members `codes`; an absent set is empty."""
+
+    attribute: str
+    test: Literal["any", "all"]
+    codes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """True where a string attribute is present and passes a test against any of `operands` (sorted).
+
+    `glob` knows `*` (any run of characters) and `?` (one character), case-sensitive, nothing else.
+    """
+
+    attribute: str
+    test: TextTest
+    operands: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    op: CompareOp
+    left: NumericExpr
+    right: NumericExpr
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """True where the context says that the budget of the named privacy rule is spent."""
+
+    rule: str
+
+
+Condition: TypeAlias = Constant | Not | And | Or | Has | Flag | OneOf | SetTest | Text | Compare | Spent
+
+
+# --- declarations -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeSpec:
+    """What an example's metadata may hold under one name.
+
+    number: integers lo..hi after scaling by 10**places. enum, set: `values` in declaration order (the code is
+    the index; a set is a bit mask, at most 63 values). date: days since 1970-01-01 in lo..hi. string: at most
+    `hi` characters. bool: no further fields.
+    """
+
+    name: str
+    type: ValueType
+    optional: bool = False
+    lo: int = 0
+    hi: int = 0
+    places: int = 0
+    values: tuple[str, ...] = ()
+    unit: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SignalSpec:
+    """A bounded run-time signal. All ints are scaled by 10**places; values are clamped to lo..hi."""
+
+    name: str
+    lo: int
+    hi: int
+    places: int
+    default: int
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """One way of choosing parameters for a band.
+
+    top, next: `amount` millionths of the depth, counted from the output. rest: all that remains.
+    blocks: block indices lo..hi inclusive, 0 nearest the input. names: glob patterns over parameter names.
+    """
+
+    kind: Literal["top", "next", "rest", "blocks", "names"]
+    amount: int = 0
+    lo: int = 0
+    hi: int = 0
+    patterns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """A named part of the model, in order from shallow (nearest the output) to deep.
+
+    `parameters` is empty in a program that was compiled without a model map.
+    """
+
+    name: str
+    selectors: tuple[Selector, ...]
+    parameters: tuple[str, ...] = ()
+
+
+# --- rules --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A `depth` rule: where `when` holds, each band may be learned at up to `weights[band]`."""
+
+    name: str
+    when: Condition
+    weights: tuple[int, ...]
+    level: Level = "hard"
+    because: str = ""
+
+
+LimitKind = Literal["suppress", "retain", "privacy", "memorization", "curriculum"]
+
+Effect = Literal[
+    "suppressed",  # suppress: nothing may be learned
+    "capped",  # suppress, memorization: named bands are capped
+    "quarantined",  # suppress, memorization: all bands but `quarantine` are closed
+    "expired",  # retain: `until` has passed
+    "embargoed",  # retain: `from` has not come (defers)
+    "exposures_spent",  # retain: at most N exposures
+    "epochs_spent",  # retain: at most N epochs
+    "confined",  # privacy: bands outside `within` are closed
+    "budget_spent",  # privacy: the rule's budget is spent
+    "memorized",  # memorization: nothing more may be learned
+    "not_open",  # curriculum: the stage has not opened these bands (defers)
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Clause:
+    """One effect of a limit: where `when` holds, the weight of each band is at most `caps[band]`.
+
+    `defers` marks limits that time lifts: an example stopped by these alone is deferred, not refused.
+    """
+
+    when: Condition
+    effect: Effect
+    caps: tuple[int, ...]
+    defers: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PrivacyTerms:
+    """What a privacy rule demands. Decimals are canonical strings (`3`, `0.000001`)."""
+
+    epsilon: str
+    delta: str
+    clip: str
+    unit: str
+    """The string attribute that names the privacy unit; empty: each example is its own unit."""
+    bands: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A rule that can only lower weights: the least cap per band wins."""
+
+    name: str
+    kind: LimitKind
+    clauses: tuple[Clause, ...]
+    level: Level = "hard"
+    because: str = ""
+    privacy: PrivacyTerms | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """A factor for one band, linear in a signal: `at_low` at its lo, `at_high` at its hi.
+
+    Both ends are millionths, at most SCALE.
+
+    factor = at_low + ((at_high - at_low) * (signal - lo)) // (hi - lo), floor division.
+    """
+
+    band: str
+    signal: str
+    at_low: int
+    at_high: int
+
+
+@dataclass(frozen=True, slots=True)
+class Modulation:
+    """A `modulate` rule: where `when` holds, bands are scaled; the least factor per band wins."""
+
+    name: str
+    when: Condition
+    scalings: tuple[Scaling, ...]
+    level: Level = "hard"
+    because: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiver:
+    """Lifts a limit for the examples where `when` holds. `when` includes the lapse date."""
+
+    name: str
+    rule: str
+    when: Condition
+    approved_by: str
+    until: int
+    because: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Assertion:
+    """What must hold of every decision; one that fails refuses the example (fail closed).
+
+    never_reach: where `when` holds, the weight of `band` is 0. at_most: it is at most `bound`.
+    always_refuse: all weights are 0. always_private: all are 0 or a hard privacy rule matched.
+    implies: wherever `when` holds, `then` holds.
+    """
+
+    name: str
+    form: Literal["never_reach", "at_most", "always_refuse", "always_private", "implies"]
+    when: Condition
+    band: str = ""
+    bound: int = 0
+    then: Condition = Constant(True)
+    level: Level = "hard"
+    because: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Starvation:
+    """What to do when no example reaches a band for `steps` committed steps."""
+
+    band: str
+    steps: int
+    action: Literal["report", "halt", "accept"]
+
+
+@dataclass(frozen=True, slots=True)
+class GradientCap:
+    """The greatest L2 norm of a band's gradient (a canonical decimal string); greater is scaled down."""
+
+    band: str
+    norm: str
+
+
+@dataclass(frozen=True)
+class Program:
+    """A policy in the form that is executed. Tuples of rules are sorted by name; names are unique over all.
+
+    The methods that encode and decide live in the modules named at each; they are imported on use, because
+    those modules import this one.
+    """
+
+    name: str
+    version: int
+    language: int
+    max_weight: int
+    attributes: tuple[AttributeSpec, ...]
+    signals: tuple[SignalSpec, ...]
+    bands: tuple[Band, ...]
+    grants: tuple[Grant, ...]
+    limits: tuple[Limit, ...]
+    modulations: tuple[Modulation, ...]
+    waivers: tuple[Waiver, ...]
+    assertions: tuple[Assertion, ...]
+    starvation: tuple[Starvation, ...] = ()
+    gradient_caps: tuple[GradientCap, ...] = ()
+    model_map: str = ""
+    """SHA-256 (hex) of the model map that the bands were bound with; empty where unbound."""
+
+    @property
+    def band_names(self) -> tuple[str, ...]:
+        return tuple(band.name for band in self.bands)
+
+    def conditions(self) -> Iterator[Condition]:
+        """Yield every condition in canonical order: grants, clauses, modulations, waivers, assertions.
+
+        An `implies` assertion yields two: `when`, then `then`.
+        """
+        for grant in self.grants:
+            yield grant.when
+        for limit in self.limits:
+            for clause in limit.clauses:
+                yield clause.when
+        for modulation in self.modulations:
+            yield modulation.when
+        for waiver in self.waivers:
+            yield waiver.when
+        for assertion in self.assertions:
+            yield assertion.when
+            if assertion.form == "implies":
+                yield assertion.then
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the canonical JSON form (`program_json`)."""
+        from gradwarden.policy.program_json import program_digest
+
+        return program_digest(self)
+
+    def to_json(self) -> str:
+        """Return the canonical JSON form (RFC 8785)."""
+        from gradwarden.policy.program_json import program_to_json
+
+        return program_to_json(self)
+
+    def decide(self, metadata: Mapping[str, object], context: Context) -> Decision:
+        """Return the decision for one example (`evaluate`)."""
+        from gradwarden.policy.evaluate import decide
+
+        return decide(self, metadata, context)
+
+    def decide_columns(self, columns: Mapping[str, Any], context: Context) -> Any:
+        """Return decisions for columns of examples (`batch`)."""
+        from gradwarden.policy.batch import decide_columns
+
+        return decide_columns(self, columns, context)
