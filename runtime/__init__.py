@@ -1,0 +1,29 @@
+"""The training side: masks, gates, privacy, provenance and the ledger.
+
+Names are loaded on first use, so that reading and verifying a ledger never imports torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradwarden.runtime.governor import Governor
+    from gradwarden.runtime.keys import Signer
+    from gradwarden.runtime.ledger import Ledger
+    from gradwarden.runtime.model_map import ModelMap
+
+__all__ = ["Governor", "Ledger", "ModelMap", "Signer"]
+
+_HOMES = {"Governor": "governor", "Ledger": "ledger", "ModelMap": "model_map", "Signer": "keys"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module `{__name__}` has no attribute `{name}`")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

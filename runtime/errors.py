@@ -1,0 +1,99 @@
+"""What can go wrong on the training side and in the ledger.
+
+Every class has a stable code: GW5xx the governor, GW6xx the ledger, GW7xx keys, GW8xx masks, training and
+privacy. Messages are lowercase, without a full stop, with the user's own text in backticks.
+"""
+
+from __future__ import annotations
+
+from gradwarden.policy.errors import GradwardenError
+
+
+class RuntimeGovernanceError(GradwardenError):
+    """Base of every error of `gradwarden.runtime`."""
+
+    code = "GW500"
+
+
+class StepRefused(RuntimeGovernanceError):
+    """A training step that no gate may let through, where the caller asked to be told by an exception."""
+
+    code = "GW510"
+
+
+class StarvationHalt(RuntimeGovernanceError):
+    """A band that no example reached for as many steps as the policy allows, where it says `halt`."""
+
+    code = "GW520"
+
+
+class LedgerError(RuntimeGovernanceError):
+    """A ledger that cannot be written, or can no longer be trusted to be written."""
+
+    code = "GW600"
+
+
+class LedgerBusy(LedgerError):
+    """Another writer holds the ledger."""
+
+    code = "GW601"
+
+
+class LedgerDamaged(LedgerError):
+    """A ledger whose content breaks the format.
+
+    index: the entry at fault, counted from 0. offset: the byte at which its line starts. problem: a stable
+    word for the fault (see `entries`).
+    """
+
+    code = "GW602"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        index: int,
+        offset: int,
+        problem: str = "not_canonical",
+        help: str | None = None,
+    ) -> None:
+        super().__init__(message, help=help)
+        self.index = index
+        self.offset = offset
+        self.problem = problem
+
+
+class LedgerRollback(LedgerError):
+    """A ledger that is shorter than, or differs from, a head that was already signed. Never repaired."""
+
+    code = "GW603"
+
+
+class EntryInvalid(LedgerError):
+    """An entry that the caller may not append: unknown kind, wrong shape, too long, or not plain data."""
+
+    code = "GW604"
+
+
+class NoteError(LedgerError):
+    """A signed note, checkpoint or proof that is malformed or whose signature does not hold."""
+
+    code = "GW610"
+
+
+class KeyFileError(RuntimeGovernanceError):
+    """A key file that is missing, unreadable, malformed, unsafe, or protected by another passphrase."""
+
+    code = "GW700"
+
+
+class MaskError(RuntimeGovernanceError):
+    """A model, optimizer or batch for which exact masks cannot be given."""
+
+    code = "GW800"
+
+
+class PrivacyError(RuntimeGovernanceError):
+    """Privacy terms that cannot be met or accounted for."""
+
+    code = "GW850"
