@@ -1,0 +1,62 @@
+# `make demo` and `make test` set up all they need in .venv; nothing outside the checkout is touched.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT := out/code_licences
+
+.PHONY: demo test lint typecheck unit soak bench setup setup-demo setup-bench clean help
+
+help:
+	@echo "make demo   train under a policy on real data, verify the ledger, show what was learned from what"
+	@echo "make test   ruff, mypy, import contracts and every test"
+	@echo "make soak   the long crash and tampering campaigns"
+	@echo "make bench  every benchmark; results in benchmarks/results/"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[examples]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.demo
+
+$(VENV)/.bench: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,bench]'
+	@touch $@ $(VENV)/.dev $(VENV)/.demo
+
+setup: $(VENV)/.dev
+setup-demo: $(VENV)/.demo
+setup-bench: $(VENV)/.bench
+
+demo: setup-demo
+	$(BIN)/python -m examples.code_licences --out $(OUT)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+typecheck: setup
+	$(BIN)/mypy
+
+# One thread per worker: two workers share two cores.
+unit: setup
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not soak"
+
+test: lint typecheck unit
+
+soak: setup
+	$(BIN)/pytest -m soak --timeout 3600
+
+bench: setup-bench
+	$(BIN)/python -m benchmarks.policy_eval
+	$(BIN)/python -m benchmarks.step_time
+	$(BIN)/python -m benchmarks.ledger_bench
+	$(BIN)/python -m benchmarks.cold_start
+
+clean:
+	rm -rf out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
