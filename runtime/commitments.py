@@ -1,0 +1,103 @@
+"""Salted commitments to example ids: what the ledger records in place of the ids.
+
+    salt(id)       = HMAC-SHA256(secret, "gradwarden/id/1" || 00 || id)
+    commitment(id) = SHA256(00 || salt(id) || id)
+
+The secret (32 random bytes, one per run) stays with the trainer; the ledger holds its SHA-256. An id has the
+same commitment throughout a run, so that a verifier can count exposures without knowing any id, and another
+one in every other run, so that runs cannot be linked. Revealing one salt opens one example's commitments and
+no others; destroying the secret makes all of them meaningless without breaking the chain.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import rfc8785
+
+from gradwarden.runtime.errors import KeyFileError
+
+SIZE = 32
+"""Bytes of a secret, a salt and a commitment."""
+
+_ID_LABEL = b"gradwarden/id/1\x00"
+_METADATA_LABEL = b"gradwarden/metadata/1\x00"
+
+
+class Committer:
+    """Commits to ids under one secret."""
+
+    def __init__(self, secret: bytes) -> None:
+        if len(secret) != SIZE:
+            raise KeyFileError(f"a ledger secret has {SIZE} bytes, not {len(secret)}")
+        self._secret = secret
+        self.secret_commitment = hashlib.sha256(secret).hexdigest()
+
+    @classmethod
+    def load_or_create(cls, path: Path) -> Committer:
+        """Read the secret at `path`, or create it there with mode 0600.
+
+        Raises KeyFileError where the file is unreadable or is not a secret.
+        """
+        try:
+            return cls(bytes.fromhex(path.read_text("ascii").strip()))
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            raise KeyFileError(
+                f"cannot read the ledger's secret `{path}`: {error}",
+                help="restore the file that was written beside the ledger when the run began",
+            ) from error
+        secret = secrets.token_bytes(SIZE)
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "w", encoding="ascii") as file:
+                file.write(secret.hex() + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise KeyFileError(f"cannot write the ledger's secret `{path}`: {error}") from error
+        return cls(secret)
+
+    def salt(self, example: str) -> bytes:
+        """Return the salt that opens the commitment of one id."""
+        return hmac.digest(self._secret, _ID_LABEL + example.encode(), "sha256")
+
+    def commit(self, example: str) -> bytes:
+        """Return the 32-byte commitment of one id."""
+        return open_commitment(self.salt(example), example)
+
+    def metadata_leaf(self, example: str, metadata: Mapping[str, Any]) -> bytes:
+        """Return a salted digest that binds an id to its metadata (canonical JSON, RFC 8785)."""
+        salt = hmac.digest(self._secret, _METADATA_LABEL + example.encode(), "sha256")
+        return hashlib.sha256(salt + rfc8785.dumps(_plain(metadata))).digest()
+
+
+def open_commitment(salt: bytes, example: str) -> bytes:
+    """Return the commitment that a revealed salt and id give; a verifier compares it with the ledger's."""
+    return hashlib.sha256(b"\x00" + salt + example.encode()).digest()
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case Mapping():
+            return {str(key): _plain(item) for key, item in value.items()}
+        case set() | frozenset():
+            return sorted(_plain(item) for item in value)
+        case list() | tuple():
+            return [_plain(item) for item in value]
+        case date():
+            return value.isoformat()
+        case None | bool() | int() | float() | str():
+            return value
+        case _ if hasattr(value, "item"):
+            return _plain(value.item())
+        case _:
+            return str(value)

@@ -1,0 +1,107 @@
+"""What a run's entries add up to: the state that a resumed run needs and that a verifier recomputes.
+
+Only what entries say is used here; whether they say the truth is checked by `verify`. An exposure is counted
+when a step commits, once for each of its examples whose decision let some weight through.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gradwarden.runtime.commitments import SIZE
+
+
+@dataclass(slots=True)
+class PendingStep:
+    """A recorded intent that has neither been committed nor refused yet."""
+
+    step: int
+    commitments: list[bytes]
+    body: Mapping[str, Any]
+
+    def learned(self) -> list[bytes]:
+        """Return the commitments of the examples whose decision let some weight through."""
+        passing = [any(decision["weights"]) for decision in self.body["decisions"]]
+        return [c for c, index in zip(self.commitments, self.body["decision"], strict=True) if passing[index]]
+
+    def reached(self) -> list[bool]:
+        """Return for each band whether some example of the step has weight in it."""
+        used = [self.body["decisions"][index]["weights"] for index in set(self.body["decision"])]
+        return [any(column) for column in zip(*used, strict=True)]
+
+
+@dataclass(slots=True)
+class History:
+    """A fold over the entries of one ledger."""
+
+    opened: Mapping[str, Any] | None = None
+    program_parts: list[str] = field(default_factory=list)
+    program_digest: str = ""
+    class_count: int = 0
+    next_step: int = 0
+    committed: int = 0
+    refused: int = 0
+    example_count: int = 0
+    exposures: dict[bytes, int] = field(default_factory=dict)
+    private_steps: dict[str, int] = field(default_factory=dict)
+    pending: PendingStep | None = None
+    sealed: bool = False
+    _parts: list[bytes] = field(default_factory=list)
+
+    def apply(self, kind: str, body: Mapping[str, Any]) -> None:
+        """Advance by one entry. Kinds that change no state are ignored."""
+        match kind:
+            case "opened":
+                self.opened = body
+                self._expect_program(body["policy"]["digest"])
+            case "policy_changed":
+                self._expect_program(body["policy"]["digest"])
+            case "program":
+                self.program_parts.append(body["text"])
+            case "classes":
+                self.class_count += len(body["classes"])
+            case "examples":
+                self._parts.append(b64decode(body["commitments"]))
+            case "step":
+                self._propose(body)
+            case "committed":
+                self._commit(body)
+            case "refused":
+                self.refused += 1
+                self.pending = None
+            case "resumed":
+                self.pending = None
+                self._parts.clear()
+            case "sealed":
+                self.sealed = True
+
+    def _expect_program(self, digest: str) -> None:
+        self.program_digest = digest
+        self.program_parts = []
+        self.class_count = 0
+
+    def _propose(self, body: Mapping[str, Any]) -> None:
+        packed = b"".join(self._parts) + b64decode(body["commitments"])
+        self._parts.clear()
+        commitments = [packed[at : at + SIZE] for at in range(0, len(packed), SIZE)]
+        self.pending = PendingStep(body["step"], commitments, body)
+        self.next_step = body["step"] + 1
+
+    def _commit(self, body: Mapping[str, Any]) -> None:
+        for rule, spending in body["privacy"].items():
+            self.private_steps[rule] = spending["steps"]
+        self.committed += 1
+        if self.pending is None:
+            return
+        for commitment in self.pending.learned():
+            self.exposures[commitment] = self.exposures.get(commitment, 0) + 1
+            self.example_count += 1
+        self.pending = None
+
+    @property
+    def program_text(self) -> str:
+        """The canonical JSON of the program now in force, joined from its parts."""
+        return "".join(self.program_parts)

@@ -1,0 +1,169 @@
+"""Writes a run's entries: what each kind of entry says, in one place.
+
+Intent comes before effect: `propose` is durable before the optimizer moves (`settle` waits for it), the
+outcome follows. Bodies hold commitments, class numbers and outcomes, never ids or metadata.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+
+from gradwarden.policy.admission import Admitted
+from gradwarden.policy.context import Context
+from gradwarden.policy.decision import Decision
+from gradwarden.policy.program import Program
+from gradwarden.runtime.ledger import Ledger
+
+FORMAT = "gradwarden/ledger/1"
+
+PROGRAM_CHUNK = 32_000
+"""Characters of program text per `program` entry; an entry may not pass 65,535 bytes."""
+
+EXAMPLES_PER_ENTRY = 1_000
+"""Examples whose commitments fit in the step entry itself; more go into `examples` entries before it."""
+
+CLASSES_PER_ENTRY = 500
+
+
+class Recorder:
+    """Appends the entries of one run to its ledger."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._intent: int | None = None
+
+    def open(self, program: Program, facts: Mapping[str, Any]) -> None:
+        """Record the start of a run: what it runs under. `facts` are the run's own fields of `opened`."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self._ledger.append(
+            "opened",
+            {
+                "format": FORMAT,
+                "at": now,
+                "policy": _identity(program),
+                "model_map": program.model_map,
+                "bands": list(program.band_names),
+                "code": code_versions(),
+                **facts,
+            },
+        )
+        self.program(program)
+
+    def change_policy(self, program: Program, step: int) -> None:
+        """Record that another program is in force from `step` on."""
+        self._ledger.append("policy_changed", {"policy": _identity(program), "step": step})
+        self.program(program)
+
+    def program(self, program: Program) -> None:
+        text = program.to_json()
+        chunks = [text[at : at + PROGRAM_CHUNK] for at in range(0, len(text), PROGRAM_CHUNK)]
+        for part, chunk in enumerate(chunks):
+            self._ledger.append(
+                "program", {"digest": program.digest, "part": part, "parts": len(chunks), "text": chunk}
+            )
+
+    def classes(self, classes: Sequence[Mapping[str, Any]]) -> None:
+        """Record newly seen decision classes (`{id, bits}` or `{id, problems}`)."""
+        for at in range(0, len(classes), CLASSES_PER_ENTRY):
+            self._ledger.append("classes", {"classes": list(classes[at : at + CLASSES_PER_ENTRY])})
+
+    def propose(self, admitted: Admitted, commitments: bytes, context: Context, verdict: str) -> None:
+        """Record a step's intent: the inputs of every decision, and the decisions."""
+        count = len(admitted.class_ids)
+        inline = count <= EXAMPLES_PER_ENTRY
+        if not inline:
+            self._examples(commitments, context.step)
+        used, index = np.unique(admitted.decision_ids, return_inverse=True)
+        self._intent = self._ledger.append(
+            "step",
+            {
+                "step": context.step,
+                "epoch": context.epoch,
+                "today": context.today,
+                "count": count,
+                "commitments": b64encode(commitments).decode() if inline else "",
+                "classes": admitted.class_ids.tolist(),
+                "exposures": None if admitted.exposures is None else admitted.exposures.tolist(),
+                "signals": {name: values.tolist() for name, values in admitted.signals.items()},
+                "slots": {name: list(values) for name, values in admitted.slots.items()},
+                "spent": sorted(context.spent),
+                "decisions": [decision_body(admitted.decisions[i]) for i in used.tolist()],
+                "decision": index.tolist(),
+                "verdict": verdict,
+            },
+        )
+
+    def settle(self) -> None:
+        """Wait until the intent is durable. Raises LedgerError where it cannot be: then nothing may move."""
+        if self._intent is not None:
+            self._ledger.wait(self._intent)
+
+    def commit(
+        self,
+        step: int,
+        active: Sequence[str],
+        norms: Mapping[str, str | None],
+        loss: str | None,
+        privacy: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        self._intent = None
+        self._ledger.append(
+            "committed",
+            {
+                "step": step,
+                "active": list(active),
+                "norms": dict(norms),
+                "loss": loss,
+                "privacy": {rule: dict(spending) for rule, spending in privacy.items()},
+            },
+        )
+
+    def refuse(self, step: int, gate: str, reason: str, detail: str) -> None:
+        self._intent = None
+        body = {"step": step, "gate": gate, "reason": reason, "detail": detail[:2_000]}
+        self._ledger.append("refused", body)
+
+    def event(self, kind: str, body: Mapping[str, Any]) -> None:
+        """Record an event beside the steps: `starved`, `expired`, `checkpoint`."""
+        self._ledger.append(kind, dict(body))
+
+    def _examples(self, commitments: bytes, step: int) -> None:
+        size = 32 * EXAMPLES_PER_ENTRY
+        for part, at in enumerate(range(0, len(commitments), size)):
+            chunk = b64encode(commitments[at : at + size]).decode()
+            self._ledger.append("examples", {"step": step, "part": part, "commitments": chunk})
+
+
+def decision_body(decision: Decision) -> dict[str, Any]:
+    """Return what the ledger records of a decision; a verifier compares it with what the program gives."""
+    return {
+        "verdict": decision.verdict,
+        "weights": list(decision.micro),
+        "rules": list(decision.rules),
+        "advisory": list(decision.advisory),
+        "waived": list(decision.waived),
+        "obligations": [[o.kind, o.rule] for o in decision.obligations],
+    }
+
+
+def code_versions() -> dict[str, str | None]:
+    """Return the versions of what runs the training, None for what is not installed."""
+    versions: dict[str, str | None] = {"python": platform.python_version(), "platform": sys.platform}
+    for package in ("gradwarden", "torch", "numpy"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def _identity(program: Program) -> dict[str, Any]:
+    return {"name": program.name, "version": program.version, "digest": program.digest}
