@@ -1,0 +1,5 @@
+"""`python -m gradwarden.cli`."""
+
+from gradwarden.cli import main
+
+main()

@@ -1,0 +1,63 @@
+"""Findings as text for a terminal and as JSON data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+
+from gradwarden.policy.errors import Diagnostic
+
+_HEAD = re.compile(r"(error|warning)(\[\w+\]:)")
+
+
+def render_text(diagnostics: Iterable[Diagnostic]) -> str:
+    """Return findings as text, a blank line between them, with colours that `click.echo` may strip."""
+    return "\n\n".join(map(_coloured, diagnostics))
+
+
+def _coloured(diagnostic: Diagnostic) -> str:
+    colour = "red" if diagnostic.severity == "error" else "yellow"
+    lines = diagnostic.render().split("\n")
+    lines[0] = _HEAD.sub(lambda match: click.style(match[0], fg=colour, bold=True), lines[0], count=1)
+    for number, line in enumerate(lines[1:], 1):
+        gutter, bar, rest = line.partition(" | ")
+        if bar and rest.strip() and not rest.strip().strip("^"):
+            lines[number] = gutter + bar + click.style(rest, fg=colour, bold=True)
+        elif line.lstrip().startswith("= help:"):
+            lines[number] = line.replace("= help:", click.style("= help:", fg="cyan"), 1)
+    return "\n".join(lines)
+
+
+def to_data(diagnostic: Diagnostic) -> dict[str, Any]:
+    """Return one finding as JSON data; lines and columns are 1-based, the end is exclusive."""
+    data: dict[str, Any] = {
+        "code": diagnostic.code,
+        "severity": diagnostic.severity,
+        "message": diagnostic.message,
+        "help": diagnostic.help,
+        "file": None,
+        "line": None,
+        "column": None,
+        "end_line": None,
+        "end_column": None,
+    }
+    if diagnostic.span is not None:
+        span = diagnostic.span
+        data["file"] = span.source.name
+        data["line"], data["column"] = span.source.position(span.start)
+        data["end_line"], data["end_column"] = span.source.position(max(span.end, span.start))
+    return data
+
+
+def count(diagnostics: Sequence[Diagnostic]) -> tuple[int, int]:
+    """Return how many errors and how many warnings there are."""
+    errors = sum(d.severity == "error" for d in diagnostics)
+    return errors, len(diagnostics) - errors
+
+
+def plural(number: int, noun: str) -> str:
+    """Return a count with its noun: `1 file`, `2 files`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
