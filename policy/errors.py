@@ -16,6 +16,9 @@ from gradwarden.policy.source import Span
 
 Severity = Literal["error", "warning"]
 
+EXCERPT = 160
+"""How many characters of a line are shown around a finding."""
+
 
 @dataclass(frozen=True, slots=True)
 class Diagnostic:
@@ -40,15 +43,15 @@ class Diagnostic:
                 [f"{self.severity}[{self.code}]: {self.message}", *self._help_lines("  ")],
             )
         line, column = self.span.source.position(self.span.start)
-        text = self.span.source.line(line).replace("\t", " ")
-        width = max(1, min(self.span.end - self.span.start, len(text) - column + 1))
+        text, shown_column = _excerpt(self.span.source.line(line), column)
+        width = max(1, min(self.span.end - self.span.start, len(text) - shown_column + 1))
         gutter = " " * len(str(line))
         return "\n".join(
             [
                 f"{self.span.source.name}:{line}:{column}: {self.severity}[{self.code}]: {self.message}",
                 f"{gutter} |",
                 f"{line} | {text}",
-                f"{gutter} | {' ' * (column - 1)}{'^' * width}",
+                f"{gutter} | {' ' * (shown_column - 1)}{'^' * width}",
                 *self._help_lines(f"{gutter} "),
             ]
         )
@@ -90,6 +93,17 @@ class PolicyError(GradwardenError):
 
     def __str__(self) -> str:
         return self.message
+
+
+def _excerpt(line: str, column: int) -> tuple[str, int]:
+    """Return the part of a line that is shown around a column, and the column in it.
+
+    Long lines are cut to EXCERPT characters; characters that could drive a terminal are replaced.
+    """
+    start = 0 if column <= EXCERPT * 3 // 4 else column - EXCERPT // 2
+    part = line[start : start + EXCERPT]
+    safe = "".join(c if c.isprintable() else " " if c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in part)
+    return safe, column - start
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
