@@ -22,7 +22,7 @@ from gradwarden.policy.source import Source, Span
 MAX_CHARACTERS = 1 << 20
 MAX_DEPTH = 64
 
-Scalar: TypeAlias = "None | bool | int | float | date | str"
+Scalar: TypeAlias = bool | int | float | date | str | None
 
 _INTEGER = re.compile(r"[-+]?[0-9]{1,400}")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
