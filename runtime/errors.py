@@ -4,7 +4,10 @@ Every class has a stable code: GW5xx the governor, GW6xx the ledger, GW7xx keys,
 privacy. Messages are lowercase, without a full stop, with the user's own text in backticks.
 """
 
+# ruff: noqa: N818 - several classes are named for what happened; `…Error` would only repeat it
 from __future__ import annotations
+
+from typing import Literal
 
 from gradwarden.policy.errors import GradwardenError
 
@@ -75,10 +78,23 @@ class EntryInvalid(LedgerError):
     code = "GW604"
 
 
+NoteFault = Literal["malformed", "unknown_key", "bad_signature", "ambiguous_key"]
+
+
 class NoteError(LedgerError):
-    """A signed note, checkpoint or proof that is malformed or whose signature does not hold."""
+    """A signed note or checkpoint that cannot be trusted; `fault` says in which way."""
 
     code = "GW610"
+
+    def __init__(self, message: str, *, fault: NoteFault = "malformed", help: str | None = None) -> None:
+        super().__init__(message, help=help)
+        self.fault: NoteFault = fault
+
+
+class ProofError(LedgerError):
+    """A Merkle proof that was asked for outside the tree."""
+
+    code = "GW611"
 
 
 class KeyFileError(RuntimeGovernanceError):

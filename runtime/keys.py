@@ -1,0 +1,209 @@
+"""Ed25519 keys (RFC 8032) and their files.
+
+A private key is a PKCS#8 PEM file of mode 0600, with an optional passphrase. A public key is one line of text,
+a *vkey* (https://c2sp.org/signed-note): `name+hex(key id)+base64(01 ‖ 32 key bytes)`, where the key id is the
+first four bytes of SHA-256(name ‖ 0A ‖ 01 ‖ key bytes). The name is part of the identity; a private key is
+named by its file (`run.key` is `run`).
+
+Points of small order and non-canonical encodings are refused: under such a key one signature can hold for
+many messages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from base64 import b64decode, b64encode
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from gradwarden.runtime.errors import KeyFileError
+
+ALGORITHM = b"\x01"
+"""The signed-note type byte of Ed25519."""
+
+MAX_KEY_FILE = 16_384
+
+_FIELD = 2**255 - 19
+_SMALL_ORDER_Y = frozenset(
+    int.from_bytes(bytes.fromhex(y), "little")
+    for y in (
+        "0000000000000000000000000000000000000000000000000000000000000000",
+        "0100000000000000000000000000000000000000000000000000000000000000",
+        "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+        "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+        "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+    )
+)
+"""The y coordinates of the eight points whose order divides 8 (RFC 7748 section 7, Ed25519 form)."""
+
+
+@dataclass(frozen=True)
+class PublicKey:
+    """A named Ed25519 public key. Raises KeyFileError for a bad name, length or point."""
+
+    name: str
+    raw: bytes
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        if len(self.raw) != 32:
+            raise KeyFileError(f"an Ed25519 public key has 32 bytes, not {len(self.raw)}")
+        y = int.from_bytes(self.raw, "little") & (2**255 - 1)
+        if y >= _FIELD or y in _SMALL_ORDER_Y:
+            raise KeyFileError(f"the public key `{self.name}` is not a safe point of the curve")
+
+    @cached_property
+    def key_id(self) -> bytes:
+        """The four bytes that name this key in a signature line."""
+        return hashlib.sha256(self.name.encode() + b"\n" + ALGORITHM + self.raw).digest()[:4]
+
+    @cached_property
+    def vkey(self) -> str:
+        return f"{self.name}+{self.key_id.hex()}+{b64encode(ALGORITHM + self.raw).decode()}"
+
+    @cached_property
+    def _key(self) -> Ed25519PublicKey:
+        return Ed25519PublicKey.from_public_bytes(self.raw)
+
+    def verify(self, signature: bytes, message: bytes) -> bool:
+        """Return whether the signature holds for the message."""
+        try:
+            self._key.verify(signature, message)
+        except InvalidSignature:
+            return False
+        return True
+
+    @classmethod
+    def from_vkey(cls, text: str) -> PublicKey:
+        """Parse a vkey. Raises KeyFileError unless printing the key again gives the same text."""
+        parts = text.split("+", 2)
+        if len(parts) != 3:
+            raise KeyFileError("a public key reads `name+key id+base64`", help=_VKEY_HELP)
+        try:
+            material = b64decode(parts[2], validate=True)
+        except ValueError:
+            raise KeyFileError("the public key holds invalid base64", help=_VKEY_HELP) from None
+        if material[:1] != ALGORITHM:
+            raise KeyFileError("the public key is not an Ed25519 key", help=_VKEY_HELP)
+        key = cls(parts[0], material[1:])
+        if key.vkey != text:
+            raise KeyFileError(f"the public key `{parts[0]}` does not match its key id", help=_VKEY_HELP)
+        return key
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> PublicKey:
+        """Read a `.pub` file: one vkey on one line."""
+        try:
+            text = _read(path).decode()
+        except UnicodeDecodeError:
+            raise KeyFileError(f"`{os.fspath(path)}` is not a public key file", help=_VKEY_HELP) from None
+        return cls.from_vkey(text.removesuffix("\n"))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a `.pub` file. An existing file is refused."""
+        _write(path, f"{self.vkey}\n".encode(), 0o644)
+
+
+_VKEY_HELP = "a public key file holds the one line that `gradwarden keygen` wrote to `NAME.pub`"
+
+
+@dataclass(frozen=True)
+class Signer:
+    """A named Ed25519 private key. Never shown by `repr`."""
+
+    name: str
+    _key: Ed25519PrivateKey
+
+    def __repr__(self) -> str:
+        return f"Signer({self.name!r})"
+
+    @cached_property
+    def public(self) -> PublicKey:
+        raw = self._key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+        return PublicKey(self.name, raw)
+
+    @classmethod
+    def generate(cls, name: str) -> Signer:
+        """Make a new key. Raises KeyFileError for a name that a note could not carry."""
+        check_name(name)
+        return cls(name, Ed25519PrivateKey.generate())
+
+    def sign(self, message: bytes) -> bytes:
+        """Return the 64-byte signature."""
+        return self._key.sign(message)
+
+    def save(self, path: str | os.PathLike[str], passphrase: str | bytes | None = None) -> None:
+        """Write the private key with mode 0600. An existing file is refused, never overwritten."""
+        secret = _secret(passphrase)
+        pem = self._key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(secret) if secret else serialization.NoEncryption(),
+        )
+        _write(path, pem, 0o600)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], passphrase: str | bytes | None = None) -> Signer:
+        """Read a private key. Raises KeyFileError for anything but an Ed25519 key in PKCS#8 PEM."""
+        shown = os.fspath(path)
+        pem = _read(path)
+        try:
+            key = serialization.load_pem_private_key(pem, _secret(passphrase))
+        except TypeError as error:
+            needed = passphrase is None or not passphrase
+            message = "is protected by a passphrase" if needed else "is not protected by a passphrase"
+            raise KeyFileError(f"the key file `{shown}` {message}") from error
+        except (ValueError, UnsupportedAlgorithm) as error:
+            wrong = "or the passphrase is wrong" if passphrase else "it should begin with a PEM header"
+            raise KeyFileError(f"`{shown}` is not a readable private key", help=wrong) from error
+        if not isinstance(key, Ed25519PrivateKey):
+            raise KeyFileError(f"`{shown}` is not an Ed25519 key", help="make one with `gradwarden keygen`")
+        name = Path(path).stem
+        check_name(name)
+        return cls(name, key)
+
+
+def check_name(name: str) -> None:
+    """Raise KeyFileError unless a signed note can carry the name: no white space, no `+`, not empty."""
+    if not name or "+" in name or any(c.isspace() or not c.isprintable() for c in name) or len(name) > 255:
+        raise KeyFileError(
+            f"`{name}` cannot name a key", help="use 1 to 255 characters without white space and without `+`"
+        )
+
+
+def _secret(passphrase: str | bytes | None) -> bytes | None:
+    secret = passphrase.encode() if isinstance(passphrase, str) else passphrase
+    return secret or None
+
+
+def _read(path: str | os.PathLike[str]) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_KEY_FILE + 1)
+    except OSError as error:
+        raise KeyFileError(f"cannot read the key file `{os.fspath(path)}`: {error.strerror}") from error
+    if len(content) > MAX_KEY_FILE:
+        raise KeyFileError(f"`{os.fspath(path)}` is too large for a key file")
+    return content
+
+
+def _write(path: str | os.PathLike[str], content: bytes, mode: int) -> None:
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(handle, mode)
+            file.write(content)
+            file.flush()
+            os.fsync(handle)
+    except FileExistsError as error:
+        raise KeyFileError(
+            f"`{os.fspath(path)}` exists already", help="choose another name, or move the old file away"
+        ) from error
+    except OSError as error:
+        raise KeyFileError(f"cannot write `{os.fspath(path)}`: {error.strerror}") from error
