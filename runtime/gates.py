@@ -1,0 +1,118 @@
+"""The gradient gate: finite losses, finite gradients, gradient norms per band and their caps.
+
+What is found is returned as data; the governor decides what becomes of the step. Losses and gradients of
+private examples never come here unnoised: a decision taken on them would itself depend on private data.
+
+Norms are L2 norms over all parameters of a band, accumulated in float64, so that a finite gradient never
+overflows to an infinite norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+ParametersByBand: TypeAlias = Mapping[str, Sequence[Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Why a gate will not let a step through.
+
+    reason: a stable word (`loss_not_finite`, `gradient_not_finite`, …). detail: the fault in words. band: the
+    band it was found in, None where it concerns none.
+    """
+
+    gate: Literal["admission", "gradient", "commit"]
+    reason: str
+    detail: str
+    band: str | None = None
+
+
+def check_losses(losses: Tensor, active_rows: Sequence[int]) -> Finding | None:
+    """Return a finding where a loss of an active row is not finite. losses: [B].
+
+    Rows that shape nothing may hold anything: they have no say in the step.
+    """
+    if not active_rows:
+        return None
+    rows = torch.as_tensor(active_rows, dtype=torch.long, device=losses.device)
+    finite = torch.isfinite(losses.detach().index_select(0, rows))
+    if bool(finite.all()):
+        return None
+    bad = [row for row, good in zip(active_rows, finite.tolist(), strict=True) if not good]
+    return Finding("gradient", "loss_not_finite", f"the loss of {_count(bad)} is not finite")
+
+
+def band_norms(parameters: ParametersByBand) -> dict[str, float | None]:
+    """Return the L2 norm of each band's gradient; None for a band in which no parameter has a gradient."""
+    return {band: _norm(_gradients(members)) for band, members in parameters.items()}
+
+
+def check_gradients(
+    parameters: ParametersByBand, norms: Mapping[str, float | None] | None = None
+) -> tuple[Finding, ...]:
+    """Return one finding for each band whose gradient is not finite.
+
+    norms: the result of `band_norms` for the same gradients, where it is at hand.
+    """
+    measured = band_norms(parameters) if norms is None else norms
+    return tuple(
+        Finding("gradient", "gradient_not_finite", f"the gradient of band `{band}` is not finite", band)
+        for band, norm in measured.items()
+        if norm is not None and not _finite(norm)
+    )
+
+
+def apply_caps(
+    parameters: ParametersByBand, norms: Mapping[str, float | None], caps: Mapping[str, float]
+) -> dict[str, float]:
+    """Scale down, in place, the gradient of every band whose norm exceeds its cap.
+
+    Returns the factor for each band that was scaled. A band without a gradient or a cap is left alone; so is
+    one whose norm is not finite, which `check_gradients` reports.
+    """
+    factors: dict[str, float] = {}
+    for band, cap in caps.items():
+        norm = norms.get(band)
+        if norm is None or not _finite(norm) or norm <= cap:
+            continue
+        factors[band] = cap / norm
+        for gradient in _gradients(parameters[band]):
+            gradient.mul_(factors[band])
+    return factors
+
+
+def _gradients(members: Iterable[Tensor]) -> list[Tensor]:
+    return [_values(parameter) for parameter in members if parameter.grad is not None]
+
+
+def _values(parameter: Tensor) -> Tensor:
+    """Return the gradient, or the values of a sparse one: a view, so that scaling it scales the gradient."""
+    assert parameter.grad is not None
+    if not parameter.grad.is_sparse:
+        return parameter.grad
+    # Entries of an uncoalesced gradient for one index are still to be summed: they have no norm of their own.
+    parameter.grad = parameter.grad.coalesce()
+    return parameter.grad.values()
+
+
+def _norm(gradients: Sequence[Tensor]) -> float | None:
+    if not gradients:
+        return None
+    square = sum(float(torch.linalg.vector_norm(g, dtype=torch.float64)) ** 2 for g in gradients)
+    return float(square**0.5)
+
+
+def _finite(value: float) -> bool:
+    return value - value == 0.0
+
+
+def _count(rows: Sequence[int]) -> str:
+    if len(rows) == 1:
+        return f"row {rows[0]} of the batch"
+    return f"{len(rows)} rows of the batch, the first of them row {rows[0]},"
