@@ -1,9 +1,9 @@
 """The data set: Python source files of the packages installed in this environment, with their metadata.
 
 Nothing is invented: licences come from the packages' own metadata (`licences.py`), and from the
-`SPDX-License-Identifier` line of a file that has one, where it is stricter. The same environment and seed give
-the same corpus. A cap on the total size is shared out so that small packages come whole and large ones are
-sampled.
+`SPDX-License-Identifier` line of a file that has one, where it is stricter. The same environment and seed
+give the same corpus. A cap on the total size is shared out so that small packages come whole and large ones
+are sampled.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pyarrow
 import pyarrow.parquet
 
 from examples.code_licences.duplicates import near_duplicates
-from examples.code_licences.licences import Licence, declared_licence, family_of, normalise, strictest
+from examples.code_licences.licences import Family, Licence, declared_licence, family_of, normalise, strictest
 
 DEFAULT_CAP = 24_000_000
 """Bytes of source in a corpus."""
@@ -45,7 +45,8 @@ LICENCES = (
 
 _VENDORED = re.compile(r"(^|/)(_?vendor|_?vendored|third_party|extern|externals)/")
 _GENERATED = re.compile(
-    rb"@generated|do not edit|auto(?:matically)?[ -]?generated|generated (?:by|from|with|using)", re.IGNORECASE
+    rb"@generated|do not edit|auto(?:matically)?[ -]?generated|generated (?:by|from|with|using)",
+    re.IGNORECASE,
 )
 _FILE_LICENCE = re.compile(rb"^#\s*SPDX-License-Identifier:\s*(.+?)\s*$", re.MULTILINE)
 _HEAD_LINES = 10
@@ -68,6 +69,11 @@ class SourceFile:
     near_duplicate: bool
     duplicate_of: str | None
     held_out: bool
+
+    @property
+    def family(self) -> Family:
+        """The family of the licence that governs; not part of the record, policies name licences."""
+        return normalise(self.expression).family
 
     def record(self) -> dict[str, Any]:
         """Return the manifest record: `id` and metadata, without attributes that are absent."""

@@ -2,7 +2,8 @@
 
 A file is the set of its lines, stripped and without blanks. Two files are near duplicates where the Jaccard
 similarity of these sets is at least `THRESHOLD` (Broder 1997; Leskovec, Rajaraman, Ullman: "Mining of Massive
-Datasets", chapter 3). MinHash only proposes pairs, so a collision never makes a duplicate.
+Datasets", chapter 3). MinHash only proposes pairs, so a collision never makes a duplicate; it proposes from a
+lower similarity on, so that it overlooks next to none.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from zlib import crc32
 from datasketch import MinHash, MinHashLSH
 
 THRESHOLD = 0.8
+_PROPOSED_FROM = 0.6
 _PERMUTATIONS = 64
 
 
@@ -23,7 +25,7 @@ def near_duplicates(
 
     `files` are (id, content) in order of precedence; only files that repeat nothing count as originals.
     """
-    index = MinHashLSH(threshold=THRESHOLD, num_perm=_PERMUTATIONS)
+    index = MinHashLSH(threshold=_PROPOSED_FROM, num_perm=_PERMUTATIONS)
     originals: dict[str, frozenset[bytes]] = {}
     repeats: dict[str, str] = {}
     empty = MinHash(num_perm=_PERMUTATIONS, hashfunc=crc32)

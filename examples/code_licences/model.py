@@ -45,14 +45,16 @@ class Block(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:  # noqa: N803
         x_BTD = x_BTD + self.attend(self.norm_attention(x_BTD))  # noqa: N806
-        return x_BTD + self.contract(functional.gelu(self.expand(self.norm_feed(x_BTD))))
+        fed_BTD: Tensor = self.contract(functional.gelu(self.expand(self.norm_feed(x_BTD))))  # noqa: N806
+        return x_BTD + fed_BTD
 
     def attend(self, x_BTD: Tensor) -> Tensor:  # noqa: N803
         batch, length, width = x_BTD.shape
         split = (batch, length, self.heads, width // self.heads)
         query, key, value = (part.view(split).transpose(1, 2) for part in self.qkv(x_BTD).chunk(3, dim=-1))
         mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        return self.project(mixed.transpose(1, 2).reshape(batch, length, width))
+        attended: Tensor = self.project(mixed.transpose(1, 2).reshape(batch, length, width))
+        return attended
 
 
 class ByteGPT(nn.Module):

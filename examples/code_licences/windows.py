@@ -20,7 +20,7 @@ from examples.code_licences.model import PADDING
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """`examples`: records (id and metadata), one per row. inputs, targets: [B, T]; targets are one byte on."""
+    """examples: records (id and metadata), one per row. inputs, targets: [B, T]; targets are one byte on."""
 
     epoch: int
     examples: tuple[dict[str, Any], ...]

@@ -1,0 +1,33 @@
+"""Runs `gradwarden verify` as anyone else would: another process, public key, no torch, no secret."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from examples.code_licences.settings import RunFiles
+
+
+def verify(files: RunFiles, ledger: Path | None = None) -> tuple[bool, str]:
+    """Return whether the ledger holds, and what `gradwarden verify` printed.
+
+    ledger: a copy to look at in place of the run's own. Raises RuntimeError where the verifier could not run.
+    """
+    arguments = [
+        *("verify", str(ledger or files.ledger)),
+        *("--key", str(files.public_key)),
+        *("--policy", str(files.program)),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "gradwarden.cli", *arguments], capture_output=True, text=True, check=False
+    )
+    printed = (done.stdout + done.stderr).strip()
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"`gradwarden {' '.join(arguments)}` exited with {done.returncode}: {printed}")
+    return done.returncode == 0, printed
+
+
+def command_line(files: RunFiles, ledger: Path | None = None) -> str:
+    """Return what a person would type for the same."""
+    return f"gradwarden verify {ledger or files.ledger} --key {files.public_key} --policy {files.program}"
