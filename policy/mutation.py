@@ -32,6 +32,7 @@ from gradwarden.policy.program import (
     NumericExpr,
     Or,
     Program,
+    Scaling,
     SignalValue,
     Waiver,
 )
@@ -118,13 +119,23 @@ def _modulation_edits(phrasing: Phrasing, modulation: Modulation) -> Iterator[tu
     for change, when in condition_edits(phrasing, modulation.when):
         yield change, replace(modulation, when=when)
     for index, scaling in enumerate(modulation.scalings):
-        for end in ("at_low", "at_high"):
-            old = getattr(scaling, end)
-            new = old // 2 if old else SCALE
-            edited = replace(scaling, **{end: new})
+        for change, edited in _scaling_edits(scaling):
             scalings = (*modulation.scalings[:index], edited, *modulation.scalings[index + 1 :])
-            change = f"the factor of `{scaling.band}` {end.replace('_', ' ')}: {_became(old, new)}"
             yield change, replace(modulation, scalings=scalings)
+
+
+def _scaling_edits(scaling: Scaling) -> Iterator[tuple[str, Scaling]]:
+    """Halve the factor at either end; one that is 0 becomes 1."""
+    low = scaling.at_low // 2 if scaling.at_low else SCALE
+    yield (
+        f"the factor of `{scaling.band}` at low: {_became(scaling.at_low, low)}",
+        replace(scaling, at_low=low),
+    )
+    high = scaling.at_high // 2 if scaling.at_high else SCALE
+    yield (
+        f"the factor of `{scaling.band}` at high: {_became(scaling.at_high, high)}",
+        replace(scaling, at_high=high),
+    )
 
 
 def _waiver_edits(phrasing: Phrasing, waiver: Waiver) -> Iterator[tuple[str, Waiver]]:

@@ -77,12 +77,12 @@ class TestFile:
     source: Source
 
 
-def policy_beside(path: Path) -> Path:
+def sibling_policy(path: Path) -> Path:
     """Return the policy that a test file is about by its name: `x_test.yaml` is about `x.policy`."""
     return path.with_name(path.name.removesuffix(SUFFIX) + ".policy")
 
 
-def tests_beside(policy: Path) -> Path:
+def sibling_tests(policy: Path) -> Path:
     """Return where the tests of a policy are looked for: `x.policy` has `x_test.yaml`."""
     return policy.with_name(policy.name.removesuffix(".policy") + SUFFIX)
 
@@ -107,7 +107,7 @@ class _Reader:
         fields = self.mapping(root, "a test file", ("format", "policy", "cases"), required=("cases",))
         if "format" in fields and fields["format"].value != FORMAT:
             self.fault("GW421", f"this version reads `format: {FORMAT}` only", fields["format"].span)
-        policy = policy_beside(path)
+        policy = sibling_policy(path)
         if "policy" in fields:
             policy = path.parent / self.text(fields["policy"], "`policy`")
         cases: list[Case] = []

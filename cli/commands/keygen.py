@@ -1,0 +1,53 @@
+"""`gradwarden keygen`: make an Ed25519 key pair."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from gradwarden.cli.app import verb
+from gradwarden.cli.failures import InputError
+from gradwarden.cli.options import FILE, passphrase_options
+from gradwarden.cli.output import emit_json, format_option
+
+
+@verb("keygen")
+@click.argument("name", type=FILE)
+@passphrase_options(confirm=True)
+@format_option("text", "json")
+def command(name: Path, passphrase: bytes | None, output_format: str) -> int:
+    """Make an Ed25519 key pair for signing ledgers and programs.
+
+    Writes NAME.key, the private key (PKCS#8 PEM, readable by you alone), and NAME.pub, the public key that
+    auditors need. The last part of NAME is the name under which signatures appear. Existing files are never
+    overwritten.
+
+    \b
+    Examples:
+      gradwarden keygen run
+      gradwarden keygen keys/release --passphrase
+      gradwarden keygen ci --passphrase-env KEY_PASSPHRASE
+
+    \b
+    Exit status: 0 the pair was written, 2 it was not.
+    """
+    from gradwarden.runtime.keys import Signer
+
+    private, public = name.with_name(f"{name.name}.key"), name.with_name(f"{name.name}.pub")
+    for path in (private, public):
+        if path.exists() or path.is_symlink():
+            raise InputError(
+                f"`{path}` exists already", help="choose another name, or move the old file away"
+            )
+    signer = Signer.generate(name.name)
+    signer.save(private, passphrase)
+    signer.public.save(public)
+    if output_format == "json":
+        emit_json({"private": str(private), "public": str(public), "vkey": signer.public.vkey})
+        return 0
+    protection = "protected by the passphrase" if passphrase else "not protected by a passphrase"
+    click.echo(f"wrote {private} (private, {protection}: keep it secret)")
+    click.echo(f"wrote {public} (public: give it to whoever verifies)")
+    click.echo(signer.public.vkey)
+    return 0

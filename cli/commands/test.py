@@ -1,0 +1,137 @@
+"""`gradwarden test`: run the unit tests of policies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gradwarden.cli.app import verb
+from gradwarden.cli.failures import InputError
+from gradwarden.cli.inputs import find_files, load_program, read_text
+from gradwarden.cli.options import FILE
+from gradwarden.cli.output import format_option, progress
+from gradwarden.cli.test_report import Report, Suite, show, too_low
+from gradwarden.policy.errors import Diagnostic, PolicyError
+
+if TYPE_CHECKING:
+    from gradwarden.policy.program import Program
+    from gradwarden.policy.test_file import TestFile
+
+MAX_BYTES = 1 << 20
+
+
+@verb("test")
+@click.argument("paths", nargs=-1, required=True, type=FILE, metavar="PATH...")
+@click.option("--coverage", is_flag=True, help="Report which conditions were seen true and which false.")
+@click.option(
+    "--min-coverage", type=click.FloatRange(0, 100), metavar="N", help="Fail below N percent of coverage."
+)
+@click.option("--mutate", is_flag=True, help="Damage the policy in small ways; fail if no test notices.")
+@format_option("text", "json", "junit")
+def command(
+    paths: tuple[Path, ...], coverage: bool, min_coverage: float | None, mutate: bool, output_format: str
+) -> int:
+    """Run the unit tests of policies.
+
+    PATH is a test file, a directory of `*_test.yaml` files, or a policy whose tests stand beside it
+    (`x.policy`, `x_test.yaml`). A failure shows what was expected, what was decided, and why.
+
+    --coverage counts, for every condition of every rule, whether some case made it true and some case false.
+    --mutate drops a rule, negates a condition, moves a bound by one step or changes a weight, one at a time,
+    and reports each change that no test notices. Tests must pass first.
+
+    \b
+    Examples:
+      gradwarden test policies
+      gradwarden test clinical.policy --coverage --min-coverage 90
+      gradwarden test policies --format junit > results.xml
+
+    \b
+    Exit status: 0 all passed; 1 a test failed, coverage is too low, a mutant survived, or there are no tests;
+    2 unreadable input.
+    """
+    suites = _run(_test_files(paths))
+    failed = any(suite.failures for suite in suites)
+    measured = coverage or min_coverage is not None
+    reports = [_measure(suite, coverage=measured, mutate=mutate and not failed) for suite in suites]
+    show(reports, output_format, min_coverage)
+    cases = sum(len(suite.results) for suite in suites)
+    if not cases:
+        click.echo("no tests were found", err=True)
+    survived = any(report.survivors for report in reports)
+    low = any(too_low(report, min_coverage) for report in reports)
+    return int(not cases or failed or survived or low)
+
+
+def _test_files(paths: tuple[Path, ...]) -> list[Path]:
+    """Return the test files that are meant; a policy stands for the tests beside it."""
+    from gradwarden.policy.test_file import SUFFIX, sibling_tests
+
+    files: dict[Path, None] = {}
+    for path in paths:
+        if path.is_dir():
+            try:
+                files.update(dict.fromkeys(find_files([path], SUFFIX)))
+            except InputError:
+                continue  # no tests here: the count at the end decides
+        elif path.suffix == ".policy":
+            path.stat()  # a policy that is not there is an error, one without tests a failure
+            beside = sibling_tests(path)
+            if beside.exists():
+                files[beside] = None
+        else:
+            files[path] = None
+    return list(files)
+
+
+def _run(paths: list[Path]) -> list[Suite]:
+    """Read every test file, then run them policy by policy. Faults of all files are told at once."""
+    from gradwarden.policy.test_file import parse_tests
+    from gradwarden.policy.testing import check_names, run_cases
+
+    faults: list[Diagnostic] = []
+    files: dict[Path, list[TestFile]] = {}
+    for path in paths:
+        try:
+            tests = parse_tests(read_text(path, MAX_BYTES), path)
+            files.setdefault(tests.policy, []).append(tests)
+        except PolicyError as error:
+            faults += error.diagnostics
+    suites = []
+    for policy, group in files.items():
+        try:
+            program = _load(policy, group[0].path)
+            for tests in group:
+                check_names(program, tests)
+        except PolicyError as error:
+            faults += error.diagnostics
+            continue
+        results = [result for tests in group for result in run_cases(program, tests.cases)]
+        suites.append(Suite(policy, program, tuple(group), tuple(results)))
+    if faults:
+        raise PolicyError(faults)
+    return suites
+
+
+def _load(policy: Path, tests: Path) -> Program:
+    if not policy.exists():
+        raise InputError(
+            f"`{tests}` is about `{policy}`, which does not exist", help="name the policy under `policy:`"
+        )
+    return load_program(policy)
+
+
+def _measure(suite: Suite, *, coverage: bool, mutate: bool) -> Report:
+    from gradwarden.policy.coverage import measure
+    from gradwarden.policy.mutation import mutants, survivors
+
+    measured = measure(suite.program, suite.results) if coverage else None
+    if not mutate:
+        return Report(suite, measured, 0, ())
+    cases = [result.case for result in suite.results]
+    total = sum(1 for _ in mutants(suite.program))
+    with progress(f"mutating {suite.program.name}", total, "mutants") as advance:
+        count, alive = survivors(suite.program, cases, advance)
+    return Report(suite, measured, count, tuple(alive))

@@ -1,0 +1,196 @@
+"""Options that several verbs share: the context of a decision, and the passphrase of a key."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gradwarden.cli.failures import InputError
+
+if TYPE_CHECKING:
+    from gradwarden.policy.context import Context
+    from gradwarden.policy.program import Program
+
+FILE = click.Path(path_type=Path)
+
+
+class DateType(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click
+    """A calendar day, written 2026-01-31."""
+
+    name = "date"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> date:
+        try:
+            return value if isinstance(value, date) else date.fromisoformat(value)
+        except ValueError:
+            self.fail(f"`{value}` is not a date such as 2026-01-31", param, ctx)
+
+
+class SettingType(click.ParamType):  # type: ignore[type-arg]  # as above
+    """A signal with its value: `loss_ratio=0.8`."""
+
+    name = "name=value"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, float]:
+        if isinstance(value, tuple):
+            return value
+        name, _, number = str(value).partition("=")
+        try:
+            return name.strip(), float(number)
+        except ValueError:
+            self.fail(f"`{value}` is not a signal and a number, such as loss_ratio=0.8", param, ctx)
+
+
+@dataclass(frozen=True, slots=True)
+class ContextOptions:
+    """The context that a user gave. `at` is today's date where none was given."""
+
+    step: int
+    epoch: int
+    at: date | None
+    exposures: int
+    settings: tuple[tuple[str, float], ...]
+    spent: tuple[str, ...]
+
+    def context(self, program: Program) -> Context:
+        """Return the context for a program. Raises InputError for a signal that it does not declare."""
+        from gradwarden.policy.context import Context
+        from gradwarden.policy.errors import did_you_mean
+
+        private = [limit.name for limit in program.limits if limit.kind == "privacy"]
+        for noun, option, given, known in (
+            ("signal", "--set", [name for name, _ in self.settings], [s.name for s in program.signals]),
+            ("privacy rule", "--spent", list(self.spent), private),
+        ):
+            for name in given:
+                if name not in known:
+                    declared = ", ".join(f"`{word}`" for word in known) or "none"
+                    raise InputError(
+                        f"`{option} {name}`: policy `{program.name}` has no {noun} `{name}`",
+                        help=did_you_mean(name, known) or f"declared: {declared}",
+                    )
+        at = self.at or today()
+        signals = dict(self.settings)
+        return Context(self.step, self.epoch, at, self.exposures, signals, frozenset(self.spent))
+
+    def describe(self, program: Program) -> str:
+        """Say in one line which context was used, and that today's date was, where none was given."""
+        at = f"{self.at}" if self.at else f"{today()} (today, as no --at was given)"
+        parts = [f"step {self.step}", f"epoch {self.epoch}", f"at {at}", f"exposures {self.exposures}"]
+        given = dict(self.settings)
+        for signal in program.signals:
+            default = signal.default / 10**signal.places
+            value = given.get(signal.name, default)
+            parts.append(f"{signal.name} {value:g}" + ("" if signal.name in given else " (default)"))
+        parts += [f"the budget of {rule} is spent" for rule in self.spent]
+        return ", ".join(parts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the context as JSON data."""
+        return {
+            "step": self.step,
+            "epoch": self.epoch,
+            "at": str(self.at or today()),
+            "at_is_today": self.at is None,
+            "exposures": self.exposures,
+            "signals": dict(self.settings),
+            "spent": sorted(self.spent),
+        }
+
+
+def today() -> date:
+    """Return the current day in UTC: the one place where the command line reads the clock for a decision."""
+    return datetime.now(UTC).date()
+
+
+def context_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of a context; the function gets them as `given: ContextOptions`."""
+    import functools
+
+    @functools.wraps(function)
+    def wrapper(
+        *args: Any,
+        step: int,
+        epoch: int,
+        at: date | None,
+        exposures: int,
+        settings: tuple[tuple[str, float], ...],
+        spent: tuple[str, ...],
+        **kwargs: Any,
+    ) -> Any:
+        return function(*args, given=ContextOptions(step, epoch, at, exposures, settings, spent), **kwargs)
+
+    count = click.IntRange(min=0)
+    for option in (
+        click.option(
+            "--spent", multiple=True, metavar="RULE", help="A privacy rule whose budget is spent; repeatable."
+        ),
+        click.option(
+            "--set", "settings", multiple=True, type=SettingType(), help="The value of a signal; repeatable."
+        ),
+        click.option("--exposures", type=count, default=0, help="How often the example was learned before."),
+        click.option("--at", type=DateType(), help="The day of the decision. [default: today, UTC]"),
+        click.option("--epoch", type=count, default=0, help="The epoch, counted from 0."),
+        click.option("--step", type=count, default=0, help="The training step, counted from 0."),
+    ):
+        wrapper = option(wrapper)
+    return wrapper
+
+
+def passphrase_options(*, confirm: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add the ways of giving a passphrase; the function gets `passphrase: bytes | None`."""
+    import functools
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def wrapper(
+            *args: Any,
+            passphrase: bool,
+            passphrase_env: str | None,
+            passphrase_file: Path | None,
+            **kwargs: Any,
+        ) -> Any:
+            secret = _passphrase(passphrase, passphrase_env, passphrase_file, confirm=confirm)
+            return function(*args, passphrase=secret, **kwargs)
+
+        for option in (
+            click.option(
+                "--passphrase-file", type=FILE, help="Take the passphrase from a file's first line."
+            ),
+            click.option(
+                "--passphrase-env", metavar="VARIABLE", help="Take it from an environment variable."
+            ),
+            click.option("--passphrase", is_flag=True, help="Ask for the passphrase of the private key."),
+        ):
+            wrapper = option(wrapper)
+        return wrapper
+
+    return decorate
+
+
+def _passphrase(ask: bool, variable: str | None, file: Path | None, *, confirm: bool) -> bytes | None:
+    if sum((ask, variable is not None, file is not None)) > 1:
+        raise click.UsageError("give the passphrase in one way only")
+    if variable is not None:
+        secret = os.environ.get(variable)
+        if not secret:
+            raise InputError(f"the environment variable `{variable}` is not set, or empty")
+        return secret.encode()
+    if file is not None:
+        line = file.read_bytes().split(b"\n", 1)[0].rstrip(b"\r")
+        if not line:
+            raise InputError(f"the first line of `{file}` is empty")
+        return line
+    if ask:
+        return str(
+            click.prompt("Passphrase", hide_input=True, confirmation_prompt=confirm, err=True)
+        ).encode()
+    return None
