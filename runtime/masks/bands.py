@@ -1,0 +1,73 @@
+"""The parameters of a live model by band."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from gradwarden.policy.errors import did_you_mean
+from gradwarden.policy.program import Band
+from gradwarden.runtime.errors import MaskError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BandIndex:
+    """Which band each parameter belongs to.
+
+    names: band names, in the policy's order. members: the parameters of each band. home: band index by
+    `id(parameter)`. labels: a parameter's name by `id(parameter)`.
+    """
+
+    names: tuple[str, ...]
+    members: tuple[tuple[nn.Parameter, ...], ...]
+    home: dict[int, int]
+    labels: dict[int, str]
+
+    @property
+    def count(self) -> int:
+        return len(self.names)
+
+    def trainable(self, band: int) -> list[nn.Parameter]:
+        """Return the parameters of a band that are not frozen."""
+        return [parameter for parameter in self.members[band] if parameter.requires_grad]
+
+    def restricted(self, parameters: frozenset[int]) -> BandIndex:
+        """Return the index with only the parameters of these ids as members."""
+        members = tuple(tuple(p for p in band if id(p) in parameters) for band in self.members)
+        return BandIndex(self.names, members, self.home, self.labels)
+
+
+def index_bands(model: nn.Module, bands: Sequence[Band]) -> BandIndex:
+    """Look up every parameter that the bands name.
+
+    Raises MaskError where a band names a parameter that the model lacks, where two bands share a tensor, or
+    where a trainable parameter is in no band.
+    """
+    known = dict(model.named_parameters(remove_duplicate=False))
+    home: dict[int, int] = {}
+    members: list[tuple[nn.Parameter, ...]] = []
+    for number, band in enumerate(bands):
+        found: dict[int, nn.Parameter] = {}
+        for name in band.parameters:
+            if name not in known:
+                raise MaskError(
+                    f"band `{band.name}` names parameter `{name}`, which the model does not have",
+                    help=did_you_mean(name, known) or "compile the policy with this model's map",
+                )
+            parameter = known[name]
+            if home.setdefault(id(parameter), number) != number:
+                raise MaskError(
+                    f"parameter `{name}` is in bands `{bands[home[id(parameter)]].name}` and `{band.name}`"
+                )
+            found[id(parameter)] = parameter
+        members.append(tuple(found.values()))
+    labels = {id(parameter): name for name, parameter in reversed(known.items())}
+    lost = [labels[id(p)] for p in model.parameters() if p.requires_grad and id(p) not in home]
+    if lost:
+        raise MaskError(
+            f"trainable parameter `{lost[0]}` is in no band ({len(lost)} in all)",
+            help="compile the policy with this model's map",
+        )
+    return BandIndex(tuple(band.name for band in bands), tuple(members), home, labels)

@@ -1,0 +1,46 @@
+"""What the engines are given for one batch, and its checks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gradwarden.runtime.errors import MaskError
+
+
+def checked_weights(weights: Tensor, bands: int) -> Tensor:
+    """Return the weights [B, bands] as float64 on the CPU. Raises MaskError for a bad shape or value."""
+    if weights.dim() != 2 or weights.shape[1] != bands:
+        raise MaskError(
+            f"weights have shape {tuple(weights.shape)}, but must have one row per example "
+            f"and one column for each of {bands} bands"
+        )
+    weights = weights.detach().to(device="cpu", dtype=torch.float64)
+    if not bool(torch.isfinite(weights).all()) or bool((weights < 0).any()):
+        raise MaskError("weights must be finite and at least 0")
+    return weights
+
+
+def checked_losses(losses: Tensor, batch: int) -> None:
+    """Raise MaskError unless there is one loss for each of the armed examples."""
+    if losses.dim() != 1 or losses.shape[0] != batch:
+        raise MaskError(
+            f"losses have shape {tuple(losses.shape)}, but {batch} examples are armed: expected ({batch},)",
+            help="compute one loss per example (`reduction='none'`, then a mean over each example's own part)",
+        )
+
+
+def checked_normaliser(normaliser: float) -> float:
+    """Return the normaliser. Raises MaskError unless it is a positive, finite number."""
+    if not 0 < normaliser < float("inf"):
+        raise MaskError(f"the normaliser must be positive and finite, not {normaliser}")
+    return float(normaliser)
+
+
+def chosen_rows(rows: Tensor | None, batch: int) -> Tensor:
+    """Return which examples a backward pass is for, as bool [B] on the CPU; all where none are named."""
+    if rows is None:
+        return torch.ones(batch, dtype=torch.bool)
+    if rows.dtype != torch.bool or rows.shape != (batch,):
+        raise MaskError(f"rows must be a bool tensor of shape ({batch},)")
+    return rows.cpu()

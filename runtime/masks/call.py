@@ -1,0 +1,75 @@
+"""One call of a layer under a plan: what its backward pass is to compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from gradwarden.runtime.masks.layout import Layout
+from gradwarden.runtime.masks.rows import Plan, Rows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """The rows of one call: of its parameters and of its input.
+
+    layout: where the examples lie in the layer's input and output. weight, bias: the rows that count for each
+    parameter (empty rows where it is absent, frozen or reached by nothing). reach: the rows whose input
+    gradient somebody upstream needs. ids: `id` of weight and bias. options: the layer's own settings.
+    """
+
+    plan: Plan
+    layout: Layout
+    weight: Rows
+    bias: Rows
+    reach: Rows
+    ids: tuple[int, int]
+    options: dict[str, object] = field(default_factory=dict)
+
+    def weight_rows(self) -> Rows | None:
+        """Return the rows to use now for the weight's gradient; None where it is not wanted."""
+        return self._rows(self.weight, self.ids[0])
+
+    def bias_rows(self) -> Rows | None:
+        """Return the rows to use now for the bias's gradient; None where it is not wanted."""
+        return self._rows(self.bias, self.ids[1])
+
+    def _rows(self, rows: Rows, parameter: int) -> Rows | None:
+        if rows.empty or not self.plan.wants(parameter):
+            return None
+        return rows.unweighted() if self.plan.raw else rows
+
+    def input_gradient(
+        self, grad: Tensor, shape: torch.Size, compute: Callable[[Callable[[Tensor], Tensor]], Tensor]
+    ) -> Tensor:
+        """Return the gradient of an input of this shape: computed for the rows that are needed, else zero.
+
+        `compute` is given the function that picks those rows from a tensor. grad: the output's gradient.
+        """
+        if self.plan.raw or self.reach.whole:
+            return compute(lambda tensor: tensor)
+        result = grad.new_zeros(shape)
+        if not self.reach.empty:
+            self.reach.place(
+                result, compute(lambda tensor: self.reach.pick(tensor, self.layout)), self.layout
+            )
+        return result
+
+
+def scaled(gradient: Tensor, rows: Rows) -> Tensor:
+    """Return a parameter's gradient times the factor common to its rows, in place."""
+    return gradient if rows.factor == 1.0 else gradient.mul_(rows.factor)
+
+
+def parameter_or_detached(parameter: nn.Parameter | None, rows: Rows) -> Tensor | None:
+    """Return a parameter, cut off from the graph where no row counts for it, so that backward stops early."""
+    return parameter.detach() if parameter is not None and rows.empty else parameter
+
+
+def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """Return the precision that autocast asks of matrix products on a tensor's device; None where it is off."""
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None

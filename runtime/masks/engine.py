@@ -1,0 +1,70 @@
+"""What a mask engine does, and the choice of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from gradwarden.policy.errors import did_you_mean
+from gradwarden.policy.program import Band
+from gradwarden.runtime.errors import MaskError
+from gradwarden.runtime.masks.fused import FusedEngine
+from gradwarden.runtime.masks.split import SplitEngine
+
+ENGINES = ("auto", "fused", "split")
+
+
+class Engine(Protocol):
+    """Exact per-example, per-band gradients: arm, forward, backward, for each batch.
+
+    Batches may be accumulated: arm, forward and backward several times before an optimizer step.
+    """
+
+    notes: list[str]
+    """Why a slower path was chosen, in words."""
+
+    @property
+    def name(self) -> str:
+        """The engine at work: `fused` or `split`."""
+
+    def arm(self, weights: Tensor) -> None:
+        """Set the weights [B, bands] for the next forward pass, whose graph keeps them."""
+
+    def backward(
+        self, losses: Tensor, normaliser: float, *, rows: Tensor | None = None, retain_graph: bool = False
+    ) -> None:
+        """Add the sum over i of w[i, b] * dl_i/dp / normaliser to p.grad, for every p of every band b.
+
+        losses: [B], attached to the graph of the armed forward pass. rows: bool [B]; where given, only these
+        examples count. A parameter that no example reaches keeps the `.grad` it had. Raises MaskError.
+        """
+
+    def unweighted(self) -> AbstractContextManager[None]:
+        """Inside, plain autograd over the armed batch's graph gives unweighted gradients.
+
+        For examples with a weight above 0 in the parameter's band only: what a weight of 0 forbids was not
+        kept. Lets a caller clip the gradients of chosen examples one by one before `backward` frees the graph.
+        """
+
+    def disarm(self) -> None:
+        """Forget the armed batch: forward passes are plain until the next `arm`."""
+
+    def close(self) -> None:
+        """Restore the model. Safe to repeat."""
+
+
+def make_engine(model: nn.Module, bands: Sequence[Band], engine: str = "auto") -> Engine:
+    """Attach a mask engine to a model whose parameters are bound to bands.
+
+    engine: `split` (reference, any architecture), `fused` (one backward pass; a failing probe is an error) or
+    `auto` (`fused`; a failing probe falls back to `split` with a warning). The probe runs with the first armed
+    forward pass. Raises MaskError for a model that mixes examples or whose parameters are not those of `bands`.
+    """
+    if engine not in ENGINES:
+        raise MaskError(f"unknown mask engine `{engine}`", help=did_you_mean(engine, ENGINES))
+    if engine == "split":
+        return SplitEngine(model, bands)
+    return FusedEngine(model, bands, strict=engine == "fused")

@@ -1,0 +1,302 @@
+"""The fast engine: exact masks in one backward pass.
+
+Supported layers weigh the rows of their own weight gradients; input gradients stay exact. Nothing is assumed:
+where a parameter is used in any other way (found by walking the graph of every armed batch), its gradient is
+taken by the reference engine's rule unless its band's weights are the same for all examples. The plan of a
+batch is bound to its forward pass, so that recomputed layers (activation checkpointing) find their own.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from gradwarden.policy.program import Band
+from gradwarden.runtime.errors import MaskError
+from gradwarden.runtime.masks.bands import index_bands
+from gradwarden.runtime.masks.batch import checked_losses, checked_normaliser, checked_weights, chosen_rows
+from gradwarden.runtime.masks.call import Call, parameter_or_detached
+from gradwarden.runtime.masks.graph import uses
+from gradwarden.runtime.masks.mixing import refuse_mixing
+from gradwarden.runtime.masks.probe import Recorder, probe
+from gradwarden.runtime.masks.rows import Plan, Rows
+from gradwarden.runtime.masks.sites import Site, attach, detach, find_sites
+from gradwarden.runtime.masks.split import SplitEngine, add_gradient, by_class, gradients_of
+from gradwarden.runtime.masks.trial import Trial, TrialError
+from gradwarden.runtime.masks.watch import Watch
+
+
+class FusedEngine:
+    """Exact masks in one backward pass. See `Engine` for the protocol.
+
+    strict: a failing probe raises MaskError; otherwise the engine becomes a `SplitEngine`, with a warning.
+    """
+
+    def __init__(self, model: nn.Module, bands: Sequence[Band], *, strict: bool = False) -> None:
+        refuse_mixing(model)
+        self.notes: list[str] = []
+        self.bands = index_bands(model, bands)
+        self.sites = tuple(find_sites(model, self.bands))
+        self._model = model
+        self._declared = tuple(bands)
+        self._strict = strict
+        self._probed = False
+        self._reference: SplitEngine | None = None
+        self._pending: Plan | None = None
+        self._plan: Plan | None = None
+        self._recorder: Recorder | None = None
+        self._replaying = False
+        self._reached = 0
+        covered = {id(parameter) for site in self.sites for parameter in site.parameters}
+        self._loose = frozenset(key for key in self.bands.home if key not in covered)
+        self._no_rows: dict[int, Rows] = {}
+        for site in self.sites:
+            attach(site, self._answer)
+        self._watch = Watch(model, self._before_forward)
+
+    @property
+    def name(self) -> str:
+        """`fused`, or `split` after the probe has failed."""
+        return "fused" if self._reference is None else "split"
+
+    def arm(self, weights: Tensor) -> None:
+        """Set the weights [B, bands] of the batch that the next forward pass will be given."""
+        if self._reference is not None:
+            self._reference.arm(weights)
+            return
+        refuse_mixing(self._model)
+        self._pending = self.plan(checked_weights(weights, self.bands.count))
+
+    def backward(
+        self, losses: Tensor, normaliser: float, *, rows: Tensor | None = None, retain_graph: bool = False
+    ) -> None:
+        """Add the weighted gradients of losses [B] to the parameters' `.grad`."""
+        if self._reference is not None:
+            self._reference.backward(losses, normaliser, rows=rows, retain_graph=retain_graph)
+            return
+        plan = self._plan
+        if plan is None:
+            step = "the armed batch's forward pass" if self._pending is not None else "`arm`"
+            raise MaskError(f"`backward` was called before {step}")
+        checked_losses(losses, plan.batch)
+        chosen = chosen_rows(rows, plan.batch)
+        for parameter, gradient in self.gradients(
+            plan, losses, checked_normaliser(normaliser), chosen, retain_graph
+        ):
+            add_gradient(parameter, gradient)
+        if not retain_graph:
+            self._plan = None
+
+    @contextmanager
+    def unweighted(self) -> Iterator[None]:
+        """Inside, plain autograd over the armed batch's graph gives unweighted gradients."""
+        if self._plan is None:
+            yield
+        else:
+            with self._replay(self._plan, raw=True):
+                yield
+
+    def disarm(self) -> None:
+        """Forget the armed batch: forward passes are plain until the next `arm`."""
+        self._plan = self._pending = None
+        if self._reference is not None:
+            self._reference.disarm()
+
+    def close(self) -> None:
+        """Restore the model. Safe to repeat."""
+        self.disarm()
+        for site in self.sites:
+            detach(site)
+        self._watch.remove()
+        if self._reference is not None:
+            self._reference.close()
+
+    def plan(self, weights: Tensor) -> Plan:
+        """Return the plan of a batch with weights float64 [B, bands]."""
+        return Plan(weights, [float(sum(p.numel() for p in members)) for members in self.bands.members])
+
+    def gradients(
+        self, plan: Plan, losses: Tensor, normaliser: float, rows: Tensor, retain_graph: bool = False
+    ) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Yield gradients to be added up, for the chosen rows (bool [B]) of a batch run under a plan."""
+        weights = plan.weights * rows[:, None]
+        reached = [band for band in range(self.bands.count) if bool(weights[:, band].any())]
+        wanted = {id(p): p for band in reached for p in self.bands.trainable(band)}
+        if not wanted:
+            return
+        apart, ratios = self._loose_uses(plan, losses, wanted)
+        together = [parameter for key, parameter in wanted.items() if key not in apart]
+        if apart:
+            keep = retain_graph or bool(together)
+            with self._replay(plan, raw=True, only=apart):
+                yield from by_class(losses, weights, self.bands.restricted(apart), normaliser, keep)
+        if together:
+            factors = (plan.factors * rows / normaliser).to(device=losses.device, dtype=losses.dtype)
+            with self._replay(plan, skip=apart):
+                found = gradients_of(losses, factors, together, retain_graph)
+            for parameter, gradient in zip(together, found, strict=True):
+                if gradient is not None:
+                    ratio = ratios.get(id(parameter), 1.0)
+                    yield parameter, gradient if ratio == 1.0 else gradient * ratio
+
+    @contextmanager
+    def recording(self, recorder: Recorder) -> Iterator[None]:
+        """Inside, supported layers run as if no engine were attached, and `recorder` sees each call."""
+        self._recorder, self._reached = recorder, 0
+        try:
+            yield
+        finally:
+            self._recorder = None
+
+    @contextmanager
+    def following(self, plan: Plan) -> Iterator[None]:
+        """Inside, forward passes follow a plan."""
+        before = (self._plan, self._pending)
+        self._begin(plan)
+        try:
+            yield
+        finally:
+            self._plan, self._pending = before
+
+    def _loose_uses(
+        self, plan: Plan, losses: Tensor, wanted: dict[int, nn.Parameter]
+    ) -> tuple[frozenset[int], dict[int, float]]:
+        """Return the parameters to differentiate apart, and the common weight of those that need not be.
+
+        A loose use (outside a weighing layer) is unweighted in the joint pass. That is right if all examples
+        have one weight for the parameter's band, if weighing layers do not use it as well (unless that weight
+        is 1), and if the use was known before the forward pass, so that layers kept the gradients it needs.
+        """
+        if plan.trivial:
+            return frozenset(), {}
+        loose, weighed = uses(losses, wanted.keys())
+        ratios: dict[int, float] = {}
+        for key in loose & plan.loose:
+            ratio = plan.ratio(self.bands.home[key])
+            if ratio is not None and (ratio == 1.0 or key not in weighed):
+                ratios[key] = ratio
+        self._loose |= loose
+        return frozenset(loose - ratios.keys()), ratios
+
+    def _before_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._pending is None or self._replaying or self._reference is not None:
+            return
+        if not self._probed:
+            self._examine(args, kwargs, self._pending)
+        if self._reference is None:
+            leaves = pytree.tree_leaves((args, kwargs))
+            self._begin(
+                self._pending, any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves)
+            )
+
+    def _begin(self, plan: Plan, whole_inputs: bool = False) -> None:
+        """Bind a plan to the forward pass that starts now."""
+        plan.whole_inputs, plan.loose = whole_inputs, self._loose
+        self._reached = 0
+        for key in self._loose:
+            self._reached |= 1 << self.bands.home[key]
+        self._plan, self._pending = plan, None
+
+    @contextmanager
+    def _replay(
+        self,
+        plan: Plan,
+        *,
+        raw: bool = False,
+        only: frozenset[int] | None = None,
+        skip: frozenset[int] = frozenset(),
+    ) -> Iterator[None]:
+        """Set what layers compute in a backward pass; layers that are recomputed in it follow `plan`."""
+        before = (self._plan, self._replaying)
+        plan.raw, plan.only, plan.skip = raw, only, skip
+        self._plan, self._replaying = plan, True
+        try:
+            yield
+        finally:
+            plan.raw, plan.only, plan.skip = False, None, frozenset()
+            self._plan, self._replaying = before
+
+    def _answer(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Run a supported layer: plainly, or under the plan of the present forward pass."""
+        if self._recorder is not None:
+            self._pass(site)
+            output = site.stock(*args, **kwargs)
+            self._recorder.see(site, output)
+            return output
+        if self._pending is not None and not self._replaying and torch.is_grad_enabled():
+            self._begin(self._pending)
+        if self._plan is None:
+            return site.stock(*args, **kwargs)
+        if not self._replaying:
+            self._pass(site)
+        if not torch.is_grad_enabled() or self._plan.trivial or len(args) != 1 or kwargs:
+            return site.stock(*args, **kwargs)
+        return self._weighed(self._plan, site, args[0])
+
+    def _pass(self, site: Site) -> None:
+        site.before |= self._reached
+        self._reached |= site.own
+
+    def _weighed(self, plan: Plan, site: Site, x: Tensor) -> Tensor:
+        weight, bias = site.parameters
+        weight_rows, bias_rows = self._rows(plan, weight), self._rows(plan, bias)
+        if weight_rows.empty and bias_rows.empty and not x.requires_grad:
+            with torch.no_grad():
+                return site.stock(x)
+        rank = x.dim() + site.operation.adds_rank
+        if rank in site.shared:
+            lead = x.shape[1:] if x.dim() > 1 and x.shape[0] == 1 else x.shape
+            x = x.expand(plan.batch, *lead)
+            rank = x.dim() + site.operation.adds_rank
+        layout = site.layouts.get(rank)
+        if layout is None or not layout.fits(x.shape, plan.batch):
+            return site.stock(x)
+        call = Call(plan, layout, weight_rows, bias_rows, plan.reach(site.before), (id(weight), id(bias)))
+        return site.operation.run(
+            site.module,
+            call,
+            x,
+            parameter_or_detached(weight, weight_rows),
+            parameter_or_detached(bias, bias_rows),
+        )
+
+    def _rows(self, plan: Plan, parameter: nn.Parameter | None) -> Rows:
+        """Return the rows that count for a parameter: none where it is absent or frozen."""
+        if parameter is None or not parameter.requires_grad:
+            if plan.batch not in self._no_rows:
+                self._no_rows[plan.batch] = Rows(torch.zeros(plan.batch, dtype=torch.float64))
+            return self._no_rows[plan.batch]
+        return plan.bands[self.bands.home[id(parameter)]]
+
+    def _examine(self, args: tuple[Any, ...], kwargs: dict[str, Any], armed: Plan) -> None:
+        """Probe the model with a few of the batch's examples; fall back or raise where the probe fails."""
+        self._pending = None
+        try:
+            self._probed = probe(self, Trial(self._model, args, kwargs, armed.weights))
+        except TrialError as failure:
+            if self._strict:
+                raise
+            self._fall_back(failure.message, armed.weights)
+            return
+        finally:
+            self._pending = armed
+        if self._probed and self._loose:
+            names = sorted(self.bands.labels[key] for key in self._loose)
+            shown = ", ".join(f"`{name}`" for name in names[:3]) + (", …" if len(names) > 3 else "")
+            self.notes.append(
+                f"{len(names)} parameters are used outside supported layers and take the reference path where "
+                f"their weights differ between examples: {shown}"
+            )
+
+    def _fall_back(self, reason: str, weights: Tensor) -> None:
+        self.close()
+        self.notes.append(f"the fused engine is not used: {reason}")
+        warnings.warn(f"gradwarden: masks use the slower `split` engine: {reason}", stacklevel=2)
+        self._reference = SplitEngine(self._model, self._declared)
+        self._reference.arm(weights)

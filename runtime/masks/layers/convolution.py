@@ -1,0 +1,109 @@
+"""`nn.Conv1d`, `nn.Conv2d`, `nn.Conv3d`, with groups, dilation, stride and every padding mode."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+from torch.nn.modules.conv import _ConvNd
+
+from gradwarden.runtime.masks.call import Call, autocast_dtype, scaled
+from gradwarden.runtime.masks.layout import Layout
+from gradwarden.runtime.masks.rows import Rows
+
+
+class ConvolutionRows(Function):
+    """x [N, C, *], weight [out, C/groups, *kernel], bias [out] -> [N, out, *]."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Call, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.call, ctx.dtypes = call, (x.dtype, weight.dtype, None if bias is None else bias.dtype)
+        dtype = autocast_dtype(x)
+        if dtype is not None:
+            x, weight = x.to(dtype), weight.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        ctx.save_for_backward(x, weight)
+        with torch.autocast(x.device.type, enabled=False):
+            return torch.convolution(x, weight, bias, **call.options)  # type: ignore[arg-type]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        call, (x, weight) = ctx.call, ctx.saved_tensors
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[1]:
+            grad_x = call.input_gradient(
+                grad,
+                x.shape,
+                lambda pick: _gradients(call, pick(grad), pick(x), weight, [True, False, False])[0],
+            ).to(ctx.dtypes[0])
+        rows, bias_rows = call.weight_rows(), call.bias_rows()
+        if rows is not None:
+            grad_weight = _weight_gradient(call, rows, grad, x, weight).to(ctx.dtypes[1])
+        if bias_rows is not None:
+            weighed = bias_rows.weigh(bias_rows.pick(grad, call.layout), call.layout)
+            grad_bias = scaled(weighed.transpose(0, 1).flatten(1).sum(1), bias_rows).to(ctx.dtypes[2])
+        return None, grad_x, grad_weight, grad_bias
+
+
+def _weight_gradient(call: Call, rows: Rows, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    grad, x = rows.pick(grad, call.layout), rows.pick(x, call.layout)
+    if x.numel() < grad.numel():
+        x = rows.weigh(x, call.layout)
+    else:
+        grad = rows.weigh(grad, call.layout)
+    return scaled(_gradients(call, grad, x, weight, [False, True, False])[1], rows)
+
+
+def _gradients(call: Call, grad: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> Any:
+    options = call.options
+    return torch.ops.aten.convolution_backward(
+        grad,
+        x,
+        weight,
+        None,
+        options["stride"],
+        options["padding"],
+        options["dilation"],
+        False,
+        options["output_padding"],
+        options["groups"],
+        wanted,
+    )
+
+
+class Convolution:
+    """Weighted convolutions."""
+
+    classes: ClassVar[tuple[type[nn.Module], ...]] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    adds_rank: ClassVar[int] = 0
+    function: ClassVar[type[Function]] = ConvolutionRows
+
+    @staticmethod
+    def accepts(module: _ConvNd, layout: Layout) -> bool:
+        """Return whether the input has a batch dimension and the batch is in it."""
+        return layout.dim == 0 and layout.rank == len(module.kernel_size) + 2
+
+    @staticmethod
+    def run(module: _ConvNd, call: Call, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the convolution of x; padding that is not plain zeros is added first, by the stock operation."""
+        padding = module.padding
+        if module.padding_mode != "zeros" or padding == "same":
+            mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+            x = functional.pad(x, module._reversed_padding_repeated_twice, mode=mode)
+            padding = (0,) * len(module.kernel_size)
+        elif isinstance(padding, str):
+            padding = (0,) * len(module.kernel_size)
+        call.options.update(
+            stride=module.stride,
+            padding=padding,
+            dilation=module.dilation,
+            transposed=False,
+            output_padding=module.output_padding,
+            groups=module.groups,
+        )
+        return ConvolutionRows.apply(call, x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]

@@ -1,0 +1,105 @@
+"""`nn.Linear`: y = x W^T + b over the last dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from gradwarden.runtime.masks.call import Call, autocast_dtype, scaled
+from gradwarden.runtime.masks.layout import Layout
+from gradwarden.runtime.masks.rows import Rows
+
+
+class LinearRows(Function):
+    """x [..., in], weight [out, in], bias [out] -> [..., out]."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Call, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.call, ctx.dtypes = call, (x.dtype, weight.dtype, None if bias is None else bias.dtype)
+        dtype = autocast_dtype(x)
+        if dtype is not None:
+            x, weight = x.to(dtype), weight.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        keep = None if call.weight.empty else x
+        ctx.shape = x.shape
+        ctx.save_for_backward(keep, weight if ctx.needs_input_grad[1] else None)
+        with torch.autocast(x.device.type, enabled=False):
+            return functional.linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        call, (x, weight) = ctx.call, ctx.saved_tensors
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[1]:
+            grad_x = _input_gradient(call, grad, weight, ctx.shape).to(ctx.dtypes[0])
+        weight_rows, bias_rows = call.weight_rows(), call.bias_rows()
+        if weight_rows is not None:
+            grad_weight, weighed = _weight_gradient(weight_rows, call.layout, x, grad)
+            grad_weight = grad_weight.to(ctx.dtypes[1])
+            if weighed is not None and bias_rows is weight_rows:
+                grad_bias = scaled(weighed.sum(0), bias_rows).to(ctx.dtypes[2])
+        if bias_rows is not None and grad_bias is None:
+            grad_bias = _bias_gradient(bias_rows, call.layout, grad).to(ctx.dtypes[2])
+        return None, grad_x, grad_weight, grad_bias
+
+
+def _input_gradient(call: Call, grad: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+    def compute(pick: Callable[[Tensor], Tensor]) -> Tensor:
+        picked = pick(grad)
+        return (_matrix(picked) @ weight).view(*picked.shape[:-1], shape[-1])
+
+    return call.input_gradient(grad, shape, compute)
+
+
+def _weight_gradient(rows: Rows, layout: Layout, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the weight's gradient and, where it was formed, the weighted output gradient [rows, out].
+
+    Weights go to whichever of x and grad is narrower.
+    """
+    x, grad = rows.pick(x, layout), rows.pick(grad, layout)
+    weighed = None
+    if rows.weights is None:
+        weighed = _matrix(grad)
+    elif x.shape[-1] < grad.shape[-1]:
+        x = rows.weigh(x, layout)
+    else:
+        grad = rows.weigh(grad, layout)
+        weighed = _matrix(grad)
+    return scaled(_matrix(grad).t() @ _matrix(x), rows), weighed
+
+
+def _bias_gradient(rows: Rows, layout: Layout, grad: Tensor) -> Tensor:
+    grad = rows.pick(grad, layout)
+    if rows.weights is None:
+        return scaled(_matrix(grad).sum(0), rows)
+    ones = rows.weigh(grad.new_ones((1,)).expand(*grad.shape[:-1], 1), layout)
+    return _matrix(grad).t() @ ones.reshape(-1)
+
+
+def _matrix(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1, tensor.shape[-1])
+
+
+class Linear:
+    """Weighted `nn.Linear`."""
+
+    classes: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)
+    adds_rank: ClassVar[int] = 0
+    function: ClassVar[type[Function]] = LinearRows
+
+    @staticmethod
+    def accepts(module: nn.Linear, layout: Layout) -> bool:
+        """Return whether the batch is not in the feature dimension."""
+        return layout.dim < layout.rank - 1
+
+    @staticmethod
+    def run(module: nn.Linear, call: Call, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return x W^T + b."""
+        return LinearRows.apply(call, x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]

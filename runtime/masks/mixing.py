@@ -1,0 +1,49 @@
+"""Modules that make one example's output, or the model's state, depend on the other examples of the batch.
+
+Where examples mix, no weighting of gradients separates them, so such models are refused.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from gradwarden.runtime.errors import MaskError
+
+
+def refuse_mixing(model: nn.Module) -> None:
+    """Raise MaskError if a module of the model is known to mix examples in its present mode."""
+    for name, module in model.named_modules():
+        reason = _mixes(module)
+        if reason is not None:
+            raise MaskError(f"`{name or type(module).__name__}` {reason[0]}", help=reason[1])
+
+
+def _mixes(module: nn.Module) -> tuple[str, str] | None:
+    """Return why a module mixes examples, and the remedy; None where it does not."""
+    kind = type(module).__name__
+    if isinstance(module, _InstanceNorm):
+        if module.training and module.track_running_stats:
+            return (
+                f"is a {kind} that keeps running statistics of every example, refused ones included",
+                "set `track_running_stats=False`, or call `.eval()` on it",
+            )
+    elif isinstance(module, _BatchNorm):
+        if module.training or module.running_mean is None:
+            return (
+                f"is a {kind} in training mode, which mixes the examples of a batch: no mask can separate them",
+                "replace it by GroupNorm or LayerNorm, or freeze it with `.eval()` and recorded statistics",
+            )
+    elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        if module.max_norm is not None:
+            return (
+                f"is an {kind} with `max_norm`, which changes its weights for every example it looks up",
+                "leave `max_norm` out and decay or clip the weights in the optimizer",
+            )
+        if module.scale_grad_by_freq:
+            return (
+                f"is an {kind} with `scale_grad_by_freq`, which mixes the examples of a batch",
+                "leave `scale_grad_by_freq` out",
+            )
+    return None

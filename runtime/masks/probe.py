@@ -1,0 +1,211 @@
+"""Trying the fused engine on the real model before it is trusted.
+
+On the first armed forward pass, three examples of the batch are run plainly; the gradients of each example's
+loss say where its rows lie in the output of every supported layer. Then the engine runs them under random and
+under staircase weights, and its gradients are compared with the weighted sum of plain per-example gradients.
+The losses are random linear functionals of the model's outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from gradwarden.runtime.masks.layers import Embedding
+from gradwarden.runtime.masks.layout import Layout, candidates, confirmed
+from gradwarden.runtime.masks.sites import Site
+from gradwarden.runtime.masks.trial import SIZES, Trial, TrialError, refuse_dependence, tolerance, untouched
+
+if TYPE_CHECKING:
+    from gradwarden.runtime.masks.fused import FusedEngine
+
+_SEED = 7
+_EXAMPLES = list(range(SIZES[1]))
+
+Located = list[tuple[int, Layout]]
+"""Which outputs of a model hold examples, and where."""
+
+
+class Recorder:
+    """The outputs of every supported layer in one forward pass, in the order of its calls."""
+
+    def __init__(self) -> None:
+        self.outputs: dict[Site, list[Tensor]] = {}
+
+    def see(self, site: Site, output: Tensor) -> None:
+        """Keep the output of one call."""
+        self.outputs.setdefault(site, []).append(output)
+
+
+def probe(engine: FusedEngine, trial: Trial) -> bool:
+    """Learn the layouts of the engine's layers and check its gradients on the trial's examples.
+
+    Returns False where the examples themselves give gradients that are not finite, so that nothing can be
+    said. Raises TrialError where the engine cannot be run or is not exact, MaskError where examples mix.
+    """
+    located = refuse_dependence(trial)
+    with untouched(trial):
+        reference = _learn(engine, trial, located)
+        if not all(torch.isfinite(g).all() for gradients in reference for g in gradients.values()):
+            return False
+        shared = [site for site in engine.sites if site.shared]
+        try:
+            _compare(engine, trial, located, reference)
+        except TrialError:
+            if not shared:
+                raise
+            for site in shared:
+                site.layouts.clear()
+                site.shared.clear()
+            _compare(engine, trial, located, reference)
+    return True
+
+
+def _learn(engine: FusedEngine, trial: Trial, located: Located) -> list[dict[int, Tensor]]:
+    """Set the layouts of the engine's layers; return each example's plain gradients by parameter id."""
+    small, large = Recorder(), Recorder()
+    with engine.recording(small), torch.no_grad():
+        trial.run(_EXAMPLES[: SIZES[0]])
+    with engine.recording(large):
+        losses = _losses(trial.run(_EXAMPLES), located)
+    parameters = _trainable(engine)
+    outputs = [y for calls in large.outputs.values() for y in calls if y.requires_grad]
+    reference: list[dict[int, Tensor]] = []
+    touched: dict[int, list[Tensor | None]] = {id(y): [] for y in outputs}
+    for loss in losses:
+        found = _differentiate(loss, [*parameters, *outputs])
+        reference.append({id(p): g for p, g in zip(parameters, found, strict=False) if g is not None})
+        for y, gradient in zip(outputs, found[len(parameters) :], strict=True):
+            touched[id(y)].append(gradient)
+    for site in engine.sites:
+        _locate(site, small.outputs.get(site, []), large.outputs.get(site, []), touched)
+    return reference
+
+
+def _locate(
+    site: Site, small: Sequence[Tensor], large: Sequence[Tensor], touched: dict[int, list[Tensor | None]]
+) -> None:
+    """Set a layer's layouts from its calls in two runs; a rank whose calls disagree gets none."""
+    site.layouts.clear()
+    site.shared.clear()
+    if len(small) != len(large):
+        return
+    unclear: set[int] = set()
+    for few, many in zip(small, large, strict=True):
+        fitting = [
+            layout
+            for layout in candidates(few.shape, many.shape, SIZES)
+            if site.operation.accepts(site.module, layout)
+        ]
+        layout = confirmed(fitting, touched.get(id(many), [])) if fitting else _shared(site, few, many)
+        if layout is None or site.layouts.setdefault(layout.rank, layout) != layout:
+            unclear |= {many.dim(), many.dim() + 1}
+    for rank in unclear:
+        site.layouts.pop(rank, None)
+        site.shared.discard(rank)
+    if unclear and site.operation is Embedding:
+        site.layouts.clear()
+        site.shared.clear()
+
+
+def _shared(site: Site, few: Tensor, many: Tensor) -> Layout | None:
+    """Return the layout of an embedding's output once its indices, the same for all examples, are expanded."""
+    if site.operation is not Embedding or few.shape != many.shape:
+        return None
+    expands = many.dim() > 2 and many.shape[0] == 1
+    layout = Layout(0, many.dim() if expands else many.dim() + 1)
+    if not site.operation.accepts(site.module, layout):
+        return None
+    site.shared.add(many.dim())
+    return layout
+
+
+def _compare(
+    engine: FusedEngine, trial: Trial, located: Located, reference: Sequence[dict[int, Tensor]]
+) -> None:
+    """Raise TrialError unless the engine gives the weighted sum of the reference gradients."""
+    rows = torch.ones(SIZES[1], dtype=torch.bool)
+    for weights in _trial_weights(engine.bands.count):
+        plan = engine.plan(weights)
+        with engine.following(plan):
+            losses = _losses(trial.run(_EXAMPLES), located)
+            try:
+                got: dict[int, Tensor] = {}
+                for parameter, gradient in engine.gradients(plan, losses, 1.0, rows):
+                    previous = got.get(id(parameter))
+                    got[id(parameter)] = gradient if previous is None else previous + gradient
+            except RuntimeError as error:
+                raise TrialError(f"the backward pass failed: {' '.join(str(error).split())[:200]}") from error
+        _check(engine, weights, got, reference)
+
+
+def _check(
+    engine: FusedEngine, weights: Tensor, got: dict[int, Tensor], reference: Sequence[dict[int, Tensor]]
+) -> None:
+    largest = max(
+        (float(g.abs().max()) for grads in reference for g in grads.values() if g.numel()), default=0.0
+    )
+    for parameter in _trainable(engine):
+        column = weights[:, engine.bands.home[id(parameter)]].tolist()
+        want = torch.zeros_like(parameter)
+        for weight, gradients in zip(column, reference, strict=True):
+            if id(parameter) in gradients:
+                want += weight * gradients[id(parameter)]
+        have = got.get(id(parameter), torch.zeros_like(parameter))
+        if not parameter.numel():
+            continue
+        error = float((have - want).abs().max())
+        allowed = _precision(parameter) * (float(want.abs().max()) + 0.01 * largest)
+        if not error <= allowed:
+            raise TrialError(
+                f"the gradient of `{engine.bands.labels[id(parameter)]}` is {error:.1e} from the exact one, "
+                f"more than the {allowed:.1e} that rounding explains"
+            )
+
+
+def _precision(parameter: nn.Parameter) -> float:
+    kind = parameter.device.type
+    if torch.is_autocast_enabled(kind):
+        return tolerance(torch.empty(0, dtype=torch.get_autocast_dtype(kind)))
+    return tolerance(parameter)
+
+
+def _trial_weights(bands: int) -> Iterator[Tensor]:
+    """Yield random weights with zeros, then a staircase: all bands, the shallower half, nothing."""
+    generator = torch.Generator().manual_seed(_SEED)
+    values = torch.tensor([0.0, 0.25, 0.5, 1.0, 1.5], dtype=torch.float64)
+    yield values[torch.randint(len(values), (SIZES[1], bands), generator=generator)]
+    staircase = torch.zeros(SIZES[1], bands, dtype=torch.float64)
+    staircase[0] = 1.0
+    staircase[1, : (bands + 1) // 2] = 1.0
+    yield staircase
+
+
+def _losses(outputs: Sequence[Tensor], located: Located) -> Tensor:
+    """Return one loss per example [3]: random linear functionals, the same for the same shapes."""
+    generator = torch.Generator().manual_seed(_SEED)
+    losses: list[Tensor] = []
+    for number, layout in located:
+        output = outputs[number]
+        if output.requires_grad:
+            wide = output if output.dtype == torch.float64 else output.float()
+            direction = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+            product = wide * direction.to(wide)
+            losses.append(torch.stack([layout.example(product, SIZES[1], i).sum() for i in _EXAMPLES]))
+    if not losses:
+        raise TrialError("no output of the model depends on a trainable parameter")
+    return torch.stack(losses).sum(0)
+
+
+def _differentiate(loss: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    try:
+        return torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        raise TrialError(f"the backward pass failed: {' '.join(str(error).split())[:200]}") from error
+
+
+def _trainable(engine: FusedEngine) -> list[nn.Parameter]:
+    return [p for band in range(engine.bands.count) for p in engine.bands.trainable(band)]

@@ -1,0 +1,95 @@
+"""The supported layers of a model, each with an instance-level forward that an engine answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from gradwarden.runtime.masks.bands import BandIndex
+from gradwarden.runtime.masks.layers import OPERATIONS, Operation
+from gradwarden.runtime.masks.layout import Layout
+
+Answer = Callable[["Site", tuple[Any, ...], dict[str, Any]], Tensor]
+
+
+@dataclass(slots=True, eq=False)
+class Site:
+    """One supported layer.
+
+    own: the bands of its parameters, as a bit mask. before: the bands of all layers called before it, as far
+    as seen; grows only. layouts: where the examples lie in outputs, by their rank; a call of another rank goes
+    the reference way. shared: ranks of the outputs of an embedding that is looked up once for the whole batch
+    (positions); its indices are expanded so that rows belong to examples.
+    """
+
+    name: str
+    module: nn.Module
+    operation: type[Operation]
+    own: int
+    before: int = 0
+    layouts: dict[int, Layout] = field(default_factory=dict)
+    shared: set[int] = field(default_factory=set)
+
+    def stock(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the layer as its class defines it."""
+        return type(self.module).forward(self.module, *args, **kwargs)  # type: ignore[no-any-return]
+
+    @property
+    def parameters(self) -> tuple[nn.Parameter, nn.Parameter | None]:
+        """The weight and the bias, if there is one."""
+        return self.module.weight, getattr(self.module, "bias", None)  # type: ignore[return-value]
+
+
+class SiteForward:
+    """Stands in for a layer's `forward`. Copies and pickles of the model get the stock `forward`."""
+
+    def __init__(self, site: Site, answer: Answer) -> None:
+        self._site = site
+        self._answer = answer
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self._answer(self._site, args, kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StockForward:
+        return StockForward(memo[id(self._site.module)])
+
+    def __reduce__(self) -> tuple[type[StockForward], tuple[nn.Module]]:
+        return StockForward, (self._site.module,)
+
+
+class StockForward:
+    """The forward that a layer's class defines, in copies of a model that had an engine attached."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return type(self._module).forward(self._module, *args, **kwargs)
+
+
+def find_sites(model: nn.Module, bands: BandIndex) -> Iterator[Site]:
+    """Yield the layers whose own weight gradients can be weighed.
+
+    A layer counts if its class keeps the stock `forward`, nothing has replaced it on the instance, and its
+    weight is a plain parameter (not parametrized, not generated).
+    """
+    for name, module in model.named_modules():
+        if "forward" in module.__dict__ or not isinstance(module._parameters.get("weight"), nn.Parameter):
+            continue
+        for operation in OPERATIONS:
+            if any(type(module).forward is stock.forward for stock in operation.classes):
+                own = {bands.home[id(p)] for p in module.parameters(recurse=False) if id(p) in bands.home}
+                yield Site(name, module, operation, sum(1 << band for band in own))
+
+
+def attach(site: Site, answer: Answer) -> None:
+    """Let `answer` stand in for the layer's forward."""
+    site.module.forward = SiteForward(site, answer)  # type: ignore[method-assign, assignment]
+
+
+def detach(site: Site) -> None:
+    """Give the layer its own forward back. Safe to repeat."""
+    site.module.__dict__.pop("forward", None)

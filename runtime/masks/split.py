@@ -1,0 +1,135 @@
+"""The reference engine: one backward pass for each distinct vector of weights.
+
+Rows that share a weight vector differ from a plain batch by one factor per band, so the gradient of their
+summed loss, times that factor, is what the definition asks for. Works for any architecture, because it asks
+nothing of the model but a graph from the losses to its parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradwarden.policy.program import Band
+from gradwarden.runtime.errors import MaskError
+from gradwarden.runtime.masks.bands import BandIndex, index_bands
+from gradwarden.runtime.masks.batch import checked_losses, checked_normaliser, checked_weights, chosen_rows
+from gradwarden.runtime.masks.mixing import refuse_mixing
+from gradwarden.runtime.masks.trial import Trial, TrialError, refuse_dependence
+from gradwarden.runtime.masks.watch import Watch
+
+
+class SplitEngine:
+    """Exact masks by sub-batches of equal weights. See `Engine` for the protocol."""
+
+    name = "split"
+
+    def __init__(self, model: nn.Module, bands: Sequence[Band], *, examined: bool = False) -> None:
+        """examined: whether the model is already known not to mix examples."""
+        refuse_mixing(model)
+        self.notes: list[str] = []
+        self._model = model
+        self._bands = index_bands(model, bands)
+        self._pending: Tensor | None = None
+        self._captured: Tensor | None = None
+        self._watch = Watch(model, self._before_forward)
+        self._examined = examined
+
+    def arm(self, weights: Tensor) -> None:
+        """Set the weights [B, bands] of the batch that the next forward pass will be given."""
+        refuse_mixing(self._model)
+        self._pending = checked_weights(weights, self._bands.count)
+
+    def backward(
+        self, losses: Tensor, normaliser: float, *, rows: Tensor | None = None, retain_graph: bool = False
+    ) -> None:
+        """Add the weighted gradients of losses [B] to the parameters' `.grad`."""
+        weights = self._captured if self._captured is not None else self._pending
+        if weights is None:
+            raise MaskError("`backward` was called before `arm`")
+        checked_losses(losses, len(weights))
+        chosen = weights * chosen_rows(rows, len(weights))[:, None]
+        for parameter, gradient in by_class(
+            losses, chosen, self._bands, checked_normaliser(normaliser), retain_graph
+        ):
+            add_gradient(parameter, gradient)
+        if not retain_graph:
+            self._captured = None
+
+    @contextmanager
+    def unweighted(self) -> Iterator[None]:
+        """Inside, plain autograd over the armed batch's graph gives unweighted gradients (always so here)."""
+        yield
+
+    def disarm(self) -> None:
+        """Forget the armed batch."""
+        self._pending = self._captured = None
+
+    def close(self) -> None:
+        """Take the engine off the model."""
+        self.disarm()
+        self._watch.remove()
+
+    def _before_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._pending is None:
+            return
+        if not self._examined:
+            self._examine(args, kwargs, self._pending)
+        self._captured, self._pending = self._pending, None
+
+    def _examine(self, args: tuple[Any, ...], kwargs: dict[str, Any], weights: Tensor) -> None:
+        try:
+            refuse_dependence(Trial(self._model, args, kwargs, weights))
+        except TrialError as failure:
+            self.notes.append(f"whether examples are independent was not examined: {failure.message}")
+        self._examined = True
+
+
+def by_class(
+    losses: Tensor, weights: Tensor, bands: BandIndex, normaliser: float, retain_graph: bool
+) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """Yield, for each distinct nonzero row of weights [B, bands], its rows' gradients times its weights."""
+    classes, member = torch.unique(weights, dim=0, return_inverse=True)
+    wanted = [
+        [p for band in range(bands.count) if row[band] > 0 for p in bands.trainable(band)] for row in classes
+    ]
+    active = [number for number, parameters in enumerate(wanted) if parameters]
+    for number in active:
+        chosen = (member == number).to(device=losses.device, dtype=losses.dtype)
+        keep = retain_graph or number != active[-1]
+        gradients = gradients_of(losses, chosen, wanted[number], keep)
+        row = classes[number].tolist()
+        for parameter, gradient in zip(wanted[number], gradients, strict=True):
+            if gradient is not None:
+                yield parameter, gradient * (row[bands.home[id(parameter)]] / normaliser)
+
+
+def gradients_of(
+    losses: Tensor, factors: Tensor, parameters: Sequence[nn.Parameter], retain_graph: bool
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of the losses' sum, each times its factor; None for a parameter not used."""
+    if not losses.requires_grad:
+        raise MaskError("the losses do not depend on any trainable parameter")
+    try:
+        return torch.autograd.grad(losses, parameters, factors, retain_graph=retain_graph, allow_unused=True)
+    except RuntimeError as error:
+        if "checkpoint" in str(error):
+            raise MaskError(
+                "the model uses reentrant activation checkpointing",
+                help="pass `use_reentrant=False` to `torch.utils.checkpoint.checkpoint`",
+            ) from error
+        raise
+
+
+def add_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
+    """Add to a parameter's `.grad`, which stays None until something is added."""
+    if parameter.grad is None:
+        parameter.grad = gradient
+    elif gradient.is_sparse:
+        parameter.grad = parameter.grad + gradient
+    else:
+        parameter.grad.add_(gradient)

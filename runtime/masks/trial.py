@@ -1,0 +1,186 @@
+"""Running a model on a few examples of a real batch without leaving a trace.
+
+Random number generators and buffers are as they were afterwards, so a run that is examined goes on exactly
+like one that is not. Every trial run starts from the same seed, so that dropout agrees between them. (Private
+generators and Python attributes that a forward pass changes are beyond reach.)
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from gradwarden.runtime.errors import MaskError
+from gradwarden.runtime.masks.layout import Layout, candidates
+
+SIZES = (2, 3)
+"""The two batch sizes of a trial."""
+
+_SEED = 20_011
+
+
+class TrialError(MaskError):
+    """A model that cannot be tried on a few examples, so that its engine cannot be checked."""
+
+    code = "GW801"
+
+
+class Trial:
+    """Runs of one model on chosen examples of one batch. Use inside `untouched`.
+
+    Examples with some weight come first: the metadata or content of refused ones may be broken.
+    """
+
+    def __init__(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], weights: Tensor
+    ) -> None:
+        self.model = model
+        self._leaves, self._spec = pytree.tree_flatten((args, kwargs))
+        self._batch = len(weights)
+        self._dim = self._find_dim()
+        order = sorted(range(self._batch), key=lambda row: not bool(weights[row].any()))
+        self._order = order[:4]
+        self._buffers = [
+            (module, name, buffer, buffer.clone(), buffer._version)
+            for module in model.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+
+    @property
+    def inputs_require_grad(self) -> bool:
+        """Whether the caller wants gradients of the model's inputs."""
+        return any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in self._leaves)
+
+    @property
+    def distinct(self) -> int:
+        """How many different examples the trial has, at most 4."""
+        return len(self._order)
+
+    def run(self, examples: Sequence[int]) -> list[Tensor]:
+        """Return the floating-point outputs for the given examples (numbers are taken modulo `distinct`)."""
+        rows = torch.tensor([self._order[number % self.distinct] for number in examples])
+        leaves = [self._select(leaf, rows) for leaf in self._leaves]
+        args, kwargs = pytree.tree_unflatten(leaves, self._spec)
+        self._seed()
+        try:
+            outputs = self.model(*args, **kwargs)
+        except (MaskError, KeyboardInterrupt):
+            raise
+        except Exception as error:  # whatever a user's model raises on a smaller batch
+            reason = " ".join(str(error).split())[:200]
+            raise TrialError(f"the model failed on a batch of {len(rows)}: {reason}") from error
+        finally:
+            self.restore_buffers()
+        return floating_tensors(outputs)
+
+    def restore_buffers(self) -> None:
+        """Put back every buffer that a run changed; unchanged ones are not written (graphs may hold them)."""
+        with torch.no_grad():
+            for module, name, buffer, value, version in self._buffers:
+                module._buffers[name] = buffer
+                if buffer._version != version and not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+    def _find_dim(self) -> int:
+        shapes = [leaf.shape for leaf in self._leaves if isinstance(leaf, Tensor) and leaf.dim() > 0]
+        for dim in (0, 1):
+            if any(len(shape) > dim and shape[dim] == self._batch for shape in shapes):
+                return dim
+        raise TrialError(f"no tensor given to the model has a first or second dimension of {self._batch}")
+
+    def _select(self, leaf: Any, rows: Tensor) -> Any:
+        if not isinstance(leaf, Tensor) or leaf.dim() <= self._dim or leaf.shape[self._dim] != self._batch:
+            return leaf
+        return leaf.detach().index_select(self._dim, rows.to(leaf.device))
+
+    @staticmethod
+    def _seed() -> None:
+        torch.manual_seed(_SEED)
+        random.seed(_SEED)
+        np.random.seed(_SEED)
+
+
+@contextmanager
+def untouched(trial: Trial) -> Iterator[None]:
+    """Restore the global random number generators and the model's buffers on leaving."""
+    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+    states = (torch.get_rng_state(), random.getstate(), np.random.get_state())
+    cuda_states = torch.cuda.get_rng_state_all() if cuda else []
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda_states)
+        trial.restore_buffers()
+
+
+def floating_tensors(tree: Any) -> list[Tensor]:
+    """Return the floating-point tensors in a model's output, whatever holds them."""
+    if isinstance(tree, Tensor):
+        return [tree] if tree.is_floating_point() else []
+    if hasattr(tree, "__dataclass_fields__"):
+        tree = {name: getattr(tree, name) for name in tree.__dataclass_fields__}
+    if isinstance(tree, dict):
+        return [tensor for value in tree.values() for tensor in floating_tensors(value)]
+    if isinstance(tree, (list, tuple)):
+        return [tensor for value in tree for tensor in floating_tensors(value)]
+    return []
+
+
+def tolerance(tensor: Tensor) -> float:
+    """Return the relative error that rounding may cause in results of a tensor's precision."""
+    return {torch.float64: 1e-9, torch.float32: 5e-4}.get(tensor.dtype, 6e-2)
+
+
+def refuse_dependence(trial: Trial) -> list[tuple[int, Layout]]:
+    """Return where the examples lie in the outputs: (output number, layout), for those that have examples.
+
+    Runs the model on three examples, then with the third and then with the first replaced by another: the
+    outputs of the rest may not change. Raises MaskError if they do, TrialError if it cannot be told.
+    """
+    with untouched(trial), torch.no_grad():
+        small, base = trial.run([0, 1]), trial.run([0, 1, 2])
+        changed = [({0, 1}, trial.run([0, 1, 3])), ({1, 2}, trial.run([1, 1, 2]))]
+    located = []
+    for number, output in enumerate(base):
+        others = [(kept, outputs[number]) for kept, outputs in changed if len(outputs) == len(base)]
+        layouts = candidates(small[number].shape, output.shape, SIZES) if len(small) == len(base) else []
+        if not layouts:
+            continue
+        fitting = [layout for layout in layouts if all(_same(output, o, layout, kept) for kept, o in others)]
+        if not fitting:
+            raise MaskError(
+                "the model's output for one example depends on the other examples of the batch",
+                help="a mask cannot separate examples that the forward pass mixes; "
+                "look for statistics, attention or routing over the batch dimension",
+            )
+        located.append((number, fitting[0]))
+    if not located:
+        raise TrialError("no output of the model has a batch dimension")
+    return located
+
+
+def _same(left: Tensor, right: Tensor, layout: Layout, kept: set[int]) -> bool:
+    """Return whether the kept examples' parts agree; what is not finite cannot be compared and passes."""
+    if left.shape != right.shape:
+        return False
+    for number in kept:
+        one = layout.example(left, SIZES[1], number)
+        other = layout.example(right, SIZES[1], number)
+        if not bool(torch.isfinite(one).all()):
+            continue
+        scale = float(one.abs().max()) if one.numel() else 0.0
+        if one.numel() and not float((one - other).abs().max()) <= tolerance(left) * max(scale, 1e-30):
+            return False
+    return True
