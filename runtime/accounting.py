@@ -26,7 +26,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from functools import lru_cache
-from typing import Any
+from importlib import import_module
+from typing import Any, TypeAlias
 
 from gradwarden.policy.program import PrivacyTerms, Program
 from gradwarden.runtime.errors import PrivacyError
@@ -181,18 +182,20 @@ def _interval(noise_multiplier: float, sampling_rate: float) -> float:
 def _library() -> Any:
     """Import `dp-accounting` on first use: it is an extra, and slow to load."""
     try:
-        import dp_accounting
-        import dp_accounting.pld
-        import dp_accounting.rdp
+        for part in ("dp_accounting.pld", "dp_accounting.rdp"):
+            import_module(part)
+        return import_module("dp_accounting")
     except ImportError as error:
         raise PrivacyError(
             "privacy rules need an accounting library that is not installed",
             help="pip install 'gradwarden[privacy]'",
         ) from error
-    return dp_accounting
 
 
 # --- several rules at once ----------------------------------------------------------------------------------
+
+Rates: TypeAlias = float | Mapping[str, float]
+"""One sampling rate for all privacy rules, or one for each by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +228,7 @@ class RulePlan:
     """What one rule gets from a plan: its noise multiplier and the steps that its budget lasts."""
 
     rule: PrivacyRule
+    sampling_rate: float
     noise_multiplier: float
     steps: int
 
@@ -233,42 +237,42 @@ class RulePlan:
 class JointPlan:
     """One Gaussian for all privacy rules of a run.
 
-    sampling_rate: the probability with which each unit, of whatever rule, is in a step. sigma: the standard
-    deviation of the noise on the *sum* of clipped gradients (before the normaliser divides), the same on
-    every band that private examples may reach.
+    sigma: the standard deviation of the noise on the *sum* of clipped gradients (before the normaliser
+    divides), the same on every band that private examples may reach.
+
+    A plan is made with one sampling rate for all rules or one for each, by name. A unit under several rules
+    is drawn at the least of their rates and clipped to the least of their bounds; then each rule holds.
     """
 
-    sampling_rate: float
     sigma: float
     rules: tuple[RulePlan, ...]
 
     @classmethod
-    def for_steps(cls, rules: Sequence[PrivacyRule], sampling_rate: float, steps: int) -> JointPlan:
+    def for_steps(cls, rules: Sequence[PrivacyRule], rates: Rates, steps: int) -> JointPlan:
         """Return the plan with the least noise under which every rule lasts for at least `steps` steps."""
+        _check_rules(rules, rates)
         needs = [
-            rule.clip * noise_multiplier_for(rule.epsilon, rule.delta, sampling_rate, steps) for rule in rules
+            rule.clip * noise_multiplier_for(rule.epsilon, rule.delta, _rate(rates, rule), steps)
+            for rule in rules
         ]
-        return cls.for_sigma(rules, sampling_rate, max(needs, default=0.0))
+        return cls.for_sigma(rules, rates, max(needs, default=0.0))
 
     @classmethod
-    def for_noise(
-        cls, rules: Sequence[PrivacyRule], sampling_rate: float, noise_multiplier: float
-    ) -> JointPlan:
+    def for_noise(cls, rules: Sequence[PrivacyRule], rates: Rates, noise_multiplier: float) -> JointPlan:
         """Return the plan whose noise is `noise_multiplier` times the greatest clip: no rule gets less."""
-        return cls.for_sigma(
-            rules, sampling_rate, noise_multiplier * max((rule.clip for rule in rules), default=0.0)
-        )
+        _check_rules(rules, rates)
+        return cls.for_sigma(rules, rates, noise_multiplier * max((r.clip for r in rules), default=0.0))
 
     @classmethod
-    def for_sigma(cls, rules: Sequence[PrivacyRule], sampling_rate: float, sigma: float) -> JointPlan:
+    def for_sigma(cls, rules: Sequence[PrivacyRule], rates: Rates, sigma: float) -> JointPlan:
         """Return the plan with a given noise; each rule lasts as long as its own budget allows."""
-        _check_rules(rules)
+        _check_rules(rules, rates)
         planned = []
         for rule in rules:
-            noise_multiplier = sigma / rule.clip
-            steps = steps_within(rule.epsilon, rule.delta, sampling_rate, noise_multiplier)
-            planned.append(RulePlan(rule, noise_multiplier, steps))
-        return cls(sampling_rate, sigma, tuple(planned))
+            rate, noise_multiplier = _rate(rates, rule), sigma / rule.clip
+            steps = steps_within(rule.epsilon, rule.delta, rate, noise_multiplier)
+            planned.append(RulePlan(rule, rate, noise_multiplier, steps))
+        return cls(sigma, tuple(planned))
 
     def spent(self, steps: Mapping[str, int]) -> frozenset[str]:
         """Return the rules whose next step would exceed their budget. steps: taken so far, by rule name."""
@@ -281,7 +285,24 @@ class JointPlan:
 
     def clip(self, rules: Collection[str]) -> float:
         """Return the bound for a unit whose rows are under these rules: the least, which holds for each."""
-        return min(plan.rule.clip for plan in self.rules if plan.rule.name in rules)
+        return min(plan.rule.clip for plan in self._named(rules))
+
+    def unit(self, rules: Collection[str]) -> str:
+        """Return the attribute that names the unit of a row under these rules.
+
+        Raises PrivacyError where they count different units: a row would belong to two.
+        """
+        plans = self._named(rules)
+        if len({plan.rule.unit for plan in plans}) > 1:
+            named = ", ".join(f"`{p.rule.name}` by `{p.rule.unit or 'example'}`" for p in plans)
+            raise PrivacyError(
+                f"an example is under privacy rules that count different units: {named}",
+                help="give rules that can match the same example the same `unit`",
+            )
+        return plans[0].rule.unit
+
+    def _named(self, rules: Collection[str]) -> list[RulePlan]:
+        return [plan for plan in self.rules if plan.rule.name in rules]
 
     def epsilon(self, rule: str, steps: int) -> float:
         """Return an upper bound of what `steps` steps have cost a rule; exact when its budget is spent.
@@ -293,20 +314,20 @@ class JointPlan:
         plan = next(plan for plan in self.rules if plan.rule.name == rule)
         if steps == 0:
             return 0.0
-        delta, z = plan.rule.delta, plan.noise_multiplier
+        delta, rate, z = plan.rule.delta, plan.sampling_rate, plan.noise_multiplier
         stride = max(1, -(-plan.steps // _MARKS))
         mark = max(steps, min(-(-steps // stride) * stride, plan.steps))
-        marked = epsilon(z, self.sampling_rate, mark, delta)
-        if z == 0.0 or self.sampling_rate == 0.0:
+        marked = epsilon(z, rate, mark, delta)
+        if z == 0.0 or rate == 0.0:
             return marked
-        return min(marked, _renyi_epsilon(z, self.sampling_rate, steps, delta))
+        return min(marked, _renyi_epsilon(z, rate, steps, delta))
 
     def declaration(self) -> list[dict[str, str]]:
         """Return what the ledger's opening says of each rule; numbers are decimal strings."""
         return [
             {
                 "rule": plan.rule.name,
-                "sampling_rate": repr(float(self.sampling_rate)),
+                "sampling_rate": repr(float(plan.sampling_rate)),
                 "noise_multiplier": repr(float(plan.noise_multiplier)),
                 "clip": repr(plan.rule.clip),
                 "unit": plan.rule.unit,
@@ -317,18 +338,21 @@ class JointPlan:
         ]
 
 
-def _check_rules(rules: Sequence[PrivacyRule]) -> None:
+def _rate(rates: Rates, rule: PrivacyRule) -> float:
+    return rates if isinstance(rates, int | float) else rates[rule.name]
+
+
+def _check_rules(rules: Sequence[PrivacyRule], rates: Rates) -> None:
     for rule in rules:
         if not (rule.clip > 0.0 and math.isfinite(rule.clip)):
             raise PrivacyError(f"the clip of `{rule.name}` is a number above 0, not `{rule.clip}`")
         if not rule.bands:
             raise PrivacyError(f"`{rule.name}` names no band that its examples may reach")
-    if len({rule.unit for rule in rules}) > 1:
-        named = ", ".join(f"`{rule.name}` by `{rule.unit or 'example'}`" for rule in rules)
-        raise PrivacyError(
-            f"privacy rules count different units: {named}",
-            help="give every privacy rule of a run the same `unit`",
-        )
+        if not isinstance(rates, int | float) and rule.name not in rates:
+            raise PrivacyError(
+                f"no sampling rate is given for the privacy rule `{rule.name}`",
+                help="say with what probability each of its units is in a step",
+            )
 
 
 def epsilon_text(value: float) -> str:

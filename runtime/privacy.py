@@ -47,25 +47,26 @@ def private_sum(
     """Return the sum of the units' clipped gradients; zeros for every parameter where there are no units.
 
     losses: [B], one per example, attached to the graph; the graph is kept. units: rows of the batch, each in
-    at most one unit. weights: [B, bands], applied per row and band before clipping. parameters: for each band
-    that private examples may reach, its number (the column of `weights`) and its parameters; those that need
-    no gradient are left out of the result.
+    at most one unit. weights: [B, bands] on the CPU, applied per row and band before clipping. parameters:
+    for each band that private examples may reach, its number (the column of `weights`) and its parameters;
+    those that need no gradient are left out of the result.
 
     isolate: computes the losses [n] of the given rows [n] in a forward pass of their own. In a graph that a
     batch shares, one row with an infinite or undefined derivative spoils the gradients of all others (0 times
     infinity); a unit found so is computed again by itself. Without it such a unit, too, counts as zero.
 
-    Raises PrivacyError where a row is in two units or a clip is not above zero.
+    Raises PrivacyError where a row is in two units, a clip is not above zero, or the losses have no graph.
     """
     _check(units, losses)
     sums = {p: torch.zeros_like(p, dtype=_wide(p)) for band in parameters.values() for p in band}
     sums = {p: total for p, total in sums.items() if p.requires_grad}
     for unit in units:
-        rows = torch.tensor(unit.rows, dtype=torch.long, device=losses.device)
-        weights_RK = weights.to(losses.device).index_select(0, rows)
-        gradient = _unit_gradient(losses.index_select(0, rows), weights_RK, parameters)
+        # A row of weight zero must not even spoil its own unit.
+        rows = torch.tensor([row for row in unit.rows if bool(weights[row].any())], dtype=torch.long)
+        chosen, place = weights[rows], rows.to(losses.device)
+        gradient = _unit_gradient(losses.index_select(0, place), chosen, parameters)
         if isolate is not None and not _finite(gradient):
-            gradient = _unit_gradient(isolate(rows), weights_RK, parameters)
+            gradient = _unit_gradient(isolate(place), chosen, parameters)
         _add_clipped(sums, gradient, unit.clip)
     return sums
 
@@ -88,19 +89,22 @@ def add_to_gradients(sums: GradientSum, normaliser: float) -> None:
 
 
 def _unit_gradient(
-    losses_R: Tensor, weights_RK: Tensor, parameters: Mapping[int, Sequence[Tensor]]
+    losses: Tensor, weights: Tensor, parameters: Mapping[int, Sequence[Tensor]]
 ) -> GradientSum:
     """Return the weighted gradient of one unit's rows; parameters that it does not reach are left out.
 
-    Bands whose weights are proportional share one backward pass: for a unit of one row, all of them.
+    losses: [R]. weights: [R, bands], on the CPU. Bands whose weights are proportional share one backward
+    pass: for a unit of one row, all of them.
     """
     gradient: GradientSum = {}
-    for direction_R, scales in _directions(weights_RK, parameters):
+    for direction, scales in _directions(weights, parameters):
         targets = [(p, scale) for band, scale in scales.items() for p in parameters[band] if p.requires_grad]
+        if not targets:
+            continue
         found = torch.autograd.grad(
-            losses_R,
+            losses,
             [p for p, _ in targets],
-            grad_outputs=direction_R.to(losses_R.dtype),
+            grad_outputs=direction.to(losses),
             retain_graph=True,
             allow_unused=True,
         )
@@ -111,24 +115,24 @@ def _unit_gradient(
     return gradient
 
 
-def _directions(weights_RK: Tensor, bands: Collection[int]) -> list[tuple[Tensor, dict[int, float]]]:
+def _directions(weights: Tensor, bands: Collection[int]) -> list[tuple[Tensor, dict[int, float]]]:
     """Return the distinct directions of the bands' weight columns: [(direction, {band: length}), …].
 
     A direction is a column over its greatest weight. Bands of weight zero are left out.
     """
     directions: list[tuple[Tensor, dict[int, float]]] = []
     for band in bands:
-        column_R = weights_RK[:, band].double()
-        length = float(column_R.max())
+        column = weights[:, band].double()
+        length = float(column.max()) if len(column) else 0.0
         if length == 0.0:
             continue
-        direction_R = column_R / length
-        for known_R, scales in directions:
-            if torch.equal(known_R, direction_R):
+        direction = column / length
+        for known, scales in directions:
+            if torch.equal(known, direction):
                 scales[band] = length
                 break
         else:
-            directions.append((direction_R, {band: length}))
+            directions.append((direction, {band: length}))
     return directions
 
 
@@ -138,8 +142,8 @@ def _add_clipped(sums: GradientSum, gradient: GradientSum, clip: float) -> None:
         return
     for p, part in gradient.items():
         # Rounding each product up must not carry the unit past its bound: give way by the rounding's size.
-        factor = min(1.0, clip / norm) * (1.0 - 2.0 * torch.finfo(part.dtype).eps)
-        sums[p].add_(part, alpha=factor)
+        slack = 1.0 - 2.0 * torch.finfo(part.dtype).eps
+        sums[p].add_(part, alpha=1.0 if norm <= clip else clip / norm * slack)
 
 
 def _norm(gradient: GradientSum) -> float:
@@ -166,3 +170,8 @@ def _check(units: Sequence[Unit], losses: Tensor) -> None:
         raise PrivacyError(f"a privacy unit names a row outside the batch of {len(losses)}")
     if any(not unit.clip > 0.0 for unit in units):
         raise PrivacyError("the clip of a privacy unit is a number above 0")
+    if units and not losses.requires_grad:
+        raise PrivacyError(
+            "the losses of private examples are not attached to a graph",
+            help="compute the losses outside `torch.no_grad`, and pass them before any `detach`",
+        )
