@@ -1,0 +1,258 @@
+"""`gradwarden log`: show, filter and follow the entries of a ledger."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gradwarden.cli.app import verb
+from gradwarden.cli.options import FILE
+from gradwarden.cli.output import emit_json, format_option
+from gradwarden.policy.decision import VERDICTS
+
+if TYPE_CHECKING:
+    from gradwarden.runtime.entries import Entry
+
+KINDS = (
+    "opened", "program", "classes", "examples", "step", "committed", "refused", "starved", "expired",
+    "policy_changed", "checkpoint", "resumed", "sealed", "head",
+)  # fmt: skip
+
+POLL_SECONDS = 0.2
+
+
+class StepRange(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click
+    """`A..B`, both ends included; either may be left out; `A` alone is one step."""
+
+    name = "A..B"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int | None]:
+        if isinstance(value, tuple):
+            return value
+        found = re.fullmatch(r"(\d{0,15})(\.\.)?(\d{0,15})", str(value))
+        if not found or not (found[1] or found[3]):
+            self.fail(f"`{value}` is not a range of steps such as 100..200", param, ctx)
+        first = int(found[1] or 0)
+        last = int(found[3]) if found[3] else None if found[2] else first
+        if last is not None and last < first:
+            self.fail(f"`{value}` ends before it begins", param, ctx)
+        return first, last
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which entries are shown. Empty or None: all."""
+
+    kinds: tuple[str, ...]
+    steps: tuple[int, int | None] | None
+    rule: str | None
+    verdict: str | None
+
+    def admits(self, entry: Entry) -> bool:
+        if self.kinds and entry.kind not in self.kinds:
+            return False
+        if self.steps is not None:
+            step = entry.body.get("step")
+            first, last = self.steps
+            if not isinstance(step, int) or step < first or (last is not None and step > last):
+                return False
+        if self.rule is not None and self.rule not in _rules(entry):
+            return False
+        return self.verdict is None or self.verdict in _verdicts(entry)
+
+
+@verb("log")
+@click.argument("ledger", type=FILE)
+@click.option("-f", "--follow", is_flag=True, help="Go on showing entries as they are written.")
+@click.option("--kind", "kinds", type=click.Choice(KINDS), multiple=True, help="This kind only; repeatable.")
+@click.option("--steps", type=StepRange(), help="Entries about these steps.")
+@click.option("--rule", metavar="NAME", help="Entries in which this rule had a part.")
+@click.option("--verdict", type=click.Choice(VERDICTS), help="Steps with a decision of this verdict.")
+@click.option("--tail", type=click.IntRange(min=0), metavar="N", help="The last N entries only.")
+@format_option("table", "jsonl", "json")
+def command(
+    ledger: Path,
+    follow: bool,
+    kinds: tuple[str, ...],
+    steps: tuple[int, int | None] | None,
+    rule: str | None,
+    verdict: str | None,
+    tail: int | None,
+    output_format: str,
+) -> int:
+    """Show, filter and follow the entries of a ledger.
+
+    Filters are combined: an entry is shown if it passes all of them. --format jsonl writes one JSON object
+    per line as entries come; --format json one document at the end. Order and links of the entries are
+    checked on the way, signatures are not: that is what `gradwarden verify` does.
+
+    \b
+    Examples:
+      gradwarden log run.ledger --tail 20
+      gradwarden log run.ledger -f --kind committed --kind refused
+      gradwarden log run.ledger --steps 100..200 --rule opted_out
+      gradwarden log run.ledger --kind step --format jsonl
+
+    \b
+    Exit status: 0 shown to the end, 1 the ledger is damaged, 2 unreadable input.
+    """
+    from gradwarden.runtime.errors import LedgerDamaged
+
+    if follow and output_format == "json":
+        raise click.UsageError("a document that is followed never ends; use --format jsonl")
+    wanted = Wanted(kinds, steps, rule, verdict)
+    shown: list[dict[str, Any]] = []
+    if output_format == "table":
+        click.echo(click.style(_row("index", "kind", "step", "content"), bold=True))
+    damage: LedgerDamaged | None = None
+    try:
+        for entry in _selected(ledger, wanted, tail, follow=follow):
+            if output_format == "table":
+                step = entry.body.get("step")
+                click.echo(
+                    _row(str(entry.index), entry.kind, "" if step is None else str(step), _content(entry))
+                )
+            elif output_format == "jsonl":
+                click.echo(entry.line.decode())
+            else:
+                shown.append({"index": entry.index, "kind": entry.kind, "body": entry.body})
+    except LedgerDamaged as error:
+        damage = error
+    if output_format == "json":
+        problem = None if damage is None else {"index": damage.index, "code": damage.problem}
+        emit_json({"ledger": str(ledger), "entries": shown, "damage": problem})
+    if damage is not None:
+        from gradwarden.cli.failures import complain
+
+        complain(damage.code, damage.message, damage.help)
+    return int(damage is not None)
+
+
+def _selected(ledger: Path, wanted: Wanted, tail: int | None, *, follow: bool) -> Iterator[Entry]:
+    """Yield the wanted entries. With `tail`, those already there are held back until their end is known."""
+    held: deque[Entry] = deque(maxlen=tail)
+    caught_up = tail is None
+    for entry in _entries(ledger, follow=follow):
+        if entry is None:
+            yield from held
+            held.clear()
+            caught_up = True
+        elif wanted.admits(entry):
+            if caught_up:
+                yield entry
+            else:
+                held.append(entry)
+
+
+def _entries(ledger: Path, *, follow: bool) -> Iterator[Entry | None]:
+    """Yield entries in order, and None whenever the end of the file is reached.
+
+    An unfinished last line is being written, and is waited for. A sealed ledger ends with its last head.
+    """
+    from gradwarden.runtime.entries import HEAD, SEALED, ZERO_HASH
+    from gradwarden.runtime.errors import LedgerDamaged
+    from gradwarden.runtime.merkle import leaf_hash
+    from gradwarden.runtime.reader import open_ledger, pieces, read_line
+
+    index, prev, offset = 0, ZERO_HASH, 0
+    sealed = ended = False
+    with open_ledger(ledger) as file:
+        while True:
+            for piece in pieces(file, offset):
+                for line in piece.lines:
+                    entry = read_line(line, index, offset, prev)
+                    yield entry
+                    index, prev, offset = index + 1, leaf_hash(line).hex(), offset + len(line) + 1
+                    sealed = entry.kind == SEALED or (sealed and entry.kind == HEAD)
+                    ended = sealed and entry.kind == HEAD
+            yield None
+            if not follow or ended:
+                return
+            time.sleep(POLL_SECONDS)
+            if ledger.stat().st_size < offset:
+                raise LedgerDamaged(
+                    f"the ledger became shorter than {offset:,} bytes while it was followed",
+                    index=index,
+                    offset=offset,
+                    problem="truncated",
+                )
+
+
+def _row(index: str, kind: str, step: str, content: str) -> str:
+    return f"{index:>8}  {kind:<14}  {step:>8}  {content}".rstrip()
+
+
+def _rules(entry: Entry) -> set[str]:
+    """Return the names of the rules that an entry mentions."""
+    body = entry.body
+    named = {body["rule"]} if "rule" in body else set()
+    named |= set(body.get("spent", ())) | set(body.get("privacy", ()) if entry.kind == "committed" else ())
+    for decision in body.get("decisions", ()):
+        named.update(decision["rules"], decision["advisory"], decision["waived"])
+        named.update(rule for _, rule in decision["obligations"])
+    return named
+
+
+def _verdicts(entry: Entry) -> set[str]:
+    verdicts = {decision["verdict"] for decision in entry.body.get("decisions", ())}
+    return verdicts | {entry.body["verdict"]} if "verdict" in entry.body else verdicts
+
+
+def _content(entry: Entry) -> str:
+    """Say in one line what an entry records. Control characters in it are shown, not obeyed."""
+    text = _CONTENTS.get(entry.kind, lambda _body: "")(entry.body)
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _opened(body: dict[str, Any]) -> str:
+    policy = body["policy"]
+    return f"{policy['name']} version {policy['version']}, bands {', '.join(body['bands'])}, {body['origin']}"
+
+
+def _step(body: dict[str, Any]) -> str:
+    counts: dict[str, int] = {}
+    for index in body["decision"]:
+        verdict = body["decisions"][index]["verdict"]
+        counts[verdict] = counts.get(verdict, 0) + 1
+    told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts)
+    return f"epoch {body['epoch']}, {body['count']} examples: {told or 'none'}; {body['verdict']}"
+
+
+def _committed(body: dict[str, Any]) -> str:
+    active = ", ".join(body["active"]) or "no band"
+    told = f"{active}; loss {body['loss']}" if body["loss"] is not None else active
+    spent = [f"{rule} epsilon {terms['epsilon']}" for rule, terms in sorted(body["privacy"].items())]
+    return "; ".join([told, *spent])
+
+
+def _head(body: dict[str, Any]) -> str:
+    found = re.match(r".*\n(\d+)\n", body["note"])
+    signers = sorted(set(re.findall("^\N{EM DASH} (\\S+) ", body["note"], re.MULTILINE)))
+    return f"{found[1]} entries signed by {', '.join(signers)}" if found and signers else "malformed"
+
+
+_CONTENTS = {
+    "opened": _opened,
+    "program": lambda body: f"part {body['part'] + 1} of {body['parts']}, sha256 {body['digest'][:12]}",
+    "classes": lambda body: f"{len(body['classes'])} decision classes",
+    "examples": lambda body: f"commitments, part {body['part'] + 1}",
+    "step": _step,
+    "committed": _committed,
+    "refused": lambda body: f"{body['gate']} gate: {body['reason']}: {body['detail']}",
+    "starved": lambda body: f"{body['band']} for {body['steps']} steps: {body['action']}",
+    "expired": lambda body: f"{body['rule']}: {body['count']} examples",
+    "policy_changed": lambda body: f"{body['policy']['name']} version {body['policy']['version']}",
+    "checkpoint": lambda body: f"{body['file']}, sha256 {body['digest'][:12]}",
+    "resumed": lambda body: f"after entry {body['from_size']}, {body['cut']} bytes set aside",
+    "sealed": lambda body: f"{body['steps']} steps: {body['committed']} committed, {body['refused']} refused",
+    "head": _head,
+}

@@ -1,0 +1,256 @@
+"""Reads data-set manifests: one record of metadata per example, as JSONL, CSV or Parquet, piece by piece.
+
+A record's `id` names the example and is not metadata. CSV cells are text; they become what the policy
+declares: numbers, `true` and `false`, the members of a set separated by `;`, and an empty cell is an absent
+value. A cell that cannot be read so is left as text, for the schema check to name.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from gradwarden.cli.failures import InputError
+from gradwarden.policy.program import AttributeSpec, Program
+
+PIECE = 65_536
+"""Records that are decided together."""
+
+MAX_LINE = 16 << 20
+"""The longest line of a JSONL or CSV manifest, in bytes."""
+
+FORMATS = {
+    ".jsonl": "JSONL",
+    ".ndjson": "JSONL",
+    ".csv": "CSV",
+    ".tsv": "CSV",
+    ".parquet": "Parquet",
+    ".pq": "Parquet",
+}
+
+ID = "id"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Records that follow each other in a manifest.
+
+    columns: raw values by attribute, or a pyarrow Table. places: for each record the line (JSONL, CSV) or row
+    (Parquet) that it stands on, from 1. ids: its id, None where it has none. malformed: lines that hold no
+    record, with the reason. done: bytes (JSONL, CSV) or rows (Parquet) read so far.
+    """
+
+    columns: Any
+    places: Sequence[int]
+    ids: Sequence[object]
+    malformed: Sequence[tuple[int, str]]
+    done: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """An opened manifest: its pieces, the total of their `done`, and the unit of both."""
+
+    pieces: Iterator[Piece]
+    total: int
+    unit: str
+    place: str
+    """What a place is called: `line` or `row`."""
+
+
+def open_manifest(path: Path, program: Program, size: int = PIECE) -> Manifest:
+    """Open a manifest by the ending of its name. Raises InputError, OSError."""
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None:
+        endings = ", ".join(f"`{ending}`" for ending in FORMATS)
+        raise InputError(
+            f"`{path}`: the format of a manifest is told by its ending", help=f"one of {endings}"
+        )
+    if kind == "Parquet":
+        return _open_parquet(path, size)
+    total = path.stat().st_size
+    read = _jsonl if kind == "JSONL" else _csv
+    return Manifest(read(path, program, size), total, "bytes", "line")
+
+
+def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (number, text) of every line. Raises InputError for one that is too long or not text."""
+    number = 0
+    while line := file.readline(MAX_LINE + 1):
+        number += 1
+        if len(line) > MAX_LINE:
+            raise InputError(f"`{path}:{number}`: the line is longer than {MAX_LINE >> 20} MiB")
+        try:
+            yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError:
+            raise InputError(f"`{path}:{number}` is not UTF-8 text") from None
+
+
+class _Collector:
+    """Gathers records into pieces."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._clear()
+
+    def _clear(self) -> None:
+        self._records: list[Mapping[str, object]] = []
+        self._places: list[int] = []
+        self._malformed: list[tuple[int, str]] = []
+
+    @property
+    def full(self) -> bool:
+        return len(self._records) + len(self._malformed) >= self._size
+
+    def add(self, place: int, record: Mapping[str, object]) -> None:
+        self._places.append(place)
+        self._records.append(record)
+
+    def reject(self, place: int, reason: str) -> None:
+        self._malformed.append((place, reason))
+
+    def piece(self, done: int) -> Piece:
+        """Return what was gathered, and begin again. A value that a record lacks is None in its column."""
+        names = dict.fromkeys(name for record in self._records for name in record)
+        names.pop(ID, None)
+        columns = {name: [record.get(name) for record in self._records] for name in names}
+        ids = [record.get(ID) for record in self._records]
+        piece = Piece(columns, self._places, ids, self._malformed, done)
+        self._clear()
+        return piece
+
+
+def _jsonl(path: Path, _program: Program, size: int) -> Iterator[Piece]:
+    collector = _Collector(size)
+    with path.open("rb") as file:
+        for number, line in _lines(file, path):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line, object_pairs_hook=_unique)
+            except (ValueError, RecursionError) as error:
+                message = getattr(error, "msg", None) or str(error)
+                collector.reject(number, f"not valid JSON: {message.lower()}")
+            else:
+                if isinstance(record, dict):
+                    collector.add(number, record)
+                else:
+                    collector.reject(number, "not a JSON object")
+            if collector.full:
+                yield collector.piece(file.tell())
+        yield collector.piece(file.tell())
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) != len(pairs):
+        raise ValueError("a key is repeated")
+    return record
+
+
+def _csv(path: Path, program: Program, size: int) -> Iterator[Piece]:
+    readers = {spec.name: _cell_reader(spec) for spec in program.attributes}
+    collector = _Collector(size)
+    with path.open("rb") as file:
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+        rows = csv.reader((line for _, line in _lines(file, path)), delimiter=delimiter, strict=True)
+        header = _header(path, rows)
+        while (row := _next_row(path, rows)) is not None:
+            if len(row) != len(header):
+                if row:
+                    collector.reject(rows.line_num, f"{len(row)} cells where the header has {len(header)}")
+            else:
+                cells = zip(header, row, strict=True)
+                record = {name: readers.get(name, _text)(cell) for name, cell in cells if cell != ""}
+                collector.add(rows.line_num, record)
+            if collector.full:
+                yield collector.piece(file.tell())
+        yield collector.piece(file.tell())
+
+
+def _header(path: Path, rows: Any) -> list[str]:
+    header = _next_row(path, rows)
+    if not header:
+        raise InputError(f"`{path}` is empty; its first line must name the columns")
+    repeated = sorted({name for name in header if header.count(name) > 1})
+    if repeated:
+        raise InputError(f"`{path}` has two columns named `{repeated[0]}`")
+    return header
+
+
+def _next_row(path: Path, rows: Any) -> list[str] | None:
+    try:
+        row: list[str] | None = next(rows, None)
+    except csv.Error as error:
+        raise InputError(f"`{path}:{rows.line_num}` is not valid CSV: {error}") from None
+    return row
+
+
+def _cell_reader(spec: AttributeSpec) -> Callable[[str], object]:
+    match spec.type:
+        case "number":
+            return _number
+        case "bool":
+            return lambda cell: {"true": True, "false": False}.get(cell.lower(), cell)
+        case "set":
+            return lambda cell: [member.strip() for member in cell.split(";") if member.strip()]
+        case _:
+            return _text
+
+
+def _text(cell: str) -> object:
+    return cell
+
+
+def _number(cell: str) -> object:
+    if "_" in cell:  # Python would read `1_000` as a number; no CSV means one by it
+        return cell
+    for read in (int, float):
+        try:
+            return read(cell)
+        except ValueError:
+            continue
+    return cell
+
+
+def _open_parquet(path: Path, size: int) -> Manifest:
+    try:
+        from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]  # it ships no types
+    except ModuleNotFoundError:
+        raise InputError(
+            "reading Parquet needs pyarrow, which is not installed", help="pip install 'gradwarden[parquet]'"
+        ) from None
+    path.stat()  # so that a missing file is told as such
+    try:
+        file = parquet.ParquetFile(path)
+    except (ArrowException, OSError) as error:
+        raise InputError(f"`{path}` is not a Parquet file: {_first_line(error)}") from None
+    return Manifest(_parquet(path, file, size), file.metadata.num_rows, "rows", "row")
+
+
+def _parquet(path: Path, file: Any, size: int) -> Iterator[Piece]:
+    import pyarrow
+
+    done = 0
+    batches = file.iter_batches(batch_size=size)
+    while True:
+        try:
+            batch = next(batches, None)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise InputError(f"`{path}` is damaged: {_first_line(error)}") from None
+        if batch is None:
+            return
+        table = pyarrow.Table.from_batches([batch])
+        named = ID in table.column_names
+        ids = table.column(ID).to_pylist() if named else [None] * table.num_rows
+        places = range(done + 1, done + table.num_rows + 1)
+        done += table.num_rows
+        yield Piece(table.drop_columns([ID]) if named else table, places, ids, (), done)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or "unreadable").splitlines()[0][:200]
