@@ -1,9 +1,9 @@
 """Ed25519 keys (RFC 8032) and their files.
 
-A private key is a PKCS#8 PEM file of mode 0600, with an optional passphrase. A public key is one line of text,
-a *vkey* (https://c2sp.org/signed-note): `name+hex(key id)+base64(01 ‖ 32 key bytes)`, where the key id is the
-first four bytes of SHA-256(name ‖ 0A ‖ 01 ‖ key bytes). The name is part of the identity; a private key is
-named by its file (`run.key` is `run`).
+A private key is a PKCS#8 PEM file of mode 0600, with an optional passphrase. A public key is one line of
+text, a *vkey* (https://c2sp.org/signed-note): `name+hex(key id)+base64(01 ‖ 32 key bytes)`, where the key id
+is the first four bytes of SHA-256(name ‖ 0A ‖ 01 ‖ key bytes). The name is part of the identity; a private
+key is named by its file (`run.key` is `run`).
 
 Points of small order and non-canonical encodings are refused: under such a key one signature can hold for
 many messages.

@@ -1,15 +1,15 @@
 """Signed notes and checkpoints.
 
-A signed note (https://c2sp.org/signed-note) is UTF-8 text that ends in a newline, a blank line, and one or more
-signature lines:
+A signed note (https://c2sp.org/signed-note) is UTF-8 text that ends in a newline, a blank line, and one or
+more signature lines:
 
     This is the text.
 
     — name base64(key id ‖ signature)
 
-The last blank line divides text from signatures, so text may hold blank lines of its own. An Ed25519 signature
-covers the text with its final newline. Lines by unknown keys are kept but prove nothing; a bad signature by a
-known key rejects the note.
+The last blank line divides text from signatures, so text may hold blank lines of its own. An Ed25519
+signature covers the text with its final newline. Lines by unknown keys are kept but prove nothing; a bad
+signature by a known key rejects the note.
 
 A checkpoint (https://c2sp.org/tlog-checkpoint) is a note text of three lines: the log's origin, the number of
 entries, and the base64 of the RFC 6962 root over them. Extension lines are refused.

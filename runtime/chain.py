@@ -1,0 +1,182 @@
+"""Verifies a ledger's chain: every line, every link, the tree and every signed head; no decision is replayed.
+
+What is found, each at the index of an entry (`Finding.code`):
+
+- a line that is no canonical entry: `too_long`, `not_json`, `not_canonical`, `not_an_entry`, `unknown_kind`,
+  `wrong_shape`
+- lines removed, inserted or reordered: `wrong_index`
+- an altered line: `altered` (its successor links to another) or `wrong_link` (it links to another than its
+  predecessor)
+- a head that does not fit: `malformed_note`, `bad_signature`, `wrong_size`, `wrong_root`, `wrong_origin`,
+  `undeclared_key` (a known key, but not one that the opening names), `unknown_key`
+- an order that no writer produces: `no_opening`, `second_opening`, `after_seal`
+- against the sidecar `<ledger>.head`: `truncated`, `sidecar_mismatch`, `sidecar_malformed`,
+  `sidecar_signature`, and the warning `stale_sidecar`
+- `torn_tail`: an unfinished last line, as a crash leaves it; `unsigned`: no head by a known key
+
+What lies after the last head is protected by links alone: whoever can write the file can cut it off, and the
+status is INCOMPLETE, not TAMPERED. A ledger rewritten from the start by a holder of its key cannot be told
+from a genuine one without a head kept elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO, Literal
+
+from gradwarden.runtime.entries import Entry
+from gradwarden.runtime.errors import LedgerError
+from gradwarden.runtime.keys import PublicKey
+from gradwarden.runtime.links import Fault, Links, Stage
+from gradwarden.runtime.reader import open_ledger, pieces
+from gradwarden.runtime.sidecar import Sidecar, read_sidecar
+
+Status = Literal["OK", "INCOMPLETE", "UNTRUSTED", "TAMPERED"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong. A warning does not change the status."""
+
+    code: str
+    index: int
+    message: str
+    severity: Literal["error", "warning"] = "error"
+    offset: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChainReport:
+    """What a ledger's chain proves.
+
+    status: OK (sealed, intact, signed by a given key), INCOMPLETE (intact as far as it goes, but not sealed),
+    UNTRUSTED (intact, but no given key has signed it), TAMPERED. size, root: entries whose links hold, and
+    the tree's root (hex) over them. first_bad: the index of the first entry at fault. signed_size: entries
+    covered by the last verified head. keys_used: vkeys of the given keys whose signatures were found.
+    """
+
+    status: Status
+    size: int
+    root: str
+    first_bad: int | None
+    findings: tuple[Finding, ...]
+    sealed: bool
+    signed_size: int
+    keys_used: tuple[str, ...]
+    origin: str | None
+
+
+def verify_chain(
+    path: str | os.PathLike[str],
+    keys: Sequence[PublicKey],
+    on_entry: Callable[[Entry], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> ChainReport:
+    """Verify a ledger in one pass, in bounded memory, up to its first fault.
+
+    on_entry: called with each entry whose link holds, in order, before it is known whether a head covers it.
+    progress: called with (bytes done, bytes in all). Raises LedgerError only where the file cannot be read.
+    """
+    sidecar = read_sidecar(path, keys)
+    links = Links(keys, watch=sidecar.size if sidecar else None)
+    tail = run_links(links, path, on_entry, progress)
+    findings = [*_chain_findings(links, tail), *_sidecar_findings(links, sidecar)]
+    errors = [finding for finding in findings if finding.severity == "error"]
+    return ChainReport(
+        status=_status(links, errors),
+        size=links.size,
+        root=links.tree.root().hex(),
+        first_bad=min((finding.index for finding in errors), default=None),
+        findings=tuple(sorted(findings, key=lambda finding: finding.index)),
+        sealed=links.stage is Stage.CLOSED,
+        signed_size=links.signed_size,
+        keys_used=tuple(links.keys_used),
+        origin=links.origin,
+    )
+
+
+def run_links(
+    links: Links,
+    path: str | os.PathLike[str],
+    on_entry: Callable[[Entry], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> bytes:
+    """Feed a file to `links` until its end or a fault. Return the unfinished last line (empty if none)."""
+    tail = bytearray()
+    with open_ledger(path) as file:
+        try:
+            lines = _lines(file, tail, progress)
+            for line in lines:
+                accepted = links.accept(line)
+                if accepted is None:
+                    links.settle(next(lines, None))
+                    return b""
+                if on_entry is not None:
+                    on_entry(Entry(links.size - 1, *accepted, line))
+        except OSError as error:
+            raise LedgerError(f"cannot read the ledger `{os.fspath(path)}`: {error.strerror}") from error
+    return bytes(tail)
+
+
+def _lines(file: BinaryIO, tail: bytearray, progress: Callable[[int, int], None] | None) -> Iterator[bytes]:
+    total = os.fstat(file.fileno()).st_size
+    for piece in pieces(file):
+        yield from piece.lines
+        tail += piece.rest or b""
+        if progress is not None:
+            progress(min(piece.offset, total), total)
+
+
+def _chain_findings(links: Links, tail: bytes) -> Iterator[Finding]:
+    if links.fault is not None:
+        yield _finding(links.fault)
+        return
+    if links.unknown_head is not None:
+        yield _finding(links.unknown_head)
+    elif links.last_head is None:
+        yield Finding("unsigned", 0, "no entry of the ledger is signed")
+    if tail and links.stage is Stage.CLOSED:
+        yield Finding(
+            "after_seal", links.size, "bytes follow the end of a sealed ledger", offset=links.offset
+        )
+    elif tail:
+        message = "the last line is unfinished, as a crash leaves it"
+        yield Finding("torn_tail", links.size, message, "warning", links.offset)
+    if links.stage is not Stage.CLOSED:
+        message = "the ledger is not sealed; entries after this one may be missing"
+        yield Finding("not_sealed", links.size, message, "warning", links.offset)
+
+
+def _finding(fault: Fault) -> Finding:
+    return Finding(fault.code, fault.index, fault.message, offset=fault.offset)
+
+
+def _sidecar_findings(links: Links, sidecar: Sidecar | None) -> Iterator[Finding]:
+    """Compare the ledger with the head kept beside it, as far as the chain itself holds."""
+    if sidecar is None:
+        return
+    head = sidecar.checkpoint
+    if head is None:
+        yield Finding("sidecar_malformed", links.size, "the file beside the ledger is not a signed head")
+    elif sidecar.trust == "bad_signature" or (sidecar.trust == "unknown_key" and links.signed_size):
+        yield Finding("sidecar_signature", head.size, "the head beside the ledger is not signed by its key")
+    elif links.size <= head.size:
+        if links.fault is None:
+            message = f"the ledger ends after {links.size} entries; a signed head speaks of {head.size}"
+            yield Finding("truncated", links.size, message, offset=links.offset)
+    elif head.origin != links.origin or head.root != links.watched:
+        message = "the head beside the ledger was signed over other entries than these"
+        yield Finding("sidecar_mismatch", head.size, message)
+    elif links.stage is Stage.CLOSED and head.size != links.last_head:
+        message = "the head beside the ledger is not the last; a crash at the end of the run leaves it so"
+        yield Finding("stale_sidecar", head.size, message, "warning")
+
+
+def _status(links: Links, errors: Sequence[Finding]) -> Status:
+    if any(error.code not in ("unknown_key", "unsigned") for error in errors):
+        return "TAMPERED"
+    if errors:
+        return "TAMPERED" if links.signed_size else "UNTRUSTED"
+    return "OK" if links.stage is Stage.CLOSED else "INCOMPLETE"

@@ -1,0 +1,196 @@
+"""The state of a ledger's verified prefix, advanced line by line; it stops at the first fault.
+
+Used by the verifier and by recovery, so that both mean the same by a valid ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from hashlib import sha256
+from typing import Any
+
+from gradwarden.runtime.entries import HEAD, OPENING, SEALED, ZERO_HASH, MalformedLineError, decode
+from gradwarden.runtime.errors import NoteError
+from gradwarden.runtime.keys import PublicKey
+from gradwarden.runtime.merkle import Tree
+from gradwarden.runtime.note import Checkpoint, open_note, parse_checkpoint, parse_note
+
+LANDMARKS = frozenset({OPENING, SEALED, HEAD})
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why a line cannot stand where it does. `offset` is the byte at which the entry's line starts."""
+
+    code: str
+    index: int
+    offset: int
+    message: str
+
+
+class Stage(Enum):
+    """How far a ledger has come: accepting entries, sealed and waiting for its last head, or complete."""
+
+    OPEN = auto()
+    SEALING = auto()
+    CLOSED = auto()
+
+
+class Links:
+    """Checks lines one after another and keeps what the next one must fit.
+
+    keys: the keys that may sign heads. watch: a size at which the root is to be remembered (`watched`).
+    """
+
+    def __init__(self, keys: Sequence[PublicKey], watch: int | None = None) -> None:
+        self.keys = list({key.vkey: key for key in keys}.values())
+        self.tree = Tree()
+        self.prev = ZERO_HASH
+        self.offset = 0
+        self.stage = Stage.OPEN
+        self.fault: Fault | None = None
+        self.opened: dict[str, Any] | None = None
+        self.signed_size = 0
+        self.last_head: int | None = None
+        self.keys_used: dict[str, None] = {}
+        self.unknown_head: Fault | None = None
+        """The first head since the last verified one that no known key has signed."""
+        self.watch = watch
+        self.watched: bytes | None = None
+        self._line_before = 0
+        self._doubtful: tuple[bytes, str, dict[str, Any]] | None = None
+
+    @property
+    def size(self) -> int:
+        return self.tree.size
+
+    @property
+    def origin(self) -> str | None:
+        return None if self.opened is None else self.opened["origin"]
+
+    def accept(self, line: bytes) -> tuple[str, dict[str, Any]] | None:
+        """Advance by one line. Return its kind and body, None where it is at fault (`fault`, `settle`)."""
+        index = self.tree.size
+        try:
+            found, kind, prev, body = decode(line)
+        except MalformedLineError as error:
+            self._stop(error.problem, str(error))
+            return None
+        if found != index:
+            self._stop("wrong_index", f"an entry with the index {found} stands in the place of {index}")
+            return None
+        if prev != self.prev:
+            self._doubtful = (line, kind, body)
+            self._stop("wrong_link", "the entry does not link to the one before")
+            return None
+        if index == self.watch:
+            self.watched = self.tree.root()
+        if (index == 0 or kind in LANDMARKS or self.stage is not Stage.OPEN) and not self._landmark(
+            index, kind, body
+        ):
+            return None
+        leaf = sha256(b"\x00" + line)
+        self.tree.append(leaf.digest())
+        self.prev = leaf.hexdigest()
+        self._line_before = len(line) + 1
+        self.offset += self._line_before
+        return kind, body
+
+    def settle(self, successor: bytes | None) -> None:
+        """After a fault, blame the right entry of a broken link by looking at the line that follows.
+
+        Where the successor links to the entry in hand, or a verified head denies the entries before it, the
+        entry before was altered; otherwise the entry in hand was.
+        """
+        if self._doubtful is None or self.size == 0 or self.fault is None:
+            return
+        line, kind, body = self._doubtful
+        if not self._head_fits(body) if kind == HEAD else _links_to(successor, line):
+            self.fault = Fault(
+                "altered",
+                self.size - 1,
+                self.offset - self._line_before,
+                "the entry after it links to another entry in this place",
+            )
+
+    def _stop(self, code: str, message: str) -> None:
+        self.fault = Fault(code, self.size, self.offset, message)
+
+    def _landmark(self, index: int, kind: str, body: dict[str, Any]) -> bool:
+        """Check the entries that give a ledger its frame; return whether this one fits."""
+        if index == 0:
+            if kind != OPENING:
+                return self._refuse("no_opening", f"the ledger begins with `{kind}`, not with `opened`")
+            self.opened = body
+        elif kind == OPENING:
+            return self._refuse("second_opening", "the ledger is opened a second time")
+        elif self.stage is Stage.CLOSED or (self.stage is Stage.SEALING and kind != HEAD):
+            return self._refuse("after_seal", f"a `{kind}` entry follows the end of a sealed ledger")
+        elif kind == SEALED:
+            self.stage = Stage.SEALING
+        elif kind == HEAD:
+            if not self._head(index, body):
+                return False
+            if self.stage is Stage.SEALING:
+                self.stage = Stage.CLOSED
+        return True
+
+    def _refuse(self, code: str, message: str) -> bool:
+        self._stop(code, message)
+        return False
+
+    def _head(self, index: int, body: dict[str, Any]) -> bool:
+        """Check a signed head: its form, what it says of the entries before it, and who signed it."""
+        note = body["note"].encode()
+        try:
+            checkpoint = parse_checkpoint(parse_note(note).text)
+        except NoteError as error:
+            return self._refuse("malformed_note", error.message)
+        mismatch = self._mismatch(index, checkpoint)
+        if mismatch is not None:
+            return self._refuse(*mismatch)
+        self.last_head = index
+        try:
+            signed_by = open_note(note, self.keys).keys
+        except NoteError as error:
+            if error.fault != "unknown_key":
+                return self._refuse(error.fault, error.message)
+            self.unknown_head = self.unknown_head or Fault("unknown_key", index, self.offset, error.message)
+            return True
+        declared = self.opened["keys"] if self.opened else []
+        if not any(key.vkey in declared for key in signed_by):
+            names = ", ".join(f"`{key.name}`" for key in signed_by)
+            return self._refuse(
+                "undeclared_key", f"the head is signed by {names}, which the opening does not name"
+            )
+        self.signed_size = checkpoint.size
+        self.unknown_head = None
+        self.keys_used.update((key.vkey, None) for key in signed_by)
+        return True
+
+    def _mismatch(self, index: int, checkpoint: Checkpoint) -> tuple[str, str] | None:
+        if checkpoint.size != index:
+            return "wrong_size", f"the head speaks of {checkpoint.size} entries where {index} precede it"
+        if checkpoint.origin != self.origin:
+            return "wrong_origin", f"the head belongs to another ledger, `{checkpoint.origin}`"
+        if checkpoint.root != self.tree.root():
+            return "wrong_root", "the head was signed over other entries than the ones before it"
+        return None
+
+    def _head_fits(self, body: dict[str, Any]) -> bool:
+        try:
+            note = open_note(body["note"].encode(), self.keys)
+            return self._mismatch(self.size, parse_checkpoint(note.text)) is None
+        except NoteError:
+            return False
+
+
+def _links_to(successor: bytes | None, line: bytes) -> bool:
+    if successor is None:
+        return False
+    try:
+        return decode(successor)[2] == sha256(b"\x00" + line).hexdigest()
+    except MalformedLineError:
+        return False

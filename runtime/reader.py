@@ -1,0 +1,106 @@
+"""Reads ledgers: lines in bounded memory, and entries whose order and links hold.
+
+No signature is checked here; `chain` does that.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import BinaryIO
+
+from gradwarden.runtime.entries import MAX_LINE, ZERO_HASH, Entry, MalformedLineError, decode
+from gradwarden.runtime.errors import LedgerDamaged, LedgerError
+
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Whole lines of a file without their newlines, and where the first of them starts.
+
+    rest: what follows the last newline of the file; None before the end. An overlong line ends the reading:
+    it is cut after MAX_LINE + 1 bytes and stands last in `lines`.
+    """
+
+    lines: list[bytes]
+    offset: int
+    rest: bytes | None = None
+
+
+def open_ledger(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a ledger for reading. Raises LedgerError for anything that cannot be read as a file."""
+    try:
+        return open(path, "rb", buffering=0)
+    except OSError as error:
+        raise LedgerError(f"cannot read the ledger `{os.fspath(path)}`: {error.strerror}") from error
+
+
+def pieces(file: BinaryIO, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
+    """Yield the lines of a file piece by piece, in memory bounded by one chunk and one line.
+
+    start, stop: byte offsets at which lines begin; the whole file by default.
+    """
+    file.seek(start)
+    offset, rest = start, b""
+    while True:
+        wanted = CHUNK if stop is None else min(CHUNK, stop - offset - len(rest))
+        chunk = file.read(wanted) if wanted else b""
+        if not chunk:
+            yield Piece([], offset, rest)
+            return
+        lines = (rest + chunk).split(b"\n")
+        rest = lines.pop()
+        if len(rest) > MAX_LINE:
+            yield Piece([*lines, rest[: MAX_LINE + 1]], offset)
+            return
+        yield Piece(lines, offset)
+        offset += sum(map(len, lines)) + len(lines)
+
+
+def read_entries(path: str | os.PathLike[str], *, allow_partial_tail: bool = False) -> Iterator[Entry]:
+    """Yield the entries of a ledger in order; their shape, index and link to the entry before are checked.
+
+    allow_partial_tail: end quietly at an unfinished last line, as a ledger has that is being written.
+    Raises LedgerDamaged at the first line that is not what must stand there, LedgerError for a file that
+    cannot be read.
+    """
+    index, prev = 0, ZERO_HASH
+    with open_ledger(path) as file:
+        for piece in pieces(file):
+            offset = piece.offset
+            for line in piece.lines:
+                entry = read_line(line, index, offset, prev)
+                yield entry
+                prev = sha256(b"\x00" + line).hexdigest()
+                offset += len(line) + 1
+                index += 1
+            if piece.rest and not allow_partial_tail:
+                raise LedgerDamaged(
+                    f"entry {index} at byte {offset} is cut off",
+                    index=index,
+                    offset=offset,
+                    problem="torn_tail",
+                    help="open the ledger for writing to set the torn tail aside",
+                )
+
+
+def read_line(line: bytes, index: int, offset: int, prev: str) -> Entry:
+    """Return the entry on a line that must have this index and link. Raises LedgerDamaged."""
+    try:
+        found, kind, link, body = decode(line)
+    except MalformedLineError as error:
+        raise _damaged(str(error), index, offset, error.problem) from None
+    if found != index:
+        raise _damaged(f"the entry has the index {found}", index, offset, "wrong_index")
+    if link != prev:
+        raise _damaged("the entry does not link to the one before", index, offset, "wrong_link")
+    return Entry(index, kind, body, line)
+
+
+def _damaged(what: str, index: int, offset: int, problem: str) -> LedgerDamaged:
+    return LedgerDamaged(
+        f"entry {index} at byte {offset}: {what}", index=index, offset=offset, problem=problem
+    )

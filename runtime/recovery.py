@@ -1,0 +1,117 @@
+"""Reopens a ledger: verifies what stands, and sets a torn tail aside.
+
+A crash leaves an unfinished or garbled end with nothing valid after it. Such a tail is saved as
+`<ledger>.broken-N` and cut off. Everything else is refused and left as it is: a broken entry with valid ones
+after it, a broken link or signature, or a ledger that ends before a head that was already signed.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from gradwarden.runtime.chain import run_links
+from gradwarden.runtime.entries import MalformedLineError, decode
+from gradwarden.runtime.errors import LedgerDamaged, LedgerError, LedgerRollback
+from gradwarden.runtime.keys import PublicKey
+from gradwarden.runtime.links import Fault, Links
+from gradwarden.runtime.sidecar import Sidecar, read_sidecar, sync_directory
+from gradwarden.runtime.storage import LedgerFile
+
+TORN = frozenset({"too_long", "not_json", "not_canonical", "not_an_entry", "unknown_kind", "wrong_shape"})
+"""Faults of a line in itself, which a write that was cut short can leave."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """A ledger that may be appended to: its state, and how many bytes were cut and saved where."""
+
+    links: Links
+    cut: int
+    broken: str | None
+
+
+def recover(file: LedgerFile, key: PublicKey) -> Recovered:
+    """Verify and repair a ledger that is held for writing.
+
+    Raises LedgerDamaged, LedgerRollback or LedgerError where it may not be continued; then nothing changes.
+    """
+    sidecar = read_sidecar(file.path, [key])
+    links = Links([key], watch=sidecar.size if sidecar else None)
+    tail = run_links(links, file.path)
+    if links.fault is not None and not _is_torn(file, links.fault):
+        raise _damaged(links.fault)
+    _check_key(links, key)
+    _check_rollback(links, sidecar, file.path)
+    if links.fault is None and not tail:
+        return Recovered(links, 0, None)
+    cut = file.read(links.offset)
+    broken = _set_aside(file.path, cut)
+    file.cut(links.offset)
+    links.fault = None
+    return Recovered(links, len(cut), os.path.basename(broken))
+
+
+def _is_torn(file: LedgerFile, fault: Fault) -> bool:
+    """Return whether the fault is garbage with no valid entry anywhere after it."""
+    if fault.code not in TORN:
+        return False
+    for line in file.read(fault.offset).split(b"\n"):
+        try:
+            decode(line)
+        except MalformedLineError:
+            continue
+        return False
+    return True
+
+
+def _damaged(fault: Fault) -> LedgerError:
+    return LedgerDamaged(
+        f"entry {fault.index} at byte {fault.offset}: {fault.message}",
+        index=fault.index,
+        offset=fault.offset,
+        problem=fault.code,
+        help="this is not what a crash leaves; examine it with `gradwarden verify` and begin a new ledger",
+    )
+
+
+def _check_key(links: Links, key: PublicKey) -> None:
+    declared = links.opened["keys"] if links.opened else [key.vkey]
+    if key.vkey not in declared or links.unknown_head is not None:
+        raise LedgerError(
+            f"the ledger is signed by another key than `{key.name}`",
+            help="continue it with the key that it was begun with",
+        )
+
+
+def _check_rollback(links: Links, sidecar: Sidecar | None, path: str) -> None:
+    if sidecar is None:
+        return
+    head = sidecar.checkpoint
+    if head is None or sidecar.trust != "verified":
+        raise LedgerRollback(f"the head beside `{path}` is not signed by this ledger's key")
+    if links.size <= head.size:
+        raise LedgerRollback(
+            f"the ledger ends after {links.size} entries, but a head over {head.size} was signed",
+            help="restore the missing entries; a signed ledger is never shortened",
+        )
+    if head.origin != links.origin or head.root != links.watched:
+        raise LedgerRollback("the ledger differs from the head that was signed for it")
+
+
+def _set_aside(path: str, data: bytes) -> str:
+    """Save bytes durably under the first free name `<path>.broken-N`; return the name."""
+    number = 1
+    while True:
+        target = f"{path}.broken-{number}"
+        try:
+            handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            number += 1
+            continue
+        with os.fdopen(handle, "wb") as saved:
+            saved.write(data)
+            saved.flush()
+            os.fsync(handle)
+        sync_directory(path)
+        return target

@@ -1,0 +1,260 @@
+"""The shape of each kind of entry, checked by hand because every entry of a ledger passes here.
+
+`ledger.schema.json` is the published form of the same rules; tests hold the two together. Beyond the schema,
+the lists of a `step` must fit each other, so that a reader may index them. Types are exact: a bool is no int,
+and there are no floats anywhere, which is what makes the canonical JSON of an entry unique.
+"""
+
+from __future__ import annotations
+
+import re
+from binascii import Error as Base64Error
+from binascii import a2b_base64
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeAlias
+
+Shape: TypeAlias = Callable[[Any], bool]
+
+COMMITMENT_SIZE = 32
+
+_INT: frozenset[type] = frozenset({int})
+_TEXT = frozenset({str})
+_MAYBE_INT: frozenset[type] = frozenset({int, type(None)})
+_MAYBE_TEXT = frozenset({str, type(None)})
+_SCALAR: frozenset[type] = frozenset({int, str, bool, type(None)})
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_GATES = frozenset({"admission", "gradient", "commit"})
+_ACTIONS = frozenset({"report", "halt", "accept"})
+_VERDICTS = frozenset({"admit", "limit", "defer", "refuse", "invalid"})
+
+
+def _count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _text(value: Any) -> bool:
+    return type(value) is str
+
+
+def _digest(value: Any) -> bool:
+    return type(value) is str and _DIGEST.fullmatch(value) is not None
+
+
+def _bits(value: Any) -> bool:
+    return type(value) is str and len(value) % 2 == 0 and all(c in "0123456789abcdef" for c in value)
+
+
+def _one_of(allowed: frozenset[str], value: Any) -> bool:
+    return type(value) is str and value in allowed
+
+
+def _exactly(expected: str, value: Any) -> bool:
+    return type(value) is str and value == expected
+
+
+def _maybe(shape: Shape, value: Any) -> bool:
+    return value is None or shape(value)
+
+
+def _texts(value: Any) -> bool:
+    return type(value) is list and _TEXT.issuperset(map(type, value))
+
+
+def _counts(value: Any) -> bool:
+    return type(value) is list and _INT.issuperset(map(type, value)) and (not value or min(value) >= 0)
+
+
+def _list(shape: Shape, value: Any) -> bool:
+    return type(value) is list and all(map(shape, value))
+
+
+def _map(shape: Shape, value: Any) -> bool:
+    """A mapping with names for keys. Names are ASCII: there every sorting of keys agrees."""
+    return type(value) is dict and all(k.isascii() and shape(v) for k, v in value.items())
+
+
+def _record(fields: Mapping[str, Shape], value: Any) -> bool:
+    return (
+        type(value) is dict
+        and value.keys() == fields.keys()
+        and all(shape(value[name]) for name, shape in fields.items())
+    )
+
+
+def _pair(value: Any) -> bool:
+    return type(value) is list and len(value) == 2 and _TEXT.issuperset(map(type, value))
+
+
+def _packed(value: Any) -> int | None:
+    """Return how many commitments a base64 string packs, None where it packs no whole number of them."""
+    if type(value) is not str or not value.isascii():
+        return None
+    try:
+        size = len(a2b_base64(value, strict_mode=True)) if value else 0
+    except (Base64Error, ValueError):
+        return None
+    return size // COMMITMENT_SIZE if size % COMMITMENT_SIZE == 0 else None
+
+
+_STEP = frozenset(
+    [
+        *("step", "epoch", "today", "count", "commitments", "classes", "exposures", "signals", "slots"),
+        *("spent", "decisions", "decision", "verdict"),
+    ]
+)
+_DECISION = frozenset(("verdict", "weights", "rules", "advisory", "waived", "obligations"))
+
+
+def _columns(columns: Any, count: int, allowed: frozenset[type]) -> bool:
+    """Named lists with one value per example."""
+    if type(columns) is not dict:
+        return False
+    return all(
+        name.isascii()
+        and type(column) is list
+        and len(column) == count
+        and allowed.issuperset(map(type, column))
+        for name, column in columns.items()
+    )
+
+
+def _decision(value: Any) -> bool:
+    return (
+        type(value) is dict
+        and value.keys() == _DECISION
+        and _one_of(_VERDICTS, value["verdict"])
+        and _counts(value["weights"])
+        and _texts(value["rules"])
+        and _texts(value["advisory"])
+        and _texts(value["waived"])
+        and _list(_pair, value["obligations"])
+    )
+
+
+def step(body: Any) -> bool:
+    """A step's intent: the inputs of every decision, and the decisions."""
+    if type(body) is not dict or body.keys() != _STEP:
+        return False
+    count, decision, decisions, today = body["count"], body["decision"], body["decisions"], body["today"]
+    exposures = body["exposures"]
+    packed = _packed(body["commitments"])
+    return (
+        _count(body["step"])
+        and _count(body["epoch"])
+        and _count(count)
+        and (today is None or type(today) is int)
+        and (packed == count or packed == 0)
+        and _counts(body["classes"])
+        and len(body["classes"]) == count
+        and (exposures is None or (_counts(exposures) and len(exposures) == count))
+        and _columns(body["signals"], count, _INT)
+        and _columns(body["slots"], count, _SCALAR)
+        and _texts(body["spent"])
+        and type(decisions) is list
+        and all(map(_decision, decisions))
+        and _counts(decision)
+        and len(decision) == count
+        and (not decision or max(decision) < len(decisions))
+        and type(body["verdict"]) is str
+    )
+
+
+def _spending(value: Any) -> bool:
+    return _record({"steps": _count, "epsilon": _text}, value)
+
+
+_COMMITTED = frozenset(("step", "active", "norms", "loss", "privacy"))
+
+
+def committed(body: Any) -> bool:
+    """A step's outcome."""
+    if type(body) is not dict or body.keys() != _COMMITTED:
+        return False
+    norms, loss = body["norms"], body["loss"]
+    return (
+        _count(body["step"])
+        and _texts(body["active"])
+        and type(norms) is dict
+        and _MAYBE_TEXT.issuperset(map(type, norms.values()))
+        and all(map(str.isascii, norms))
+        and (loss is None or type(loss) is str)
+        and _map(_spending, body["privacy"])
+    )
+
+
+def _decision_class(value: Any) -> bool:
+    known = {"id": _count, "bits": _bits}
+    broken: dict[str, Shape] = {"id": _count, "problems": partial(_list, _pair)}
+    return _record(known, value) or _record(broken, value)
+
+
+def _examples(body: Any) -> bool:
+    fields: dict[str, Shape] = {"step": _count, "part": _count, "commitments": _text}
+    return _record(fields, body) and _packed(body["commitments"]) is not None
+
+
+_POLICY: dict[str, Shape] = {"name": _text, "version": _count, "digest": _digest}
+_DATASET: dict[str, Shape] = {"digest": _digest, "count": _count}
+_TERMS = ("rule", "sampling_rate", "noise_multiplier", "clip", "unit", "epsilon", "delta")
+
+_OPENED: dict[str, Shape] = {
+    "format": partial(_exactly, "gradwarden/ledger/1"),
+    "run": _text,
+    "origin": _text,
+    "at": _text,
+    "policy": partial(_record, _POLICY),
+    "model_map": _text,
+    "dataset": partial(_maybe, partial(_record, _DATASET)),
+    "bands": _texts,
+    "code": partial(_map, partial(_maybe, _text)),
+    "keys": _texts,
+    "engine": _text,
+    "normaliser": partial(_maybe, _text),
+    "secret_commitment": _digest,
+    "privacy": partial(_list, partial(_record, dict.fromkeys(_TERMS, _text))),
+}
+
+_PROGRAM: dict[str, Shape] = {"digest": _digest, "part": _count, "parts": _count, "text": _text}
+_REFUSED: dict[str, Shape] = {
+    "step": _count,
+    "gate": partial(_one_of, _GATES),
+    "reason": _text,
+    "detail": _text,
+}
+_STARVED: dict[str, Shape] = {
+    "step": _count,
+    "band": _text,
+    "steps": _count,
+    "action": partial(_one_of, _ACTIONS),
+}
+_CHECKPOINT: dict[str, Shape] = {
+    "step": _count,
+    "file": _text,
+    "digest": _digest,
+    "tensors": partial(_maybe, partial(_map, _digest)),
+}
+_RESUMED: dict[str, Shape] = {
+    "from_size": _count,
+    "root": _digest,
+    "cut": _count,
+    "broken": partial(_maybe, _text),
+}
+
+SHAPES: dict[str, Shape] = {
+    "opened": partial(_record, _OPENED),
+    "program": partial(_record, _PROGRAM),
+    "classes": partial(_record, {"classes": partial(_list, _decision_class)}),
+    "examples": _examples,
+    "step": step,
+    "committed": committed,
+    "refused": partial(_record, _REFUSED),
+    "starved": partial(_record, _STARVED),
+    "expired": partial(_record, {"step": _count, "rule": _text, "count": _count}),
+    "policy_changed": partial(_record, {"policy": partial(_record, _POLICY), "step": _count}),
+    "checkpoint": partial(_record, _CHECKPOINT),
+    "resumed": partial(_record, _RESUMED),
+    "sealed": partial(_record, dict.fromkeys(("steps", "committed", "refused", "examples"), _count)),
+    "head": partial(_record, {"note": _text}),
+}
+"""Every kind of entry, and whether a body has its shape."""

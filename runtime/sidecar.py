@@ -1,0 +1,84 @@
+"""The file `<ledger>.head`: the ledger's latest signed head, kept beside it so that a cut ledger shows.
+
+It is replaced as a whole (temporary file, fsync, rename), and only after the `head` entry with the same note
+is durable in the ledger itself. So a ledger with a sidecar of size N has an entry N, whatever crashed when.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from gradwarden.runtime.errors import LedgerError, NoteError
+from gradwarden.runtime.keys import PublicKey
+from gradwarden.runtime.note import Checkpoint, open_note, parse_checkpoint, parse_note
+
+SUFFIX = ".head"
+
+MAX_SIDECAR = 65_536
+
+Trust = Literal["verified", "unknown_key", "bad_signature", "malformed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sidecar:
+    """What a sidecar claims and whether a known key signed it; `checkpoint` is None where it is malformed."""
+
+    checkpoint: Checkpoint | None
+    trust: Trust
+
+    @property
+    def size(self) -> int | None:
+        return None if self.checkpoint is None else self.checkpoint.size
+
+
+def sidecar_path(path: str | os.PathLike[str]) -> str:
+    return os.fspath(path) + SUFFIX
+
+
+def read_sidecar(path: str | os.PathLike[str], keys: Sequence[PublicKey]) -> Sidecar | None:
+    """Read the sidecar of a ledger, None where there is none. Raises LedgerError for an unreadable file."""
+    try:
+        with open(sidecar_path(path), "rb") as file:
+            data = file.read(MAX_SIDECAR + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise LedgerError(f"cannot read `{sidecar_path(path)}`: {error.strerror}") from error
+    if len(data) > MAX_SIDECAR:
+        return Sidecar(None, "malformed")
+    try:
+        checkpoint = parse_checkpoint(parse_note(data).text)
+    except NoteError:
+        return Sidecar(None, "malformed")
+    try:
+        open_note(data, keys)
+    except NoteError as error:
+        return Sidecar(checkpoint, "unknown_key" if error.fault == "unknown_key" else "bad_signature")
+    return Sidecar(checkpoint, "verified")
+
+
+def write_sidecar(path: str | os.PathLike[str], note: str) -> None:
+    """Replace the sidecar durably. Raises OSError."""
+    target = sidecar_path(path)
+    temporary = f"{target}.new"
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        with os.fdopen(handle, "wb", closefd=False) as file:
+            file.write(note.encode())
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    os.replace(temporary, target)
+    sync_directory(path)
+
+
+def sync_directory(path: str | os.PathLike[str]) -> None:
+    """Make the directory entry of a file durable. Raises OSError."""
+    handle = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

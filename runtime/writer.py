@@ -1,0 +1,232 @@
+"""The writer thread of a ledger: chains, hashes, writes and syncs entries in groups, and signs heads.
+
+A head's place in the ledger is reserved when it falls due (`put`), so that indexes are known at once; it is
+signed when the writer reaches it, after everything before it has been synced.
+"""
+
+# INVARIANT: no signature covers an entry that a crash could still take away, and no sidecar speaks of a head
+# entry that is not durable.
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Literal
+
+from gradwarden.runtime.entries import HEAD, SEALED, compose, encode_body
+from gradwarden.runtime.errors import LedgerError
+from gradwarden.runtime.keys import Signer
+from gradwarden.runtime.links import Links
+from gradwarden.runtime.note import Checkpoint, sign_note
+from gradwarden.runtime.sidecar import write_sidecar
+from gradwarden.runtime.storage import LedgerFile
+
+Durability = Literal["every", "group", "os"]
+
+GROUP_ENTRIES = 512
+GROUP_SECONDS = 0.020
+HEAD_ENTRIES = 1_024
+HEAD_SECONDS = 1.0
+
+MAX_QUEUE = 16_384
+"""Entries that may wait for the writer before `put` blocks."""
+
+
+@dataclass(slots=True)
+class _Queue:
+    """What the callers and the writer share; guarded by the lock."""
+
+    slots: list[tuple[str, bytes | None]]
+    size: int
+    """Entries in the ledger once the queue is written; the index of the next."""
+    unsigned: int = 0
+    """Entries, heads not counted, since the last head."""
+    head_due: float = 0.0
+    urgent: bool = False
+    closing: bool = False
+    written: int = 0
+    """Entries that are as durable as the setting promises."""
+    failure: BaseException | None = None
+
+
+class Writer:
+    """Owns a ledger's file and its chain state. `put`, `wait`, `flush`, `finish` are for other threads."""
+
+    def __init__(
+        self, file: LedgerFile, signer: Signer, origin: str, durability: Durability, links: Links
+    ) -> None:
+        if durability not in ("every", "group", "os"):
+            raise LedgerError(f"`{durability}` is not a durability", help="use `every`, `group` or `os`")
+        self.latest_head: Checkpoint | None = None
+        self._file = file
+        self._signer = signer
+        self._origin = origin
+        self._durability = durability
+        self._tree = links.tree
+        self._prev = links.prev
+        self._unsynced = False
+        self._queue = _Queue([], links.size, written=links.size)
+        lock = threading.Lock()
+        self._work = threading.Condition(lock)
+        self._done = threading.Condition(lock)
+        self._thread = threading.Thread(target=self._run, name="gradwarden-ledger", daemon=True)
+        self._thread.start()
+
+    @property
+    def size(self) -> int:
+        return self._queue.size
+
+    def put(self, kind: str, body: bytes) -> int:
+        """Queue an encoded entry; return its index. Blocks while the queue is full. Raises LedgerError."""
+        queue = self._queue
+        with self._work:
+            while len(queue.slots) >= MAX_QUEUE and queue.failure is None:
+                self._done.wait()
+            self._check()
+            if queue.closing:
+                raise LedgerError("the ledger is closed")
+            index = queue.size
+            idle = not queue.slots
+            if queue.unsigned == 0:
+                queue.head_due = time.monotonic() + HEAD_SECONDS
+            queue.slots.append((kind, body))
+            queue.size += 1
+            queue.unsigned += 1
+            queue.closing = kind == SEALED
+            if queue.unsigned >= HEAD_ENTRIES or queue.closing:
+                self._reserve_head()
+            if idle or len(queue.slots) >= GROUP_ENTRIES:
+                self._work.notify()
+            return index
+
+    def wait(self, index: int) -> None:
+        """Block until the entry is written under the durability. Raises LedgerError."""
+        queue = self._queue
+        with self._done:
+            if not 0 <= index < queue.size:
+                raise LedgerError(f"the ledger has no entry {index}")
+            while queue.written <= index:
+                self._check()
+                if not queue.urgent:
+                    queue.urgent = True
+                    self._work.notify()
+                self._done.wait()
+
+    def flush(self) -> None:
+        """Wait for the last entry. Raises LedgerError."""
+        if self._queue.size:
+            self.wait(self._queue.size - 1)
+        with self._done:
+            self._check()
+
+    def finish(self, *, sign: bool = False) -> None:
+        """Write out the queue, sign what is new (`sign`: in any case), release the file. Raises LedgerError."""
+        queue = self._queue
+        with self._work:
+            if queue.failure is None and (queue.unsigned or sign):
+                self._reserve_head()
+            queue.closing = True
+            self._work.notify()
+        self._thread.join()
+        self._file.close()
+        with self._work:
+            self._check()
+
+    def _reserve_head(self) -> None:
+        self._queue.slots.append((HEAD, None))
+        self._queue.size += 1
+        self._queue.unsigned = 0
+
+    def _check(self) -> None:
+        failure = self._queue.failure
+        if failure is not None:
+            reason = failure.strerror if isinstance(failure, OSError) else str(failure)
+            raise LedgerError(
+                f"the ledger can no longer be written: {reason}",
+                help="nothing after the last durable entry counts; mend the cause and open the ledger again",
+            ) from failure
+
+    # The rest runs on the writer's own thread.
+
+    def _run(self) -> None:
+        try:
+            while batch := self._next_batch():
+                self._write(batch)
+        except BaseException as failure:  # whatever it is, nothing may be appended after it
+            with self._done:
+                self._queue.failure = failure
+                self._queue.slots.clear()
+                self._done.notify_all()
+
+    def _next_batch(self) -> list[tuple[str, bytes | None]]:
+        """Wait for entries, let a group gather, and take them all. Empty: the ledger is closing."""
+        queue = self._queue
+        with self._work:
+            while not queue.slots:
+                if queue.closing:
+                    return []
+                left = queue.head_due - time.monotonic() if queue.unsigned else None
+                if left is not None and left <= 0:
+                    self._reserve_head()
+                    break
+                self._work.wait(left)
+            if self._durability == "group":
+                self._gather()
+            if queue.unsigned and time.monotonic() >= queue.head_due:
+                self._reserve_head()
+            batch, queue.slots = queue.slots, []
+            queue.urgent = False
+            self._done.notify_all()
+            return batch
+
+    def _gather(self) -> None:
+        queue = self._queue
+        until = time.monotonic() + GROUP_SECONDS
+        while len(queue.slots) < GROUP_ENTRIES and not queue.urgent and not queue.closing:
+            left = until - time.monotonic()
+            if left <= 0:
+                return
+            self._work.wait(left)
+
+    def _write(self, batch: list[tuple[str, bytes | None]]) -> None:
+        lines: list[bytes] = []
+        note: str | None = None
+        for kind, body in batch:
+            if body is None:
+                self._put_out(lines)
+                self._sync()
+                note, body = self._sign()
+            line = compose(kind, self._tree.size, self._prev, body)
+            leaf = sha256(b"\x00" + line)
+            self._tree.append(leaf.digest())
+            self._prev = leaf.hexdigest()
+            lines.append(line)
+        self._put_out(lines)
+        if self._durability != "os" or note is not None:
+            self._sync()
+        with self._done:
+            self._queue.written = self._tree.size
+            self._done.notify_all()
+        if note is not None:
+            write_sidecar(self._file.path, note)
+
+    def _put_out(self, lines: list[bytes]) -> None:
+        if lines:
+            lines.append(b"")
+            self._file.write(b"\n".join(lines))
+            lines.clear()
+            self._unsynced = True
+
+    def _sync(self) -> None:
+        if self._unsynced:
+            self._file.sync()
+            self._unsynced = False
+
+    def _sign(self) -> tuple[str, bytes]:
+        """Return the signed head over everything written so far, as a note and as an encoded body."""
+        head = Checkpoint(self._origin, self._tree.size, self._tree.root())
+        note = sign_note(head.text(), [self._signer])
+        self.latest_head = head
+        return note, encode_body(HEAD, {"note": note})
