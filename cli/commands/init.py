@@ -1,0 +1,60 @@
+"""`gradwarden init`: scaffold a policy, its tests, a model map and a CI workflow."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+import click
+
+from gradwarden.cli.app import verb
+from gradwarden.cli.failures import InputError
+from gradwarden.cli.options import FILE
+from gradwarden.cli.output import emit_json, format_option
+
+TEMPLATES = {
+    "training.policy": Path("training.policy"),
+    "training_test.yaml": Path("training_test.yaml"),
+    "model.yaml": Path("model.yaml"),
+    "gradwarden.yml": Path(".github", "workflows", "gradwarden.yml"),
+}
+"""Where each file of `templates/` goes."""
+
+
+@verb("init")
+@click.argument("directory", type=FILE, default=Path("."), metavar="[DIR]")
+@format_option("text", "json")
+def command(directory: Path, output_format: str) -> int:
+    """Scaffold a policy, its tests, a model map and a CI workflow.
+
+    DIR is made if need be; the default is the current directory. What is written passes `check` and `test`
+    as it stands. Nothing is ever overwritten: if one of the files exists, none is written.
+
+    \b
+    Examples:
+      gradwarden init
+      gradwarden init my-policy
+
+    \b
+    Exit status: 0 the files were written, 2 they were not.
+    """
+    targets = {name: directory / place for name, place in TEMPLATES.items()}
+    present = [str(path) for path in targets.values() if path.exists() or path.is_symlink()]
+    if present:
+        raise InputError(
+            f"`{present[0]}` exists already; nothing was written", help="choose an empty directory"
+        )
+    for name, path in targets.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = (files("gradwarden.cli") / "templates" / name).read_text("utf-8")
+        with path.open("x", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+    if output_format == "json":
+        emit_json({"directory": str(directory), "files": [str(path) for path in targets.values()]})
+        return 0
+    for path in targets.values():
+        click.echo(f"wrote {path}")
+    click.echo("\nnext:")
+    click.echo(f"  gradwarden check {directory} --model-map {targets['model.yaml']}")
+    click.echo(f"  gradwarden test {directory} --coverage")
+    return 0
