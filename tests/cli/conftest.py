@@ -1,0 +1,116 @@
+"""Runs the real command in this process, in an empty directory, and makes small ledgers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from gradwarden.cli.app import cli
+from gradwarden.runtime.keys import Signer
+from gradwarden.runtime.ledger import Ledger
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def run() -> Run:
+    """Run `gradwarden` with arguments and return click's result. No exception may leave the command."""
+
+    def invoke(*arguments: object, input: str | bytes | None = None) -> Result:
+        result = CliRunner().invoke(cli, [str(a) for a in arguments], input=input, prog_name="gradwarden")
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        assert "Traceback" not in result.output
+        return result
+
+    return invoke
+
+
+@pytest.fixture(scope="session")
+def signer() -> Signer:
+    return Signer.generate("run")
+
+
+DIGEST = "ab" * 32
+
+OPENED: dict[str, Any] = {
+    "format": "gradwarden/ledger/1",
+    "run": "11" * 16,
+    "origin": "gradwarden/test",
+    "at": "2026-01-01T00:00:00+00:00",
+    "policy": {"name": "sample", "version": 1, "digest": DIGEST},
+    "model_map": "",
+    "dataset": None,
+    "bands": ["shallow", "deep"],
+    "code": {"gradwarden": "0.1.0", "torch": None},
+    "engine": "split",
+    "normaliser": None,
+    "secret_commitment": DIGEST,
+    "privacy": [],
+}
+
+
+def decision(verdict: str, *rules: str) -> dict[str, Any]:
+    return {
+        "verdict": verdict,
+        "weights": [1_000_000, 0],
+        "rules": list(rules),
+        "advisory": [],
+        "waived": [],
+        "obligations": [],
+    }
+
+
+def step(number: int, *decisions: dict[str, Any]) -> dict[str, Any]:
+    """A step with one example for each decision."""
+    count = len(decisions)
+    return {
+        "step": number,
+        "epoch": 0,
+        "today": None,
+        "count": count,
+        "commitments": "",
+        "classes": [0] * count,
+        "exposures": None,
+        "signals": {},
+        "slots": {},
+        "spent": [],
+        "decisions": list(decisions),
+        "decision": list(range(count)),
+        "verdict": "admit",
+    }
+
+
+def committed(number: int) -> dict[str, Any]:
+    return {"step": number, "active": ["shallow"], "norms": {"shallow": "1.5"}, "loss": "2.25", "privacy": {}}
+
+
+@pytest.fixture
+def write_ledger(here: Path, signer: Signer) -> Callable[..., Path]:
+    """Write a ledger of three steps, sealed if asked."""
+
+    def write(*, sealed: bool = True, name: str = "run.ledger") -> Path:
+        path = here / name
+        ledger = Ledger.open(path, signer, durability="os", origin="gradwarden/test")
+        ledger.append("opened", {**OPENED, "keys": [signer.public.vkey]})
+        for number in range(3):
+            ledger.append(
+                "step", step(number, decision("admit", "open"), decision("refuse", f"rule_{number}"))
+            )
+            ledger.append("committed", committed(number))
+        ledger.append("refused", {"step": 3, "gate": "gradient", "reason": "not_finite", "detail": "loss"})
+        ledger.close({"steps": 4, "committed": 3, "refused": 1, "examples": 6} if sealed else None)
+        return path
+
+    return write
