@@ -24,6 +24,12 @@ class StepRefused(RuntimeGovernanceError):
     code = "GW510"
 
 
+class ExampleError(RuntimeGovernanceError):
+    """A batch that names its examples wrongly: no id, an unknown id, or metadata that changed."""
+
+    code = "GW530"
+
+
 class StarvationHalt(RuntimeGovernanceError):
     """A band that no example reached for as many steps as the policy allows, where it says `halt`."""
 

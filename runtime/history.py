@@ -1,5 +1,7 @@
 """What a run's entries add up to: the state that a resumed run needs and that a verifier recomputes.
 
+Decision classes are numbered from 0 anew after each `opened`, `policy_changed` and `resumed` entry.
+
 Only what entries say is used here; whether they say the truth is checked by `verify`. An exposure is counted
 when a step commits, once for each of its examples whose decision let some weight through.
 """
@@ -9,9 +11,11 @@ from __future__ import annotations
 from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from gradwarden.runtime.commitments import SIZE
+from gradwarden.runtime.reader import read_entries
 
 
 @dataclass(slots=True)
@@ -74,6 +78,7 @@ class History:
                 self.pending = None
             case "resumed":
                 self.pending = None
+                self.class_count = 0
                 self._parts.clear()
             case "sealed":
                 self.sealed = True
@@ -105,3 +110,11 @@ class History:
     def program_text(self) -> str:
         """The canonical JSON of the program now in force, joined from its parts."""
         return "".join(self.program_parts)
+
+
+def read_history(path: str, size: int) -> History:
+    """Return what the first `size` entries of a ledger add up to."""
+    history = History()
+    for entry in islice(read_entries(path), size):
+        history.apply(entry.kind, entry.body)
+    return history

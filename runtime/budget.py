@@ -1,0 +1,153 @@
+"""The privacy side of a run: which rows of a batch are private, their clipped and noised sum, the budgets.
+
+Every step is noised and paid for, whether or not the sampler drew a private example: a step that did not
+would say so. When a rule's budget is spent, its examples are refused at admission and the run goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from gradwarden.policy.decision import Decision
+from gradwarden.policy.program import Program
+from gradwarden.runtime.accounting import JointPlan, epsilon_text, privacy_rules
+from gradwarden.runtime.errors import PrivacyError
+from gradwarden.runtime.privacy import GradientSum, Unit, add_noise, add_to_gradients, private_sum
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateRows:
+    """The private examples of one batch. mask: bool [B]. units: their rows, by privacy unit."""
+
+    mask: npt.NDArray[np.bool_]
+    units: tuple[Unit, ...]
+
+
+class BudgetBook:
+    """Keeps the budgets of a run's privacy rules; false where the policy has none.
+
+    plan: how the private units are sampled and noised. seed: of the noise, for tests; None: from the
+    operating system. Raises PrivacyError where the policy has privacy rules and the plan is not for them,
+    or where `normaliser` is None: the size of a batch tells how many private examples it held.
+    """
+
+    def __init__(
+        self, program: Program, plan: JointPlan | None, normaliser: float | None, seed: int | None = None
+    ) -> None:
+        rules = privacy_rules(program)
+        _check_plan({rule.name for rule in rules}, plan, normaliser)
+        self._plan = plan or JointPlan(0.0, ())
+        self._bands = program.band_names
+        self._steps = {rule.name: 0 for rule in rules}
+        self._generator = torch.Generator()
+        if seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(seed)
+        self._sums: GradientSum | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self._plan.rules)
+
+    def declaration(self) -> list[dict[str, str]]:
+        """Return what the ledger's opening says of the privacy rules."""
+        return self._plan.declaration()
+
+    def resume(self, steps: Mapping[str, int]) -> None:
+        """Take over the steps that the ledger says were paid for."""
+        self._steps |= {rule: count for rule, count in steps.items() if rule in self._steps}
+
+    @property
+    def steps(self) -> Mapping[str, int]:
+        """Steps paid for so far, by rule."""
+        return dict(self._steps)
+
+    def spent(self) -> frozenset[str]:
+        """Return the rules whose next step would exceed their budget."""
+        return self._plan.spent(self._steps)
+
+    @property
+    def noised_bands(self) -> tuple[str, ...]:
+        """Bands that are noised in every step as long as some budget lasts."""
+        return self._plan.noised_bands(self.spent())
+
+    # --- one step ------------------------------------------------------------------------------------------
+
+    def private_rows(
+        self, decisions: Sequence[Decision], unit_of: Callable[[int, str], str]
+    ) -> PrivateRows:
+        """Sort out the private examples of a batch. unit_of: the unit of a batch position, by attribute."""
+        mask = np.zeros(len(decisions), dtype=bool)
+        rows: dict[tuple[str, str], list[int]] = {}
+        rules: dict[tuple[str, str], set[str]] = {}
+        for row, decision in enumerate(decisions):
+            named = [o.rule for o in decision.obligations if o.kind == "privacy"]
+            if not named or not any(decision.micro):
+                continue
+            mask[row] = True
+            attribute = self._plan.unit(named)
+            key = (attribute, unit_of(row, attribute))
+            rows.setdefault(key, []).append(row)
+            rules.setdefault(key, set()).update(named)
+        units = [Unit(tuple(members), self._plan.clip(rules[key])) for key, members in rows.items()]
+        return PrivateRows(mask, tuple(units))
+
+    def contribute(
+        self,
+        losses: Tensor,
+        private: PrivateRows,
+        weights: npt.NDArray[np.float64],
+        parameters: Mapping[str, Sequence[Tensor]],
+    ) -> None:
+        """Take the clipped sum of the step's private units. weights: [B, bands]; the graph is kept."""
+        columns = self._by_column(parameters)
+        self._sums = private_sum(losses, private.units, torch.from_numpy(weights), columns)
+
+    def release(self, parameters: Mapping[str, Sequence[Tensor]], normaliser: float) -> None:
+        """Noise the step's private sum, empty or not, and add it to the gradients."""
+        noised = self._by_column(parameters)
+        if not noised:
+            return
+        sums = self._sums
+        if sums is None:
+            sums = private_sum(torch.zeros(0), (), torch.zeros(0, len(self._bands)), noised)
+        add_noise(sums, self._plan.sigma, self._generator)
+        add_to_gradients(sums, normaliser)
+
+    def charge(self) -> dict[str, dict[str, int | str]]:
+        """Count one committed step for every rule that is not spent; return what the ledger records."""
+        spent = self.spent()
+        self._steps = {rule: steps + (rule not in spent) for rule, steps in self._steps.items()}
+        self.forget()
+        return {
+            rule: {"steps": steps, "epsilon": epsilon_text(self._plan.epsilon(rule, steps))}
+            for rule, steps in self._steps.items()
+        }
+
+    def forget(self) -> None:
+        """Drop the private sum of a step that was refused or is over."""
+        self._sums = None
+
+    def _by_column(self, parameters: Mapping[str, Sequence[Tensor]]) -> dict[int, Sequence[Tensor]]:
+        return {self._bands.index(band): parameters[band] for band in self.noised_bands}
+
+
+def _check_plan(rules: set[str], plan: JointPlan | None, normaliser: float | None) -> None:
+    planned = set() if plan is None else {entry.rule.name for entry in plan.rules}
+    if rules != planned:
+        wanted = ", ".join(f"`{rule}`" for rule in sorted(rules)) or "no privacy rule"
+        raise PrivacyError(
+            f"the privacy plan does not fit the policy, which has {wanted}",
+            help="make one with `JointPlan.for_steps(privacy_rules(program), sampling_rate, steps)`",
+        )
+    if rules and normaliser is None:
+        raise PrivacyError(
+            "privacy rules need a constant normaliser: the size of a batch depends on private examples",
+            help="pass `normaliser=` with the expected batch size",
+        )

@@ -1,0 +1,323 @@
+"""The one object that a training loop holds: every step is proposed, admitted, masked, and recorded.
+
+    with Governor(program, model, optimizer, ledger=ledger) as governor:
+        for batch in loader:
+            with governor.step(batch.examples) as proposal:
+                losses = per_example_loss(model(batch.x), batch.y)
+                proposal.backward(losses)
+
+Between entering and leaving a step three gates are passed: admission, gradient, commit. A refusal at any of
+them leaves parameters, optimizer, buffers and generators as they were. An error in a gate refuses the step.
+"""
+
+from __future__ import annotations
+
+import secrets
+import warnings
+from collections.abc import Callable, Mapping
+from datetime import date
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import torch
+from torch import nn
+
+from gradwarden.policy.context import Context, IntArray
+from gradwarden.policy.program import Program
+from gradwarden.runtime.accounting import JointPlan
+from gradwarden.runtime.binding import bind_model
+from gradwarden.runtime.budget import BudgetBook
+from gradwarden.runtime.checkpoints import save_checkpoint
+from gradwarden.runtime.commitments import Committer
+from gradwarden.runtime.errors import LedgerError, MaskError, StarvationHalt
+from gradwarden.runtime.gates import Finding, apply_caps, band_norms, check_gradients
+from gradwarden.runtime.history import History, read_history
+from gradwarden.runtime.ledger import Ledger
+from gradwarden.runtime.masks import make_engine
+from gradwarden.runtime.memorization import LossReference
+from gradwarden.runtime.proposal import Proposal
+from gradwarden.runtime.recorder import Recorder
+from gradwarden.runtime.roster import Examples, Roster
+from gradwarden.runtime.starvation import StarvationGuard
+
+LOSS_RATIO = "loss_ratio"
+"""The signal that the governor measures itself where the policy declares it: last loss / first loss."""
+
+EXPIRY = ("expired", "exposures_spent", "epochs_spent")
+"""Effects of retention rules that the ledger notes when they first stop an example."""
+
+
+class Governor:
+    """Trains a model under a program.
+
+    ledger: an open ledger; a new one gets the run's opening, one with entries is resumed.
+    engine: `fused` (one backward pass), `split` (reference), or `auto` (fused where its probe passes).
+    normaliser: what gradients are divided by; None: the number of examples proposed in the step.
+    privacy: how the privacy rules' units are sampled and noised; then `normaliser` must be a constant.
+    clock: gives the calendar day of a step. secret: the file with the secret of the example commitments,
+    made where it is missing; None: `<ledger path>.secret`. noise_seed: fixes the privacy noise, for tests.
+
+    `epoch` is the caller's to advance. Raises MaskError for a model that cannot be masked exactly,
+    PrivacyError for privacy terms that cannot be met, LedgerError for a ledger of another run.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        ledger: Ledger,
+        engine: Literal["auto", "fused", "split"] = "auto",
+        normaliser: float | None = None,
+        privacy: JointPlan | None = None,
+        clock: Callable[[], date] = date.today,
+        secret: Path | None = None,
+        noise_seed: int | None = None,
+    ) -> None:
+        if normaliser is not None and not 0.0 < normaliser < float("inf"):
+            raise MaskError(f"a normaliser is a number above 0, not `{normaliser}`")
+        self.model = model
+        self.optimizer = optimizer
+        self.ledger = ledger
+        self.normaliser = normaliser
+        self.epoch = 0
+        self.next_step = 0
+        self.committed = 0
+        self.refused = 0
+        self.exposed = 0
+        self.references = LossReference()
+        self._clock = clock
+        self._closed = False
+        self._open_step: Proposal | None = None
+        self._expired: set[str] = set()
+        self._committer = Committer.load_or_create(secret or Path(f"{ledger.path}.secret"))
+        bound = bind_model(program, model, optimizer)
+        self.program, self.parameters = bound.program, bound.parameters
+        self.budgets = BudgetBook(self.program, privacy, normaliser, noise_seed)
+        self.roster = Roster(self.program, self._committer)
+        self.starvation = StarvationGuard(self.program.starvation)
+        self.recorder = Recorder(ledger)
+        self.engine = make_engine(model, self.program.bands, engine)
+        self._begin()
+
+    def _begin(self) -> None:
+        history = read_history(self.ledger.path, self.ledger.entries_on_open)
+        if history.opened is None:
+            self.recorder.open(self.program, self._opening())
+            return
+        self._check_same_run(history)
+        self.next_step, self.committed, self.refused = history.next_step, history.committed, history.refused
+        self.roster.resume(history)
+        self.budgets.resume(history.private_steps)
+        self.exposed = history.example_count
+        if history.program_digest != self.program.digest:
+            self.recorder.change_policy(self.program, self.next_step)
+
+    def _opening(self) -> dict[str, Any]:
+        return {
+            "run": secrets.token_hex(16),
+            "origin": self.ledger.origin,
+            "dataset": None,
+            "keys": [self.ledger.vkey],
+            "engine": self.engine.name,
+            "normaliser": None if self.normaliser is None else repr(float(self.normaliser)),
+            "secret_commitment": self._committer.secret_commitment,
+            "privacy": self.budgets.declaration(),
+        }
+
+    # --- steps ---------------------------------------------------------------------------------------------
+
+    def step(self, examples: Examples, *, signals: Mapping[str, Any] | None = None) -> Proposal:
+        """Propose a step on a batch; use the result as a context manager.
+
+        examples: (id, metadata) pairs, mappings with an `id`, or known ids, in the order of the losses.
+        signals: values by declared name, a number or one number per example.
+        """
+        if self._closed:
+            raise LedgerError("the governor is closed and its ledger sealed")
+        if self._open_step is not None:
+            raise MaskError("a step is open already", help="leave its `with` block before the next step")
+        return Proposal(self, examples, signals or {})
+
+    def context(self, rows: IntArray, signals: Mapping[str, Any]) -> Context:
+        """Return the context of the next step for the examples in `rows`."""
+        known = dict(signals)
+        if LOSS_RATIO not in known and any(spec.name == LOSS_RATIO for spec in self.program.signals):
+            known[LOSS_RATIO] = self.references.signal(rows)
+        return Context(
+            step=self.next_step,
+            epoch=self.epoch,
+            at=self._clock(),
+            exposures=self.roster.exposures(rows),
+            signals=known,
+            spent=self.budgets.spent(),
+        )
+
+    def begin(self, proposal: Proposal) -> None:
+        """Record a proposal's intent. Called by the proposal."""
+        self._open_step = proposal
+        self.next_step += 1
+        self.recorder.classes(self.roster.new_classes())
+        self.recorder.propose(
+            proposal.admitted,
+            self.roster.commitments(proposal.rows),
+            proposal.context,
+            proposal.verdict,
+        )
+        self._note_expiries(proposal)
+
+    def conclude(self, proposal: Proposal, error: BaseException | None) -> None:
+        """Take a proposal through the gradient and commit gates, or refuse it. Called by the proposal."""
+        self._open_step = None
+        if error is not None:
+            self._refuse(proposal, Finding("gradient", "interrupted", f"{type(error).__name__}: {error}"))
+            return
+        finding = proposal.refusal or self._missing_gradient(proposal)
+        if finding is None:
+            finding = self._gradient_gate(proposal)
+        if finding is not None:
+            self._refuse(proposal, finding)
+            return
+        self._commit(proposal)
+
+    def _missing_gradient(self, proposal: Proposal) -> Finding | None:
+        if not proposal.active:
+            return Finding("admission", "nothing_admitted", "no example of the batch may shape any band")
+        if not proposal.complete:
+            return Finding("gradient", "no_backward", "`backward` was not called for every example")
+        return None
+
+    def _gradient_gate(self, proposal: Proposal) -> Finding | None:
+        """Noise what is private, check that all is finite, cap norms. Fails closed."""
+        try:
+            self.budgets.release(self.parameters, proposal.normaliser)
+            proposal.norms = band_norms(self.parameters)
+            findings = check_gradients(self.parameters, proposal.norms)
+            if findings:
+                return findings[0]
+            caps = {cap.band: float(cap.norm) for cap in self.program.gradient_caps}
+            for band, factor in apply_caps(self.parameters, proposal.norms, caps).items():
+                proposal.norms[band] = (proposal.norms[band] or 0.0) * factor
+        except Exception as error:
+            return Finding("gradient", "gate_failed", f"{type(error).__name__}: {error}")
+        return None
+
+    def _refuse(self, proposal: Proposal, finding: Finding) -> None:
+        proposal.refusal = finding
+        proposal.restore()
+        self.budgets.forget()
+        self.refused += 1
+        self.recorder.refuse(proposal.context.step, finding.gate, finding.reason, finding.detail)
+
+    def _commit(self, proposal: Proposal) -> None:
+        step = proposal.context.step
+        try:
+            self.recorder.settle()
+        except LedgerError:
+            proposal.restore()
+            raise
+        self.optimizer.step()
+        proposal.committed = True
+        self.committed += 1
+        learned = proposal.rows[proposal.weights.any(axis=1)]
+        self.roster.expose(learned)
+        self.exposed += len(learned)
+        norms = {band: _decimal(norm) for band, norm in proposal.norms.items()}
+        loss = _decimal(proposal.mean_loss)
+        self.recorder.commit(step, proposal.active, norms, loss, self.budgets.charge())
+        self._watch_starvation(step, proposal.active)
+
+    def _watch_starvation(self, step: int, active: tuple[str, ...]) -> None:
+        for rule in self.starvation.observe(active):
+            body = {"step": step, "band": rule.band, "steps": rule.steps, "action": rule.action}
+            self.recorder.event("starved", body)
+            words = f"no example has reached the band `{rule.band}` for {rule.steps} steps"
+            if rule.action == "report":
+                warnings.warn(words, stacklevel=4)
+            elif rule.action == "halt":
+                raise StarvationHalt(words, help="widen a `depth` rule or accept it with `starvation`")
+
+    def _note_expiries(self, proposal: Proposal) -> None:
+        counts: dict[str, int] = {}
+        for decision in proposal.decisions:
+            for rule in {cause.rule for cause in decision.causes if cause.effect in EXPIRY}:
+                counts[rule] = counts.get(rule, 0) + 1
+        for rule in sorted(counts.keys() - self._expired):
+            self._expired.add(rule)
+            body = {"step": proposal.context.step, "rule": rule, "count": counts[rule]}
+            self.recorder.event("expired", body)
+
+    # --- the run -------------------------------------------------------------------------------------------
+
+    def change_policy(self, program: Program, *, privacy: JointPlan | None = None) -> None:
+        """Put another program in force from the next step on; what was decided before stays as it was.
+
+        Raises like the constructor; then the old program stays in force.
+        """
+        if self._open_step is not None:
+            raise MaskError("the policy cannot change while a step is open")
+        bound = bind_model(program, self.model, self.optimizer)
+        budgets = BudgetBook(bound.program, privacy, self.normaliser)
+        budgets.resume(self.budgets.steps)
+        engine_name = self.engine.name
+        self.engine.close()
+        self.engine = make_engine(self.model, bound.program.bands, engine_name)
+        self.program, self.parameters, self.budgets = bound.program, bound.parameters, budgets
+        self.starvation = StarvationGuard(self.program.starvation)
+        self.recorder.change_policy(self.program, self.next_step)
+        self.roster.change_program(self.program)
+
+    def checkpoint(self, path: Path | str) -> str:
+        """Save the model's weights (safetensors), record their digest, and return it (hex SHA-256)."""
+        target = Path(path)
+        digest = save_checkpoint(self.model, target)
+        body = {"step": self.next_step, "file": target.name, "digest": digest, "tensors": None}
+        self.recorder.event("checkpoint", body)
+        self.ledger.flush()
+        return digest
+
+    def close(self) -> None:
+        """Seal the ledger and give the model back as it was. Safe to repeat."""
+        if self._closed:
+            return
+        self._closed = True
+        self.engine.close()
+        self.ledger.close(
+            {
+                "steps": self.next_step,
+                "committed": self.committed,
+                "refused": self.refused,
+                "examples": self.exposed,
+            }
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            self._abandon()
+
+    def _abandon(self) -> None:
+        """Leave the run unsealed, so that it can be resumed, with everything written."""
+        self._closed = True
+        self.engine.close()
+        self.ledger.close()
+
+    def _check_same_run(self, history: History) -> None:
+        opened = history.opened or {}
+        if opened["secret_commitment"] != self._committer.secret_commitment:
+            raise LedgerError(
+                "the secret does not belong to this ledger",
+                help="pass `secret=` with the file that was written beside the ledger when the run began",
+            )
+
+
+def _decimal(value: float | None) -> str | None:
+    return None if value is None else f"{value:.6g}"

@@ -1,0 +1,164 @@
+"""The examples of a run: which row of the admission tables each id has, its commitment and its exposures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from gradwarden.policy.admission import Admission, Admitted
+from gradwarden.policy.context import Context, IntArray
+from gradwarden.policy.program import Program
+from gradwarden.runtime.commitments import Committer
+from gradwarden.runtime.errors import ExampleError
+from gradwarden.runtime.history import History
+from gradwarden.runtime.memorization import ExposureCounter
+
+ID = "id"
+"""The key of an example's identity in a mapping of its metadata."""
+
+Examples: TypeAlias = Sequence[str | Mapping[str, Any] | tuple[str, Mapping[str, Any]]]
+"""A batch: known ids, mappings with an `id`, or (id, metadata) pairs; the order is that of the losses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One known example."""
+
+    id: str
+    metadata: Mapping[str, Any]
+    commitment: bytes
+
+
+class Roster:
+    """Knows every example that was ever proposed, in the order of first appearance (the row)."""
+
+    def __init__(self, program: Program, committer: Committer) -> None:
+        self._admission = Admission(program)
+        self._committer = committer
+        self._rows: dict[str, int] = {}
+        self._members: list[Member] = []
+        self._exposures = ExposureCounter()
+        self._past: Mapping[bytes, int] = {}
+        self._declared = 0
+
+    def resume(self, history: History) -> None:
+        """Take over the exposures that the ledger records; they are found again by commitment."""
+        self._past = dict(history.exposures)
+
+    def change_program(self, program: Program) -> None:
+        """Classify every known example anew."""
+        self._admission = Admission(program)
+        self._declared = 0
+        self._admission.add([member.metadata for member in self._members])
+
+    def add(self, examples: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+        """Make examples known. Raises ExampleError where an id comes back with other metadata."""
+        fresh: list[Member] = []
+        for name, metadata in examples:
+            row = self._rows.get(name)
+            if row is not None:
+                self._check_same(row, metadata)
+                continue
+            self._rows[name] = len(self._members) + len(fresh)
+            fresh.append(Member(name, metadata, self._committer.commit(name)))
+        if not fresh:
+            return
+        start = len(self._members)
+        self._members += fresh
+        self._admission.add([member.metadata for member in fresh])
+        if self._past:
+            past = [self._past.get(member.commitment, 0) for member in fresh]
+            self._exposures.commit(np.repeat(np.arange(start, start + len(fresh)), past))
+
+    def rows(self, examples: Examples) -> IntArray:
+        """Return the row of each example of a batch, making new ones known.
+
+        Raises ExampleError for what is no example, an id that is not known, or changed metadata.
+        """
+        if isinstance(examples, str | bytes | Mapping) or not isinstance(examples, Sequence):
+            raise ExampleError(
+                "a batch is a sequence of examples",
+                help="give a list of ids, of mappings with an `id`, or of (id, metadata) pairs",
+            )
+        batch = [_split(example) for example in examples]
+        self.add(example for example in batch if not isinstance(example, str))
+        names = [example if isinstance(example, str) else example[0] for example in batch]
+        try:
+            return np.fromiter((self._rows[name] for name in names), dtype=np.int64, count=len(names))
+        except KeyError as error:
+            raise ExampleError(
+                f"the example `{error.args[0]}` is not known",
+                help="give its metadata with it, or add it before with `governor.roster.add`",
+            ) from error
+
+    def admit(self, rows: IntArray, context: Context) -> Admitted:
+        return self._admission.admit(rows, context)
+
+    def new_classes(self) -> list[dict[str, Any]]:
+        """Return the decision classes that were not returned before, as the ledger records them."""
+        fresh = self._admission.class_bodies(self._declared)
+        self._declared += len(fresh)
+        return fresh
+
+    def commitments(self, rows: IntArray) -> bytes:
+        """Return the commitments of a batch, joined."""
+        return b"".join([self._members[row].commitment for row in rows.tolist()])
+
+    def exposures(self, rows: IntArray) -> IntArray:
+        """Return how often each example has shaped the model, earlier places of the same batch included."""
+        return self._exposures.counts(rows) + _occurrence(rows)
+
+    def expose(self, rows: IntArray) -> None:
+        """Count one exposure for each row of a committed step that had any weight."""
+        self._exposures.commit(rows)
+
+    def unit(self, row: int, attribute: str) -> str:
+        """Return the privacy unit of an example: the attribute's value, or the example itself for ``."""
+        member = self._members[row]
+        return str(member.metadata[attribute]) if attribute else member.id
+
+    def known(self) -> Mapping[str, int]:
+        """Return the row of every known id."""
+        return self._rows
+
+    def digest(self) -> str:
+        """Return a salted digest (hex) of the known examples and their metadata, independent of order."""
+        leaves = sorted(self._committer.metadata_leaf(m.id, m.metadata) for m in self._members)
+        return sha256(b"".join(leaves)).hexdigest()
+
+    def _check_same(self, row: int, metadata: Mapping[str, Any]) -> None:
+        if self._members[row].metadata != metadata:
+            raise ExampleError(
+                f"the example `{self._members[row].id}` comes with other metadata than before",
+                help="an example keeps its metadata throughout a run; give changed examples a new id",
+            )
+
+
+def _split(example: Any) -> str | tuple[str, Mapping[str, Any]]:
+    match example:
+        case str():
+            return example
+        case (str(name), Mapping() as metadata):
+            return name, metadata
+        case Mapping() if isinstance(example.get(ID), str):
+            return example[ID], {key: value for key, value in example.items() if key != ID}
+        case _:
+            raise ExampleError(
+                f"`{str(example)[:80]}` is no example",
+                help="an example is a known id, a mapping with a string `id`, or an (id, metadata) pair",
+            )
+
+
+def _occurrence(rows: IntArray) -> IntArray:
+    """Return for each place how often its row occurs earlier in the batch, int64."""
+    order = np.argsort(rows, kind="stable")
+    ordered = rows[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(rows) else np.zeros(0, np.int64)
+    lengths = np.diff(np.r_[starts, len(rows)])
+    counts = np.empty(len(rows), dtype=np.int64)
+    counts[order] = np.arange(len(rows)) - np.repeat(starts, lengths)
+    return counts
