@@ -31,6 +31,7 @@ from gradwarden.runtime.errors import LedgerError
 from gradwarden.runtime.keys import PublicKey
 from gradwarden.runtime.links import Fault, Links, Stage
 from gradwarden.runtime.reader import open_ledger, pieces
+from gradwarden.runtime.segments import check_in_parallel
 from gradwarden.runtime.sidecar import Sidecar, read_sidecar
 
 Status = Literal["OK", "INCOMPLETE", "UNTRUSTED", "TAMPERED"]
@@ -80,8 +81,12 @@ def verify_chain(
     progress: called with (bytes done, bytes in all). Raises LedgerError only where the file cannot be read.
     """
     sidecar = read_sidecar(path, keys)
-    links = Links(keys, watch=sidecar.size if sidecar else None)
-    tail = run_links(links, path, on_entry, progress)
+    watch = sidecar.size if sidecar else None
+    links = Links(keys, watch)
+    tail = None if on_entry else _run_in_parallel(links, path, progress)
+    if tail is None:
+        links = Links(keys, watch)
+        tail = run_links(links, path, on_entry, progress)
     findings = [*_chain_findings(links, tail), *_sidecar_findings(links, sidecar)]
     errors = [finding for finding in findings if finding.severity == "error"]
     return ChainReport(
@@ -95,6 +100,19 @@ def verify_chain(
         keys_used=tuple(links.keys_used),
         origin=links.origin,
     )
+
+
+def _run_in_parallel(
+    links: Links, path: str | os.PathLike[str], progress: Callable[[int, int], None] | None
+) -> bytes | None:
+    """Feed a large, sound file to `links`; None where that cannot be done and `links` is spoilt."""
+    segments = check_in_parallel(path, progress)
+    for segment in segments or ():
+        fits = segment.first == links.size and segment.prev == links.prev
+        if not (fits and links.absorb(segment.leaves, segment.landmarks)):
+            return None
+        links.offset += segment.size
+    return segments[-1].tail if segments else None
 
 
 def run_links(

@@ -5,7 +5,7 @@ Used by the verifier and by recovery, so that both mean the same by a valid ledg
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from hashlib import sha256
@@ -14,7 +14,7 @@ from typing import Any
 from gradwarden.runtime.entries import HEAD, OPENING, SEALED, ZERO_HASH, MalformedLineError, decode
 from gradwarden.runtime.errors import NoteError
 from gradwarden.runtime.keys import PublicKey
-from gradwarden.runtime.merkle import Tree
+from gradwarden.runtime.merkle import HASH_SIZE, Tree
 from gradwarden.runtime.note import Checkpoint, open_note, parse_checkpoint, parse_note
 
 LANDMARKS = frozenset({OPENING, SEALED, HEAD})
@@ -97,6 +97,25 @@ class Links:
         self._line_before = len(line) + 1
         self.offset += self._line_before
         return kind, body
+
+    def absorb(self, leaves: bytes, landmarks: Mapping[int, bytes]) -> bool:
+        """Advance by lines whose form and links among each other hold (`segments`); return whether they fit.
+
+        leaves: their leaf hashes, joined. landmarks: those that need the state of the whole ledger, by index.
+        """
+        for at in range(0, len(leaves), HASH_SIZE):
+            index = self.tree.size
+            if index == self.watch:
+                self.watched = self.tree.root()
+            if index in landmarks or index == 0 or self.stage is not Stage.OPEN:
+                if index not in landmarks:
+                    return False
+                _, kind, _, body = decode(landmarks[index])
+                if not self._landmark(index, kind, body):
+                    return False
+            self.tree.append(leaves[at : at + HASH_SIZE])
+        self.prev = leaves[-HASH_SIZE:].hex()
+        return True
 
     def settle(self, successor: bytes | None) -> None:
         """After a fault, blame the right entry of a broken link by looking at the line that follows.

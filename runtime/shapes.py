@@ -106,29 +106,32 @@ _STEP = frozenset(
 _DECISION = frozenset(("verdict", "weights", "rules", "advisory", "waived", "obligations"))
 
 
+def _column(values: Any, count: int, allowed: frozenset[type]) -> bool:
+    """One value per example."""
+    return type(values) is list and len(values) == count and allowed.issuperset(map(type, values))
+
+
 def _columns(columns: Any, count: int, allowed: frozenset[type]) -> bool:
     """Named lists with one value per example."""
     if type(columns) is not dict:
         return False
-    return all(
-        name.isascii()
-        and type(column) is list
-        and len(column) == count
-        and allowed.issuperset(map(type, column))
-        for name, column in columns.items()
-    )
+    return all(name.isascii() and _column(values, count, allowed) for name, values in columns.items())
 
 
 def _decision(value: Any) -> bool:
+    if type(value) is not dict or value.keys() != _DECISION:
+        return False
+    weights, obligations = value["weights"], value["obligations"]
+    rules, advisory, waived = value["rules"], value["advisory"], value["waived"]
     return (
-        type(value) is dict
-        and value.keys() == _DECISION
+        type(weights) is type(rules) is type(advisory) is type(waived) is type(obligations) is list
+        and _INT.issuperset(map(type, weights))
+        and (not weights or min(weights) >= 0)
+        and _TEXT.issuperset(map(type, rules))
+        and (not advisory or _TEXT.issuperset(map(type, advisory)))
+        and (not waived or _TEXT.issuperset(map(type, waived)))
+        and (not obligations or all(map(_pair, obligations)))
         and _one_of(_VERDICTS, value["verdict"])
-        and _counts(value["weights"])
-        and _texts(value["rules"])
-        and _texts(value["advisory"])
-        and _texts(value["waived"])
-        and _list(_pair, value["obligations"])
     )
 
 
@@ -136,26 +139,24 @@ def step(body: Any) -> bool:
     """A step's intent: the inputs of every decision, and the decisions."""
     if type(body) is not dict or body.keys() != _STEP:
         return False
-    count, decision, decisions, today = body["count"], body["decision"], body["decisions"], body["today"]
-    exposures = body["exposures"]
-    packed = _packed(body["commitments"])
+    count, today, classes, exposures = body["count"], body["today"], body["classes"], body["exposures"]
+    decisions, decision = body["decisions"], body["decision"]
     return (
-        _count(body["step"])
+        _count(count)
+        and _count(body["step"])
         and _count(body["epoch"])
-        and _count(count)
         and (today is None or type(today) is int)
-        and (packed == count or packed == 0)
-        and _counts(body["classes"])
-        and len(body["classes"]) == count
-        and (exposures is None or (_counts(exposures) and len(exposures) == count))
+        and _packed(body["commitments"]) in (count, 0)
+        and _column(classes, count, _INT)
+        and (exposures is None or _column(exposures, count, _INT))
+        and _column(decision, count, _INT)
+        and (not count or min(min(classes), min(decision), min(exposures or (0,))) >= 0)
+        and type(decisions) is list
+        and (not count or max(decision) < len(decisions))
+        and all(map(_decision, decisions))
         and _columns(body["signals"], count, _INT)
         and _columns(body["slots"], count, _SCALAR)
         and _texts(body["spent"])
-        and type(decisions) is list
-        and all(map(_decision, decisions))
-        and _counts(decision)
-        and len(decision) == count
-        and (not decision or max(decision) < len(decisions))
         and type(body["verdict"]) is str
     )
 

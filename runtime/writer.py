@@ -122,7 +122,7 @@ class Writer:
             self._check()
 
     def finish(self, *, sign: bool = False) -> None:
-        """Write out the queue, sign what is new (`sign`: in any case), release the file. Raises LedgerError."""
+        """Write out the queue, sign what is new (`sign`: always), release the file. Raises LedgerError."""
         queue = self._queue
         with self._work:
             if queue.failure is None and (queue.unsigned or sign):
