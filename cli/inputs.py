@@ -33,13 +33,12 @@ def read_text(path: Path, limit: int) -> str:
 def decode(data: bytes, path: Path) -> str:
     """Return bytes as text. Raises InputError where they are not UTF-8."""
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
             f"`{path}` is not UTF-8 text: byte {error.start} cannot be read",
             help="is this the right file? it looks like binary data" if b"\0" in data else None,
         ) from None
-    return text.replace("\r\n", "\n")
 
 
 def find_files(paths: Iterable[Path], suffix: str) -> list[Path]:

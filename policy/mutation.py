@@ -25,6 +25,7 @@ from gradwarden.policy.program import (
     Condition,
     Constant,
     Grant,
+    Level,
     Limit,
     Modulation,
     Not,
@@ -97,27 +98,33 @@ def _edited(
 def _grant_edits(program: Program, phrasing: Phrasing, grant: Grant) -> Iterator[tuple[str, Grant]]:
     for change, when in condition_edits(phrasing, grant.when):
         yield change, replace(grant, when=when)
-    for change, weights in _weight_edits(program, grant.weights, closed=program.max_weight):
-        yield change, replace(grant, weights=weights)
+    if grant.level == "hard":
+        for change, weights in _weight_edits(program, grant.weights):
+            yield change, replace(grant, weights=weights)
 
 
 def _limit_edits(program: Program, phrasing: Phrasing, limit: Limit) -> Iterator[tuple[str, Limit]]:
     for index, clause in enumerate(limit.clauses):
-        for change, edited in _clause_edits(program, phrasing, clause):
+        for change, edited in _clause_edits(program, phrasing, clause, level=limit.level):
             clauses = (*limit.clauses[:index], edited, *limit.clauses[index + 1 :])
             yield f"{clause.effect}: {change}", replace(limit, clauses=clauses)
 
 
-def _clause_edits(program: Program, phrasing: Phrasing, clause: Clause) -> Iterator[tuple[str, Clause]]:
+def _clause_edits(
+    program: Program, phrasing: Phrasing, clause: Clause, *, level: Level
+) -> Iterator[tuple[str, Clause]]:
     for change, when in condition_edits(phrasing, clause.when):
         yield change, replace(clause, when=when)
-    for change, caps in _cap_edits(program, clause.caps):
-        yield change, replace(clause, caps=caps)
+    if level == "hard":
+        for change, caps in _cap_edits(program, clause.caps):
+            yield change, replace(clause, caps=caps)
 
 
 def _modulation_edits(phrasing: Phrasing, modulation: Modulation) -> Iterator[tuple[str, Modulation]]:
     for change, when in condition_edits(phrasing, modulation.when):
         yield change, replace(modulation, when=when)
+    if modulation.level == "advisory":
+        return
     for index, scaling in enumerate(modulation.scalings):
         for change, edited in _scaling_edits(scaling):
             scalings = (*modulation.scalings[:index], edited, *modulation.scalings[index + 1 :])
@@ -143,17 +150,18 @@ def _waiver_edits(phrasing: Phrasing, waiver: Waiver) -> Iterator[tuple[str, Wai
         yield change, replace(waiver, when=when)
 
 
-def _weight_edits(
-    program: Program, weights: tuple[int, ...], *, closed: int
-) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _weight_edits(program: Program, weights: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Halve each weight that is granted; grant each that is not."""
     for index, (band, old) in enumerate(zip(program.band_names, weights, strict=True)):
-        new = old // 2 if old else closed
+        new = old // 2 if old else program.max_weight
         yield f"the weight of `{band}`: {_became(old, new)}", (*weights[:index], new, *weights[index + 1 :])
 
 
 def _cap_edits(program: Program, caps: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Lift each cap; close each band that is open."""
+    """Lift each cap; close each band that is open. A clause that closes everything is lifted as a whole."""
+    if not any(caps):
+        yield "it closed no band", (program.max_weight,) * len(caps)
+        return
     for index, (band, old) in enumerate(zip(program.band_names, caps, strict=True)):
         new = program.max_weight if old < program.max_weight else 0
         yield f"the cap of `{band}`: {_became(old, new)}", (*caps[:index], new, *caps[index + 1 :])

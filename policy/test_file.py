@@ -121,6 +121,8 @@ class _Reader:
         """Return the cases of one entry of `cases`: one, or one per row of its table."""
         allowed = ("name", "example", "context", "expect", "table")
         fields = self.mapping(node, "a case", allowed, required=("name",))
+        if not isinstance(node.value, dict):
+            return []
         name = self.text(fields["name"], "`name`") if "name" in fields else ""
         if "table" in fields:
             for key in ("example", "context", "expect"):
@@ -185,7 +187,7 @@ class _Reader:
         if node is None:
             return ()
         fields = self.mapping(node, "`expect`", EXPECTATIONS)
-        if not fields and isinstance(node.value, dict):
+        if node.value == {}:
             self.fault("GW425", "`expect` is empty, so this case could never fail", node.span)
         return tuple(self.expectation(key, value) for key, value in fields.items())
 

@@ -10,6 +10,7 @@ import click
 
 from gradwarden.cli.app import verb
 from gradwarden.cli.diagnostics import count, plural, render_text, to_data
+from gradwarden.cli.failures import MISUSE
 from gradwarden.cli.inputs import find_files, load_model_map
 from gradwarden.cli.options import FILE
 from gradwarden.cli.output import emit_json, format_option
@@ -17,6 +18,9 @@ from gradwarden.policy.errors import Diagnostic, PolicyError
 
 if TYPE_CHECKING:
     from gradwarden.policy.model_map import ModelMap
+
+UNREADABLE = frozenset({"GW105", "GW110", "GW112"})
+"""Codes of files that could not be read as text: too large, not UTF-8, not there."""
 
 
 @verb("check")
@@ -44,6 +48,7 @@ def command(paths: tuple[Path, ...], model_map: Path | None, strict: bool, outpu
     findings = _check_all(files, bound)
     errors, warnings = count(findings)
     failed = bool(errors or (strict and warnings))
+    unreadable = any(finding.code in UNREADABLE and finding.span is None for finding in findings)
     if output_format == "json":
         emit_json(
             {
@@ -65,7 +70,7 @@ def command(paths: tuple[Path, ...], model_map: Path | None, strict: bool, outpu
             click.echo(to_github(finding))
     else:
         _summarise(files, findings)
-    return int(failed)
+    return MISUSE if unreadable else int(failed)
 
 
 def _summarise(files: Sequence[Path], findings: Sequence[Diagnostic]) -> None:
