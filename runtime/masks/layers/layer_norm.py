@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,8 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from gradwarden.runtime.masks.call import Call, autocast_dtype, scaled
 from gradwarden.runtime.masks.layout import Layout
-
-_backward = torch.ops.aten.native_layer_norm_backward
+from gradwarden.runtime.masks.rows import Rows
 
 
 class LayerNormRows(Function):
@@ -31,36 +31,42 @@ class LayerNormRows(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        call, (x, mean, rstd, weight, bias) = ctx.call, ctx.saved_tensors
-        layout, shape = call.layout, weight.shape
+        call, saved = ctx.call, ctx.saved_tensors
+        x, _, _, weight, _ = saved
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[1]:
             grad_x = call.input_gradient(
-                grad,
-                x.shape,
-                lambda pick: _backward(
-                    pick(grad), pick(x), shape, pick(mean), pick(rstd), weight, bias, [True, False, False]
-                )[0],
+                grad, x.shape, lambda pick: _gradients(pick(grad), pick, saved, [True, False, False])[0]
             ).to(ctx.dtype)
         rows, bias_rows = call.weight_rows(), call.bias_rows()
-        both = rows is not None and bias_rows is rows
-        if rows is not None:
-            weighed = rows.weigh(rows.pick(grad, layout), layout)
-            picked = (rows.pick(tensor, layout) for tensor in (x, mean, rstd))
-            _, grad_weight, together = _backward(
-                weighed, *_around(picked, shape), weight, bias, [False, True, both]
-            )
-            grad_weight = scaled(grad_weight, rows)
-            grad_bias = scaled(together, rows) if both else None
-        if bias_rows is not None and not both:
-            weighed = bias_rows.weigh(bias_rows.pick(grad, layout), layout)
-            grad_bias = scaled(weighed.reshape(-1, *shape).sum(0), bias_rows)
+        if rows is not None and rows is bias_rows:
+            grad_weight, grad_bias = _parameter_gradients(rows, call, grad, saved, [False, True, True])
+        else:
+            if rows is not None:
+                (grad_weight,) = _parameter_gradients(rows, call, grad, saved, [False, True, False])
+            if bias_rows is not None:
+                weighed = bias_rows.weigh(bias_rows.pick(grad, call.layout), call.layout)
+                grad_bias = scaled(weighed.reshape(-1, *weight.shape).sum(0), bias_rows)
         return None, grad_x, grad_weight, grad_bias
 
 
-def _around(picked: Any, shape: torch.Size) -> tuple[Any, ...]:
-    x, mean, rstd = picked
-    return x, shape, mean, rstd
+def _parameter_gradients(
+    rows: Rows, call: Call, grad: Tensor, saved: Sequence[Tensor], wanted: list[bool]
+) -> list[Tensor]:
+    weighed = rows.weigh(rows.pick(grad, call.layout), call.layout)
+    found = _gradients(weighed, lambda tensor: rows.pick(tensor, call.layout), saved, wanted)
+    return [scaled(gradient, rows) for gradient, want in zip(found, wanted, strict=True) if want]
+
+
+def _gradients(
+    grad: Tensor, pick: Callable[[Tensor], Tensor], saved: Sequence[Tensor], wanted: list[bool]
+) -> Sequence[Tensor]:
+    """Return the wanted gradients of picked rows. The stock kernel reads its statistics as if contiguous."""
+    x, mean, rstd, weight, bias = saved
+    x, mean, rstd = (pick(tensor).contiguous() for tensor in (x, mean, rstd))
+    return torch.ops.aten.native_layer_norm_backward(  # type: ignore[no-any-return]
+        grad.contiguous(), x, weight.shape, mean, rstd, weight, bias, wanted
+    )
 
 
 class LayerNorm:

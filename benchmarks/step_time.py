@@ -1,0 +1,216 @@
+"""Time of a governed training step over the plain one, on a small GPT.
+
+Six blocks, width 384, 128 tokens, batch 16, float32, AdamW; forward, backward and optimizer step. Plain and
+governed steps alternate, each on its own copy of the model, and the median of the pairs' ratios is reported
+with its quartiles. Writes one JSON document with the machine and the versions it was measured on.
+
+    python benchmarks/step_time.py [--pairs 9] [--threads 2] [--only CASE] [--output FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gradwarden.policy.program import Band
+from gradwarden.runtime.masks import make_engine
+
+BLOCKS, WIDTH, HEADS, TOKENS, BATCH, VOCABULARY = 6, 384, 6, 128, 16, 256
+
+BARS = {"fractional": 1.05, "half_rows": 0.92, "bottom_half": 0.70, "top_two_only": 0.60}
+"""The greatest acceptable median ratio of each case."""
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP: [B, T, WIDTH] -> [B, T, WIDTH]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm_1, self.norm_2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.qkv, self.proj = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, _ = x.shape
+        qkv = self.qkv(self.norm_1(x)).view(batch, tokens, 3, HEADS, WIDTH // HEADS)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        x = x + self.proj(mixed.transpose(1, 2).reshape(batch, tokens, WIDTH))
+        return x + self.down(functional.gelu(self.up(self.norm_2(x))))
+
+
+class GPT(nn.Module):
+    """Byte-level language model: [B, T] -> [B, T, VOCABULARY]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(TOKENS, WIDTH)
+        self.blocks = nn.ModuleList(Block() for _ in range(BLOCKS))
+        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, VOCABULARY, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.tokens(x) + self.positions(torch.arange(x.shape[1]))
+        for block in self.blocks:
+            h = block(h)
+        return self.head(self.norm(h))
+
+
+def bands(model: nn.Module) -> tuple[Band, ...]:
+    """Return a band for the output, one for each block from the top, and one for the embeddings."""
+    names = [name for name, _ in model.named_parameters()]
+    groups = [("norm.", "head."), *((f"blocks.{i}.",) for i in reversed(range(BLOCKS)))]
+    groups.append(("tokens.", "positions."))
+    return tuple(
+        Band(f"band_{number}", (), tuple(name for name in names if name.startswith(group)))
+        for number, group in enumerate(groups)
+    )
+
+
+def cases() -> dict[str, Tensor]:
+    """Return the weights [BATCH, bands] of each case; band 0 is the output, the last the embeddings."""
+    count = BLOCKS + 2
+    ones = torch.ones(BATCH, count, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    half_rows, bottom_half, top_two_only = ones.clone(), ones.clone(), ones.clone()
+    half_rows[: BATCH // 2, 3:] = 0
+    bottom_half[:, 1 + BLOCKS // 2 :] = 0
+    top_two_only[:, 3:] = 0
+    return {
+        "all_ones": ones,
+        "fractional": 0.1 + 0.8 * torch.rand(BATCH, count, dtype=torch.float64, generator=generator),
+        "half_rows": half_rows,
+        "half_rows_scattered": half_rows[torch.randperm(BATCH, generator=generator)],
+        "random_mask": (torch.rand(BATCH, count, generator=generator) < 0.5).double(),
+        "bottom_half": bottom_half,
+        "top_two_only": top_two_only,
+    }
+
+
+def losses_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Return one loss per example [B]."""
+    logits = model(x)
+    return functional.cross_entropy(logits.transpose(1, 2), y, reduction="none").mean(1)
+
+
+def plain_step(model: nn.Module) -> Callable[[Tensor, Tensor], None]:
+    """Return an ordinary training step."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def step(x: Tensor, y: Tensor) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        losses_of(model, x, y).mean().backward()
+        optimizer.step()
+
+    return step
+
+
+def governed_step(model: nn.Module, weights: Tensor, engine: str) -> Callable[[Tensor, Tensor], None]:
+    """Return a training step under weights."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    masks = make_engine(model, bands(model), engine)
+
+    def step(x: Tensor, y: Tensor) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        masks.arm(weights)
+        masks.backward(losses_of(model, x, y), BATCH)
+        optimizer.step()
+
+    return step
+
+
+def ratios(weights: Tensor, pairs: int, engine: str) -> Iterator[tuple[float, float]]:
+    """Yield the seconds of a plain and of a governed step, for each pair after two warm-up pairs."""
+    torch.manual_seed(0)
+    model = GPT()
+    plain, governed = plain_step(model), governed_step(deepcopy(model), weights, engine)
+    for number in range(pairs + 2):
+        x, y = torch.randint(VOCABULARY, (2, BATCH, TOKENS))
+        seconds = {}
+        order = [("plain", plain), ("governed", governed)]
+        for name, step in order if number % 2 else reversed(order):
+            start = time.perf_counter()
+            step(x, y)
+            seconds[name] = time.perf_counter() - start
+        if number >= 2:
+            yield seconds["plain"], seconds["governed"]
+
+
+def measure(weights: Tensor, pairs: int, engine: str) -> dict[str, float]:
+    """Return the median ratio of a case with its quartiles and the median seconds of a plain step."""
+    times = list(ratios(weights, pairs, engine))
+    quotients = sorted(governed / plain for plain, governed in times)
+    low, median, high = statistics.quantiles(quotients, n=4, method="inclusive")
+    return {
+        "ratio": round(median, 4),
+        "quartile_1": round(low, 4),
+        "quartile_3": round(high, 4),
+        "plain_seconds": round(statistics.median(plain for plain, _ in times), 4),
+    }
+
+
+def surroundings(threads: int) -> dict[str, object]:
+    """Return the machine and the versions of a measurement."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+def main() -> None:
+    """Measure every case and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", choices=sorted(cases()), action="append")
+    parser.add_argument("--engine", choices=("fused", "split"), default="fused")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    results: dict[str, dict[str, float]] = {}
+    for name, weights in cases().items():
+        if options.only and name not in options.only:
+            continue
+        results[name] = measure(weights, options.pairs, options.engine)
+        bar = f"  bar {BARS[name]:.2f}" if name in BARS else ""
+        spread = f"{results[name]['quartile_1']:.3f}-{results[name]['quartile_3']:.3f}"
+        print(f"{name:20s} {results[name]['ratio']:.3f}  ({spread}){bar}", flush=True)
+    if options.output:
+        document = {
+            "benchmark": "step_time",
+            "engine": options.engine,
+            "pairs": options.pairs,
+            "bars": BARS,
+            "machine": surroundings(options.threads),
+            "results": results,
+        }
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
