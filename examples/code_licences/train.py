@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -104,7 +104,9 @@ def train(
             with governor.step(batch.examples) as proposal:
                 losses = per_example_loss(model(batch.inputs), batch.targets)
                 proposal.backward(losses)
-            display.update(step, proposal)
+            verdicts = Counter(decision.verdict for decision in proposal.decisions)
+            norms = {band: norm or 0.0 for band, norm in proposal.norms.items()}
+            display.update(step, proposal.mean_loss, verdicts, norms)
             if time.monotonic() - began > 60 * minutes:
                 console.print(f"Stopped after {step + 1} steps: {minutes:g} minutes are over.")
                 break
