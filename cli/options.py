@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,11 +43,14 @@ class SettingType(click.ParamType):  # type: ignore[type-arg]  # as above
     ) -> tuple[str, float]:
         if isinstance(value, tuple):
             return value
-        name, _, number = str(value).partition("=")
+        name, _, text = str(value).partition("=")
         try:
-            return name.strip(), float(number)
+            number = float(text)
         except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
             self.fail(f"`{value}` is not a signal and a number, such as loss_ratio=0.8", param, ctx)
+        return name.strip(), number
 
 
 @dataclass(frozen=True, slots=True)

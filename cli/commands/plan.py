@@ -1,0 +1,215 @@
+"""`gradwarden plan`: dry-run a policy over a data set."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gradwarden.cli.app import verb
+from gradwarden.cli.diagnostics import plural
+from gradwarden.cli.inputs import load_program
+from gradwarden.cli.manifest import Piece, open_manifest
+from gradwarden.cli.options import FILE, ContextOptions, context_options
+from gradwarden.cli.output import emit_json, emit_table, format_option, progress
+from gradwarden.policy.decision import VERDICTS
+from gradwarden.policy.program import SCALE
+
+if TYPE_CHECKING:
+    from gradwarden.policy.columns import Columns
+    from gradwarden.policy.context import Context
+    from gradwarden.policy.program import Program
+
+
+@dataclass(frozen=True, slots=True)
+class InvalidRecord:
+    """A record that cannot be decided on, and why. `place` is its line or row."""
+
+    place: int
+    id: object
+    problems: tuple[tuple[str, str, str], ...]
+    """(attribute, code, detail); a line that holds no record has one without attribute."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was counted so far. Weights are summed in millionths, so that no rounding adds up."""
+
+    records: int = 0
+    verdicts: Counter[str] = field(default_factory=Counter)
+    rules: Counter[str] = field(default_factory=Counter)
+    reached: Counter[str] = field(default_factory=Counter)
+    weight: Counter[str] = field(default_factory=Counter)
+    problems: Counter[tuple[str, str]] = field(default_factory=Counter)
+    invalid: list[InvalidRecord] = field(default_factory=list)
+
+    @property
+    def faulty(self) -> int:
+        return self.verdicts["invalid"]
+
+
+@verb("plan")
+@click.argument("policy", type=FILE)
+@click.option("--data", type=FILE, required=True, help="The manifest: *.jsonl, *.csv, *.tsv or *.parquet.")
+@click.option("--allow-invalid", is_flag=True, help="Do not fail because of invalid records.")
+@click.option(
+    "--show", type=click.IntRange(min=0), default=20, show_default=True, metavar="N",
+    help="How many invalid records to list.",
+)  # fmt: skip
+@context_options
+@format_option("text", "json")
+def command(
+    policy: Path, data: Path, allow_invalid: bool, show: int, given: ContextOptions, output_format: str
+) -> int:
+    """Dry-run a policy over a data set: what would be learned from what, and how deep.
+
+    The manifest holds one record of metadata per example. Counted are the examples per verdict, per rule that
+    had a part in their decision, and per band with the sum of their weights. Records that break the schema,
+    and lines that are no record, are invalid; they are listed with the reason.
+
+    An `id` names the example and is not metadata. In CSV an empty cell is an absent value, `true` and `false`
+    are truth values, and the members of a set are separated by `;`.
+
+    \b
+    Examples:
+      gradwarden plan code.policy --data corpus.parquet
+      gradwarden plan code.policy --data corpus.jsonl --step 5000 --set loss_ratio=0.4
+      gradwarden plan code.policy --data corpus.csv --format json --allow-invalid
+
+    \b
+    Exit status: 0 every record is valid, 1 some are not (unless --allow-invalid), 2 unreadable input.
+    """
+    program = load_program(policy)
+    context = given.context(program)
+    manifest = open_manifest(data, program)
+    tally = Tally()
+    done = 0
+    with progress(f"planning {data.name}", manifest.total, manifest.unit) as advance:
+        for piece in manifest.pieces:
+            _count(program, context, piece, tally, show)
+            advance(piece.done - done)
+            done = piece.done
+    if output_format == "json":
+        emit_json(_to_json(program, data, given, tally))
+    else:
+        _show(program, given, tally, manifest.place)
+    return int(tally.faulty > 0 and not allow_invalid)
+
+
+def _count(program: Program, context: Context, piece: Piece, tally: Tally, show: int) -> None:
+    """Decide the records of a piece and add them up."""
+    from gradwarden.policy.arrays import CODES
+    from gradwarden.policy.batch import decide_columns
+    from gradwarden.policy.columns import encode_columns
+
+    columns = encode_columns(program, piece.columns, len(piece.places))
+    decisions = decide_columns(program, columns, context)
+    tally.records += len(piece.places) + len(piece.malformed)
+    tally.verdicts.update(decisions.verdict_counts())
+    tally.verdicts["invalid"] += len(piece.malformed)
+    tally.rules.update(decisions.rule_counts())
+    for index, band in enumerate(program.band_names):
+        weights = decisions.micro[:, index]
+        tally.reached[band] += int((weights > 0).sum())
+        tally.weight[band] += int(weights.sum())
+    for attribute, codes in columns.faults.items():
+        for code in codes[codes != 0].tolist():
+            tally.problems[attribute, CODES[code]] += 1
+    if piece.malformed:
+        tally.problems["", "malformed"] += len(piece.malformed)
+    wanted = show - len(tally.invalid)
+    tally.invalid += _invalid(piece, columns, wanted) if wanted > 0 else []
+
+
+def _invalid(piece: Piece, columns: Columns, wanted: int) -> list[InvalidRecord]:
+    """Return the first invalid records of a piece, in the order of the manifest."""
+    found = [
+        InvalidRecord(place, None, (("", "malformed", reason),)) for place, reason in piece.malformed[:wanted]
+    ]
+    for row in columns.invalid_rows[:wanted].tolist():
+        problems = tuple((p.attribute, p.code, p.detail) for p in columns.problems(row))
+        found.append(InvalidRecord(piece.places[row], piece.ids[row], problems))
+    return sorted(found, key=lambda record: record.place)[:wanted]
+
+
+def _show(program: Program, given: ContextOptions, tally: Tally, place: str) -> None:
+    click.echo(f"{program.name} version {program.version} over {plural(tally.records, 'record')}")
+    click.echo(f"{given.describe(program)}\n")
+    counts = [
+        (verdict, f"{tally.verdicts[verdict]:,}", _share(tally, tally.verdicts[verdict]))
+        for verdict in VERDICTS
+    ]
+    emit_table(("verdict", "examples", "share"), counts, numeric=(1, 2))
+    click.echo()
+    bands = [
+        (
+            band,
+            f"{tally.reached[band]:,}",
+            _share(tally, tally.reached[band]),
+            f"{tally.weight[band] / SCALE:,.6g}",
+        )
+        for band in program.band_names
+    ]
+    emit_table(("band", "examples", "share", "sum of weights"), bands, numeric=(1, 2, 3))
+    click.echo()
+    rules = [(name, f"{count:,}", _share(tally, count)) for name, count in sorted(tally.rules.items())]
+    emit_table(("rule", "examples", "share"), rules, numeric=(1, 2))
+    if tally.faulty:
+        _show_invalid(tally, place)
+
+
+def _show_invalid(tally: Tally, place: str) -> None:
+    click.echo(f"\n{plural(tally.faulty, 'invalid record')}:")
+    reasons = [
+        (attribute or "(no record)", code, f"{count:,}")
+        for (attribute, code), count in sorted(tally.problems.items())
+    ]
+    emit_table(("attribute", "problem", "records"), reasons, numeric=(2,))
+    for record in tally.invalid:
+        name = "" if record.id is None else f" ({_printable(str(record.id))})"
+        told = "; ".join(_told(attribute, detail) for attribute, _, detail in record.problems)
+        click.echo(f"  {place} {record.place}{name}: {_printable(told)}")
+    if tally.faulty > len(tally.invalid):
+        click.echo(f"  and {tally.faulty - len(tally.invalid):,} more; --show N lists more")
+
+
+def _told(attribute: str, detail: str) -> str:
+    return detail if detail.startswith(f"`{attribute}`") or not attribute else f"{attribute}: {detail}"
+
+
+def _share(tally: Tally, count: int) -> str:
+    return f"{count / tally.records:.1%}" if tally.records else "-"
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:300])
+
+
+def _to_json(program: Program, data: Path, given: ContextOptions, tally: Tally) -> dict[str, Any]:
+    return {
+        "policy": {"name": program.name, "version": program.version, "digest": program.digest},
+        "data": str(data),
+        "context": given.to_json(),
+        "records": tally.records,
+        "verdicts": {verdict: tally.verdicts[verdict] for verdict in VERDICTS},
+        "bands": {
+            band: {"examples": tally.reached[band], "weight": tally.weight[band] / SCALE}
+            for band in program.band_names
+        },
+        "rules": dict(sorted(tally.rules.items())),
+        "problems": [
+            {"attribute": attribute, "code": code, "records": count}
+            for (attribute, code), count in sorted(tally.problems.items())
+        ],
+        "invalid": [
+            {
+                "place": record.place,
+                "id": record.id if isinstance(record.id, str | int | None) else str(record.id),
+                "problems": [{"attribute": a, "code": c, "detail": d} for a, c, d in record.problems],
+            }
+            for record in tally.invalid
+        ],
+    }
