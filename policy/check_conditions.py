@@ -1,0 +1,465 @@
+"""Types conditions and lowers them to the program's form.
+
+Conditions are total: an optional attribute may be read only where `has` is known to hold, which follows the
+order of reading (left operands of `and`, `or` and `implies` are known when the right ones are read).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gradwarden.policy import syntax as s
+from gradwarden.policy.check_numbers import (
+    attribute_operand,
+    clock_operand,
+    combine_numbers,
+    compare_numbers,
+    literal,
+    negate,
+    signal_operand,
+)
+from gradwarden.policy.errors import did_you_mean
+from gradwarden.policy.phases import in_phases
+from gradwarden.policy.program import (
+    And,
+    AttributeSpec,
+    Condition,
+    Constant,
+    Flag,
+    Has,
+    Not,
+    OneOf,
+    Or,
+    SetTest,
+    Text,
+    TextTest,
+)
+from gradwarden.policy.scope import Scope
+from gradwarden.policy.source import Span
+from gradwarden.policy.types import (
+    CLOCKS,
+    Categorical,
+    Checked,
+    Numeric,
+    Operand,
+    PhaseOperand,
+    describe,
+)
+from gradwarden.policy.walk import MAX_HEIGHT, MAX_SIZE, Measure
+
+Present = frozenset[str]
+"""Optional attributes known to be present."""
+
+NOTHING: Present = frozenset()
+FALSE = Checked(Constant(False))
+"""Stands in for a condition that has been reported as faulty."""
+
+_TESTS: dict[str, TextTest] = {
+    "starts with": "prefix",
+    "ends with": "suffix",
+    "contains": "contains",
+    "like": "glob",
+}
+
+
+class Conditions:
+    """Checks the conditions of one policy. Named conditions are checked once, on first use."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self.faults = scope.faults
+        self.measure = Measure()
+        self._named: dict[str, Checked] = {}
+        self._open: list[str] = []
+
+    def check(self, expr: s.Expr | None, present: Present = NOTHING) -> Checked:
+        """Return the typed condition; none means always. Faulty conditions are reported and are false."""
+        if expr is None:
+            return Checked(Constant(True))
+        checked = self._condition(expr, present)
+        size, height = self.measure(checked.condition)
+        if size > MAX_SIZE or height > MAX_HEIGHT:
+            too = "deeply nested" if height > MAX_HEIGHT else "large"
+            limit = f"at most {MAX_HEIGHT} levels and {MAX_SIZE} terms"
+            self.faults.error(
+                "GW431", f"with the conditions it names, this one is too {too}", expr.span, limit
+            )
+            return FALSE
+        return checked
+
+    def named(self, name: str, span: Span) -> Checked:
+        """Return a `let` condition or an entropy band."""
+        if name in self._open:
+            circle = " -> ".join(f"`{n}`" for n in [*self._open[self._open.index(name) :], name])
+            self.faults.error("GW207", f"named conditions go round in a circle: {circle}", span)
+            return FALSE
+        if name not in self._named:
+            self._open.append(name)
+            if len(self._open) > MAX_HEIGHT:
+                self.faults.error("GW431", "named conditions name each other too deeply", span)
+                self._named[name] = FALSE
+            else:
+                self._named[name] = self.check(self.scope.named[name].condition)
+            self._open.pop()
+        return self._named[name]
+
+    # --- logic ----------------------------------------------------------------------------------------------
+
+    def _condition(self, expr: s.Expr, present: Present) -> Checked:
+        match expr:
+            case s.Junction(op, terms):
+                return self._junction(op, terms, present)
+            case s.Negation(term):
+                return _not(self._condition(term, present))
+            case s.Implication(left, right):
+                first = self._condition(left, present)
+                second = self._condition(right, present | first.yes)
+                return _join("or", [_not(first), second])
+            case s.Comparison():
+                return self._comparison(expr, present)
+            case s.InList():
+                return self._in_list(expr, present)
+            case s.InRange():
+                return self._in_range(expr, present)
+            case s.TextTest():
+                return self._text_test(expr, present)
+            case s.SetTest():
+                return self._set_test(expr, present)
+        operand = self._operand(expr, present)
+        if isinstance(operand, Checked) or operand is None:
+            return operand or FALSE
+        help = "compare it with something" if not isinstance(expr, s.Word) else None
+        self.faults.error("GW301", f"{describe(operand)} is not a condition", expr.span, help)
+        return FALSE
+
+    def _junction(self, op: str, terms: Sequence[s.Expr], present: Present) -> Checked:
+        done: list[Checked] = []
+        for term in terms:
+            known = [x.yes if op == "and" else x.no for x in done]
+            done.append(self._condition(term, present.union(*known)))
+        return _join(op, done)
+
+    # --- operands -------------------------------------------------------------------------------------------
+
+    def _operand(self, expr: s.Expr, present: Present) -> Operand | None:
+        """Return a typed operand, or None after a fault was reported."""
+        match expr:
+            case s.Quantity() | s.Day():
+                return literal(self.faults, expr)
+            case s.Truth(value):
+                return Checked(Constant(value))
+            case s.Reference(name, span):
+                return self._reference(expr, name, span, present)
+            case s.Present(name):
+                return self._has(name)
+            case s.InBand(name):
+                return self._band(name)
+            case s.Negative(term, span):
+                inner = self._numeric(term, present)
+                return inner and negate(self.faults, inner, span)
+            case s.Operation(op, left, right, span):
+                a, b = self._numeric(left, present), self._numeric(right, present)
+                return a and b and combine_numbers(self.faults, op, a, b, span)
+            case s.Word(text, _, span):
+                self.faults.error("GW301", f'the string `"{text}"` stands where it has no meaning', span)
+                return None
+            case _:
+                return self._condition(expr, present)
+
+    def _numeric(self, expr: s.Expr, present: Present) -> Numeric | None:
+        operand = self._operand(expr, present)
+        if operand is None or isinstance(operand, Numeric):
+            return operand
+        self.faults.error("GW302", f"{describe(operand)} cannot be calculated with", expr.span)
+        return None
+
+    def _reference(self, node: s.Reference, name: str, span: Span, present: Present) -> Operand | None:
+        scope = self.scope
+        if name in CLOCKS:
+            return clock_operand(name, span)  # type: ignore[arg-type]  # a clock's name
+        if name == "phase":
+            return PhaseOperand(span)
+        scope.used.add(name)
+        if name in scope.signals:
+            return signal_operand(scope.signals[name], span)
+        if name in scope.named:
+            return self.named(name, span)
+        if name not in scope.attributes:
+            self.faults.undeclared(
+                "GW201", "name", node, [*scope.terms(), *CLOCKS, "phase"], "declare it in `examples { … }`"
+            )
+            return None
+        attribute = scope.attributes[name]
+        if not self._readable(attribute.spec, span, present):
+            return None
+        match attribute.spec.type:
+            case "bool":
+                return Checked(Flag(name))
+            case "number" | "date":
+                return attribute_operand(attribute, span)
+            case _:
+                return Categorical(attribute.spec, span)
+
+    def _readable(self, spec: AttributeSpec, span: Span, present: Present) -> bool:
+        if not spec.optional or spec.name in present:
+            return True
+        self.faults.error(
+            "GW304", f"`{spec.name}` may be absent", span, f"test it first: `has {spec.name} and …`"
+        )
+        return False
+
+    def _has(self, name: s.Name) -> Checked | None:
+        self.scope.used.add(name.text)
+        attribute = self.scope.attributes.get(name.text)
+        if attribute is None:
+            known = [n for n, a in self.scope.attributes.items() if a.spec.optional]
+            self.faults.undeclared("GW201", "attribute", name, known, "`has` tests an optional attribute")
+            return None
+        if not attribute.spec.optional:
+            help = f"declare `{name.text}` as `optional`, or leave the test out"
+            self.faults.warn("GW505", f"`{name.text}` is never absent", name.span, help)
+            return Checked(Constant(True))
+        return Checked(Has(name.text), yes=frozenset([name.text]))
+
+    def _band(self, name: s.Name) -> Checked | None:
+        self.scope.used.add(name.text)
+        if isinstance(self.scope.named.get(name.text), s.EntropyBand):
+            return self.named(name.text, name.span)
+        known = [n for n, item in self.scope.named.items() if isinstance(item, s.EntropyBand)]
+        self.faults.undeclared("GW201", "band", name, known, "declare it: `band NAME = …`")
+        return None
+
+    # --- comparisons and membership -------------------------------------------------------------------------
+
+    def _comparison(self, expr: s.Comparison, present: Present) -> Checked:
+        (left, right), op = expr.operands, expr.ops[0]
+        if self._is_literal(left) and not self._is_literal(right):
+            left, right = right, left
+            op = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}.get(op, op)
+        operand = self._operand(left, present)
+        match operand:
+            case None:
+                return FALSE
+            case Categorical() | PhaseOperand():
+                return self._equality(operand, op, right, expr.span)
+            case Checked():
+                return self._truth(operand, op, right, expr.span, present)
+        other = self._operand(right, present)
+        if other is None:
+            return FALSE
+        if not isinstance(other, Numeric):
+            message = f"{describe(operand)} cannot be compared with {describe(other)}"
+            self.faults.error("GW302", message, expr.span)
+            return FALSE
+        condition = compare_numbers(self.faults, op, operand, other, expr.span)
+        return FALSE if condition is None else Checked(condition)
+
+    def _is_literal(self, expr: s.Expr) -> bool:
+        """Whether an operand is a value rather than something that has a type of its own."""
+        if isinstance(expr, s.Reference):
+            return expr.name not in {*self.scope.terms(), *CLOCKS, "phase"}
+        return isinstance(expr, s.Word | s.Truth)
+
+    def _equality(self, operand: Categorical | PhaseOperand, op: str, right: s.Expr, span: Span) -> Checked:
+        if op not in ("==", "!=") or (isinstance(operand, Categorical) and operand.spec.type == "set"):
+            help = "use `==`, `!=` or `in`"
+            if isinstance(operand, Categorical) and operand.spec.type == "set":
+                help = f"use `{operand.spec.name} contains …`, `has any [ … ]` or `has all [ … ]`"
+            self.faults.error("GW311", f"{describe(operand)} cannot be compared with `{op}`", span, help)
+            return FALSE
+        if isinstance(right, s.Reference):
+            right = s.Word(right.name, False, right.span)
+        if not isinstance(right, s.Word):
+            self.faults.error("GW302", f"{describe(operand)} is compared with a value of its own", right.span)
+            return FALSE
+        checked = self._member_of(operand, [right])
+        return _not(checked) if op == "!=" else checked
+
+    def _truth(self, operand: Checked, op: str, right: s.Expr, span: Span, present: Present) -> Checked:
+        if op not in ("==", "!=") or not isinstance(right, s.Truth):
+            self.faults.error(
+                "GW302",
+                "a condition is only compared with `true` or `false`",
+                span,
+                "join conditions with `and`, `or`",
+            )
+            return FALSE
+        return operand if (op == "==") == right.value else _not(operand)
+
+    def _in_list(self, expr: s.InList, present: Present) -> Checked:
+        operand = self._operand(expr.term, present)
+        if operand is None:
+            return FALSE
+        if not expr.members:
+            self.faults.error("GW307", "this list is empty", expr.span, "list the values to test for")
+            return FALSE
+        match operand:
+            case Numeric():
+                found = self._equals_any(operand, expr.members)
+            case Categorical() | PhaseOperand():
+                found = self._member_of(operand, expr.members)
+            case Checked():
+                self.faults.error("GW302", "a condition is not in a list", expr.span)
+                return FALSE
+        return _not(found) if expr.negated else found
+
+    def _equals_any(self, operand: Numeric, members: Sequence[s.Member]) -> Checked:
+        terms: dict[Condition, None] = {}
+        for member in members:
+            if isinstance(member, s.Word):
+                self.faults.error("GW302", f"`{member.text}` is not {describe(operand)}", member.span)
+                continue
+            value = literal(self.faults, member)
+            condition = value and compare_numbers(self.faults, "==", operand, value, member.span)
+            if condition:
+                terms[condition] = None
+        return Checked(Or(tuple(terms)) if len(terms) != 1 else next(iter(terms)))
+
+    def _in_range(self, expr: s.InRange, present: Present) -> Checked:
+        operand = self._operand(expr.term, present)
+        lo, hi = literal(self.faults, expr.lo), literal(self.faults, expr.hi)
+        if operand is None or lo is None or hi is None:
+            return FALSE
+        if not isinstance(operand, Numeric):
+            self.faults.error("GW302", f"{describe(operand)} is not in a range", expr.span, "use `in [ … ]`")
+            return FALSE
+        if lo.kind == hi.kind and lo.lo * 10**hi.places > hi.lo * 10**lo.places:
+            self.faults.error("GW307", "this range is empty", expr.span, "write the lesser bound first")
+            return FALSE
+        span = expr.span
+        bounds = [compare_numbers(self.faults, op, operand, x, span) for op, x in ((">=", lo), ("<=", hi))]
+        if None in bounds:
+            return FALSE
+        inside = _join("and", [Checked(bound) for bound in bounds if bound])
+        return _not(inside) if expr.negated else inside
+
+    def _member_of(self, operand: Categorical | PhaseOperand, members: Sequence[s.Member]) -> Checked:
+        """Whether an enum, a string or the phase is one of some values."""
+        words = [member for member in members if isinstance(member, s.Word)]
+        for member in members:
+            if not isinstance(member, s.Word):
+                self.faults.error("GW302", f"{describe(operand)} does not hold numbers or dates", member.span)
+        if isinstance(operand, PhaseOperand):
+            return self._phase_in(words, operand.span)
+        if operand.spec.type == "enum":
+            return Checked(OneOf(operand.spec.name, self._codes(operand.spec, words)))
+        if operand.spec.type == "set":
+            self.faults.error(
+                "GW302", "a set is not in a list", operand.span, f"use `{operand.spec.name} has any [ … ]`"
+            )
+            return FALSE
+        for word in words:
+            if not word.quoted:
+                self.faults.error(
+                    "GW302", f"`{word.text}` is not a string", word.span, f'write `"{word.text}"`'
+                )
+        return Checked(Text(operand.spec.name, "equals", tuple(sorted({word.text for word in words}))))
+
+    def _codes(self, spec: AttributeSpec, words: Sequence[s.Word]) -> tuple[int, ...]:
+        codes = set()
+        for word in words:
+            if word.text in spec.values:
+                codes.add(spec.values.index(word.text))
+            else:
+                self.faults.error(
+                    "GW208",
+                    f"`{word.text}` is not a value of `{spec.name}`",
+                    word.span,
+                    did_you_mean(word.text, spec.values) or f"it is one of {_listed(spec.values)}",
+                )
+        return tuple(sorted(codes))
+
+    def _phase_in(self, words: Sequence[s.Word], span: Span) -> Checked:
+        names = [phase.name for phase in self.scope.phases]
+        for word in words:
+            if word.text not in names:
+                name = s.Name(word.text, word.span)
+                self.faults.undeclared("GW204", "phase", name, names, "declare it in `phases { … }`")
+        return Checked(in_phases(self.scope.phases, {word.text for word in words}))
+
+    def _text_test(self, expr: s.TextTest, present: Present) -> Checked:
+        operand = self._operand(expr.term, present)
+        if operand is None:
+            return FALSE
+        if isinstance(operand, Categorical) and operand.spec.type == "set" and expr.test == "contains":
+            return Checked(SetTest(operand.spec.name, "any", self._codes(operand.spec, [expr.operand])))
+        if not isinstance(operand, Categorical) or operand.spec.type != "string":
+            self.faults.error("GW302", f"`{expr.test}` tests a string, not {describe(operand)}", expr.span)
+            return FALSE
+        if not expr.operand.quoted:
+            text = expr.operand.text
+            self.faults.error("GW302", f"`{text}` is not a string", expr.operand.span, f'write `"{text}"`')
+            return FALSE
+        return Checked(Text(operand.spec.name, _TESTS[expr.test], (expr.operand.text,)))
+
+    def _set_test(self, expr: s.SetTest, present: Present) -> Checked:
+        operand = self._operand(expr.term, present)
+        if operand is None:
+            return FALSE
+        if not isinstance(operand, Categorical) or operand.spec.type != "set":
+            help = "use `in [ … ]`" if isinstance(operand, Categorical) else None
+            message = f"`has {expr.test}` tests a set, not {describe(operand)}"
+            self.faults.error("GW302", message, expr.span, help)
+            return FALSE
+        if not expr.members:
+            self.faults.error("GW307", "this list is empty", expr.span, "list the members to test for")
+            return FALSE
+        words = [member for member in expr.members if isinstance(member, s.Word)]
+        for member in expr.members:
+            if not isinstance(member, s.Word):
+                self.faults.error("GW302", "a set does not hold numbers or dates", member.span)
+        return Checked(SetTest(operand.spec.name, expr.test, self._codes(operand.spec, words)))
+
+
+def _not(checked: Checked) -> Checked:
+    match checked.condition:
+        case Not(term):
+            condition = term
+        case Constant(value):
+            condition = Constant(not value)
+        case other:
+            condition = Not(other)
+    return Checked(condition, checked.no, checked.yes)
+
+
+def _join(op: str, terms: Sequence[Checked]) -> Checked:
+    """Join conditions, flattened, without neutral constants.
+
+    All terms hold where a conjunction does, so what any of them shows to be present is; where it does not
+    hold, the first failing term shows what all terms before it do. Disjunction is the mirror image.
+    """
+    shows, mirror = ([t.yes for t in terms], [t.no for t in terms])
+    if op == "or":
+        shows, mirror = mirror, shows
+    every: Present = NOTHING.union(*shows)
+    failing = [NOTHING.union(mirror[i], *shows[:i]) for i in range(len(terms))]
+    some: Present = failing[0].intersection(*failing[1:]) if failing else NOTHING
+    condition = (
+        conjunction(*(t.condition for t in terms))
+        if op == "and"
+        else disjunction(*(t.condition for t in terms))
+    )
+    return Checked(condition, every, some) if op == "and" else Checked(condition, some, every)
+
+
+def conjunction(*terms: Condition) -> Condition:
+    """Return the flattened conjunction of conditions; constants are folded."""
+    flat = [x for term in terms for x in (term.terms if isinstance(term, And) else (term,))]
+    kept = tuple(dict.fromkeys(term for term in flat if term != Constant(True)))
+    if Constant(False) in kept:
+        return Constant(False)
+    return kept[0] if len(kept) == 1 else And(kept) if kept else Constant(True)
+
+
+def disjunction(*terms: Condition) -> Condition:
+    """Return the flattened disjunction of conditions; constants are folded."""
+    flat = [x for term in terms for x in (term.terms if isinstance(term, Or) else (term,))]
+    kept = tuple(dict.fromkeys(term for term in flat if term != Constant(False)))
+    if Constant(True) in kept:
+        return Constant(True)
+    return kept[0] if len(kept) == 1 else Or(kept) if kept else Constant(False)
+
+
+def _listed(values: Sequence[str]) -> str:
+    shown = ", ".join(f"`{value}`" for value in values[:8])
+    return f"{shown}, …" if len(values) > 8 else shown

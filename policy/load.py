@@ -1,0 +1,152 @@
+"""Reads policies: a main text and the files it imports, each once, without circles.
+
+Imports are relative to the importing file and name `*.policy` files. Reading is bounded: at most
+`MAX_FILES` files of at most `MAX_FILE_BYTES` bytes each.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gradwarden.policy import syntax as s
+from gradwarden.policy.check import check
+from gradwarden.policy.errors import Diagnostic, PolicyError
+from gradwarden.policy.parse import MAX_TEXT, parse
+from gradwarden.policy.program import Program
+from gradwarden.policy.source import Source, Span
+
+MAX_FILE_BYTES = MAX_TEXT
+MAX_FILES = 256
+
+SUFFIX = ".policy"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A policy that parsed and type-checked.
+
+    program: its compiled form before bands are bound to a model (`compile_policy` binds them). warnings:
+    findings that do not stop it, sorted by position. files: the paths read, the main one first. rules: where
+    each rule is named.
+    """
+
+    program: Program
+    warnings: tuple[Diagnostic, ...]
+    files: tuple[str, ...]
+    rules: dict[str, Span]
+
+    @property
+    def name(self) -> str:
+        return self.program.name
+
+    @property
+    def version(self) -> int:
+        return self.program.version
+
+
+def load_policy(path: str | os.PathLike[str]) -> Policy:
+    """Read, parse and check a policy file. Raises PolicyError with every diagnostic."""
+    name = os.fspath(path)
+    text = read_text(Path(name))
+    if isinstance(text, Diagnostic):
+        raise PolicyError([text])
+    return _check(Source(name, text), Path(name).parent)
+
+
+def parse_policy(
+    text: str, name: str = "<string>", directory: str | os.PathLike[str] | None = None
+) -> Policy:
+    """Parse and check a policy given as text. Raises PolicyError with every diagnostic.
+
+    `name` stands for the text in diagnostics. `directory` is where its imports are looked up; without one,
+    imports are refused.
+    """
+    return _check(Source(name, text.removeprefix("\ufeff")), None if directory is None else Path(directory))
+
+
+def read_text(path: Path) -> str | Diagnostic:
+    """Return the text of a policy file, or what stops it from being read."""
+    try:
+        if path.exists() and not path.is_file():
+            return Diagnostic("GW112", f"`{path}` is not a file")
+        with path.open("rb") as stream:
+            data = stream.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not a valid path"
+        return Diagnostic("GW112", f"`{path}` cannot be read: {reason.lower()}")
+    if len(data) > MAX_FILE_BYTES:
+        return Diagnostic("GW105", f"`{path}` is larger than {MAX_FILE_BYTES} bytes", help="use `import`")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        return Diagnostic(
+            "GW110", f"line {line} of `{path}` is not valid UTF-8", help="save the file as UTF-8"
+        )
+
+
+def _check(source: Source, directory: Path | None) -> Policy:
+    reader = _Reader()
+    reader.read(source, directory, [])
+    checked, found = check(reader.files, reader.faults)
+    if checked is None:
+        raise PolicyError(found)
+    warnings = tuple(sorted(found, key=Diagnostic.sort_key))
+    return Policy(checked.program, warnings, tuple(f.source.name for f in reader.files), checked.spans)
+
+
+class _Reader:
+    """Reads a text and what it imports, depth first."""
+
+    def __init__(self) -> None:
+        self.files: list[s.File] = []
+        self.faults: list[Diagnostic] = []
+        self._read: set[str] = set()
+
+    def read(self, source: Source, directory: Path | None, chain: Sequence[str]) -> None:
+        """Parse a text, then its imports. `chain` holds the real paths of the files that led here."""
+        file, faults = parse(source)
+        self.files.append(file)
+        self.faults += faults
+        here = os.path.realpath(source.name) if directory is not None else source.name
+        self._read.add(here)
+        for item in file.items:
+            if isinstance(item, s.Import):
+                self._import(item, directory, [*chain, here])
+
+    def _import(self, item: s.Import, directory: Path | None, chain: Sequence[str]) -> None:
+        span, text = item.path.span, item.path.text
+        if directory is None:
+            self._fault("GW212", "a text that is not in a file cannot import", span)
+            return
+        if os.path.isabs(text) or "\\" in text or not text.endswith(SUFFIX):
+            help = f"imports are relative paths of `{SUFFIX}` files, with `/` between folders"
+            self._fault("GW212", f"`{text}` cannot be imported", span, help)
+            return
+        path = Path(os.path.normpath(directory / text))
+        real = os.path.realpath(path)
+        if real in chain:
+            names = [Path(x).name for x in [*chain[chain.index(real) :], real]]
+            circle = " -> ".join(f"`{name}`" for name in names)
+            self._fault("GW210", f"files import each other in a circle: {circle}", span)
+        elif real not in self._read:
+            self._follow(path, real, span, chain)
+
+    def _follow(self, path: Path, real: str, span: Span, chain: Sequence[str]) -> None:
+        if len(self.files) >= MAX_FILES:
+            self._read.add(real)
+            self._fault("GW105", f"a policy has at most {MAX_FILES} files", span)
+            return
+        text = read_text(path)
+        if isinstance(text, Diagnostic):
+            self._read.add(real)
+            code = "GW209" if text.code == "GW112" else text.code
+            self._fault(code, text.message, span, text.help)
+            return
+        self.read(Source(str(path), text), path.parent, chain)
+
+    def _fault(self, code: str, message: str, span: Span, help: str | None = None) -> None:
+        self.faults.append(Diagnostic(code, message, span, help))

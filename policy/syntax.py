@@ -1,0 +1,548 @@
+"""The syntax tree: what a policy text says, piece by piece, each with its span. Nothing here is checked.
+
+Numbers are exact decimals as written; dates are days since 1970-01-01. Grouping parentheses leave no node.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Literal, TypeAlias
+
+from gradwarden.policy.program import Level
+from gradwarden.policy.source import Source, Span
+
+RuleKind = Literal[
+    "depth", "suppress", "retain", "privacy", "memorization", "curriculum", "modulate", "waive"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """An identifier where the grammar asks for one."""
+
+    text: str
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A value written as a bare name or as a quoted string (`quoted`)."""
+
+    text: str
+    quoted: bool
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A number with an optional unit (empty where none was written)."""
+
+    value: Decimal
+    unit: str
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Day:
+    """A calendar day."""
+
+    days: int
+    span: Span
+
+
+Bound: TypeAlias = Quantity | Day
+Member: TypeAlias = Quantity | Day | Word
+
+
+# --- expressions --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    value: bool
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A bare name: an attribute, signal, clock, named condition, band or enum value."""
+
+    name: str
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """`has NAME`"""
+
+    name: Name
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class InBand:
+    """`band NAME`"""
+
+    name: Name
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Negative:
+    term: Expr
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """`+`, `-` or `*` between two operands."""
+
+    op: Literal["add", "sub", "mul"]
+    left: Expr
+    right: Expr
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Operands joined by comparison operators; more than one operator is refused by the checker."""
+
+    operands: tuple[Expr, ...]
+    ops: tuple[str, ...]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class InList:
+    term: Expr
+    members: tuple[Member, ...]
+    negated: bool
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class InRange:
+    """`term in lo..hi`, both ends included."""
+
+    term: Expr
+    lo: Bound
+    hi: Bound
+    negated: bool
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class TextTest:
+    test: Literal["starts with", "ends with", "contains", "like"]
+    term: Expr
+    operand: Word
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class SetTest:
+    test: Literal["any", "all"]
+    term: Expr
+    members: tuple[Member, ...]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Negation:
+    term: Expr
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Junction:
+    """`and` or `or` over two or more terms."""
+
+    op: Literal["and", "or"]
+    terms: tuple[Expr, ...]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Implication:
+    left: Expr
+    right: Expr
+    span: Span
+
+
+Expr: TypeAlias = (
+    Quantity
+    | Day
+    | Word
+    | Truth
+    | Reference
+    | Present
+    | InBand
+    | Negative
+    | Operation
+    | Comparison
+    | InList
+    | InRange
+    | TextTest
+    | SetTest
+    | Negation
+    | Junction
+    | Implication
+)
+
+
+# --- declarations -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    name: Name
+    version: Quantity
+    language: Quantity | None
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    path: Word
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class MaxWeight:
+    weight: Quantity
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class SimpleType:
+    """`string`, `bool` or `date`; `lo` and `hi` only for a date with a range."""
+
+    kind: Literal["string", "bool", "date"]
+    lo: Day | None
+    hi: Day | None
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceType:
+    kind: Literal["enum", "set"]
+    values: tuple[Word, ...]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class RangeType:
+    """`number lo..hi [unit] [places N]` or `integer lo..hi [unit]`."""
+
+    kind: Literal["number", "integer"]
+    lo: Quantity
+    hi: Quantity
+    unit: str
+    places: Quantity | None
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    name: Name
+    type: SimpleType | ChoiceType | RangeType
+    optional: bool
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    fields: tuple[Field, ...]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class SignalField:
+    name: Name
+    type: RangeType
+    default: Quantity | None
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    fields: tuple[SignalField, ...]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class PartSelector:
+    """One selector of a model band; which fields are set depends on `kind`."""
+
+    kind: Literal["top", "next", "rest", "blocks", "names"]
+    lo: Quantity | None
+    hi: Quantity | None
+    pattern: Word | None
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A band of the model."""
+
+    name: Name
+    selectors: tuple[PartSelector, ...]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    parts: tuple[Part, ...]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """`clock` and `end` are None for a phase without an end."""
+
+    name: Name
+    clock: Literal["step", "epoch"] | None
+    end: Quantity | None
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Phases:
+    phases: tuple[Phase, ...]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Let:
+    name: Name
+    condition: Expr
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class EntropyBand:
+    name: Name
+    condition: Expr
+    span: Span
+
+
+# --- clauses of rules ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class When:
+    condition: Expr
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Because:
+    text: Word
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """`BAND [at WEIGHT]`; a name of None is `all`."""
+
+    band: Name | None
+    weight: Quantity | None
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """`reach …` or `cap …`"""
+
+    verb: Literal["reach", "cap"]
+    targets: tuple[Target, ...]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    band: Name
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A count of steps or epochs, a day, or the name of a date attribute."""
+
+    kind: Literal["step", "epoch", "day", "name"]
+    value: Quantity | Day | Name
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """`until`, `from` or `before` a moment."""
+
+    word: Literal["until", "from", "before"]
+    moment: Moment
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class During:
+    """`during step 10..20`, both ends included."""
+
+    clock: Literal["step", "epoch", "day"]
+    lo: Bound
+    hi: Bound
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class InPhase:
+    phase: Name
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class AtMost:
+    count: Quantity
+    noun: Literal["exposures", "epochs"]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Within:
+    bands: tuple[Name, ...]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class PrivacyNumber:
+    term: Literal["epsilon", "delta", "clip"]
+    value: Quantity
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class UnitOf:
+    attribute: Name
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    band: Name
+    signal: Name
+    at_low: Quantity
+    at_high: Quantity
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    scalings: tuple[Scaling, ...]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Approved:
+    by: Word
+    span: Span
+
+
+Clause: TypeAlias = (
+    When
+    | Because
+    | Targets
+    | Route
+    | Refuse
+    | Timing
+    | During
+    | InPhase
+    | AtMost
+    | Within
+    | PrivacyNumber
+    | UnitOf
+    | Scale
+    | Approved
+)
+
+
+# --- rules --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    kind: RuleKind
+    name: Name
+    level: Level | None
+    clauses: tuple[Clause, ...]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What an assertion says. `band` and `bound` are set where the form names them."""
+
+    form: Literal["never_reach", "at_most", "always_refuse", "always_private", "condition"]
+    condition: Expr | None
+    band: Name | None
+    bound: Quantity | None
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Assertion:
+    name: Name
+    level: Level | None
+    claim: Claim
+    because: Because | None
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Starvation:
+    band: Name
+    steps: Quantity
+    action: Literal["report", "halt", "accept"]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class GradientCap:
+    band: Name
+    norm: Quantity
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    caps: tuple[GradientCap, ...]
+    span: Span
+
+
+Item: TypeAlias = (
+    Header
+    | Import
+    | MaxWeight
+    | Examples
+    | Signals
+    | Model
+    | Phases
+    | Let
+    | EntropyBand
+    | Rule
+    | Assertion
+    | Starvation
+    | Gradient
+)
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One parsed text: its items in textual order."""
+
+    source: Source
+    items: tuple[Item, ...]
