@@ -1,0 +1,77 @@
+"""The ready policies compile without a warning, and their own tests pass and cover them."""
+
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from gradwarden.policy import compile_policy, load_policy
+from gradwarden.policy.coverage import measure
+from gradwarden.policy.mutation import survivors
+from gradwarden.policy.test_file import SUFFIX, parse_tests
+from gradwarden.policy.testing import check_names, run_cases
+
+FOLDER = Path(str(files("gradwarden.policies")))
+POLICIES = sorted(FOLDER.glob("*.policy"))
+KINDS = {"suppress", "retain", "privacy", "memorization", "curriculum"}
+
+
+def name(path):
+    return path.stem
+
+
+@pytest.fixture(params=POLICIES, ids=name)
+def policy(request):
+    return request.param
+
+
+def test_the_library_is_found():
+    assert {path.stem for path in POLICIES} >= {
+        "children_education",
+        "clinical_finetune",
+        "code_licences",
+        "creator_rights",
+        "legal_precedent",
+    }
+
+
+def test_a_ready_policy_has_no_warnings(policy):
+    assert [str(warning) for warning in load_policy(policy).warnings] == []
+
+
+def test_its_own_tests_pass_and_reach_both_sides_of_every_condition(policy):
+    program = compile_policy(load_policy(policy))
+    path = policy.with_name(policy.stem + SUFFIX)
+    tests = parse_tests(path.read_text("utf-8"), path)
+    check_names(program, tests)
+    results = run_cases(program, tests.cases)
+    assert [(r.case.name, r.mismatches) for r in results if not r.passed] == []
+    assert measure(program, results).percent == 100
+
+
+def test_its_own_tests_notice_nearly_every_damage(policy):
+    # What survives are changes that an assertion or a second rule makes good.
+    program = compile_policy(load_policy(policy))
+    path = policy.with_name(policy.stem + SUFFIX)
+    total, alive = survivors(program, parse_tests(path.read_text("utf-8"), path).cases)
+    assert len(alive) <= 0.05 * total, [(mutant.rule, mutant.change) for mutant in alive]
+
+
+def test_every_rule_gives_its_reason_where_it_forbids(policy):
+    program = compile_policy(load_policy(policy))
+    silent = [limit.name for limit in program.limits if limit.kind == "suppress" and not limit.because]
+    assert silent == []
+    assert program.assertions
+
+
+def test_the_library_shows_every_kind_of_rule():
+    programs = [compile_policy(load_policy(path)) for path in POLICIES]
+    assert {limit.kind for program in programs for limit in program.limits} == KINDS
+    assert any(program.modulations for program in programs)
+    assert any(program.waivers for program in programs)
+    assert any(program.starvation for program in programs)
+    assert any(program.gradient_caps for program in programs)
+    forms = {assertion.form for program in programs for assertion in program.assertions}
+    assert forms == {"never_reach", "at_most", "always_refuse", "always_private", "implies"}
+    levels = {limit.level for program in programs for limit in program.limits}
+    assert levels == {"hard", "advisory"}
