@@ -89,6 +89,9 @@ def verify_chain(
         tail = run_links(links, path, on_entry, progress)
     findings = [*_chain_findings(links, tail), *_sidecar_findings(links, sidecar)]
     errors = [finding for finding in findings if finding.severity == "error"]
+    if links.last_head is None and not errors:
+        errors = [Finding("unsigned", 0, "no entry of the ledger is signed")]
+        findings += errors
     return ChainReport(
         status=_status(links, errors),
         size=links.size,
@@ -153,8 +156,6 @@ def _chain_findings(links: Links, tail: bytes) -> Iterator[Finding]:
         return
     if links.unknown_head is not None:
         yield _finding(links.unknown_head)
-    elif links.last_head is None:
-        yield Finding("unsigned", 0, "no entry of the ledger is signed")
     if tail and links.stage is Stage.CLOSED:
         yield Finding(
             "after_seal", links.size, "bytes follow the end of a sealed ledger", offset=links.offset
