@@ -96,6 +96,10 @@ class Verb(click.Command):
         self.params += _shared_options()
 
 
+class ReaderGoneError(Exception):
+    """Whoever read our standard output has stopped reading."""
+
+
 class Verbs(click.Group):
     """The root: finds a verb by importing its module, and turns every exception into a status."""
 
@@ -123,6 +127,13 @@ class Verbs(click.Group):
         with formatter.section("Verbs"):
             formatter.write_dl(list(VERBS.items()))
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb. A broken pipe gets another name, since click ends the process on its own for it."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise ReaderGoneError from None
+
     def main(
         self,
         args: Sequence[str] | None = None,
@@ -147,7 +158,7 @@ class Verbs(click.Group):
         except (KeyboardInterrupt, click.Abort):
             click.echo("interrupted", err=True)
             sys.exit(INTERRUPTED)
-        except BrokenPipeError:
+        except (ReaderGoneError, BrokenPipeError):
             _drop_output()
             sys.exit(BROKEN_PIPE)
         except Exception as error:

@@ -111,12 +111,13 @@ def command(
         raise click.UsageError("a document that is followed never ends; use --format jsonl")
     wanted = Wanted(kinds, steps, rule, verdict)
     shown: list[dict[str, Any]] = []
-    if output_format == "table":
-        click.echo(click.style(_row("index", "kind", "step", "content"), bold=True))
+    heading = click.style(_row("index", "kind", "step", "content"), bold=True)
     damage: LedgerDamaged | None = None
     try:
-        for entry in _selected(ledger, wanted, tail, follow=follow):
+        for number, entry in enumerate(_selected(ledger, wanted, tail, follow=follow)):
             if output_format == "table":
+                if number == 0:
+                    click.echo(heading)
                 step = entry.body.get("step")
                 click.echo(
                     _row(str(entry.index), entry.kind, "" if step is None else str(step), _content(entry))
