@@ -19,15 +19,14 @@ from gradwarden.policy.check_numbers import (
     signal_operand,
 )
 from gradwarden.policy.errors import did_you_mean
+from gradwarden.policy.logic import junction, negation
 from gradwarden.policy.phases import in_phases
 from gradwarden.policy.program import (
-    And,
     AttributeSpec,
     Condition,
     Constant,
     Flag,
     Has,
-    Not,
     OneOf,
     Or,
     SetTest,
@@ -45,7 +44,7 @@ from gradwarden.policy.types import (
     PhaseOperand,
     describe,
 )
-from gradwarden.policy.walk import MAX_HEIGHT, MAX_SIZE, Measure
+from gradwarden.policy.walk import MAX_HEIGHT, MAX_SIZE, MAX_TOTAL, Measure
 
 Present = frozenset[str]
 """Optional attributes known to be present."""
@@ -71,21 +70,29 @@ class Conditions:
         self.measure = Measure()
         self._named: dict[str, Checked] = {}
         self._open: list[str] = []
+        self._written_out = 0
+        self._total = 0
 
     def check(self, expr: s.Expr | None, present: Present = NOTHING) -> Checked:
         """Return the typed condition; none means always. Faulty conditions are reported and are false."""
         if expr is None:
             return Checked(Constant(True))
+        outer, self._written_out = self._written_out, 0
         checked = self._condition(expr, present)
+        self._written_out = outer
         size, height = self.measure(checked.condition)
+        self._total += size
         if size > MAX_SIZE or height > MAX_HEIGHT:
-            too = "deeply nested" if height > MAX_HEIGHT else "large"
-            limit = f"at most {MAX_HEIGHT} levels and {MAX_SIZE} terms"
-            self.faults.error(
-                "GW431", f"with the conditions it names, this one is too {too}", expr.span, limit
-            )
+            self._too_large(expr.span)
             return FALSE
+        if self._total > MAX_TOTAL:
+            self.faults.error("GW431", f"the conditions of the policy exceed {MAX_TOTAL} terms", expr.span)
+            self._total = 0
         return checked
+
+    def _too_large(self, span: Span) -> None:
+        help = f"conditions have at most {MAX_HEIGHT} levels and {MAX_SIZE} terms, named ones written out"
+        self.faults.error("GW431", "this condition is too large", span, help)
 
     def named(self, name: str, span: Span) -> Checked:
         """Return a `let` condition or an entropy band."""
@@ -101,7 +108,11 @@ class Conditions:
             else:
                 self._named[name] = self.check(self.scope.named[name].condition)
             self._open.pop()
-        return self._named[name]
+        before = self._written_out
+        self._written_out += self.measure(self._named[name].condition)[0]
+        if before <= MAX_SIZE < self._written_out:
+            self._too_large(span)
+        return self._named[name] if self._written_out <= MAX_SIZE else FALSE
 
     # --- logic ----------------------------------------------------------------------------------------------
 
@@ -110,11 +121,11 @@ class Conditions:
             case s.Junction(op, terms):
                 return self._junction(op, terms, present)
             case s.Negation(term):
-                return _not(self._condition(term, present))
+                return negation(self._condition(term, present))
             case s.Implication(left, right):
                 first = self._condition(left, present)
                 second = self._condition(right, present | first.yes)
-                return _join("or", [_not(first), second])
+                return junction("or", [negation(first), second])
             case s.Comparison():
                 return self._comparison(expr, present)
             case s.InList():
@@ -135,9 +146,9 @@ class Conditions:
     def _junction(self, op: str, terms: Sequence[s.Expr], present: Present) -> Checked:
         done: list[Checked] = []
         for term in terms:
-            known = [x.yes if op == "and" else x.no for x in done]
-            done.append(self._condition(term, present.union(*known)))
-        return _join(op, done)
+            done.append(self._condition(term, present))
+            present |= done[-1].yes if op == "and" else done[-1].no
+        return junction(op, done)
 
     # --- operands -------------------------------------------------------------------------------------------
 
@@ -273,7 +284,7 @@ class Conditions:
             self.faults.error("GW302", f"{describe(operand)} is compared with a value of its own", right.span)
             return FALSE
         checked = self._member_of(operand, [right])
-        return _not(checked) if op == "!=" else checked
+        return negation(checked) if op == "!=" else checked
 
     def _truth(self, operand: Checked, op: str, right: s.Expr, span: Span, present: Present) -> Checked:
         if op not in ("==", "!=") or not isinstance(right, s.Truth):
@@ -284,7 +295,7 @@ class Conditions:
                 "join conditions with `and`, `or`",
             )
             return FALSE
-        return operand if (op == "==") == right.value else _not(operand)
+        return operand if (op == "==") == right.value else negation(operand)
 
     def _in_list(self, expr: s.InList, present: Present) -> Checked:
         operand = self._operand(expr.term, present)
@@ -301,7 +312,7 @@ class Conditions:
             case Checked():
                 self.faults.error("GW302", "a condition is not in a list", expr.span)
                 return FALSE
-        return _not(found) if expr.negated else found
+        return negation(found) if expr.negated else found
 
     def _equals_any(self, operand: Numeric, members: Sequence[s.Member]) -> Checked:
         terms: dict[Condition, None] = {}
@@ -330,8 +341,8 @@ class Conditions:
         bounds = [compare_numbers(self.faults, op, operand, x, span) for op, x in ((">=", lo), ("<=", hi))]
         if None in bounds:
             return FALSE
-        inside = _join("and", [Checked(bound) for bound in bounds if bound])
-        return _not(inside) if expr.negated else inside
+        inside = junction("and", [Checked(bound) for bound in bounds if bound])
+        return negation(inside) if expr.negated else inside
 
     def _member_of(self, operand: Categorical | PhaseOperand, members: Sequence[s.Member]) -> Checked:
         """Whether an enum, a string or the phase is one of some values."""
@@ -356,10 +367,11 @@ class Conditions:
         return Checked(Text(operand.spec.name, "equals", tuple(sorted({word.text for word in words}))))
 
     def _codes(self, spec: AttributeSpec, words: Sequence[s.Word]) -> tuple[int, ...]:
+        known = {value: code for code, value in enumerate(spec.values)}
         codes = set()
         for word in words:
-            if word.text in spec.values:
-                codes.add(spec.values.index(word.text))
+            if word.text in known:
+                codes.add(known[word.text])
             else:
                 self.faults.error(
                     "GW208",
@@ -409,55 +421,6 @@ class Conditions:
             if not isinstance(member, s.Word):
                 self.faults.error("GW302", "a set does not hold numbers or dates", member.span)
         return Checked(SetTest(operand.spec.name, expr.test, self._codes(operand.spec, words)))
-
-
-def _not(checked: Checked) -> Checked:
-    match checked.condition:
-        case Not(term):
-            condition = term
-        case Constant(value):
-            condition = Constant(not value)
-        case other:
-            condition = Not(other)
-    return Checked(condition, checked.no, checked.yes)
-
-
-def _join(op: str, terms: Sequence[Checked]) -> Checked:
-    """Join conditions, flattened, without neutral constants.
-
-    All terms hold where a conjunction does, so what any of them shows to be present is; where it does not
-    hold, the first failing term shows what all terms before it do. Disjunction is the mirror image.
-    """
-    shows, mirror = ([t.yes for t in terms], [t.no for t in terms])
-    if op == "or":
-        shows, mirror = mirror, shows
-    every: Present = NOTHING.union(*shows)
-    failing = [NOTHING.union(mirror[i], *shows[:i]) for i in range(len(terms))]
-    some: Present = failing[0].intersection(*failing[1:]) if failing else NOTHING
-    condition = (
-        conjunction(*(t.condition for t in terms))
-        if op == "and"
-        else disjunction(*(t.condition for t in terms))
-    )
-    return Checked(condition, every, some) if op == "and" else Checked(condition, some, every)
-
-
-def conjunction(*terms: Condition) -> Condition:
-    """Return the flattened conjunction of conditions; constants are folded."""
-    flat = [x for term in terms for x in (term.terms if isinstance(term, And) else (term,))]
-    kept = tuple(dict.fromkeys(term for term in flat if term != Constant(True)))
-    if Constant(False) in kept:
-        return Constant(False)
-    return kept[0] if len(kept) == 1 else And(kept) if kept else Constant(True)
-
-
-def disjunction(*terms: Condition) -> Condition:
-    """Return the flattened disjunction of conditions; constants are folded."""
-    flat = [x for term in terms for x in (term.terms if isinstance(term, Or) else (term,))]
-    kept = tuple(dict.fromkeys(term for term in flat if term != Constant(False)))
-    if Constant(True) in kept:
-        return Constant(True)
-    return kept[0] if len(kept) == 1 else Or(kept) if kept else Constant(False)
 
 
 def _listed(values: Sequence[str]) -> str:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from decimal import Decimal
 
 from gradwarden.policy import syntax as s
-from gradwarden.policy.check_conditions import Conditions, conjunction
+from gradwarden.policy.check_conditions import Conditions
 from gradwarden.policy.check_schema import scaled, whole
 from gradwarden.policy.clauses import Clauses, target_weights
 from gradwarden.policy.combine import QUARANTINE
+from gradwarden.policy.logic import conjunction
 from gradwarden.policy.phases import in_phases
 from gradwarden.policy.program import (
     SCALE,

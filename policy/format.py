@@ -230,10 +230,9 @@ def _lines(line: Sequence[Lexeme], indent: str, column: int = 0) -> list[str]:
             gap = "  " if lexeme.kind == "comment" else space_between(before, line[index - 1], lexeme)
         else:
             gap = ""
-        if lexeme.kind == "comment" and lexeme.breaks and filled:
-            lines.append(text)
-            text, gap = indent + CONTINUED, ""
-        elif filled and _may_break(line, index) and len(text + gap) + _reach(line, index) > WIDTH:
+        own_line = lexeme.kind == "comment" and lexeme.breaks > 0
+        too_long = _may_break(line, index) and len(text + gap) + _reach(line, index) > WIDTH
+        if filled and (own_line or too_long):
             lines.append(text)
             text, gap = indent + CONTINUED, ""
         text += gap + (lexeme.text.ljust(column) if index == 0 else lexeme.text)

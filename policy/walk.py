@@ -13,6 +13,9 @@ MAX_HEIGHT = 64
 MAX_SIZE = 10_000
 """How many terms such a condition may have."""
 
+MAX_TOTAL = 1_000_000
+"""How many terms the conditions of a policy may have together."""
+
 Node: TypeAlias = Condition | NumericExpr
 
 
