@@ -26,8 +26,14 @@ def checked_losses(losses: Tensor, batch: int) -> None:
     if losses.dim() != 1 or losses.shape[0] != batch:
         raise MaskError(
             f"losses have shape {tuple(losses.shape)}, but {batch} examples are armed: expected ({batch},)",
-            help="compute one loss per example (`reduction='none'`, then a mean over each example's own part)",
+            help="compute one loss per example: `reduction='none'`, then a mean over each example's own part",
         )
+
+
+def require_graph(losses: Tensor) -> None:
+    """Raise MaskError if nothing can be differentiated."""
+    if not losses.requires_grad:
+        raise MaskError("the losses do not depend on any trainable parameter")
 
 
 def checked_normaliser(normaliser: float) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.rows import Plan, Rows
@@ -64,12 +64,7 @@ def scaled(gradient: Tensor, rows: Rows) -> Tensor:
     return gradient if rows.factor == 1.0 else gradient.mul_(rows.factor)
 
 
-def parameter_or_detached(parameter: nn.Parameter | None, rows: Rows) -> Tensor | None:
-    """Return a parameter, cut off from the graph where no row counts for it, so that backward stops early."""
-    return parameter.detach() if parameter is not None and rows.empty else parameter
-
-
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
-    """Return the precision that autocast asks of matrix products on a tensor's device; None where it is off."""
+    """Return the precision that autocast asks of matrix products on the tensor's device, if it is on."""
     kind = tensor.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None

@@ -46,7 +46,7 @@ class Engine(Protocol):
         """Inside, plain autograd over the armed batch's graph gives unweighted gradients.
 
         For examples with a weight above 0 in the parameter's band only: what a weight of 0 forbids was not
-        kept. Lets a caller clip the gradients of chosen examples one by one before `backward` frees the graph.
+        kept. Lets a caller clip the gradients of examples one by one before `backward` frees the graph.
         """
 
     def disarm(self) -> None:
@@ -59,9 +59,9 @@ class Engine(Protocol):
 def make_engine(model: nn.Module, bands: Sequence[Band], engine: str = "auto") -> Engine:
     """Attach a mask engine to a model whose parameters are bound to bands.
 
-    engine: `split` (reference, any architecture), `fused` (one backward pass; a failing probe is an error) or
-    `auto` (`fused`; a failing probe falls back to `split` with a warning). The probe runs with the first armed
-    forward pass. Raises MaskError for a model that mixes examples or whose parameters are not those of `bands`.
+    engine: `split` (reference, any architecture), `fused` (one backward pass; a failing probe is an error)
+    or `auto` (`fused`; a failing probe falls back to `split` with a warning). The probe runs with the first
+    armed forward pass. Raises MaskError for a model that mixes examples or lacks parameters of `bands`.
     """
     if engine not in ENGINES:
         raise MaskError(f"unknown mask engine `{engine}`", help=did_you_mean(engine, ENGINES))

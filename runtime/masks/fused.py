@@ -20,8 +20,14 @@ from torch.utils import _pytree as pytree
 from gradwarden.policy.program import Band
 from gradwarden.runtime.errors import MaskError
 from gradwarden.runtime.masks.bands import index_bands
-from gradwarden.runtime.masks.batch import checked_losses, checked_normaliser, checked_weights, chosen_rows
-from gradwarden.runtime.masks.call import Call, parameter_or_detached
+from gradwarden.runtime.masks.batch import (
+    checked_losses,
+    checked_normaliser,
+    checked_weights,
+    chosen_rows,
+    require_graph,
+)
+from gradwarden.runtime.masks.call import Call
 from gradwarden.runtime.masks.graph import uses
 from gradwarden.runtime.masks.mixing import refuse_mixing
 from gradwarden.runtime.masks.probe import Recorder, probe
@@ -130,6 +136,7 @@ class FusedEngine:
         wanted = {id(p): p for band in reached for p in self.bands.trainable(band)}
         if not wanted:
             return
+        require_graph(losses)
         apart, ratios = self._loose_uses(plan, losses, wanted)
         together = [parameter for key, parameter in wanted.items() if key not in apart]
         if apart:
@@ -262,8 +269,8 @@ class FusedEngine:
             site.module,
             call,
             x,
-            parameter_or_detached(weight, weight_rows),
-            parameter_or_detached(bias, bias_rows),
+            weight.detach() if weight_rows.empty else weight,
+            bias.detach() if bias is not None and bias_rows.empty else bias,
         )
 
     def _rows(self, plan: Plan, parameter: nn.Parameter | None) -> Rows:
@@ -290,8 +297,8 @@ class FusedEngine:
             names = sorted(self.bands.labels[key] for key in self._loose)
             shown = ", ".join(f"`{name}`" for name in names[:3]) + (", …" if len(names) > 3 else "")
             self.notes.append(
-                f"{len(names)} parameters are used outside supported layers and take the reference path where "
-                f"their weights differ between examples: {shown}"
+                f"{len(names)} parameters are used outside supported layers and take the reference path "
+                f"where their weights differ between examples: {shown}"
             )
 
     def _fall_back(self, reason: str, weights: Tensor) -> None:

@@ -13,7 +13,7 @@ _FUNCTIONS = tuple(operation.function for operation in OPERATIONS)
 
 
 def uses(losses: Tensor, parameters: Collection[int]) -> tuple[set[int], set[int]]:
-    """Return which parameters (by `id`) the losses reach through ordinary operations, and which through layers.
+    """Return which parameters (by `id`) the losses reach by ordinary operations, and which by layers.
 
     Weighing layers have their own autograd functions; every other edge into a parameter is a use whose
     gradient is not weighed. Walks the whole graph once.

@@ -27,15 +27,15 @@ class Layout:
     interleaved: bool = False
 
     def fits(self, shape: Sequence[int], batch: int) -> bool:
-        """Return whether a tensor of this shape, at least as far as the batch's dimension, can have the layout."""
+        """Return whether a shape leaves room for the batch; dimensions after the batch's are not looked at."""
         return len(shape) > self.dim and shape[self.dim] >= batch and shape[self.dim] % batch == 0
 
     def example(self, tensor: Tensor, batch: int, number: int) -> Tensor:
         """Return a view of the part of a tensor that belongs to one example."""
         per_example = tensor.shape[self.dim] // batch
-        if self.interleaved:
-            return tensor.unflatten(self.dim, (per_example, batch)).select(self.dim + 1, number)
-        return tensor.unflatten(self.dim, (batch, per_example)).select(self.dim, number)
+        sizes = (per_example, batch) if self.interleaved else (batch, per_example)
+        opened = tensor.view(*tensor.shape[: self.dim], *sizes, *tensor.shape[self.dim + 1 :])
+        return opened.select(self.dim + self.interleaved, number)
 
 
 def candidates(small: Sequence[int], large: Sequence[int], sizes: tuple[int, int]) -> list[Layout]:

@@ -32,7 +32,7 @@ def _mixes(module: nn.Module) -> tuple[str, str] | None:
     elif isinstance(module, _BatchNorm):
         if module.training or module.running_mean is None:
             return (
-                f"is a {kind} in training mode, which mixes the examples of a batch: no mask can separate them",
+                f"is a {kind} in training mode, which mixes the examples of a batch beyond separation",
                 "replace it by GroupNorm or LayerNorm, or freeze it with `.eval()` and recorded statistics",
             )
     elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):

@@ -9,7 +9,7 @@ The losses are random linear functionals of the model's outputs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -112,12 +112,12 @@ def _locate(
 
 
 def _shared(site: Site, few: Tensor, many: Tensor) -> Layout | None:
-    """Return the layout of an embedding's output once its indices, the same for all examples, are expanded."""
+    """Return the layout of an embedding's output once its indices, common to all examples, are expanded."""
     if site.operation is not Embedding or few.shape != many.shape:
         return None
     expands = many.dim() > 2 and many.shape[0] == 1
     layout = Layout(0, many.dim() if expands else many.dim() + 1)
-    if not site.operation.accepts(site.module, layout):
+    if not Embedding.accepts(cast(nn.Embedding, site.module), layout):
         return None
     site.shared.add(many.dim())
     return layout

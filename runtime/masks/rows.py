@@ -112,15 +112,15 @@ class Rows:
 def row_factors(weights: Tensor, costs: Sequence[float]) -> Tensor:
     """Return a positive factor for each example, 0 for those without any weight: float64 [B].
 
-    Back-propagation is linear, so an example's loss may be scaled by its factor and its weights divided by it.
-    The factors are chosen so that the bands that then need weighing are the cheapest: `costs` has the price of
-    weighing each band (its number of parameters). weights: float64 [B, bands].
+    Back-propagation is linear, so an example's loss may be scaled by its factor and its weights divided by
+    it. The factors are chosen so that the bands that then need weighing are the cheapest: `costs` has the
+    price of weighing each band (its number of parameters). weights: float64 [B, bands].
     """
     active = weights.amax(dim=1, keepdim=True)
     base = (active > 0).to(weights.dtype)
     choices = [base, active]
     if not bool(((weights == 0) | (weights == 1)).all()):
-        choices += [torch.where(band > 0, band, active) for band in weights.split(1, dim=1)]
+        choices += [torch.where(band > 0, band, active) for band in weights[:, :, None].unbind(dim=1)]
     price = torch.tensor(costs, dtype=torch.float64)
     prices = [float(price[_uneven(relative(weights, choice[:, 0]))].sum()) for choice in choices]
     return choices[min(range(len(choices)), key=prices.__getitem__)][:, 0]
@@ -142,8 +142,8 @@ class Plan:
 
     factors: float64 [B], by which each loss is scaled. bands: the rows of each band, weights relative to the
     factors. raw: while set, layers ignore weights and compute every input gradient. only, skip: ids of the
-    parameters whose gradients layers are asked for (all where None), and of those they must leave out. loose: ids
-    of the parameters that were known, before the forward pass, to be used outside weighing layers.
+    parameters whose gradients layers are asked for (all where None), and of those they must leave out.
+    loose: ids of the parameters that were known, before the forward pass, to be used outside weighing layers.
     whole_inputs: whether input gradients are needed for every row, because the caller's inputs ask for them.
     """
 

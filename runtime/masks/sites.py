@@ -20,9 +20,9 @@ class Site:
     """One supported layer.
 
     own: the bands of its parameters, as a bit mask. before: the bands of all layers called before it, as far
-    as seen; grows only. layouts: where the examples lie in outputs, by their rank; a call of another rank goes
-    the reference way. shared: ranks of the outputs of an embedding that is looked up once for the whole batch
-    (positions); its indices are expanded so that rows belong to examples.
+    as seen; grows only. layouts: where the examples lie in outputs, by their rank; a call of another rank
+    goes the reference way. shared: ranks of the outputs of an embedding that is looked up once for the whole
+    batch (positions); its indices are expanded so that rows belong to examples.
     """
 
     name: str
@@ -87,7 +87,7 @@ def find_sites(model: nn.Module, bands: BandIndex) -> Iterator[Site]:
 
 def attach(site: Site, answer: Answer) -> None:
     """Let `answer` stand in for the layer's forward."""
-    site.module.forward = SiteForward(site, answer)  # type: ignore[method-assign, assignment]
+    site.module.forward = SiteForward(site, answer)
 
 
 def detach(site: Site) -> None:

@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from gradwarden.policy.program import Band
 from gradwarden.runtime.errors import MaskError
 from gradwarden.runtime.masks.bands import BandIndex, index_bands
-from gradwarden.runtime.masks.batch import checked_losses, checked_normaliser, checked_weights, chosen_rows
+from gradwarden.runtime.masks.batch import (
+    checked_losses,
+    checked_normaliser,
+    checked_weights,
+    chosen_rows,
+    require_graph,
+)
 from gradwarden.runtime.masks.mixing import refuse_mixing
 from gradwarden.runtime.masks.trial import Trial, TrialError, refuse_dependence
 from gradwarden.runtime.masks.watch import Watch
@@ -112,8 +118,7 @@ def gradients_of(
     losses: Tensor, factors: Tensor, parameters: Sequence[nn.Parameter], retain_graph: bool
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of the losses' sum, each times its factor; None for a parameter not used."""
-    if not losses.requires_grad:
-        raise MaskError("the losses do not depend on any trainable parameter")
+    require_graph(losses)
     try:
         return torch.autograd.grad(losses, parameters, factors, retain_graph=retain_graph, allow_unused=True)
     except RuntimeError as error:

@@ -111,7 +111,7 @@ class Trial:
 @contextmanager
 def untouched(trial: Trial) -> Iterator[None]:
     """Restore the global random number generators and the model's buffers on leaving."""
-    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     states = (torch.get_rng_state(), random.getstate(), np.random.get_state())
     cuda_states = torch.cuda.get_rng_state_all() if cuda else []
     try:

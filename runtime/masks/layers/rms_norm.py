@@ -1,4 +1,4 @@
-"""`nn.RMSNorm`: y = x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019), over trailing dimensions."""
+"""`nn.RMSNorm`: y = x / sqrt(mean(x^2) + eps) * weight over trailing dimensions (Zhang and Sennrich 2019)."""
 
 from __future__ import annotations
 
