@@ -1,13 +1,13 @@
 """Decisions for columns of examples: arrays in, arrays out.
 
-The truth of every leaf of the conditions is computed in columns (`tape`), rows with equal truth get one class
-number (`classes`), and each class is decided once (`outcomes`). Rows whose weights depend on a signal of their
-own are finished in columns too.
+The truth of every leaf of the conditions is computed in columns (`tape`), rows with equal truth get one
+class number (`classes`), and each class is decided once (`outcomes`). Rows whose weights depend on a signal
+of their own are finished in columns too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gradwarden.policy.arrays import CODES
-from gradwarden.policy.classes import number_rows
+from gradwarden.policy.classes import number_faults, number_rows
 from gradwarden.policy.columns import Columns, encode_columns
 from gradwarden.policy.context import Context
 from gradwarden.policy.decision import VERDICTS, Decision, Problem, Verdict, invalid
@@ -65,8 +64,8 @@ class Decisions:
         self._fixed = {name: v for name, v in inputs.signals.items() if isinstance(v, int)}
         self._settle_classes()
         faults = [*columns.faults.items(), *signal_faults.items()]
-        if faults:
-            self._set_apart(faults)
+        problems = number_faults(self.class_ids, faults, len(self._table))
+        self._table += [invalid_class(self.program, found) for found in problems]
 
     def __len__(self) -> int:
         return self.count
@@ -160,17 +159,6 @@ class Decisions:
                     rows, *self._outcomes.modulate_rows(entry, signals, len(rows))
                 )
         return groups
-
-    def _set_apart(self, faults: Sequence[tuple[str, Faults]]) -> None:
-        """Give rows with problems classes of their own, one per combination of attributes and codes."""
-        names = [name for name, _ in faults]
-        found = np.stack([column for _, column in faults], axis=1)
-        rows = np.flatnonzero(found.any(axis=1))
-        kinds, which = np.unique(found[rows], axis=0, return_inverse=True)
-        self.class_ids[rows] = len(self._table) + which.reshape(-1)
-        for kind in kinds.tolist():
-            problems = [(name, CODES[code]) for name, code in zip(names, kind, strict=True) if code]
-            self._table.append(invalid_class(self.program, problems))
 
     def _problems(self, row: int) -> tuple[Problem, ...]:
         signals = self._context.signals

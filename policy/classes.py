@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from gradwarden.policy.arrays import CODES
 from gradwarden.policy.tape import CHUNK, Tape, Views
 
 Ids = npt.NDArray[np.int32]
@@ -121,3 +122,24 @@ def number_rows(tape: Tape, count: int) -> tuple[Ids, list[int]]:
         stop = min(start + CHUNK, count)
         ids[start:stop] = packer.numbers(tape.run(start, stop), stop - start)
     return ids, packer.classes()
+
+
+def number_faults(
+    ids: Ids, faults: Sequence[tuple[str, npt.NDArray[np.uint8]]], first: int
+) -> list[tuple[tuple[str, str], ...]]:
+    """Give rows with problems class numbers of their own, from `first` on, in place.
+
+    faults: names of attributes or signals, with [N] numbers of `CODES`. Returns the problems of each new
+    class, as (name, code) pairs.
+    """
+    if not faults:
+        return []
+    names = [name for name, _ in faults]
+    found = np.stack([column for _, column in faults], axis=1)
+    rows = np.flatnonzero(found.any(axis=1))
+    kinds, which = np.unique(found[rows], axis=0, return_inverse=True)
+    ids[rows] = first + which.reshape(-1)
+    return [
+        tuple((name, CODES[code]) for name, code in zip(names, kind, strict=True) if code)
+        for kind in kinds.tolist()
+    ]

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gradwarden.policy.arrays import Array, BoolArray
-from gradwarden.policy.combine import QUARANTINE, combine
-from gradwarden.policy.decision import VERDICTS, Decision, Problem, invalid
+from gradwarden.policy.combine import QUARANTINE, combine, scaling_factor
+from gradwarden.policy.decision import VERDICTS, Decision, Problem, Verdict, invalid
 from gradwarden.policy.partition import Partition, partition
 from gradwarden.policy.program import SCALE, Assertion, Modulation, Program, Scaling, SignalSpec
 
@@ -68,6 +68,7 @@ class Outcomes:
             ),
         )
         self._lows = {spec.name: spec.lo for spec in program.signals}
+        self._bands = {name: index for index, name in enumerate(program.band_names)}
         self._learnable = [name != QUARANTINE for name in program.band_names]
 
     def of(self, word: int) -> Decision | Modulated:
@@ -84,6 +85,16 @@ class Outcomes:
 
     def modulate(self, outcome: Modulated, signals: Mapping[str, int]) -> Decision:
         """Return the decision of a modulated outcome under encoded signals."""
+        if not outcome.checks and not outcome.advised:
+            factors = [SCALE] * len(outcome.lasting)
+            for scaling in outcome.scalings:
+                spec, band = self._signals[scaling.signal], self._bands[scaling.band]
+                factor = scaling_factor(scaling, signals[scaling.signal], spec.lo, spec.hi)
+                factors[band] = min(factors[band], factor)
+            weights = tuple(b * f // SCALE for b, f in zip(outcome.plain.micro, factors, strict=True))
+            if any(weights):
+                full = all(w >= SCALE or not free for w, free in zip(weights, self._learnable, strict=True))
+                return _scaled(outcome.plain, weights, "admit" if full else "limit")
         return combine(self.program, outcome.truth, signals.__getitem__)
 
     def modulate_rows(
@@ -95,7 +106,7 @@ class Outcomes:
         """
         factors = np.full((count, len(outcome.lasting)), SCALE, np.int64)
         for scaling in outcome.scalings:
-            column = factors[:, self.program.band_names.index(scaling.band)]
+            column = factors[:, self._bands[scaling.band]]
             spec = self._signals[scaling.signal]
             np.minimum(column, _factors(scaling, spec, signals[scaling.signal]), out=column)
         weights = np.array(outcome.plain.micro, np.int64) * factors // SCALE
@@ -114,24 +125,12 @@ class Outcomes:
         """Return weights [count, bands], verdict codes [count] and the decision of every row."""
         weights, verdicts, refused = self.modulate_rows(outcome, signals, count)
         usual = weights.any(axis=1) & ~refused
-        plain = outcome.plain
         decisions = []
         for row, (micro, code, follows) in enumerate(
             zip(weights.tolist(), verdicts.tolist(), usual.tolist(), strict=True)
         ):
-            if follows and not outcome.advised:  # nothing but weights and verdict depends on the factors
-                decisions.append(
-                    Decision(
-                        VERDICTS[code],
-                        plain.bands,
-                        tuple(micro),
-                        plain.rules,
-                        plain.advisory,
-                        plain.waived,
-                        plain.obligations,
-                        plain.causes,
-                    )
-                )
+            if follows and not outcome.advised:
+                decisions.append(_scaled(outcome.plain, tuple(micro), VERDICTS[code]))
             else:
                 decisions.append(self.modulate(outcome, {k: int(v[row]) for k, v in signals.items()}))
         return weights, verdicts, decisions
@@ -141,9 +140,9 @@ class Outcomes:
         for check in outcome.checks:
             match check.form:
                 case "never_reach":
-                    refused |= weights[:, self.program.band_names.index(check.band)] != 0
+                    refused |= weights[:, self._bands[check.band]] != 0
                 case "at_most":
-                    refused |= weights[:, self.program.band_names.index(check.band)] > check.bound
+                    refused |= weights[:, self._bands[check.band]] > check.bound
                 case "always_refuse":
                     refused |= weights.any(axis=1)
                 case "always_private":
@@ -209,6 +208,20 @@ def invalid_class(program: Program, problems: Iterable[tuple[str, str]]) -> Deci
     """Return the decision for all examples with the same problems: (attribute or signal, code) pairs."""
     return invalid(
         program.band_names, tuple(Problem(name, code, f"`{name}` {_WORDS[code]}") for name, code in problems)
+    )
+
+
+def _scaled(plain: Decision, micro: tuple[int, ...], verdict: Verdict) -> Decision:
+    """Return a decision that lets something through: only weights and verdict depend on the factors."""
+    return Decision(
+        verdict,
+        plain.bands,
+        micro,
+        plain.rules,
+        plain.advisory,
+        plain.waived,
+        plain.obligations,
+        plain.causes,
     )
 
 
