@@ -7,11 +7,11 @@ by one unit, added or removed. The numbers come from `dp-accounting`.
 Method. Privacy loss distributions (Koskela et al. 2020, arXiv:1906.03049; connect-the-dots discretisation of
 Doroshenko et al. 2022, arXiv:2207.04380), rounded pessimistically, and Rényi accounting (Mironov et al. 2019,
 arXiv:1908.10530); both bound epsilon from above, so the less of the two is taken. Rényi alone is used where
-it says more than `RENYI_ABOVE` or for more than `RENYI_BEYOND_STEPS`, which bounds time and memory, and for a
-delta below `RENYI_BELOW_DELTA`, where the rounding errors of Fourier transforms would show. Elsewhere the
-result is within 1 % of ten times finer discretisation in the usual range, sampling rates from 0.001 and
-noise multipliers to 5 (tested). Every result is deterministic, so the bounds found by bisection are exact:
-epsilon(steps_within(…)) <= budget < epsilon(steps_within(…) + 1).
+the distribution would be too wide (an epsilon of some hundreds) or for more than a million steps, which
+bounds time and memory, and for a delta below 1e-10, where the rounding errors of Fourier transforms would
+show. Elsewhere the result is within 1 % of ten times finer discretisation in the usual range, sampling rates
+from 0.001 and noise multipliers to 5 (tested). Every result is deterministic, so the bounds found by
+bisection are exact: epsilon(steps_within(…)) <= budget < epsilon(steps_within(…) + 1).
 
 Joint sensitivity. A policy may have several privacy rules over several bands. One Gaussian with one standard
 deviation sigma covers every band that private examples may reach, and each unit is clipped once, jointly over
@@ -35,7 +35,7 @@ from gradwarden.runtime.errors import PrivacyError
 MAX_STEPS = 10**8
 """No budget is planned for more steps than this."""
 
-RENYI_ABOVE = 100.0
+RENYI_BEYOND_INTERVALS = 4_000_000
 RENYI_BEYOND_STEPS = 10**6
 RENYI_BELOW_DELTA = 1e-10
 
@@ -46,9 +46,6 @@ MAX_NOISE = 10_000
 
 _ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 384, 512, 1024)
 _MARKS = 32
-
-
-# --- one mechanism ------------------------------------------------------------------------------------------
 
 
 def epsilon(noise_multiplier: float, sampling_rate: float, steps: int, delta: float) -> float:
@@ -129,13 +126,11 @@ def _check_budget(budget: float) -> None:
         raise PrivacyError(f"epsilon is a number from 0 up, not `{budget}`")
 
 
-# --- the accounting library ---------------------------------------------------------------------------------
-
-
 @lru_cache(maxsize=4096)
 def _epsilon(noise_multiplier: float, sampling_rate: float, steps: int, delta: float) -> float:
     renyi = _renyi_epsilon(noise_multiplier, sampling_rate, steps, delta)
-    if renyi > RENYI_ABOVE or steps > RENYI_BEYOND_STEPS or delta < RENYI_BELOW_DELTA:
+    size = renyi / _interval(noise_multiplier, sampling_rate)
+    if size > RENYI_BEYOND_INTERVALS or steps > RENYI_BEYOND_STEPS or delta < RENYI_BELOW_DELTA:
         return renyi
     composed = _loss_distribution(noise_multiplier, sampling_rate).self_compose(steps)
     return min(renyi, float(composed.get_epsilon_for_delta(delta)))
@@ -191,8 +186,6 @@ def _library() -> Any:
             help="pip install 'gradwarden[privacy]'",
         ) from error
 
-
-# --- several rules at once ----------------------------------------------------------------------------------
 
 Rates: TypeAlias = float | Mapping[str, float]
 """One sampling rate for all privacy rules, or one for each by name."""

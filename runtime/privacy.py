@@ -5,8 +5,9 @@ DP-SGD (Abadi et al. 2016, arXiv:1607.00133, algorithm 1) on the bands that priv
     sum over units u of  min(1, C_u / |g_u|) g_u   +   N(0, sigma²),   all divided by a constant normaliser
 
 g_u is the gradient of unit u: of all its rows, each weighted per band before clipping, and |g_u| its L2 norm
-over all bands jointly. One unit, added or removed, moves the sum by at most C_u, whatever it holds: a unit
-whose gradient is not finite counts as zero, and never refuses the step, since a refusal would tell of it.
+over all bands jointly. A unit whose gradient is not finite counts as zero, and never refuses the step, since
+a refusal would tell of it. So one unit, added or removed, moves the sum by at most C_u, as long as the
+gradients of the others do not depend on it; `private_sum` says what that needs.
 
 Nothing here reports norms, counts or losses: they are functions of private data and have no budget.
 """
@@ -52,8 +53,9 @@ def private_sum(
     those that need no gradient are left out of the result.
 
     isolate: computes the losses [n] of the given rows [n] in a forward pass of their own. In a graph that a
-    batch shares, one row with an infinite or undefined derivative spoils the gradients of all others (0 times
-    infinity); a unit found so is computed again by itself. Without it such a unit, too, counts as zero.
+    batch shares, one row with values that are not finite spoils the gradients of all others (0 times
+    infinity); a unit found so is computed again by itself. Without `isolate` it counts as zero, and the
+    bound on one unit's effect holds only in steps where all values are finite.
 
     Raises PrivacyError where a row is in two units, a clip is not above zero, or the losses have no graph.
     """
