@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 UNREADABLE = frozenset({"GW105", "GW110", "GW112"})
 """Codes of files that could not be read as text: too large, not UTF-8, not there."""
+
+NO_HEADER = "GW213"
 
 
 @verb("check")
@@ -45,7 +47,7 @@ def command(paths: tuple[Path, ...], model_map: Path | None, strict: bool, outpu
     """
     bound = load_model_map(model_map) if model_map else None
     files = find_files(paths, ".policy")
-    findings = _check_all(files, bound)
+    findings = _check_all(files, bound, named=frozenset(paths))
     errors, warnings = count(findings)
     failed = bool(errors or (strict and warnings))
     unreadable = any(finding.code in UNREADABLE and finding.span is None for finding in findings)
@@ -83,13 +85,41 @@ def _summarise(files: Sequence[Path], findings: Sequence[Diagnostic]) -> None:
     click.echo(f"{plural(len(files), 'file')} checked: {outcome}")
 
 
-def _check_all(files: Sequence[Path], model_map: ModelMap | None) -> list[Diagnostic]:
-    """Return the findings of all files, each once, though files may import the same one."""
+def _check_all(
+    files: Sequence[Path], model_map: ModelMap | None, *, named: frozenset[Path]
+) -> list[Diagnostic]:
+    """Return the findings of all files, each once, though several may import the same one.
+
+    A file without a header that was not named itself, but found in a directory, is no policy if another one
+    imports it: it is checked as part of that one.
+    """
+    found = {path: _check(path, model_map) for path in files}
+    headless = {path for path in files if any(d.code == NO_HEADER for d in found[path])} - named
+    if headless:
+        imported = {path.resolve() for file in files for path in _imports(file)}
+        for path in headless:
+            if path.resolve() in imported:
+                del found[path]
     findings: dict[tuple[str, int, str, str], Diagnostic] = {}
-    for path in files:
-        for finding in _check(path, model_map):
+    for diagnostics in found.values():
+        for finding in diagnostics:
             findings.setdefault(finding.sort_key(), finding)
     return sorted(findings.values(), key=Diagnostic.sort_key)
+
+
+def _imports(path: Path) -> Iterator[Path]:
+    """Yield what a policy file imports itself; nothing where it cannot be read."""
+    from gradwarden.policy.load import read_text
+    from gradwarden.policy.parse import parse
+    from gradwarden.policy.source import Source
+    from gradwarden.policy.syntax import Import
+
+    text = read_text(path)
+    if isinstance(text, str):
+        file, _ = parse(Source(str(path), text))
+        for item in file.items:
+            if isinstance(item, Import):
+                yield path.parent / item.path.text
 
 
 def _check(path: Path, model_map: ModelMap | None) -> Sequence[Diagnostic]:

@@ -114,3 +114,40 @@ def write_ledger(here: Path, signer: Signer) -> Callable[..., Path]:
         return path
 
     return write
+
+
+POLICY = """\
+# A small policy to run commands on.
+policy sample version 2 language 1
+
+examples {
+  kind  : one of a, b, c
+  lines : integer 0..1000
+  topic : set of x, y
+  since : date optional
+}
+
+signals {
+  loss : number 0..10 default 1
+}
+
+model {
+  shallow = top 50%
+  deep    = rest
+}
+
+depth granted { when kind == a  reach shallow, deep at 0.5  because "a is ours" }
+suppress long { when lines >= 100  cap deep at 0  because "long ones stay shallow" }
+suppress marked { when topic contains x  because "marked" }
+retain fresh { when has since  until since  because "the licence ends" }
+privacy people { when kind == b  within shallow  epsilon 3  delta 1e-6  clip 1.0 }
+modulate calm { when kind == a  scale deep by loss from 1 to 0  because "settle first" }
+"""
+
+
+@pytest.fixture
+def policy(here: Path) -> Path:
+    """A policy that is well formed, without warnings and in the canonical layout."""
+    path = here / "sample.policy"
+    path.write_text(POLICY, "utf-8")
+    return path
