@@ -26,6 +26,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from functools import lru_cache
+from importlib.util import find_spec
 from importlib import import_module
 from typing import Any, TypeAlias
 
@@ -171,6 +172,11 @@ def _interval(noise_multiplier: float, sampling_rate: float) -> float:
     exponent = 10.0 / noise_multiplier + 0.5 / noise_multiplier**2
     widest = exponent if exponent > 500.0 else math.log1p(sampling_rate * math.expm1(exponent))
     return min(max(widest / 20_000, 5e-5), 1e-3)
+
+
+def library_installed() -> bool:
+    """Return whether the accounting library is there (the `privacy` extra), without loading it."""
+    return find_spec("dp_accounting") is not None
 
 
 @lru_cache(maxsize=1)

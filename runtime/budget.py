@@ -59,14 +59,17 @@ class BudgetBook:
         """Return what the ledger's opening says of the privacy rules."""
         return self._plan.declaration()
 
+    def check_same_terms(self, program: Program) -> None:
+        """Raise PrivacyError where a program's privacy rules are not exactly those of this run."""
+        if privacy_rules(program) != tuple(plan.rule for plan in self._plan.rules):
+            raise PrivacyError(
+                "the terms of privacy rules cannot change within a run",
+                help="begin a new run, with a new ledger, under the new terms",
+            )
+
     def resume(self, steps: Mapping[str, int]) -> None:
         """Take over the steps that the ledger says were paid for."""
         self._steps |= {rule: count for rule, count in steps.items() if rule in self._steps}
-
-    @property
-    def steps(self) -> Mapping[str, int]:
-        """Steps paid for so far, by rule."""
-        return dict(self._steps)
 
     def spent(self) -> frozenset[str]:
         """Return the rules whose next step would exceed their budget."""
@@ -79,9 +82,7 @@ class BudgetBook:
 
     # --- one step ------------------------------------------------------------------------------------------
 
-    def private_rows(
-        self, decisions: Sequence[Decision], unit_of: Callable[[int, str], str]
-    ) -> PrivateRows:
+    def private_rows(self, decisions: Sequence[Decision], unit_of: Callable[[int, str], str]) -> PrivateRows:
         """Sort out the private examples of a batch. unit_of: the unit of a batch position, by attribute."""
         mask = np.zeros(len(decisions), dtype=bool)
         rows: dict[tuple[str, str], list[int]] = {}

@@ -251,20 +251,19 @@ class Governor:
 
     # --- the run -------------------------------------------------------------------------------------------
 
-    def change_policy(self, program: Program, *, privacy: JointPlan | None = None) -> None:
+    def change_policy(self, program: Program) -> None:
         """Put another program in force from the next step on; what was decided before stays as it was.
 
-        Raises like the constructor; then the old program stays in force.
+        The terms of privacy rules cannot change within a run: a budget is kept or it is none. Raises like
+        the constructor; then the old program stays in force.
         """
         if self._open_step is not None:
             raise MaskError("the policy cannot change while a step is open")
         bound = bind_model(program, self.model, self.optimizer)
-        budgets = BudgetBook(bound.program, privacy, self.normaliser)
-        budgets.resume(self.budgets.steps)
-        engine_name = self.engine.name
+        self.budgets.check_same_terms(bound.program)
         self.engine.close()
-        self.engine = make_engine(self.model, bound.program.bands, engine_name)
-        self.program, self.parameters, self.budgets = bound.program, bound.parameters, budgets
+        self.engine = make_engine(self.model, bound.program.bands, self.engine.name)
+        self.program, self.parameters = bound.program, bound.parameters
         self.starvation = StarvationGuard(self.program.starvation)
         self.recorder.change_policy(self.program, self.next_step)
         self.roster.change_program(self.program)
@@ -316,6 +315,11 @@ class Governor:
             raise LedgerError(
                 "the secret does not belong to this ledger",
                 help="pass `secret=` with the file that was written beside the ledger when the run began",
+            )
+        if opened["privacy"] != self.budgets.declaration():
+            raise LedgerError(
+                "the privacy plan is not the one that the ledger was opened with",
+                help="make the plan as before: its terms, sampling rate and noise cannot change within a run",
             )
 
 

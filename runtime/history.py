@@ -50,7 +50,7 @@ class History:
     refused: int = 0
     example_count: int = 0
     exposures: dict[bytes, int] = field(default_factory=dict)
-    private_steps: dict[str, int] = field(default_factory=dict)
+    spending: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     pending: PendingStep | None = None
     sealed: bool = False
     _parts: list[bytes] = field(default_factory=list)
@@ -96,8 +96,7 @@ class History:
         self.next_step = body["step"] + 1
 
     def _commit(self, body: Mapping[str, Any]) -> None:
-        for rule, spending in body["privacy"].items():
-            self.private_steps[rule] = spending["steps"]
+        self.spending.update(body["privacy"])
         self.committed += 1
         if self.pending is None:
             return
@@ -105,6 +104,11 @@ class History:
             self.exposures[commitment] = self.exposures.get(commitment, 0) + 1
             self.example_count += 1
         self.pending = None
+
+    @property
+    def private_steps(self) -> dict[str, int]:
+        """Steps that each privacy rule has paid for."""
+        return {rule: spent["steps"] for rule, spent in self.spending.items()}
 
     @property
     def program_text(self) -> str:

@@ -1,4 +1,4 @@
-"""One proposed step: from admission to the optimizer's move, or to a refusal that leaves no trace but a record.
+"""One proposed step: from admission to the optimizer's move, or to a refusal that leaves only a record.
 
 The engine adds the masked gradient of the public examples. That of the private ones is clipped per unit,
 noised and added by itself (`budget`).
@@ -6,7 +6,7 @@ noised and added by itself (`budget`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -75,7 +75,7 @@ class Proposal:
     @property
     def active(self) -> tuple[str, ...]:
         """Bands that some example of the step reaches, and every band that is noised for privacy."""
-        reached = self.weights.any(axis=0)
+        reached: list[bool] = [bool(column.any()) for column in self.weights.T]
         noised = self._governor.budgets.noised_bands
         return tuple(
             band

@@ -42,7 +42,7 @@ def _digest(value: Any) -> bool:
 
 
 def _bits(value: Any) -> bool:
-    return type(value) is str and len(value) % 2 == 0 and all(c in "0123456789abcdef" for c in value)
+    return type(value) is str and value != "" and all(c in "0123456789abcdef" for c in value)
 
 
 def _one_of(allowed: frozenset[str], value: Any) -> bool:

@@ -1,0 +1,384 @@
+"""Replays a run from its ledger: every decision, exposure, budget and outcome is worked out again.
+
+A run replays where each step's decisions are what the program in force gives for the recorded inputs, its
+exposures and spent budgets are what earlier entries add up to, and its outcome is one that its decisions
+allow. The first entry that does not fit is named (`Finding.code`): `policy_mismatch` (another policy than
+the one given), `program_damaged`, `wrong_classes`, `wrong_step`, `wrong_decision`, `wrong_exposures`,
+`wrong_budget`, `wrong_outcome`, `wrong_totals`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gradwarden.policy.decision import Decision
+from gradwarden.policy.errors import GradwardenError
+from gradwarden.policy.program import Program
+from gradwarden.policy.program_json import program_from_json
+from gradwarden.policy.replay import Class, Replayer
+from gradwarden.runtime.accounting import library_installed, steps_within
+from gradwarden.runtime.chain import ChainReport, Finding
+from gradwarden.runtime.entries import Entry
+from gradwarden.runtime.history import History, PendingStep
+from gradwarden.runtime.recorder import decision_body
+
+NORM_ROUNDING = 1e-5
+"""Norms are recorded with six significant digits."""
+
+
+class ViolationError(Exception):
+    """An entry that the program does not allow. Internal: becomes a finding."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class RunReplay:
+    """Recomputes a run from its entries; stops judging at the first violation."""
+
+    def __init__(self, expected: Program | None) -> None:
+        self._expected = expected
+        self._history = History()
+        self._replayer: Replayer | None = None
+        self._classes: list[Class] = []
+        self._first: Finding | None = None
+        self._limits: dict[str, int] | None = {}
+        self.decided = 0
+        self.verdicts: dict[str, int] = {}
+        self.checkpoint: Mapping[str, Any] | None = None
+
+    def accept(self, entry: Entry) -> None:
+        """Take the next entry of the chain."""
+        if self._first is not None:
+            return
+        try:
+            self._before(entry.kind, entry.body)
+            self._history.apply(entry.kind, entry.body)
+            if entry.kind == "step":
+                self._check_step(entry.body)
+        except ViolationError as violation:
+            self._first = Finding(violation.code, entry.index, str(violation))
+        except GradwardenError as error:
+            self._first = Finding("program_damaged", entry.index, error.message)
+
+    def findings(self, chain: ChainReport) -> Iterator[Finding]:
+        """Yield what is wrong, given how far the chain holds."""
+        if self._first is not None:
+            yield self._first
+        elif chain.sealed and self._history.pending is not None:
+            step = self._history.pending.step
+            yield Finding("wrong_outcome", chain.size - 1, f"step {step} has no outcome")
+
+    def facts(self) -> dict[str, Any]:
+        history = self._history
+        opened = history.opened or {}
+        return {
+            "run": opened.get("run"),
+            "policy": opened.get("policy"),
+            "engine": opened.get("engine"),
+            "bands": opened.get("bands"),
+            "steps": history.next_step,
+            "committed": history.committed,
+            "refused": history.refused,
+            "decisions_replayed": self.decided,
+            "verdicts": self.verdicts,
+            "exposures": history.example_count,
+            "privacy": history.spending,
+            "budgets_recomputed": self._limits is not None,
+        }
+
+    def _before(self, kind: str, body: Mapping[str, Any]) -> None:
+        """Check an entry against what came before it."""
+        match kind:
+            case "step":
+                self._check_order(body)
+            case "committed":
+                self._check_committed(body)
+            case "refused":
+                self._pending(body)
+            case "classes":
+                self._check_classes(body)
+            case "program":
+                self._check_program(body)
+            case "opened":
+                self._limits = budget_limits(body["privacy"])
+                self._replace_program()
+            case "policy_changed":
+                self._check_change(body)
+            case "resumed":
+                self._classes.clear()
+            case "checkpoint":
+                self.checkpoint = body
+            case "sealed":
+                self._check_sealed(body)
+
+    # --- program and classes -------------------------------------------------------------------------------
+
+    def _replace_program(self) -> None:
+        self._replayer = None
+        self._classes.clear()
+
+    def _check_change(self, body: Mapping[str, Any]) -> None:
+        if body["step"] != self._history.next_step or self._history.pending is not None:
+            raise ViolationError("wrong_step", "the policy changes in the middle of a step or at another one")
+        self._replace_program()
+
+    def _check_program(self, body: Mapping[str, Any]) -> None:
+        parts = self._history.program_parts
+        if body["digest"] != self._history.program_digest or body["part"] != len(parts):
+            raise ViolationError("program_damaged", "the parts of the program do not fit together")
+        if body["part"] + 1 < body["parts"]:
+            return
+        program = program_from_json("".join(parts) + body["text"])
+        if program.digest != body["digest"]:
+            raise ViolationError("program_damaged", "the program is not the one that the ledger names")
+        self._check_expected(program)
+        self._replayer = Replayer(program)
+
+    def _check_expected(self, program: Program) -> None:
+        if self._expected is None:
+            return
+        recorded = program if self._expected.model_map else _unbound(program)
+        if recorded.digest != self._expected.digest:
+            raise ViolationError(
+                "policy_mismatch",
+                f"the run was governed by `{program.name}` version {program.version}, digest "
+                f"{recorded.digest[:16]}…, not by the policy given, digest {self._expected.digest[:16]}…",
+            )
+
+    def _check_classes(self, body: Mapping[str, Any]) -> None:
+        replayer = self._ready()
+        for described in body["classes"]:
+            if described["id"] != len(self._classes):
+                raise ViolationError("wrong_classes", f"decision class {described['id']} is out of order")
+            self._classes.append(replayer.class_of(described))
+
+    def _ready(self) -> Replayer:
+        if self._replayer is None:
+            raise ViolationError("program_damaged", "no complete program comes before this entry")
+        return self._replayer
+
+    # --- steps ---------------------------------------------------------------------------------------------
+
+    def _check_order(self, body: Mapping[str, Any]) -> None:
+        due, pending = self._history.next_step, self._history.pending
+        if pending is not None:
+            raise ViolationError(
+                "wrong_step", f"step {body['step']} begins before step {pending.step} has ended"
+            )
+        if body["step"] != due:
+            raise ViolationError("wrong_step", f"step {body['step']} comes where step {due} was due")
+
+    def _check_step(self, body: Mapping[str, Any]) -> None:
+        decisions = self._decide(body)
+        self._check_exposures(body)
+        self._check_budgets(body)
+        recorded, index = body["decisions"], body["decision"]
+        checked: set[tuple[int, int]] = set()
+        for place, decision in enumerate(decisions):
+            pair = (id(decision), index[place])
+            if pair in checked:
+                continue
+            checked.add(pair)
+            if not _same(decision, recorded[index[place]]):
+                raise ViolationError(
+                    "wrong_decision", _difference(body["step"], place, decision, recorded[index[place]])
+                )
+        for decision in decisions:
+            self.verdicts[decision.verdict] = self.verdicts.get(decision.verdict, 0) + 1
+        self.decided += len(decisions)
+        verdict = _step_verdict(decisions)
+        if body["verdict"] != verdict:
+            raise ViolationError(
+                "wrong_decision",
+                f"step {body['step']} is recorded as `{body['verdict']}`; its decisions make it `{verdict}`",
+            )
+
+    def _decide(self, body: Mapping[str, Any]) -> list[Decision]:
+        if body["classes"] and max(body["classes"]) >= len(self._classes):
+            raise ViolationError("wrong_classes", f"step {body['step']} names an unknown decision class")
+        return self._ready().replay_step(
+            [self._classes[number] for number in body["classes"]],
+            slots=body["slots"],
+            exposures=body["exposures"],
+            signals=body["signals"],
+            step=body["step"],
+            epoch=body["epoch"],
+            today=body["today"],
+            spent=frozenset(body["spent"]),
+        )
+
+    def _check_exposures(self, body: Mapping[str, Any]) -> None:
+        recorded, pending = body["exposures"], self._history.pending
+        if pending is None or len(pending.commitments) != body["count"]:
+            raise ViolationError("wrong_step", f"step {body['step']} has not one commitment per example")
+        if recorded is None:
+            return
+        before = self._history.exposures
+        here: dict[bytes, int] = {}
+        for place, commitment in enumerate(pending.commitments):
+            earlier = here.get(commitment, 0)
+            here[commitment] = earlier + 1
+            expected = before.get(commitment, 0) + earlier
+            if recorded[place] != expected:
+                raise ViolationError(
+                    "wrong_exposures",
+                    f"step {body['step']} records {recorded[place]} earlier exposures of example {place}; "
+                    f"the ledger has {expected}",
+                )
+
+    def _check_budgets(self, body: Mapping[str, Any]) -> None:
+        if self._limits is None:
+            return
+        steps = self._history.private_steps
+        spent = sorted(rule for rule, limit in self._limits.items() if steps.get(rule, 0) >= limit)
+        if body["spent"] != spent:
+            raise ViolationError(
+                "wrong_budget",
+                f"step {body['step']} holds the budgets of {_names(body['spent'])} for spent; by the steps "
+                f"recorded they are those of {_names(spent)}",
+            )
+
+    # --- outcomes ------------------------------------------------------------------------------------------
+
+    def _pending(self, body: Mapping[str, Any]) -> PendingStep:
+        pending = self._history.pending
+        if pending is None or pending.step != body["step"]:
+            raise ViolationError(
+                "wrong_outcome", f"an outcome of step {body['step']}, which was not proposed"
+            )
+        return pending
+
+    def _check_committed(self, body: Mapping[str, Any]) -> None:
+        pending = self._pending(body)
+        program = self._ready().program
+        reached = pending.reached() or [False] * len(program.bands)
+        spent = set(pending.body["spent"])
+        noised = {band for rule in private_limits(program) if rule.name not in spent for band in rule.bands}
+        active = [b for b, hit in zip(program.band_names, reached, strict=True) if hit or b in noised]
+        if body["active"] != active:
+            raise ViolationError(
+                "wrong_outcome",
+                f"step {body['step']} moved {_names(body['active'])}; its decisions allow {_names(active)}",
+            )
+        self._check_norms(program, body)
+        self._check_charge(program, body, spent)
+
+    def _check_norms(self, program: Program, body: Mapping[str, Any]) -> None:
+        for cap in program.gradient_caps:
+            norm = body["norms"].get(cap.band)
+            if norm is not None and not _number(norm) <= float(cap.norm) * (1 + NORM_ROUNDING):
+                raise ViolationError(
+                    "wrong_outcome",
+                    f"the gradient of `{cap.band}` in step {body['step']} has norm {norm}, "
+                    f"above the cap of {cap.norm}",
+                )
+
+    def _check_charge(self, program: Program, body: Mapping[str, Any], spent: set[str]) -> None:
+        before = self._history.private_steps
+        for rule in private_limits(program):
+            due = before.get(rule.name, 0) + (rule.name not in spent)
+            if body["privacy"].get(rule.name, {}).get("steps") != due:
+                raise ViolationError(
+                    "wrong_budget", f"step {body['step']} does not charge the budget of `{rule.name}`"
+                )
+
+    def _check_sealed(self, body: Mapping[str, Any]) -> None:
+        history = self._history
+        counted = {
+            "steps": history.next_step,
+            "committed": history.committed,
+            "refused": history.refused,
+            "examples": history.example_count,
+        }
+        if body != counted:
+            raise ViolationError(
+                "wrong_totals", f"the seal says {dict(body)}; the entries add up to {counted}"
+            )
+        if history.pending is not None:
+            raise ViolationError("wrong_outcome", f"step {history.pending.step} has no outcome")
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateLimit:
+    """A hard privacy rule and the bands that its examples may reach."""
+
+    name: str
+    bands: tuple[str, ...]
+
+
+def private_limits(program: Program) -> tuple[PrivateLimit, ...]:
+    """Return the hard privacy rules of a program."""
+    return tuple(
+        PrivateLimit(limit.name, limit.privacy.bands)
+        for limit in program.limits
+        if limit.privacy is not None and limit.level == "hard"
+    )
+
+
+def budget_limits(privacy: Sequence[Mapping[str, str]]) -> dict[str, int] | None:
+    """Return how many steps each privacy rule's budget lasts, recomputed from the terms in the opening.
+
+    None where the accounting library is not installed: then budgets are not checked, and the report says so.
+    """
+    if not privacy:
+        return {}
+    if not library_installed():
+        return None
+    return {
+        terms["rule"]: steps_within(
+            _number(terms["epsilon"]),
+            _number(terms["delta"]),
+            _number(terms["sampling_rate"]),
+            _number(terms["noise_multiplier"]),
+        )
+        for terms in privacy
+    }
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ViolationError("wrong_outcome", f"`{text}` is recorded where a number belongs") from None
+
+
+def _same(decision: Decision, recorded: Mapping[str, Any]) -> bool:
+    return bool(
+        list(decision.micro) == recorded["weights"]
+        and decision.verdict == recorded["verdict"]
+        and list(decision.rules) == recorded["rules"]
+        and list(decision.advisory) == recorded["advisory"]
+        and list(decision.waived) == recorded["waived"]
+        and [[o.kind, o.rule] for o in decision.obligations] == recorded["obligations"]
+    )
+
+
+def _difference(step: int, place: int, decision: Decision, recorded: Mapping[str, Any]) -> str:
+    given, kept = decision_body(decision), dict(recorded)
+    parts = [
+        f"{name} {kept[name]!r} where the policy gives {given[name]!r}"
+        for name in given
+        if given[name] != kept[name]
+    ]
+    return f"step {step}, example {place}: " + "; ".join(parts)
+
+
+def _step_verdict(decisions: Sequence[Decision]) -> str:
+    verdicts = {decision.verdict for decision in decisions}
+    if not verdicts & {"admit", "limit"}:
+        return "refuse"
+    return "admit" if verdicts == {"admit"} else "limit"
+
+
+def _unbound(program: Program) -> Program:
+    """Return a program as it was before a model map was bound to it."""
+    bands = tuple(replace(band, parameters=()) for band in program.bands)
+    return replace(program, bands=bands, model_map="")
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names) or "none"

@@ -1,0 +1,93 @@
+"""Verifies a ledger: its chain, and that every recorded decision is what the pinned program gives.
+
+Offline and in one pass, with public keys only. The chain (`chain`) shows that nothing was altered; the run
+itself is decided again from what is recorded (`run_replay`). What no ledger can show is whether the trainer
+offered every step to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gradwarden.policy.program import Program
+from gradwarden.runtime.chain import ChainReport, Finding, verify_chain
+from gradwarden.runtime.digests import file_digest
+from gradwarden.runtime.keys import PublicKey
+from gradwarden.runtime.run_replay import RunReplay
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """The outcome of a verification.
+
+    status: as of the chain, or VIOLATION where the chain holds and what it records does not. findings: in
+    the order of entries; the first error is where to look. facts: counts and digests for people.
+    """
+
+    status: str
+    ok: bool
+    findings: tuple[Finding, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def verify_ledger(
+    path: str | Path,
+    keys: Sequence[PublicKey],
+    *,
+    program: Program | None = None,
+    weights: Path | None = None,
+    decisions: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> VerifyReport:
+    """Verify a ledger.
+
+    program: what the run must have been governed by (bound to a model or not); None: the program that the
+    ledger holds is taken at its word. weights: a checkpoint file that the ledger must name last. decisions:
+    whether to replay them. progress: called with (bytes done, bytes in all).
+
+    Raises LedgerError only where the file cannot be read.
+    """
+    replay = RunReplay(program) if decisions else None
+    chain = verify_chain(path, keys, None if replay is None else replay.accept, progress)
+    findings = list(chain.findings)
+    if replay is not None:
+        findings += replay.findings(chain)
+        findings += _weights_finding(replay, weights, chain.size)
+    violated = any(f.severity == "error" for f in findings[len(chain.findings) :])
+    status = "VIOLATION" if chain.status in ("OK", "INCOMPLETE") and violated else chain.status
+    return VerifyReport(
+        status=status,
+        ok=status == "OK",
+        findings=tuple(sorted(findings, key=lambda finding: finding.index)),
+        facts=_facts(chain, replay),
+    )
+
+
+def _weights_finding(replay: RunReplay, weights: Path | None, size: int) -> Iterator[Finding]:
+    if weights is None:
+        return
+    if replay.checkpoint is None:
+        yield Finding("weights_mismatch", size - 1, "the ledger names no checkpoint")
+    elif file_digest(weights) != replay.checkpoint["digest"]:
+        named = replay.checkpoint["file"]
+        yield Finding(
+            "weights_mismatch",
+            size - 1,
+            f"`{weights.name}` is not the last checkpoint that the ledger names, `{named}`",
+        )
+
+
+def _facts(chain: ChainReport, replay: RunReplay | None) -> dict[str, Any]:
+    return {
+        "entries": chain.size,
+        "root": chain.root,
+        "origin": chain.origin,
+        "sealed": chain.sealed,
+        "signed_entries": chain.signed_size,
+        "keys_used": list(chain.keys_used),
+        "assurance": "self-attested",
+        **({} if replay is None else replay.facts()),
+    }
