@@ -20,7 +20,7 @@ def render_text(diagnostics: Iterable[Diagnostic]) -> str:
 
 def _coloured(diagnostic: Diagnostic) -> str:
     colour = "red" if diagnostic.severity == "error" else "yellow"
-    lines = diagnostic.render().split("\n")
+    lines = printable(diagnostic.render()).split("\n")
     lines[0] = _HEAD.sub(lambda match: click.style(match[0], fg=colour, bold=True), lines[0], count=1)
     for number, line in enumerate(lines[1:], 1):
         gutter, bar, rest = line.partition(" | ")
@@ -58,6 +58,11 @@ def count(diagnostics: Sequence[Diagnostic]) -> tuple[int, int]:
     return errors, len(diagnostics) - errors
 
 
-def plural(number: int, noun: str) -> str:
+def plural(number: int, noun: str, nouns: str = "") -> str:
     """Return a count with its noun: `1 file`, `2 files`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"
+
+
+def printable(text: str) -> str:
+    """Return text whose control characters are shown, not obeyed by a terminal. Line breaks are kept."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -49,10 +49,12 @@ def report(error: Exception, *, debug: bool = False) -> int:
 
 def complain(code: str, message: str, help: str | None, *, severity: str = "error") -> None:
     """Write one finding without a text position to standard error."""
+    from gradwarden.cli.diagnostics import printable
+
     colour = "red" if severity == "error" else "yellow"
-    click.echo(f"{click.style(f'{severity}[{code}]', fg=colour, bold=True)}: {message}", err=True)
+    click.echo(f"{click.style(f'{severity}[{code}]', fg=colour, bold=True)}: {printable(message)}", err=True)
     if help:
-        click.echo(f"  {click.style('= help:', fg='cyan')} {help}", err=True)
+        click.echo(f"  {click.style('= help:', fg='cyan')} {printable(help)}", err=True)
 
 
 def describe_os_error(error: OSError) -> str:

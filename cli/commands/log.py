@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradwarden.cli.app import verb
+from gradwarden.cli.diagnostics import printable
 from gradwarden.cli.options import FILE
 from gradwarden.cli.output import emit_json, format_option
 from gradwarden.policy.decision import VERDICTS
@@ -209,9 +210,8 @@ def _verdicts(entry: Entry) -> set[str]:
 
 
 def _content(entry: Entry) -> str:
-    """Say in one line what an entry records. Control characters in it are shown, not obeyed."""
-    text = _CONTENTS.get(entry.kind, lambda _body: "")(entry.body)
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    """Say in one line what an entry records."""
+    return printable(_CONTENTS[entry.kind](entry.body)).replace("\n", "\N{REPLACEMENT CHARACTER}")
 
 
 def _opened(body: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradwarden.cli.app import verb
-from gradwarden.cli.diagnostics import plural
+from gradwarden.cli.diagnostics import plural, printable
 from gradwarden.cli.inputs import load_program
 from gradwarden.cli.manifest import Piece, open_manifest
 from gradwarden.cli.options import FILE, ContextOptions, context_options
@@ -169,9 +169,9 @@ def _show_invalid(tally: Tally, place: str) -> None:
     ]
     emit_table(("attribute", "problem", "records"), reasons, numeric=(2,))
     for record in tally.invalid:
-        name = "" if record.id is None else f" ({_printable(str(record.id))})"
+        name = "" if record.id is None else f" ({printable(str(record.id))})"
         told = "; ".join(_told(attribute, detail) for attribute, _, detail in record.problems)
-        click.echo(f"  {place} {record.place}{name}: {_printable(told)}")
+        click.echo(f"  {place} {record.place}{name}: {printable(told)[:500]}")
     if tally.faulty > len(tally.invalid):
         click.echo(f"  and {tally.faulty - len(tally.invalid):,} more; --show N lists more")
 
@@ -182,10 +182,6 @@ def _told(attribute: str, detail: str) -> str:
 
 def _share(tally: Tally, count: int) -> str:
     return f"{count / tally.records:.1%}" if tally.records else "-"
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:300])
 
 
 def _to_json(program: Program, data: Path, given: ContextOptions, tally: Tally) -> dict[str, Any]:

@@ -1,0 +1,195 @@
+"""`gradwarden verify`: check a ledger, offline, and replay its decisions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gradwarden.cli.app import verb
+from gradwarden.cli.failures import InputError
+from gradwarden.cli.inputs import load_program
+from gradwarden.cli.options import FILE
+from gradwarden.cli.output import emit_json, format_option, progress
+from gradwarden.cli.verdict import Signature, Verdict, show
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from gradwarden.policy.program import Program
+    from gradwarden.runtime.keys import PublicKey
+
+MAX_NOTE_BYTES = 1 << 20
+
+
+@verb("verify")
+@click.argument("ledger", type=FILE, metavar="LEDGER|PROGRAM.json")
+@click.option(
+    "--key", "key_files", type=FILE, multiple=True, required=True, metavar="PUB",
+    help="A public key that you trust; repeatable.",
+)  # fmt: skip
+@click.option("--policy", type=FILE, help="What must have governed the run: a program or a policy.")
+@click.option("--model-map", type=FILE, help="Bind the policy to this model before comparing.")
+@click.option("--checkpoint", type=FILE, metavar="NOTE", help="A signed head of this ledger, kept elsewhere.")
+@click.option(
+    "--checkpoint-weights", type=FILE, metavar="FILE", help="The weights that the ledger names last."
+)
+@format_option("text", "json")
+def command(
+    ledger: Path,
+    key_files: tuple[Path, ...],
+    policy: Path | None,
+    model_map: Path | None,
+    checkpoint: Path | None,
+    checkpoint_weights: Path | None,
+    output_format: str,
+) -> int:
+    """Check a ledger, offline: that nothing was altered, and that every recorded decision is what the policy
+    gives.
+
+    The chain is checked line by line, with the tree and every signature over it; then the run is replayed:
+    each decision of each step is made again from the recorded inputs. Only public keys are needed, and no
+    torch. With --policy the run must have been governed by that policy; without, the one that the ledger
+    holds is taken at its word. With --checkpoint, a head that was archived or published, a ledger that was
+    rewritten by a holder of its key is found out too.
+
+    Given a compiled program instead of a ledger, its signature (PROGRAM.json.note) is checked.
+
+    The status is OK; VIOLATION, intact but not what the policy gives; INCOMPLETE, intact but not sealed;
+    UNTRUSTED, signed by none of the keys; or TAMPERED.
+
+    \b
+    Examples:
+      gradwarden verify run.ledger --key run.pub
+      gradwarden verify run.ledger --key run.pub --policy clinical.json --checkpoint-weights model.safetensors
+      gradwarden verify run.ledger --key run.pub --checkpoint archived.note --format json
+      gradwarden verify clinical.json --key release.pub
+
+    \b
+    Exit status: 0 it holds (OK), 1 it does not hold, 2 misuse or unreadable input.
+    """
+    from gradwarden.runtime.keys import PublicKey
+
+    if model_map is not None and policy is None:
+        raise click.UsageError("--model-map says how to bind the --policy, and there is none")
+    keys = [PublicKey.load(path) for path in key_files]
+    if ledger.suffix == ".json":
+        if policy or checkpoint or checkpoint_weights:
+            raise click.UsageError(f"`{ledger}` is a program: only its signature is checked")
+        return _verify_program(ledger, keys, output_format)
+    program = load_program(policy, model_map) if policy is not None else None
+    signature = _signature(policy, program, keys) if policy is not None and program is not None else None
+    verdict = _verify_ledger(ledger, keys, program, checkpoint, checkpoint_weights, signature)
+    if output_format == "json":
+        emit_json(verdict.to_json())
+    else:
+        show(verdict)
+    return int(not verdict.ok)
+
+
+def _verify_ledger(
+    ledger: Path,
+    keys: Sequence[PublicKey],
+    program: Program | None,
+    checkpoint: Path | None,
+    weights: Path | None,
+    signature: Signature | None,
+) -> Verdict:
+    from gradwarden.runtime.archived_head import compare_head
+    from gradwarden.runtime.verify import verify_ledger
+
+    note = _read_note(checkpoint) if checkpoint is not None else None
+    if weights is not None:
+        with weights.open("rb"):
+            pass  # a file that cannot be read is told before the ledger is gone through
+    with progress(f"verifying {ledger.name}", ledger.stat().st_size, "bytes") as advance:
+        report = verify_ledger(ledger, keys, program=program, weights=weights, progress=_steps(advance))
+    findings = report.findings
+    status = report.status
+    if note is not None:
+        _, contradiction = compare_head(ledger, note, keys, report.facts.get("origin"))
+        if contradiction is not None:
+            findings = (*findings, contradiction)
+            untrusted = contradiction.code == "checkpoint_untrusted"
+            status = status if status == "TAMPERED" else "UNTRUSTED" if untrusted else "TAMPERED"
+    return Verdict(
+        ledger=ledger,
+        status=status,
+        findings=findings,
+        facts=dict(report.facts),
+        policy_given=program is not None,
+        head_compared=note is not None,
+        weights=weights,
+        signature=signature,
+    )
+
+
+def _steps(advance: Callable[[int], None]) -> Callable[[int, int], None]:
+    """Return a callback for (bytes done, bytes in all) that reports what was added."""
+    seen = 0
+
+    def report(done: int, _total: int) -> None:
+        nonlocal seen
+        advance(done - seen)
+        seen = done
+
+    return report
+
+
+def _read_note(path: Path) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(MAX_NOTE_BYTES + 1)
+    if len(data) > MAX_NOTE_BYTES:
+        raise InputError(f"`{path}` is too large for a signed note")
+    return data
+
+
+def _signature(policy: Path, program: Program, keys: Sequence[PublicKey]) -> Signature | None:
+    """Return what is known of the signature beside a compiled program, None where there is none.
+
+    Raises NoteError where there is one by a given key and it does not hold.
+    """
+    from gradwarden.runtime.errors import NoteError
+    from gradwarden.runtime.program_signature import check_signature, note_path
+
+    if policy.suffix != ".json" or not note_path(policy).exists():
+        return None
+    try:
+        signers = check_signature(program, _read_note(note_path(policy)), keys)
+    except NoteError as error:
+        if getattr(error, "fault", None) != "unknown_key":
+            raise
+        return Signature(note_path(policy), ())
+    return Signature(note_path(policy), tuple(key.name for key in signers))
+
+
+def _verify_program(path: Path, keys: Sequence[PublicKey], output_format: str) -> int:
+    """Check the signature of a compiled program."""
+    from gradwarden.runtime.errors import NoteError
+    from gradwarden.runtime.program_signature import check_signature, note_path
+
+    program = load_program(path)
+    beside = note_path(path)
+    if not beside.exists():
+        raise InputError(
+            f"`{path}` has no signature: `{beside}` is missing",
+            help="`gradwarden build --sign KEY` writes it",
+        )
+    signers: tuple[str, ...] = ()
+    fault = None
+    try:
+        signers = tuple(key.name for key in check_signature(program, _read_note(beside), keys))
+    except NoteError as error:
+        fault = error.message
+    facts: dict[str, Any] = {"name": program.name, "version": program.version, "digest": program.digest}
+    if output_format == "json":
+        emit_json({"ok": fault is None, "program": facts, "signed_by": list(signers), "fault": fault})
+    elif fault is None:
+        told = f"{program.name} version {program.version}, sha256 {program.digest}"
+        click.echo(
+            f"{click.style('OK', fg='green', bold=True)} {path}: {told}, signed by {', '.join(signers)}"
+        )
+    else:
+        click.echo(f"{click.style('UNTRUSTED', fg='red', bold=True)} {path}: {fault}")
+    return int(fault is not None)

@@ -1,0 +1,173 @@
+"""The outcome of verifying a ledger: the status, what was checked, what was not, and what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gradwarden.cli.diagnostics import plural, printable
+
+if TYPE_CHECKING:
+    from gradwarden.runtime.chain import Finding
+
+MEANINGS = {
+    "OK": "intact, sealed, signed by a given key, and decided as its policy says",
+    "VIOLATION": "intact and signed, but what it records is not what its policy gives",
+    "INCOMPLETE": "intact as far as it goes, but not sealed",
+    "UNTRUSTED": "none of the given keys vouches for it",
+    "TAMPERED": "altered after it was written",
+}
+
+HELP = {
+    "unsigned": "was it signed by another key? `gradwarden log LEDGER --kind head` names the signers",
+    "unknown_key": "was it signed by another key? `gradwarden log LEDGER --kind head` names the signers",
+    "torn_tail": "a crash leaves this; the run sets it aside and records it when it is resumed",
+    "truncated": "entries were cut off: the file `LEDGER.head` beside it was signed for more",
+    "policy_mismatch": "give the program that the run was started with, or drop --policy to check the rest",
+    "wrong_decision": "`gradwarden log LEDGER --steps N --format jsonl` shows the step as it was recorded",
+    "weights_mismatch": "`gradwarden log LEDGER --kind checkpoint` lists the weights that were saved",
+    "checkpoint_mismatch": "the ledger was rewritten, or the checkpoint is of another one",
+    "checkpoint_untrusted": "give the key of whoever signed the checkpoint with --key",
+}
+ALTERED = "entries before it still hold; compare what follows with a copy kept elsewhere"
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """The signature beside a compiled program, and the given keys that made it (none: by others)."""
+
+    note: Path
+    signers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """All that was found out about a ledger."""
+
+    ledger: Path
+    status: str
+    findings: tuple[Finding, ...]
+    facts: Mapping[str, Any]
+    policy_given: bool
+    head_compared: bool
+    weights: Path | None
+    signature: Signature | None
+
+    @property
+    def ok(self) -> bool:
+        return self.status == "OK"
+
+    @property
+    def first(self) -> Finding | None:
+        """The first error, by the order of entries."""
+        errors = [finding for finding in self.findings if finding.severity == "error"]
+        return min(errors, key=lambda finding: finding.index, default=None)
+
+    def checked(self) -> Iterator[str]:
+        """Yield what was checked."""
+        facts = self.facts
+        yield f"{plural(facts['entries'], 'entry', 'entries')}: form, order, links and tree"
+        names = sorted({vkey.split("+")[0] for vkey in facts["keys_used"]})
+        if names:
+            yield f"signed heads by {', '.join(names)} over the first {facts['signed_entries']:,} entries"
+        if facts.get("decisions_replayed"):
+            decisions, steps = facts["decisions_replayed"], facts["steps"]
+            yield f"{plural(decisions, 'decision')} in {plural(steps, 'step')}, made again"
+        codes = {finding.code for finding in self.findings}
+        if self.policy_given and facts.get("decisions_replayed") and "policy_mismatch" not in codes:
+            yield "the policy given is the one that governed the run"
+        if self.signature is not None and self.signature.signers:
+            yield f"the program's signature by {', '.join(self.signature.signers)}"
+        if self.head_compared and not codes & {"checkpoint_mismatch", "checkpoint_untrusted"}:
+            yield "the checkpoint given is a head of this ledger"
+        if self.weights is not None and "weights_mismatch" not in codes:
+            yield f"`{self.weights}` holds the weights that the ledger names last"
+
+    def unchecked(self) -> Iterator[str]:
+        """Yield what was not checked, or cannot be."""
+        yield "that every training step was offered to the ledger: it is self-attested"
+        if not self.policy_given:
+            yield "the policy: that of the ledger was taken at its word (--policy)"
+        if self.signature is not None and not self.signature.signers:
+            yield f"the program's signature `{self.signature.note}`: it is by another key (--key)"
+        if not self.head_compared:
+            yield "whether a holder of the key rewrote it: no head kept elsewhere was given (--checkpoint)"
+        if self.weights is None:
+            yield "the weights (--checkpoint-weights)"
+        if self.facts.get("budgets_recomputed") is False:
+            yield "how long privacy budgets last: that needs gradwarden[privacy]"
+        behind = self.facts["entries"] - self.facts["signed_entries"]
+        if behind > 1:
+            yield f"signatures over the last {behind:,} entries: no head covers them yet"
+
+    def to_json(self) -> dict[str, Any]:
+        first = self.first
+        return {
+            "ok": self.ok,
+            "status": self.status,
+            "ledger": str(self.ledger),
+            "first_bad": None if first is None else first.index,
+            "findings": [
+                {
+                    "code": finding.code,
+                    "index": finding.index,
+                    "severity": finding.severity,
+                    "message": finding.message,
+                    "help": help_for(finding),
+                }
+                for finding in self.findings
+            ],
+            "checked": list(self.checked()),
+            "not_checked": list(self.unchecked()),
+            "facts": dict(self.facts),
+        }
+
+
+def help_for(finding: Finding) -> str | None:
+    """Return what to do about a finding."""
+    if finding.code in ("altered", "wrong_link", "wrong_index", "wrong_root", "not_canonical"):
+        return ALTERED
+    return HELP.get(finding.code)
+
+
+def show(verdict: Verdict) -> None:
+    """Write a verdict to standard output, and its findings to standard error."""
+    colour = "green" if verdict.ok else "yellow" if verdict.status == "INCOMPLETE" else "red"
+    status = click.style(verdict.status, fg=colour, bold=True)
+    click.echo(f"{status} {verdict.ledger}: {MEANINGS.get(verdict.status, '')}")
+    for line in _run_lines(verdict.facts):
+        click.echo(f"  {line}")
+    for heading, lines in (("checked", verdict.checked()), ("not checked", verdict.unchecked())):
+        click.echo(click.style(heading, bold=True))
+        for line in lines:
+            click.echo(f"  {line}")
+    for finding in verdict.findings:
+        name = click.style(
+            f"{finding.severity}[{finding.code}]",
+            fg="red" if finding.severity == "error" else "yellow",
+            bold=True,
+        )
+        first = ", the first bad one" if finding == verdict.first else ""
+        click.echo(f"entry {finding.index}{first}: {name}: {printable(finding.message)}", err=True)
+        remedy = help_for(finding)
+        if remedy:
+            click.echo(f"  {click.style('= help:', fg='cyan')} {remedy}", err=True)
+
+
+def _run_lines(facts: Mapping[str, Any]) -> Iterator[str]:
+    policy = facts.get("policy")
+    if policy:
+        yield printable(f"policy {policy['name']} version {policy['version']}, sha256 {policy['digest']}")
+    if facts.get("run"):
+        yield printable(f"run {facts['run']}, engine {facts.get('engine')}")
+    if facts.get("steps"):
+        outcomes = f"{facts['committed']:,} committed, {facts['refused']:,} refused"
+        yield f"{plural(facts['steps'], 'step')}: {outcomes}"
+    verdicts = facts.get("verdicts")
+    if verdicts:
+        yield "examples: " + ", ".join(f"{count:,} {verdict}" for verdict, count in sorted(verdicts.items()))
+    yield f"root {facts['root']}"
