@@ -37,14 +37,14 @@ class CheckedPolicy:
 
 
 def check(
-    files: Sequence[s.File], syntax_faults: Sequence[Diagnostic]
+    files: Sequence[s.File], syntax_faults: Sequence[Diagnostic], complete: bool
 ) -> tuple[CheckedPolicy | None, list[Diagnostic]]:
     """Check the files of a policy, the main one first.
 
-    Returns the checked policy, None where there are errors, and all findings. Where a text did not parse,
-    names that it may declare are not reported as undeclared.
+    Returns the checked policy and its warnings, or None and all errors. Where a text is not `complete`, names
+    that it may declare are not reported as undeclared.
     """
-    faults = Faults(list(syntax_faults), cascading=bool(syntax_faults))
+    faults = Faults(list(syntax_faults), cascading=not complete)
     header = _header(files, faults)
     items = [item for file in files for item in file.items]
     scope = check_schema(items, faults)
@@ -57,7 +57,7 @@ def check(
         conditions.named(name, item.name.span)
     check_bands(conditions)
     if header is None or faults.errors:
-        return None, faults.found
+        return None, faults.errors
     lint(scope, header, rules.grants)
     return CheckedPolicy(_program(header, scope, rules), rules.spans), faults.found
 

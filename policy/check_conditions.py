@@ -79,9 +79,11 @@ class Conditions:
             return Checked(Constant(True))
         outer, self._written_out = self._written_out, 0
         checked = self._condition(expr, present)
-        self._written_out = outer
+        written_out, self._written_out = self._written_out, outer
         size, height = self.measure(checked.condition)
         self._total += size
+        if written_out > MAX_SIZE:
+            return FALSE
         if size > MAX_SIZE or height > MAX_HEIGHT:
             self._too_large(expr.span)
             return FALSE
@@ -108,11 +110,16 @@ class Conditions:
             else:
                 self._named[name] = self.check(self.scope.named[name].condition)
             self._open.pop()
+        return self._named[name]
+
+    def _write_out(self, name: str, span: Span) -> Checked:
+        """Return a named condition for use inside another; what is written out in all is bounded."""
+        named = self.named(name, span)
         before = self._written_out
-        self._written_out += self.measure(self._named[name].condition)[0]
+        self._written_out += self.measure(named.condition)[0]
         if before <= MAX_SIZE < self._written_out:
             self._too_large(span)
-        return self._named[name] if self._written_out <= MAX_SIZE else FALSE
+        return named if self._written_out <= MAX_SIZE else FALSE
 
     # --- logic ----------------------------------------------------------------------------------------------
 
@@ -194,7 +201,7 @@ class Conditions:
         if name in scope.signals:
             return signal_operand(scope.signals[name], span)
         if name in scope.named:
-            return self.named(name, span)
+            return self._write_out(name, span)
         if name not in scope.attributes:
             self.faults.undeclared(
                 "GW201", "name", node, [*scope.terms(), *CLOCKS, "phase"], "declare it in `examples { … }`"
@@ -235,7 +242,7 @@ class Conditions:
     def _band(self, name: s.Name) -> Checked | None:
         self.scope.used.add(name.text)
         if isinstance(self.scope.named.get(name.text), s.EntropyBand):
-            return self.named(name.text, name.span)
+            return self._write_out(name.text, name.span)
         known = [n for n, item in self.scope.named.items() if isinstance(item, s.EntropyBand)]
         self.faults.undeclared("GW201", "band", name, known, "declare it: `band NAME = …`")
         return None
@@ -255,6 +262,10 @@ class Conditions:
                 return self._equality(operand, op, right, expr.span)
             case Checked():
                 return self._truth(operand, op, right, expr.span, present)
+        if isinstance(right, s.Word):
+            message = f"{describe(operand)} cannot be compared with a string"
+            self.faults.error("GW302", message, expr.span)
+            return FALSE
         other = self._operand(right, present)
         if other is None:
             return FALSE

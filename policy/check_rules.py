@@ -230,8 +230,8 @@ class _RuleCheck:
         if within is None or len(numbers) != 3:
             return None
         named = [band for band in map(self.scope.band, within.bands) if band]
-        for listed in within.bands:
-            if named.count(listed.text) > 1:
+        for index, listed in enumerate(within.bands):
+            if listed.text in named[:index]:
                 self.faults.error("GW425", f"the band `{listed.text}` is listed twice", listed.span)
         bands = tuple(band for band in self.scope.band_names if band in named)
         inside = tuple(self.scope.ceiling if band in bands else 0 for band in self.scope.band_names)

@@ -208,7 +208,7 @@ class _Schema:
                 "GW308",
                 f"`{bound.span.text}` is too large for a number of {places} decimal places",
                 bound.span,
-                "declare fewer `places`, or use `integer`",
+                "declare fewer `places`, or use `integer`" if places else None,
             )
             return 0
         return value

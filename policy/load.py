@@ -91,7 +91,7 @@ def read_text(path: Path) -> str | Diagnostic:
 def _check(source: Source, directory: Path | None) -> Policy:
     reader = _Reader()
     reader.read(source, directory, [])
-    checked, found = check(reader.files, reader.faults)
+    checked, found = check(reader.files, reader.faults, reader.complete)
     if checked is None:
         raise PolicyError(found)
     warnings = tuple(sorted(found, key=Diagnostic.sort_key))
@@ -104,6 +104,7 @@ class _Reader:
     def __init__(self) -> None:
         self.files: list[s.File] = []
         self.faults: list[Diagnostic] = []
+        self.complete = True
         self._read: set[str] = set()
 
     def read(self, source: Source, directory: Path | None, chain: Sequence[str]) -> None:
@@ -111,6 +112,7 @@ class _Reader:
         file, faults = parse(source)
         self.files.append(file)
         self.faults += faults
+        self.complete = self.complete and file.complete
         here = os.path.realpath(source.name) if directory is not None else source.name
         self._read.add(here)
         for item in file.items:
@@ -150,3 +152,4 @@ class _Reader:
 
     def _fault(self, code: str, message: str, span: Span, help: str | None = None) -> None:
         self.faults.append(Diagnostic(code, message, span, help))
+        self.complete = False

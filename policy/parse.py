@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from itertools import pairwise
@@ -46,6 +47,11 @@ _DECLARATION = re.compile(
     re.MULTILINE | re.VERBOSE,
 )
 
+_RULE = re.compile(
+    r"[ \t]*(?:(?:advisory|hard)[ \t]+)?(?!(?:let|band|max|policy|import)\b)[A-Za-z_]+[ \t]+\w+\s*\{"
+)
+"""The head of a declaration, misspelt perhaps, that others refer to at most as a rule."""
+
 _SPOKEN = {
     "NAME": "a name",
     "FIELD": "a name and `:`",
@@ -77,11 +83,10 @@ def parse(source: Source) -> tuple[File, list[Diagnostic]]:
     """Return the items of a text that could be read, and every syntax fault found. Never raises."""
     faults = list(_text_faults(source))
     if faults:
-        return File(source, ()), faults
+        return File(source, (), complete=False), faults
     grammar = _grammar()
     with grammar.lock:
-        items, faults = grammar.parse(source)
-    return File(source, items), faults
+        return grammar.parse(source)
 
 
 def _text_faults(source: Source) -> Iterator[Diagnostic]:
@@ -134,10 +139,10 @@ class _Grammar:
                 self._keywords[terminal.name] = terminal.pattern.value
                 self._spoken[terminal.name] = f"`{terminal.pattern.value}`"
 
-    def parse(self, source: Source) -> tuple[tuple[Item, ...], list[Diagnostic]]:
+    def parse(self, source: Source) -> tuple[File, list[Diagnostic]]:
         builder = self._relay.builder = Builder(source)
         try:
-            return self._items(source, 0, len(source.text)), builder.faults
+            return File(source, self._items(source, 0, len(source.text))), builder.faults
         except UnexpectedInput:
             self._relay.builder = Builder(source)
             return self._recover(source)
@@ -145,10 +150,11 @@ class _Grammar:
     def _items(self, source: Source, start: int, end: int) -> tuple[Item, ...]:
         return cast("tuple[Item, ...]", self._lark.parse(TextSlice(source.text, start, end)))
 
-    def _recover(self, source: Source) -> tuple[tuple[Item, ...], list[Diagnostic]]:
+    def _recover(self, source: Source) -> tuple[File, list[Diagnostic]]:
         """Parse declaration by declaration; a broken one loses only itself."""
         items: list[Item] = []
         faults: list[Diagnostic] = []
+        complete = True
         heads = (match.start() for match in _DECLARATION.finditer(source.text))
         cuts = [0, *(head for head in heads if head > 0), len(source.text)]
         for start, end in pairwise(cuts):
@@ -157,13 +163,15 @@ class _Grammar:
                 items += self._items(source, start, end)
             except UnexpectedInput as error:
                 faults.append(self._fault(source, error, end))
+                complete = complete and _RULE.match(source.text, start) is not None
                 items += self._before(source, start, faults[-1])
             faults += self._relay.builder.faults
             if len(faults) >= MAX_FAULTS:
                 stop = Span(source, end, end + 1)
                 faults = [*faults[:MAX_FAULTS], Diagnostic("GW114", "too many faults to go on", stop)]
+                complete = False
                 break
-        return tuple(items), faults
+        return File(source, tuple(items), complete), faults
 
     def _before(self, source: Source, start: int, fault: Diagnostic) -> tuple[Item, ...]:
         """Return the whole declarations of a piece that stand before its fault."""
@@ -191,7 +199,9 @@ class _Grammar:
         """The text, or the piece of it up to the next declaration, stops in the middle of something."""
         following = re.compile(r"\s*(\w+)").match(source.text, end)
         if following:
-            return self._unexpected("GW101", Span(source, following.start(1), following.end(1)), expected)
+            span = Span(source, following.start(1), following.end(1))
+            found = self._unexpected("GW101", span, expected)
+            return replace(found, help="a `}` is missing before it") if "RBRACE" in expected else found
         last = len(source.text.rstrip())
         help = f"expected {self._list(expected)}"
         return Diagnostic("GW104", "unexpected end of the file", Span(source, max(last - 1, 0), last), help)

@@ -215,7 +215,8 @@ def _check_schema(data: Any, name: str) -> None:
 
 
 def _brief(message: str) -> str:
-    return message if len(message) <= 200 else message[:197] + "..."
+    printed = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in message[:200])
+    return printed if len(message) <= 200 else printed[:197] + "..."
 
 
 def _program(data: Json) -> p.Program:

@@ -542,7 +542,11 @@ Item: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """One parsed text: its items in textual order."""
+    """One parsed text: its items in textual order.
+
+    complete: False where a part that did not parse may have declared names that other parts use.
+    """
 
     source: Source
     items: tuple[Item, ...]
+    complete: bool = True
