@@ -79,7 +79,7 @@ def load_program(path: Path, model_map: Path | None = None) -> Program:
             raise InputError(f"`{path}` is compiled: its bands were bound when it was built")
         from gradwarden.policy.program_json import program_from_json
 
-        return program_from_json(path.read_bytes())
+        return program_from_json(path.read_bytes(), str(path))
     from gradwarden.policy import compile_policy, load_policy
 
     return compile_policy(load_policy(path), load_model_map(model_map) if model_map else None)

@@ -1,0 +1,328 @@
+"""`gradwarden verify`: what holds, what does not, and where; without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from gradwarden.policy import compile_policy, parse_policy
+from gradwarden.policy.admission import Admission
+from gradwarden.policy.context import Context
+from gradwarden.policy.program import Program
+from gradwarden.runtime.commitments import Committer
+from gradwarden.runtime.keys import Signer
+from gradwarden.runtime.ledger import Ledger
+from gradwarden.runtime.merkle import leaf_hash, tree_root
+from gradwarden.runtime.note import Checkpoint, sign_note
+from gradwarden.runtime.recorder import Recorder
+from tests.cli.conftest import POLICY, Run
+
+GOVERNED = "\n".join(line for line in POLICY.splitlines() if not line.startswith("privacy")) + "\n"
+EXAMPLES = [
+    {"kind": "a", "lines": 1, "topic": []},
+    {"kind": "a", "lines": 500, "topic": ["y"]},
+    {"kind": "c", "lines": 1, "topic": []},
+    {"kind": "d", "lines": 1, "topic": []},
+]
+ORIGIN = "gradwarden/test"
+STEPS = 4
+
+Record = Callable[..., Path]
+
+
+@pytest.fixture
+def program(here: Path) -> Program:
+    (here / "governed.policy").write_text(GOVERNED)
+    return compile_policy(parse_policy(GOVERNED))
+
+
+@pytest.fixture
+def record(here: Path, program: Program, signer: Signer) -> Record:
+    """Record a run of a few steps as a governor would, and return its ledger.
+
+    lie: what to record of a step in place of the truth, given its number and its `step` body.
+    """
+    (here / "weights.bin").write_bytes(b"weights")
+    signer.public.save(here / "run.pub")
+
+    def write(*, sealed: bool = True, lie: Callable[[int, dict[str, object]], None] | None = None) -> Path:
+        path = here / "run.ledger"
+        ledger = Ledger.open(path, signer, durability="os", origin=ORIGIN)
+        append = ledger.append
+
+        def recording(kind: str, body: dict[str, object]) -> int:  # type: ignore[misc]  # of this test only
+            if kind == "step" and lie is not None:
+                lie(int(str(body["step"])), body)
+            return append(kind, body)
+
+        ledger.append = recording  # type: ignore[method-assign, assignment]
+        committer = Committer(b"s" * 32)
+        recorder = Recorder(ledger)
+        recorder.open(
+            program,
+            {
+                "run": "11" * 16,
+                "origin": ORIGIN,
+                "dataset": None,
+                "keys": [signer.public.vkey],
+                "engine": "split",
+                "normaliser": None,
+                "secret_commitment": committer.secret_commitment,
+                "privacy": [],
+            },
+        )
+        admission = Admission(program)
+        rows = admission.add(EXAMPLES)
+        recorder.classes(admission.class_bodies())
+        commitments = b"".join(committer.commit(f"example {index}") for index in range(len(EXAMPLES)))
+        for number in range(STEPS):
+            context = Context(step=number, at=date(2026, 1, 1), signals={"loss": 0.5 * number})
+            admitted = admission.admit(rows, context)
+            recorder.propose(admitted, commitments, context, "limit")
+            active = [
+                b for b, hit in zip(program.band_names, (admitted.micro > 0).any(axis=0), strict=True) if hit
+            ]
+            recorder.commit(number, active, dict.fromkeys(active, "1"), "2.5", {})
+        digest = hashlib.sha256(b"weights").hexdigest()
+        recorder.event(
+            "checkpoint", {"step": STEPS - 1, "file": "weights.bin", "digest": digest, "tensors": None}
+        )
+        learned = 2 * STEPS
+        totals = {"steps": STEPS, "committed": STEPS, "refused": 0, "examples": learned}
+        ledger.close(totals if sealed else None)
+        return path
+
+    return write
+
+
+def verify(run: Run, ledger: Path, *options: object) -> tuple[int, dict[str, object]]:
+    result = run("verify", ledger, "--key", "run.pub", "--format", "json", *options)
+    return result.exit_code, json.loads(result.stdout)
+
+
+def kinds(ledger: Path) -> list[str]:
+    return [json.loads(line)["kind"] for line in ledger.read_bytes().splitlines()]
+
+
+def archived(ledger: Path, size: int, signer: Signer, origin: str = ORIGIN) -> bytes:
+    """A signed head over the first entries, as someone else may have kept it."""
+    leaves = [leaf_hash(line) for line in ledger.read_bytes().splitlines()[:size]]
+    return sign_note(Checkpoint(origin, size, tree_root(leaves)).text(), [signer]).encode()
+
+
+def test_an_honest_run_holds(run: Run, record: Record, program: Program) -> None:
+    ledger = record()
+    run("build", "governed.policy", "-o", "governed.json")
+    status, document = verify(run, ledger, "--policy", "governed.json", "--checkpoint-weights", "weights.bin")
+    assert (status, document["status"], document["findings"]) == (0, "OK", [])
+    facts = document["facts"]
+    assert isinstance(facts, dict)
+    assert facts["decisions_replayed"] == STEPS * len(EXAMPLES)
+    assert facts["verdicts"] == {"limit": 2 * STEPS, "refuse": STEPS, "invalid": STEPS}
+    checked = " ".join(document["checked"])  # type: ignore[arg-type]
+    assert "signed heads by run" in checked
+    assert f"{STEPS * len(EXAMPLES)} decisions in {STEPS} steps, made again" in checked
+    assert "the policy given is the one that governed the run" in checked
+    assert "`weights.bin` holds the weights" in checked
+
+
+def test_the_words_say_what_was_not_checked(run: Run, record: Record) -> None:
+    result = run("verify", record(), "--key", "run.pub")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("OK ")
+    unchecked = result.stdout.split("not checked")[1]
+    assert "self-attested" in unchecked
+    assert all(option in unchecked for option in ("--policy", "--checkpoint", "--checkpoint-weights"))
+
+
+def test_a_policy_is_compared_whether_or_not_it_is_compiled(run: Run, record: Record, here: Path) -> None:
+    ledger = record()
+    assert verify(run, ledger, "--policy", "governed.policy")[0] == 0
+    other = GOVERNED.replace("lines >= 100", "lines >= 101")
+    (here / "other.policy").write_text(other)
+    status, document = verify(run, ledger, "--policy", "other.policy")
+    assert (status, document["status"]) == (1, "VIOLATION")
+    assert [f["code"] for f in document["findings"]] == ["policy_mismatch"]  # type: ignore[index, union-attr]
+
+
+def test_a_decision_that_the_policy_does_not_give_is_found(run: Run, record: Record) -> None:
+    def lie(number: int, body: dict[str, object]) -> None:
+        if number == 2:
+            body["decisions"][0]["weights"][1] += 1  # type: ignore[index]
+
+    ledger = record(lie=lie)
+    result = run("verify", ledger, "--key", "run.pub")
+    bad = [index for index, kind in enumerate(kinds(ledger)) if kind == "step"][2]
+    assert result.exit_code == 1
+    assert result.stdout.startswith("VIOLATION ")
+    assert f"entry {bad}, the first bad one: error[wrong_decision]" in result.stderr
+    assert "step 2" in result.stderr
+    assert "help: `gradwarden log" in result.stderr
+
+
+def test_one_flipped_byte_is_found_where_it_is(run: Run, record: Record) -> None:
+    ledger = record()
+    lines = ledger.read_bytes().splitlines(keepends=True)
+    bad = [index for index, kind in enumerate(kinds(ledger)) if kind == "committed"][1]
+    lines[bad] = lines[bad].replace(b'"2.5"', b'"2.4"')
+    ledger.write_bytes(b"".join(lines))
+    status, document = verify(run, ledger)
+    assert (status, document["status"]) == (1, "TAMPERED")
+    assert document["first_bad"] in (bad, bad + 1)
+
+
+def test_a_run_that_was_not_sealed_is_incomplete(run: Run, record: Record) -> None:
+    status, document = verify(run, record(sealed=False))
+    assert (status, document["status"]) == (1, "INCOMPLETE")
+
+
+def test_another_key_does_not_vouch(run: Run, record: Record, here: Path) -> None:
+    ledger = record()
+    Signer.generate("other").public.save(here / "other.pub")
+    result = run("verify", ledger, "--key", "other.pub", "--format", "json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["status"] == "UNTRUSTED"
+    both = run("verify", ledger, "--key", "other.pub", "--key", "run.pub")
+    assert both.exit_code == 0
+
+
+def test_other_weights_are_found(run: Run, record: Record, here: Path) -> None:
+    (here / "other.bin").write_bytes(b"other")
+    status, document = verify(run, record(), "--checkpoint-weights", "other.bin")
+    assert status == 1
+    assert [f["code"] for f in document["findings"]] == ["weights_mismatch"]  # type: ignore[index, union-attr]
+
+
+@pytest.mark.parametrize("size", [0, 1, 5])
+def test_an_archived_head_fits_its_ledger(
+    run: Run, record: Record, here: Path, signer: Signer, size: int
+) -> None:
+    ledger = record()
+    (here / "kept.note").write_bytes(archived(ledger, size, signer))
+    status, document = verify(run, ledger, "--checkpoint", "kept.note")
+    assert (status, document["status"]) == (0, "OK")
+    assert "the checkpoint given is a head of this ledger" in document["checked"]  # type: ignore[operator]
+
+
+def test_a_ledger_rewritten_by_its_own_key_is_found_by_an_archived_head(
+    run: Run, record: Record, here: Path, signer: Signer
+) -> None:
+    ledger = record()
+    (here / "kept.note").write_bytes(archived(ledger, 8, signer))
+    for path in (ledger, Path(f"{ledger}.head")):
+        path.unlink()
+
+    def rewrite(_number: int, body: dict[str, object]) -> None:
+        body["epoch"] = 1
+
+    ledger = record(lie=rewrite)
+    assert verify(run, ledger)[0] == 0
+    status, document = verify(run, ledger, "--checkpoint", "kept.note")
+    assert (status, document["status"]) == (1, "TAMPERED")
+    assert "checkpoint_mismatch" in [f["code"] for f in document["findings"]]  # type: ignore[index, union-attr]
+
+
+@pytest.mark.parametrize(
+    ("size", "origin", "known", "code"),
+    [(5, "gradwarden/else", True, "checkpoint_mismatch"), (5, ORIGIN, False, "checkpoint_untrusted")],
+)
+def test_an_archived_head_of_another_ledger_or_key(
+    run: Run, record: Record, here: Path, signer: Signer, size: int, origin: str, known: bool, code: str
+) -> None:
+    ledger = record()
+    key = signer if known else Signer.generate("stranger")
+    (here / "kept.note").write_bytes(archived(ledger, size, key, origin))
+    status, document = verify(run, ledger, "--checkpoint", "kept.note")
+    assert status == 1
+    assert [f["code"] for f in document["findings"]] == [code]  # type: ignore[index, union-attr]
+
+
+def test_an_archived_head_shows_that_entries_were_cut_off(
+    run: Run, record: Record, here: Path, signer: Signer
+) -> None:
+    ledger = record(sealed=False)
+    lines = ledger.read_bytes().splitlines(keepends=True)
+    (here / "kept.note").write_bytes(archived(ledger, len(lines), signer))
+    ledger.write_bytes(b"".join(lines[:5]))
+    Path(f"{ledger}.head").unlink()
+    status, document = verify(run, ledger, "--checkpoint", "kept.note")
+    assert (status, document["status"]) == (1, "TAMPERED")
+    assert f"the checkpoint covers {len(lines)} entries; the ledger has 5" in json.dumps(document)
+
+
+@pytest.mark.parametrize("content", [b"", b"no note\n", b"a\nb\n\n\xe2\x80\x94 run AAAA\n", b"\xff" * 100])
+def test_what_is_no_note_is_unreadable(run: Run, record: Record, here: Path, content: bytes) -> None:
+    (here / "kept.note").write_bytes(content)
+    result = run("verify", record(), "--key", "run.pub", "--checkpoint", "kept.note")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"hello\n", b"\x00" * 5000, b"{}\n" * 3])
+def test_what_is_no_ledger_does_not_hold(run: Run, record: Record, here: Path, content: bytes) -> None:
+    record()
+    (here / "odd.ledger").write_bytes(content)
+    result = run("verify", "odd.ledger", "--key", "run.pub")
+    assert result.exit_code == 1
+    assert not result.stdout.startswith("OK")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--policy", "missing.json"], "missing.json"),
+        (["--policy", "run.ledger.json"], "run.ledger.json"),
+        (["--model-map", "m.yaml"], "there is none"),
+        (["--checkpoint", "missing.note"], "missing.note"),
+        (["--checkpoint-weights", "missing.bin"], "missing.bin"),
+        (["--key", "governed.policy"], "public key"),
+    ],
+)
+def test_unreadable_company_is_told(
+    run: Run, record: Record, here: Path, options: list[str], told: str
+) -> None:
+    ledger = record()
+    (here / "run.ledger.json").write_bytes(ledger.read_bytes())
+    result = run("verify", ledger, "--key", "run.pub", *options)
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert "GW999" not in result.stderr
+
+
+def test_the_signature_of_a_program(run: Run, record: Record, here: Path, signer: Signer) -> None:
+    ledger = record()
+    signer.save(here / "run.key")
+    Signer.generate("other").public.save(here / "other.pub")
+    run("build", "governed.policy", "-o", "governed.json", "--sign", "run.key")
+    good = run("verify", "governed.json", "--key", "run.pub", "--format", "json")
+    assert (good.exit_code, json.loads(good.stdout)["signed_by"]) == (0, ["run"])
+    assert run("verify", "governed.json", "--key", "other.pub").exit_code == 1
+    _, document = verify(run, ledger, "--policy", "governed.json")
+    assert "the program's signature by run" in document["checked"]  # type: ignore[operator]
+
+    (here / "other.policy").write_text(GOVERNED.replace("lines >= 100", "lines >= 101"))
+    run("build", "other.policy", "-o", "other.json")
+    (here / "other.json.note").write_bytes((here / "governed.json.note").read_bytes())
+    swapped = run("verify", "other.json", "--key", "run.pub")
+    assert (swapped.exit_code, swapped.stdout.split()[0]) == (1, "UNTRUSTED")
+    (here / "other.json.note").unlink()
+    assert run("verify", "other.json", "--key", "run.pub").exit_code == 2
+
+
+def test_verifying_never_imports_torch(run: Run, record: Record) -> None:
+    ledger = record()
+    script = (
+        "import sys\nfrom gradwarden.cli.app import cli\n"
+        f"try:\n    cli(['verify', {str(ledger)!r}, '--key', 'run.pub', '--policy', 'governed.policy'])\n"
+        "except SystemExit as end:\n    assert end.code == 0, end.code\n"
+        "print(sorted(m for m in sys.modules if m.split('.')[0] == 'torch'))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr
