@@ -1,8 +1,9 @@
 """Reads data-set manifests: one record of metadata per example, as JSONL, CSV or Parquet, piece by piece.
 
 A record's `id` names the example and is not metadata. CSV cells are text; they become what the policy
-declares: numbers, `true` and `false`, the members of a set separated by `;`, and an empty cell is an absent
-value. A cell that cannot be read so is left as text, for the schema check to name.
+declares: numbers, `true` and `false`, the members of a set separated by `;`. An empty cell is an absent
+value, or the empty set where a set is required. A cell that cannot be read so is left as text, for the schema
+check to name.
 """
 
 from __future__ import annotations
@@ -154,6 +155,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _csv(path: Path, program: Program, size: int) -> Iterator[Piece]:
     readers = {spec.name: _cell_reader(spec) for spec in program.attributes}
+    sets = {spec.name for spec in program.attributes if spec.type == "set" and not spec.optional}
     collector = _Collector(size)
     with path.open("rb") as file:
         delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
@@ -165,7 +167,9 @@ def _csv(path: Path, program: Program, size: int) -> Iterator[Piece]:
                     collector.reject(rows.line_num, f"{len(row)} cells where the header has {len(header)}")
             else:
                 cells = zip(header, row, strict=True)
-                record = {name: readers.get(name, _text)(cell) for name, cell in cells if cell != ""}
+                record = {
+                    name: readers.get(name, _text)(cell) for name, cell in cells if cell or name in sets
+                }
                 collector.add(rows.line_num, record)
             if collector.full:
                 yield collector.piece(file.tell())

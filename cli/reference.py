@@ -21,20 +21,19 @@ MARKER = "<!-- What follows is written by `python -m gradwarden.cli.reference do
 
 def reference() -> str:
     """Return the Markdown of all verbs, and of the options that stand before a verb."""
-    context = click.Context(cli, info_name="gradwarden")
+    context = click.Context(cli, info_name="gradwarden", **cli.context_settings)
     sections = ["## Verbs\n", *_options(cli, context)]
     for name, summary in VERBS.items():
         command = cli.get_command(context, name)
         assert command is not None, "every entry of VERBS has a module"
-        sections += _section(name, summary, command)
+        sections += _section(summary, command, click.Context(command, context, info_name=name))
     return "\n".join(sections).rstrip() + "\n"
 
 
-def _section(name: str, summary: str, command: click.Command) -> Iterator[str]:
-    context = click.Context(command, info_name=f"gradwarden {name}")
-    yield f"\n### gradwarden {name}\n"
+def _section(summary: str, command: click.Command, context: click.Context) -> Iterator[str]:
+    yield f"\n### {context.command_path}\n"
     yield f"{summary}\n"
-    yield f"```\n{' '.join(['gradwarden', name, *command.collect_usage_pieces(context)])}\n```\n"
+    yield f"```\n{' '.join([context.command_path, *command.collect_usage_pieces(context)])}\n```\n"
     for number, paragraph in enumerate(inspect.cleandoc(command.help or "").split("\n\n")):
         text = paragraph.strip("\n")
         if number == 0 and text == summary:

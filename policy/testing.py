@@ -8,6 +8,7 @@ from typing import Any
 
 from gradwarden.policy.decision import Decision
 from gradwarden.policy.errors import Diagnostic, PolicyError, did_you_mean
+from gradwarden.policy.partition import partition
 from gradwarden.policy.program import SCALE, Program
 from gradwarden.policy.test_file import NAME_LISTS, Case, TestFile
 
@@ -41,20 +42,25 @@ def run_case(program: Program, case: Case) -> CaseResult:
 
 
 def run_cases(program: Program, cases: Iterable[Case]) -> list[CaseResult]:
-    """Decide every case. The names in them must have been checked (`check_names`)."""
+    """Decide every case. The names in them must have been checked (`check_fit`)."""
     return [run_case(program, case) for case in cases]
 
 
-def check_names(program: Program, tests: TestFile) -> None:
-    """Raise PolicyError where cases name bands, rules or signals that the program does not have.
+def check_fit(program: Program, tests: TestFile) -> None:
+    """Raise PolicyError where cases do not fit the program.
 
-    Such a case could pass without testing anything (a signal that nothing reads), or never.
+    They may name bands, rules or signals that it does not have: such a case could pass without testing
+    anything (a signal that nothing reads), or never. And where it reads `today`, every case needs a date.
     """
     rules = rule_names(program)
     signals = [signal.name for signal in program.signals]
     private = [limit.name for limit in program.limits if limit.kind == "privacy"]
+    dated = partition(program).uses_today
     faults: list[Diagnostic] = []
     for case in tests.cases:
+        if dated and case.context.at is None:
+            message = f"policy `{program.name}` reads `today`, and this case has no date"
+            faults.append(Diagnostic("GW429", message, case.span, "add `at: 2026-01-31` to its `context`"))
         for expectation in case.expect:
             known: Sequence[str] = rules if expectation.key in NAME_LISTS else program.band_names
             noun = "rule" if expectation.key in NAME_LISTS else "band"

@@ -70,8 +70,9 @@ def command(
     had a part in their decision, and per band with the sum of their weights. Records that break the schema,
     and lines that are no record, are invalid; they are listed with the reason.
 
-    An `id` names the example and is not metadata. In CSV an empty cell is an absent value, `true` and `false`
-    are truth values, and the members of a set are separated by `;`.
+    An `id` names the example and is not metadata. In CSV an empty cell is an absent value (of
+    a required set, the empty one), `true` and `false` are truth values, and the members of a set are
+    separated by `;`.
 
     \b
     Examples:

@@ -89,7 +89,7 @@ def _test_files(paths: tuple[Path, ...]) -> list[Path]:
 def _run(paths: list[Path]) -> list[Suite]:
     """Read every test file, then run them policy by policy. Faults of all files are told at once."""
     from gradwarden.policy.test_file import parse_tests
-    from gradwarden.policy.testing import check_names, run_cases
+    from gradwarden.policy.testing import check_fit, run_cases
 
     faults: list[Diagnostic] = []
     files: dict[Path, list[TestFile]] = {}
@@ -104,7 +104,7 @@ def _run(paths: list[Path]) -> list[Suite]:
         try:
             program = _load(policy, group[0].path)
             for tests in group:
-                check_names(program, tests)
+                check_fit(program, tests)
         except PolicyError as error:
             faults += error.diagnostics
             continue

@@ -18,7 +18,7 @@ from gradwarden.policy.errors import PolicyError
 from gradwarden.policy.mutation import mutants, survivors
 from gradwarden.policy.program import Program
 from gradwarden.policy.test_file import EXPECTATIONS, STAGES, Case, TestFile, parse_tests
-from gradwarden.policy.testing import CaseResult, check_names, run_cases
+from gradwarden.policy.testing import CaseResult, check_fit, run_cases
 
 POLICY = """
 policy sample version 1 language 1
@@ -70,7 +70,7 @@ def parse(text: str) -> TestFile:
 
 def run(program: Program, text: str) -> list[CaseResult]:
     tests = parse(text)
-    check_names(program, tests)
+    check_fit(program, tests)
     return run_cases(program, tests.cases)
 
 
@@ -200,7 +200,15 @@ def test_a_misspelt_key_gets_a_suggestion() -> None:
 )
 def test_names_that_the_policy_lacks_are_errors(program: Program, old: str, new: str, what: str) -> None:
     with pytest.raises(PolicyError, match=what):
-        check_names(program, parse(TESTS.replace(old, new)))
+        check_fit(program, parse(TESTS.replace(old, new)))
+
+
+def test_a_policy_that_reads_the_date_needs_one_in_every_case() -> None:
+    program = compile_policy(parse_policy(POLICY.replace("at most 3 exposures", "until 2027-01-01")))
+    undated = parse(CASE)
+    with pytest.raises(PolicyError, match="this case has no date"):
+        check_fit(program, undated)
+    check_fit(program, parse(CASE.replace("example", "context: {at: 2026-01-01}, example")))
 
 
 def published_schema() -> jsonschema.Draft202012Validator:

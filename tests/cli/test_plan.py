@@ -1,0 +1,176 @@
+"""`gradwarden plan`: counts over a data set, whatever its format, and the records it cannot use."""
+
+from __future__ import annotations
+
+import json
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradwarden.cli import manifest
+from tests.cli.conftest import Run
+
+RECORDS: list[dict[str, Any]] = [
+    {"id": 1, "kind": "a", "lines": 1, "topic": ["y"], "since": "2030-01-01"},
+    {"id": 2, "kind": "a", "lines": 200, "topic": []},
+    {"id": 3, "kind": "a", "lines": 1, "topic": ["x", "y"]},
+    {"id": 4, "kind": "b", "lines": 1, "topic": []},
+    {"id": 5, "kind": "z", "lines": 2000, "topic": []},
+]
+
+
+def write(path: Path, records: list[dict[str, Any]] = RECORDS) -> Path:
+    """Write records in the format of a file's ending."""
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    elif path.suffix in (".csv", ".tsv"):
+        separator = "," if path.suffix == ".csv" else "\t"
+        rows = [["id", "kind", "lines", "topic", "since"]]
+        for r in records:
+            rows.append([str(r["id"]), r["kind"], str(r["lines"]), ";".join(r["topic"]), r.get("since", "")])
+        path.write_text("".join(separator.join(row) + "\n" for row in rows))
+    else:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        columns = {
+            name: [record.get(name) for record in records] for name in ("id", "kind", "lines", "topic")
+        }
+        since = [date.fromisoformat(r["since"]) if "since" in r else None for r in records]
+        parquet.write_table(pa.table({**columns, "since": since}), path)
+    return path
+
+
+def plan(run: Run, policy: Path, data: Path, *options: object) -> tuple[int, dict[str, Any]]:
+    fixed = ("--at", "2026-01-01", "--set", "loss=0", "--format", "json")
+    result = run("plan", policy, "--data", data, *fixed, *options)
+    return result.exit_code, json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.csv", "data.tsv", "data.parquet"])
+def test_every_format_gives_the_same_counts(run: Run, policy: Path, name: str) -> None:
+    status, document = plan(run, policy, write(policy.with_name(name)))
+    assert status == 1
+    assert document["records"] == 5
+    assert document["verdicts"] == {"admit": 0, "limit": 2, "defer": 0, "refuse": 2, "invalid": 1}
+    assert document["bands"] == {
+        "shallow": {"examples": 2, "weight": 2.0},
+        "deep": {"examples": 1, "weight": 0.5},
+    }
+    assert {rule: count for rule, count in document["rules"].items() if count} == {
+        "calm": 3,
+        "granted": 3,
+        "long": 1,
+        "marked": 1,
+        "people": 1,
+    }
+    assert [(p["attribute"], p["code"], p["records"]) for p in document["problems"]] == [
+        ("kind", "unknown_value", 1),
+        ("lines", "out_of_range", 1),
+    ]
+    [invalid] = document["invalid"]
+    assert str(invalid["id"]) == "5"
+    assert invalid["place"] == (5 if name in ("data.jsonl", "data.parquet") else 6)
+
+
+def test_valid_records_do_not_fail(run: Run, policy: Path) -> None:
+    assert plan(run, policy, write(policy.with_name("data.jsonl"), RECORDS[:4]))[0] == 0
+
+
+def test_invalid_records_can_be_allowed(run: Run, policy: Path) -> None:
+    assert plan(run, policy, write(policy.with_name("data.jsonl")), "--allow-invalid")[0] == 0
+
+
+def test_the_pieces_of_a_long_manifest_add_up(
+    run: Run, policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest.open_manifest, "__defaults__", (7,))
+    data = write(policy.with_name("data.jsonl"), RECORDS * 20)
+    _, document = plan(run, policy, data, "--show", "3")
+    assert document["records"] == 100
+    assert document["verdicts"]["invalid"] == 20
+    assert document["bands"]["deep"] == {"examples": 20, "weight": 10.0}
+    assert [record["place"] for record in document["invalid"]] == [5, 10, 15]
+
+
+def test_lines_that_are_no_record_are_invalid_records(run: Run, policy: Path) -> None:
+    good = json.dumps(RECORDS[0])
+    lines = ["[1]", "{", '{"kind": "a", "kind": "b"}', "", good, "{}", '"' + "[" * 20_000]
+    (policy.parent / "data.jsonl").write_text("\n".join(lines) + "\n")
+    status, document = plan(run, policy, policy.with_name("data.jsonl"))
+    assert status == 1
+    assert document["records"] == 6
+    assert [(r["place"], r["problems"][0]["code"]) for r in document["invalid"]] == [
+        (1, "malformed"),
+        (2, "malformed"),
+        (3, "malformed"),
+        (6, "missing"),
+        (7, "malformed"),
+    ]
+
+
+def test_rows_of_another_length_than_the_header_are_invalid(run: Run, policy: Path) -> None:
+    (policy.parent / "data.csv").write_text("kind,lines,topic\na,1,\na,1\na,1,,\n\n")
+    _, document = plan(run, policy, policy.with_name("data.csv"))
+    assert document["records"] == 3
+    assert [record["problems"][0]["detail"] for record in document["invalid"]] == [
+        "2 cells where the header has 3",
+        "4 cells where the header has 3",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cell", "problem"),
+    [
+        ("12", None),
+        ("1e2", None),
+        (" 7", None),
+        ("1_0", "wrong_type"),
+        ("ten", "wrong_type"),
+        ("nan", "not_finite"),
+    ],
+)
+def test_csv_numbers(run: Run, policy: Path, cell: str, problem: str | None) -> None:
+    (policy.parent / "data.csv").write_text(f'kind,lines,topic\na,{cell},"x; y"\n')
+    _, document = plan(run, policy, policy.with_name("data.csv"))
+    assert [p["code"] for p in document["problems"]] == ([problem] if problem else [])
+
+
+def test_an_empty_manifest_is_an_empty_plan(run: Run, policy: Path) -> None:
+    (policy.parent / "data.jsonl").write_text("")
+    status, document = plan(run, policy, policy.with_name("data.jsonl"))
+    assert (status, document["records"]) == (0, 0)
+    assert run("plan", policy, "--data", "data.jsonl").exit_code == 0
+
+
+def test_the_words_list_counts_and_reasons(run: Run, policy: Path) -> None:
+    data = write(policy.with_name("data.jsonl"))
+    result = run("plan", policy, "--data", data, "--at", "2026-01-01")
+    assert result.exit_code == 1
+    assert "sample version 2 over 5 records" in result.stdout
+    assert "limit           2  40.0%" in result.stdout
+    assert "  line 5 (5): " in result.stdout
+    assert "`z` is not a declared value" in result.stdout
+
+
+def test_the_clock_is_part_of_the_plan(run: Run, policy: Path) -> None:
+    data = write(policy.with_name("data.jsonl"), RECORDS[:1])
+    result = run("plan", policy, "--data", data, "--at", "2030-01-01", "--format", "json")
+    assert json.loads(result.stdout)["verdicts"]["refuse"] == 1
+
+
+def test_control_characters_of_a_record_do_not_reach_the_terminal(run: Run, policy: Path) -> None:
+    (policy.parent / "data.jsonl").write_text(
+        json.dumps({**RECORDS[0], "id": "\x1b[31m", "kind": "\x1b]0;x\x07"})
+    )
+    assert "\x1b" not in run("plan", policy, "--data", "data.jsonl").stdout
+
+
+def test_parquet_needs_pyarrow_and_says_so(run: Run, policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(policy.with_name("data.parquet"))
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    result = run("plan", policy, "--data", "data.parquet")
+    assert result.exit_code == 2
+    assert "gradwarden[parquet]" in result.stderr

@@ -1,0 +1,144 @@
+"""`gradwarden test`: results, coverage and mutation, and what makes them fail."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.cli.conftest import Run
+
+TESTS = """\
+policy: sample.policy
+cases:
+  - name: ours
+    example: {kind: a, lines: 1, topic: []}
+    context: {at: 2026-01-01, signals: {loss: 0}}
+    expect: {verdict: limit, weights: {shallow: 1, deep: 0.5}}
+  - name: others
+    table:
+      base: {kind: a, lines: 1, topic: []}
+      context: {at: 2026-01-01, signals: {loss: 0}}
+      rows:
+        - {name: long, example: {lines: 100}, expect: {weights: {deep: 0}}}
+        - {name: marked, example: {topic: [x]}, expect: {verdict: refuse, stage: suppress}}
+"""
+WRONG = TESTS.replace("deep: 0.5", "deep: 0.75")
+
+
+@pytest.fixture
+def tests(policy: Path) -> Path:
+    path = policy.with_name("sample_test.yaml")
+    path.write_text(TESTS)
+    return path
+
+
+@pytest.mark.parametrize("target", ["sample_test.yaml", "sample.policy", "."])
+def test_tests_are_found_by_file_policy_and_directory(run: Run, tests: Path, target: str) -> None:
+    result = run("test", target)
+    assert (result.exit_code, result.stdout) == (0, "sample.policy: 3 cases, all passed\n")
+
+
+def test_a_file_meant_twice_runs_once(run: Run, tests: Path) -> None:
+    document = json.loads(run("test", ".", "sample.policy", tests.name, "--format", "json").stdout)
+    assert document["cases"] == 3
+
+
+@pytest.mark.parametrize("target", ["empty", "sample.policy"])
+def test_no_tests_is_a_failure(run: Run, policy: Path, target: str) -> None:
+    (policy.parent / "empty").mkdir()
+    result = run("test", target)
+    assert result.exit_code == 1
+    assert "no tests were found" in result.stderr
+
+
+def test_a_file_without_cases_is_a_failure(run: Run, tests: Path) -> None:
+    tests.write_text("cases: []\n")
+    assert run("test", ".").exit_code == 1
+
+
+def test_a_failure_shows_place_difference_and_explanation(run: Run, tests: Path) -> None:
+    tests.write_text(WRONG)
+    result = run("test", ".")
+    assert result.exit_code == 1
+    assert "FAILED sample_test.yaml:3:5: ours" in result.stdout
+    assert "- expected  {deep: 0.75}" in result.stdout
+    assert "+ decided   {deep: 0.5}" in result.stdout
+    assert "| limit" in result.stdout
+    assert "granted [depth]: reaches shallow at 1, deep at 0.5" in result.stdout
+    assert result.stdout.endswith("sample.policy: 3 cases, 1 failed, 2 passed\n")
+
+
+def test_json_holds_every_case(run: Run, tests: Path) -> None:
+    tests.write_text(WRONG)
+    document = json.loads(run("test", ".", "--format", "json").stdout)
+    assert (document["ok"], document["cases"], document["failed"]) == (False, 3, 1)
+    [suite] = document["suites"]
+    assert [case["passed"] for case in suite["cases"]] == [False, True, True]
+    assert suite["cases"][0]["mismatches"] == [
+        {"key": "weights", "expected": "{deep: 0.75}", "actual": "{deep: 0.5}"}
+    ]
+
+
+def test_junit_holds_every_case(run: Run, tests: Path) -> None:
+    tests.write_text(WRONG)
+    result = run("test", ".", "--format", "junit")
+    root = ElementTree.fromstring(result.stdout)
+    [suite] = root
+    assert (suite.get("tests"), suite.get("failures")) == ("3", "1")
+    assert [case.get("name") for case in suite] == ["ours", "others: long", "others: marked"]
+    [failure] = suite.iter("failure")
+    assert "expected {deep: 0.75}, decided {deep: 0.5}" in (failure.get("message") or "")
+    assert "when kind == a" in (failure.text or "")
+
+
+def test_coverage_names_what_was_never_seen(run: Run, tests: Path) -> None:
+    result = run("test", ".", "--coverage")
+    assert result.exit_code == 0
+    assert "expired never true" in result.stdout
+    assert "confined never true; budget_spent never true" in result.stdout
+    assert "coverage 64.3%: 9 of 14 outcomes of conditions" in result.stdout
+
+
+@pytest.mark.parametrize(("minimum", "status"), [("64", 0), ("65", 1)])
+def test_coverage_can_be_demanded(run: Run, tests: Path, minimum: str, status: int) -> None:
+    result = run("test", ".", "--min-coverage", minimum, "--format", "json")
+    document = json.loads(result.stdout)
+    assert (result.exit_code, document["ok"]) == (status, status == 0)
+    assert document["suites"][0]["coverage"]["percent"] == 64.29
+
+
+def test_surviving_mutants_are_failures_with_names(run: Run, tests: Path) -> None:
+    result = run("test", ".", "--mutate")
+    assert result.exit_code == 1
+    assert "survived fresh: the rule was dropped" in result.stdout
+    assert "survived long: capped: `lines >= 100` became `lines >= 99`" in result.stdout
+    assert "survived granted" not in result.stdout
+    document = json.loads(run("test", ".", "--mutate", "--format", "json").stdout)
+    assert {"rule": "fresh", "change": "the rule was dropped"} in document["suites"][0]["mutation"][
+        "survivors"
+    ]
+
+
+def test_mutation_waits_until_the_tests_pass(run: Run, tests: Path) -> None:
+    tests.write_text(WRONG)
+    assert "mutants" not in run("test", ".", "--mutate").stdout
+
+
+def test_a_policy_with_errors_is_unreadable(run: Run, tests: Path, policy: Path) -> None:
+    policy.write_text(policy.read_text().replace("kind == a", "kind == z"))
+    result = run("test", ".")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "sample.policy:20:30" in result.stderr
+
+
+def test_faults_of_all_files_are_told_at_once(run: Run, tests: Path) -> None:
+    tests.write_text(TESTS.replace("verdict: limit", "verdict: limits"))
+    other = tests.with_name("other_test.yaml")
+    other.write_text(TESTS.replace("deep: 0}", "depp: 0}"))
+    result = run("test", ".")
+    assert result.exit_code == 2
+    assert "`limits` is not `verdict`" in result.stderr
+    assert "no band `depp`" in result.stderr
