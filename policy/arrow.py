@@ -63,6 +63,18 @@ def absent_mask(column: Any) -> BoolArray | None:
     return mask
 
 
+def scalar_value(scalar: Any) -> object:
+    """Return a pyarrow scalar as the Python or numpy value that means the same."""
+    import pyarrow as pa
+
+    try:
+        return scalar.as_py()
+    except (ValueError, OverflowError, ImportError):  # a date or instant that `datetime` cannot hold
+        if not pa.types.is_date(scalar.type):
+            return np.datetime64(0, "ns")
+        return np.datetime64(scalar.cast(pa.date32()).cast(pa.int32()).as_py(), "D")
+
+
 def _is_text(kind: Any) -> bool:
     import pyarrow as pa
 

@@ -22,7 +22,7 @@ from gradwarden.policy.arrays import (
     encode_objects,
     value_dtype,
 )
-from gradwarden.policy.arrow import absent_mask, encode_arrow, is_arrow
+from gradwarden.policy.arrow import absent_mask, encode_arrow, is_arrow, scalar_value
 from gradwarden.policy.decision import Problem
 from gradwarden.policy.errors import GradwardenError
 from gradwarden.policy.program import AttributeSpec, Program
@@ -157,7 +157,4 @@ def _cell(column: Any, row: int) -> object:
     value: object = column[row]
     if not is_arrow(column):
         return value
-    try:
-        return value.as_py()  # type: ignore[attr-defined]  # a pyarrow scalar
-    except (ValueError, ImportError):  # an instant that Python's datetime cannot hold
-        return np.datetime64(0, "ns")
+    return scalar_value(value)

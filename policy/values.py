@@ -241,6 +241,8 @@ def _day(days: int) -> str:
 
 def shown(raw: object) -> str:
     """Return a user's value in backticks, cut short, without control characters."""
+    if isinstance(raw, np.generic):
+        raw = raw.item()
     if isinstance(raw, int) and raw.bit_length() > 4 * MAX_SHOWN:
         return f"an integer of {raw.bit_length()} bits"
     text = raw[: MAX_SHOWN + 1] if isinstance(raw, str) else repr(raw)
@@ -253,6 +255,8 @@ def _wrong_type(wanted: str, raw: object) -> Fault:
 
 
 def _kind(raw: object) -> str:
+    if isinstance(raw, np.integer):
+        raw = int(raw)
     match raw:
         case bool() | np.bool_():
             return "a boolean"
