@@ -85,7 +85,7 @@ def _header(files: Sequence[s.File], faults: Faults) -> s.Header | None:
     if header.language is not None and header.language.value != LANGUAGE:
         help = f"this gradwarden knows language {LANGUAGE}"
         faults.error(
-            "GW427", f"unknown language version `{header.language.span.text}`", header.language.span, help
+            "GW467", f"unknown language version `{header.language.span.text}`", header.language.span, help
         )
     return header
 
@@ -136,7 +136,7 @@ class _Rules:
                     f"write `{name.text.lower()}`",
                 )
             if len(kinds) == MAX_RULES:
-                faults.error("GW426", f"a policy has at most {MAX_RULES} rules", name.span)
+                faults.error("GW466", f"a policy has at most {MAX_RULES} rules", name.span)
             kinds[name.text] = item.kind if isinstance(item, s.Rule) else "assert"
             self.spans[name.text] = name.span
         return kinds

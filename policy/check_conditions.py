@@ -88,13 +88,13 @@ class Conditions:
             self._too_large(expr.span)
             return FALSE
         if self._total > MAX_TOTAL:
-            self.faults.error("GW431", f"the conditions of the policy exceed {MAX_TOTAL} terms", expr.span)
+            self.faults.error("GW471", f"the conditions of the policy exceed {MAX_TOTAL} terms", expr.span)
             self._total = 0
         return checked
 
     def _too_large(self, span: Span) -> None:
         help = f"conditions have at most {MAX_HEIGHT} levels and {MAX_SIZE} terms, named ones written out"
-        self.faults.error("GW431", "this condition is too large", span, help)
+        self.faults.error("GW471", "this condition is too large", span, help)
 
     def named(self, name: str, span: Span) -> Checked:
         """Return a `let` condition or an entropy band."""
@@ -105,7 +105,7 @@ class Conditions:
         if name not in self._named:
             self._open.append(name)
             if len(self._open) > MAX_HEIGHT:
-                self.faults.error("GW431", "named conditions name each other too deeply", span)
+                self.faults.error("GW471", "named conditions name each other too deeply", span)
                 self._named[name] = FALSE
             else:
                 self._named[name] = self.check(self.scope.named[name].condition)

@@ -32,19 +32,19 @@ def check_waiver(rule: s.Rule, conditions: Conditions, rules: dict[str, str]) ->
     when = conditions.check(clauses.when)
     if rule.level is not None:
         message = "a waiver is neither `hard` nor `advisory`"
-        conditions.faults.error("GW417", message, rule.span, "leave the word out")
+        conditions.faults.error("GW457", message, rule.span, "leave the word out")
     _check_waived(rule, conditions, rules)
     approved = clauses.need(s.Approved, '`approved by "…"`')
     until = clauses.need(s.Timing, "`until`")
     because = clauses.need(s.Because, '`because "…"`')
     for word in (approved and approved.by, because and because.text):
         if word and not word.text.strip():
-            conditions.faults.error("GW430", "this text is empty", word.span)
+            conditions.faults.error("GW470", "this text is empty", word.span)
     if approved is None or until is None or because is None:
         return None
     if not isinstance(until.moment.value, s.Day):
         help = "write the first day on which the rule holds again"
-        conditions.faults.error("GW420", "a waiver lapses on a date", until.moment.span, help)
+        conditions.faults.error("GW460", "a waiver lapses on a date", until.moment.span, help)
         return None
     lapse = until.moment.value.days
     condition = conjunction(when.condition, Compare("lt", ClockValue("today"), Number(lapse)))
@@ -61,7 +61,7 @@ def _check_waived(rule: s.Rule, conditions: Conditions, rules: dict[str, str]) -
             "privacy": "a privacy guarantee has no exceptions",
         }
         help = reasons.get(kind, "only limits can be waived")
-        conditions.faults.error("GW416", f"a `{kind}` rule cannot be waived", rule.name.span, help)
+        conditions.faults.error("GW456", f"a `{kind}` rule cannot be waived", rule.name.span, help)
 
 
 def name_waivers(waivers: Sequence[Waiver]) -> tuple[Waiver, ...]:
@@ -84,7 +84,7 @@ def check_assertion(item: s.Assertion, conditions: Conditions) -> Assertion | No
     if claim.form == "condition":
         if not isinstance(claim.condition, s.Implication):
             help = "write `A implies B`, `never reach BAND when A` or `always refuse when A`"
-            scope.faults.error("GW424", "an assertion says what follows from what", claim.span, help)
+            scope.faults.error("GW464", "an assertion says what follows from what", claim.span, help)
             return None
         when = conditions.check(claim.condition.left)
         then = conditions.check(claim.condition.right, when.yes)
@@ -105,7 +105,7 @@ def check_starvation(items: Sequence[s.Starvation], conditions: Conditions) -> t
         steps = whole(scope.faults, item.steps, 1, MAX_COUNT, "the number of steps")
         band = scope.band(item.band)
         if band in guards:
-            scope.faults.error("GW425", f"the band `{band}` is guarded twice", item.band.span)
+            scope.faults.error("GW465", f"the band `{band}` is guarded twice", item.band.span)
         if band and steps:
             guards[band] = Starvation(band, steps, item.action)
     return tuple(guards[band] for band in sorted(guards))
@@ -118,9 +118,9 @@ def check_gradient(items: Sequence[s.Gradient], conditions: Conditions) -> tuple
     for cap in (cap for item in items for cap in item.caps):
         band = scope.band(cap.band)
         if band in caps:
-            scope.faults.error("GW425", f"the band `{band}` is capped twice", cap.band.span)
+            scope.faults.error("GW465", f"the band `{band}` is capped twice", cap.band.span)
         if not 0 < cap.norm.value <= MAX_NORM:
-            scope.faults.error("GW415", f"a norm is above 0 and at most {MAX_NORM}", cap.norm.span)
+            scope.faults.error("GW455", f"a norm is above 0 and at most {MAX_NORM}", cap.norm.span)
         if band:
             caps[band] = GradientCap(band, decimal_text(cap.norm.value))
     return tuple(caps[band] for band in sorted(caps))

@@ -89,7 +89,7 @@ class _RuleCheck:
     def _routed(self, route: s.Route) -> tuple[int, ...]:
         if route.band.text != QUARANTINE:
             self.faults.error(
-                "GW423",
+                "GW463",
                 f"nothing can be routed to `{route.band.text}`",
                 route.band.span,
                 "write `quarantine`",
@@ -107,7 +107,7 @@ class _RuleCheck:
         """Return the effect of `refuse`, `cap` or `route`; at most one may stand. None where none does."""
         actions = [c for c in self.clauses.all if isinstance(c, s.Refuse | s.Targets | s.Route)]
         for extra in actions[1:]:
-            self.faults.error("GW419", "a rule has one effect", extra.span, "write two rules")
+            self.faults.error("GW459", "a rule has one effect", extra.span, "write two rules")
         match actions[:1]:
             case [s.Targets() as cap]:
                 return self.clause("capped", self._caps(cap))
@@ -121,7 +121,7 @@ class _RuleCheck:
     def _caps(self, cap: s.Targets) -> tuple[int, ...]:
         for target in cap.targets:
             if target.weight is None:
-                self.faults.error("GW411", "a cap needs a weight", target.span, "write `cap BAND at 0.5`")
+                self.faults.error("GW451", "a cap needs a weight", target.span, "write `cap BAND at 0.5`")
         return target_weights(self.scope, cap.targets, self.scope.ceiling, 0)
 
     # --- kinds ----------------------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ class _RuleCheck:
         when = self.clauses.need(s.When, "`when`")
         if when is not None and not any(signals_of(self.when.condition)) and not self.faults.cascading:
             self.faults.error(
-                "GW418", "a memorization rule tests a signal", when.span, "declare one in `signals { … }`"
+                "GW458", "a memorization rule tests a signal", when.span, "declare one in `signals { … }`"
             )
         action = self._action("memorized")
         if action is None:
@@ -162,7 +162,7 @@ class _RuleCheck:
         match ends.get("from"), ends.get("until"):
             case Number(first), Number(last) if first >= last:
                 message = f"this ends on {day_text(last)}, before it begins"
-                self.faults.error("GW420", message, times["until"].span)
+                self.faults.error("GW460", message, times["until"].span)
         return self.limit("retain", self._retained(ends, counts))
 
     def _retained(
@@ -190,7 +190,7 @@ class _RuleCheck:
         if isinstance(value, s.Name):
             return AttributeValue(value.text) if self._attribute(value, "date") else None
         self.faults.error(
-            "GW420",
+            "GW460",
             f"`{timing.word}` takes a date here",
             timing.moment.span,
             "write `at most N epochs`, or a date",
@@ -232,7 +232,7 @@ class _RuleCheck:
         named = [band for band in map(self.scope.band, within.bands) if band]
         for index, listed in enumerate(within.bands):
             if listed.text in named[:index]:
-                self.faults.error("GW425", f"the band `{listed.text}` is listed twice", listed.span)
+                self.faults.error("GW465", f"the band `{listed.text}` is listed twice", listed.span)
         bands = tuple(band for band in self.scope.band_names if band in named)
         inside = tuple(self.scope.ceiling if band in bands else 0 for band in self.scope.band_names)
         name = self.rule.name.text
@@ -253,7 +253,7 @@ class _RuleCheck:
                 if clause.term == "delta"
                 else None
             )
-            self.faults.error("GW415", f"`{clause.term}` is above 0 and {upper}", span, help)
+            self.faults.error("GW455", f"`{clause.term}` is above 0 and {upper}", span, help)
         return decimal_text(value)
 
     def curriculum(self) -> Limit | None:
@@ -268,14 +268,14 @@ class _RuleCheck:
                 case s.Targets():
                     if not timing:
                         help = "write when the stage holds first: `before step 500 reach …`"
-                        self.faults.error("GW411", "this stage has no time", clause.span, help)
+                        self.faults.error("GW451", "this stage has no time", clause.span, help)
                     caps = target_weights(self.scope, clause.targets, 0, self.scope.ceiling)
                     known = [condition for condition in timing if condition is not None]
                     clauses.append(self.clause("not_open", caps, *known, defers=True))
                     timing, pending = [], None
         if pending is not None:
             help = "say which bands the stage opens: `reach …`"
-            self.faults.error("GW411", "this stage opens nothing", pending.span, help)
+            self.faults.error("GW451", "this stage opens nothing", pending.span, help)
         if not clauses and pending is None:
             self.clauses.missing("a stage, such as `before step 500 reach …`")
         clauses.sort(key=repr)
@@ -300,7 +300,7 @@ class _RuleCheck:
             case s.Timing(word, moment):
                 if isinstance(moment.value, s.Name):
                     help = "a stage holds by step, epoch, date or phase"
-                    self.faults.error("GW420", "a stage does not depend on attributes", moment.span, help)
+                    self.faults.error("GW460", "a stage does not depend on attributes", moment.span, help)
                     return None
                 count = self._count(moment.kind, moment.value)
                 return (
@@ -332,7 +332,7 @@ class _RuleCheck:
             if factor is None or not 0 <= factor <= SCALE:
                 help = "a modulation can lower a weight, never raise it"
                 self.faults.error(
-                    "GW429", "a factor lies from 0 to 1, with at most 6 places", quantity.span, help
+                    "GW469", "a factor lies from 0 to 1, with at most 6 places", quantity.span, help
                 )
             ends.append(factor or 0)
         band = self.scope.band(scaling.band)

@@ -129,7 +129,7 @@ class _Schema:
             )
             return
         if len(self.scope.attributes) == MAX_ATTRIBUTES:
-            self.faults.error("GW426", f"a policy has at most {MAX_ATTRIBUTES} attributes", field.span)
+            self.faults.error("GW466", f"a policy has at most {MAX_ATTRIBUTES} attributes", field.span)
             return
         match field.type:
             case s.SimpleType():
@@ -220,7 +220,7 @@ class _Schema:
         default = lo
         if field.default is None:
             self.faults.error(
-                "GW411",
+                "GW451",
                 f"the signal `{field.name.text}` needs a `default`",
                 field.span,
                 "it holds until a run gives a value",
@@ -239,7 +239,7 @@ class _Schema:
         if not self.once("model", s.Name("model", model.span)):
             return
         if not 1 <= len(model.parts) <= MAX_BANDS:
-            self.faults.error("GW422", f"a model has from 1 to {MAX_BANDS} bands", model.span)
+            self.faults.error("GW462", f"a model has from 1 to {MAX_BANDS} bands", model.span)
         bands = []
         for part in model.parts:
             if part.name.text in RESERVED:
@@ -257,7 +257,7 @@ class _Schema:
             case "top" | "next" if lo:
                 amount = scaled(lo.value, 4)
                 if amount is None or not 0 < amount <= SCALE:
-                    self.faults.error("GW422", "a share of the depth is above 0% and at most 100%", lo.span)
+                    self.faults.error("GW462", "a share of the depth is above 0% and at most 100%", lo.span)
                 return Selector(selector.kind, amount=amount or SCALE)
             case "blocks" if lo and hi:
                 first, last = (whole(self.faults, n, 0, MAX_COUNT, "a block") or 0 for n in (lo, hi))
@@ -266,7 +266,7 @@ class _Schema:
                 return Selector("blocks", lo=first, hi=max(first, last))
             case "names" if selector.pattern:
                 if not selector.pattern.text:
-                    self.faults.error("GW422", "this pattern is empty", selector.pattern.span)
+                    self.faults.error("GW462", "this pattern is empty", selector.pattern.span)
                 return Selector("names", patterns=(selector.pattern.text,))
             case _:
                 return Selector("rest")
@@ -279,23 +279,23 @@ class _Schema:
             shares = [x for x in part.selectors if x.kind in ("top", "next", "rest")]
             for extra in shares[1:]:
                 self.faults.error(
-                    "GW422", "a band takes one share of the depth", extra.span, "add the shares up"
+                    "GW462", "a band takes one share of the depth", extra.span, "add the shares up"
                 )
             for share in shares[:1]:
                 self.follow(share, last)
                 last = share
                 total += scaled(share.lo.value, 4) or 0 if share.lo else 0
                 if total > SCALE:
-                    self.faults.error("GW422", "the shares of the depth exceed 100%", share.span)
+                    self.faults.error("GW462", "the shares of the depth exceed 100%", share.span)
                     total = 0
 
     def follow(self, share: s.PartSelector, last: s.PartSelector | None) -> None:
         if last is None and share.kind == "next":
-            self.faults.error("GW422", "`next` has nothing before it", share.span, "the first share is `top`")
+            self.faults.error("GW462", "`next` has nothing before it", share.span, "the first share is `top`")
         elif last is not None and share.kind == "top":
-            self.faults.error("GW422", "`top` stands once, first", share.span, "write `next`")
+            self.faults.error("GW462", "`top` stands once, first", share.span, "write `next`")
         elif last is not None and last.kind == "rest":
-            self.faults.error("GW422", "nothing is left after `rest`", share.span, "`rest` is the last share")
+            self.faults.error("GW462", "nothing is left after `rest`", share.span, "`rest` is the last share")
 
     # --- phases and the ceiling -----------------------------------------------------------------------------
 
@@ -309,25 +309,25 @@ class _Schema:
             end = whole(self.faults, phase.end, 1, MAX_COUNT, "the end of a phase") if phase.end else 0
             ends.append((phase, PhaseEnd(phase.name.text, phase.clock, end or 0)))
         if not ends:
-            self.faults.error("GW421", "no phase is declared", phases.span)
+            self.faults.error("GW461", "no phase is declared", phases.span)
         for phase, _ in ends[:-1]:
             if phase.clock is None:
                 self.faults.error(
-                    "GW421",
+                    "GW461",
                     f"the phase `{phase.name.text}` never ends",
                     phase.span,
                     "write `until step N` or `until epoch N`",
                 )
         if ends and ends[-1][0].clock is not None:
             self.faults.error(
-                "GW421",
+                "GW461",
                 "the last phase must be open",
                 ends[-1][0].span,
                 "leave its `until` out, or add a phase",
             )
         for (_, before), (phase, after) in pairwise(ends):
             if before.clock == after.clock is not None and before.end >= after.end:
-                self.faults.error("GW421", f"the phase `{after.name}` ends before it begins", phase.span)
+                self.faults.error("GW461", f"the phase `{after.name}` ends before it begins", phase.span)
         self.scope.phases = tuple(end for _, end in ends)
 
     def max_weight(self, item: s.MaxWeight) -> None:
@@ -335,7 +335,7 @@ class _Schema:
             return
         ceiling = scaled(item.weight.value, 6)
         if ceiling is None or not SCALE <= ceiling <= MAX_CEILING:
-            self.faults.error("GW414", "the greatest weight lies from 1 to 4", item.weight.span)
+            self.faults.error("GW454", "the greatest weight lies from 1 to 4", item.weight.span)
             return
         self.scope.ceiling = ceiling
 

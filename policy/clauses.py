@@ -70,7 +70,7 @@ class Clauses:
                 help = (
                     f"it stands at {seen[key]}; join conditions with `and`, `or`" if word == "when" else None
                 )
-                self.faults.error("GW412", f"`{key}` is given twice", clause.span, help)
+                self.faults.error("GW452", f"`{key}` is given twice", clause.span, help)
             else:
                 seen[key] = clause.span
                 yield clause
@@ -80,7 +80,7 @@ class Clauses:
         if word == "in":
             help = "to test membership, write the values in brackets: `in [ … ]`"
         self.faults.error(
-            "GW410", f"`{word}` does not belong in a `{self.rule.kind}` rule", clause.span, help
+            "GW450", f"`{word}` does not belong in a `{self.rule.kind}` rule", clause.span, help
         )
 
     def one(self, kind: type[ClauseT]) -> ClauseT | None:
@@ -97,7 +97,7 @@ class Clauses:
     def missing(self, example: str) -> None:
         rule = self.rule
         self.faults.error(
-            "GW411", f"the `{rule.kind}` rule `{rule.name.text}` lacks {example}", rule.name.span
+            "GW451", f"the `{rule.kind}` rule `{rule.name.text}` lacks {example}", rule.name.span
         )
 
     @property
@@ -123,7 +123,7 @@ def weight(scope: Scope, quantity: s.Quantity | None, ceiling: int | None = None
     if not 0 <= value <= scope.ceiling:
         greatest = f"{Decimal(scope.ceiling).scaleb(-6).normalize():f}"
         help = "declare `max weight`, at most 4" if value <= 4 * SCALE else None
-        scope.faults.error("GW413", f"a weight lies from 0 to {greatest}", quantity.span, help)
+        scope.faults.error("GW453", f"a weight lies from 0 to {greatest}", quantity.span, help)
         return 0
     return value
 
@@ -140,12 +140,12 @@ def target_weights(scope: Scope, targets: Sequence[s.Target], other: int, unweig
         value = unweighted if target.weight is None else weight(scope, target.weight)
         if target.band is None:
             if every is not None:
-                scope.faults.error("GW425", "`all` is listed twice", target.span)
+                scope.faults.error("GW465", "`all` is listed twice", target.span)
             every = value
             continue
         band = scope.band(target.band)
         if band in named:
-            scope.faults.error("GW425", f"the band `{band}` is listed twice", target.span)
+            scope.faults.error("GW465", f"the band `{band}` is listed twice", target.span)
         if band:
             named[band] = value
     if every is not None:

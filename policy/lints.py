@@ -47,4 +47,4 @@ def _unused(scope: Scope) -> None:
             scope.faults.warn("GW509", f"no rule reads the signal `{name}`", signal.span)
     for name, item in scope.named.items():
         if name not in scope.used:
-            scope.faults.warn("GW510", f"no rule uses the condition `{name}`", item.name.span)
+            scope.faults.warn("GW511", f"no rule uses the condition `{name}`", item.name.span)

@@ -187,8 +187,11 @@ def _read(data: bytes, name: str) -> Any:
             raise ValueError("a key is repeated")
         return keys
 
+    def refused(word: str) -> None:
+        raise ValueError(f"`{word}` is not a JSON number")
+
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=unique)
+        return json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refused)
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).lower()
         raise _fault("GW440", f"`{name}` is not a JSON program: {reason}") from None

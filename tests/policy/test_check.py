@@ -1,0 +1,236 @@
+"""What type-checks, and what each fault is called."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from gradwarden.policy import PolicyError, parse_policy
+
+ROOT = Path(__file__).parent.parent.parent
+SCHEMA = """policy p version 1 language 1
+examples {
+  consent : bool
+  kind    : one of a, b
+  tags    : set of pii, minor
+  source  : string
+  lines   : integer 0..1000
+  score   : number 0..1
+  entropy : number 0..8 bits/byte
+  born    : date
+  patient : string optional
+  erase   : date optional
+  gain    : number 0..1 optional
+  flag    : bool optional
+}
+signals { loss : number 0..10 default 1 }
+model { shallow = top 25%  deep = rest }
+phases { warmup until step 10  main }
+let named = lines > 3
+band low = entropy < 3
+"""
+
+
+def faults(text: str) -> list[str]:
+    try:
+        parse_policy(SCHEMA + text)
+    except PolicyError as error:
+        return [diagnostic.code for diagnostic in error.diagnostics]
+    return []
+
+
+def condition_faults(condition: str) -> list[str]:
+    return faults(f"depth d {{ when {condition}  reach all }}")
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "consent",
+        "consent == true and false != consent",
+        "named and low and band low and not named",
+        'kind == a and a == kind and kind in [a, b] and kind != "b"',
+        'source == "x" and "x" == source and source starts with "y"',
+        "tags contains pii or tags has any [pii] or tags has all [pii, minor]",
+        "lines + 1 < 3 and 3 > lines and -lines < 0 and lines * lines >= 2 * lines - 1",
+        "lines > 0.5 and score >= 0.12345678",
+        "entropy > 3 and entropy > 3 bits/byte and entropy * 2 > 3 bits/byte and entropy - entropy < 1",
+        "today - born > 30 days and born + 2 weeks < today and today - born > born - 2020-01-01",
+        "born in 2020-01-01..2021-01-01 and born == 2020-01-01",
+        "30 days * lines > today - born",
+        "step < 10 and epoch == 0 and exposures >= 1 and phase == main and phase in [warmup]",
+        "loss > 0.5",
+    ],
+)
+def test_well_typed_conditions_pass(condition: str) -> None:
+    assert condition_faults(condition) == []
+
+
+@pytest.mark.parametrize(
+    ("condition", "code"),
+    [
+        ("lines", "GW301"),
+        ('"x"', "GW301"),
+        ("phase", "GW301"),
+        ("lines and consent", "GW301"),
+        ("consent + 1 > 2", "GW302"),
+        ("lines == source", "GW302"),
+        ("source == 3", "GW302"),
+        ("consent == named", "GW302"),
+        ("lines in [x]", "GW302"),
+        ("tags in [pii]", "GW302"),
+        ("kind in 0..3", "GW302"),
+        ("consent in [a]", "GW302"),
+        ("born + born > today", "GW302"),
+        ("born > 3", "GW302"),
+        ("today - born > 3", "GW302"),
+        ("lines contains pii", "GW302"),
+        ("source contains pii", "GW302"),
+        ("source has any [pii]", "GW302"),
+        ("entropy > score", "GW303"),
+        ("entropy > 3 bits", "GW303"),
+        ("entropy * entropy > 3", "GW303"),
+        ("kind == c", "GW208"),
+        ("tags contains adult", "GW208"),
+        ("phase == late", "GW204"),
+        ("band named", "GW201"),
+        ("has kindd", "GW201"),
+        ("has named", "GW201"),
+        ('source < "b"', "GW311"),
+        ("tags == pii", "GW311"),
+        ("kind in []", "GW307"),
+        ("lines in 5..3", "GW307"),
+        ("1.5 days < today - born", "GW310"),
+        ("lines * lines * lines * lines * lines * lines > 1", "GW305"),
+        ("lines > 0.1234567890123456", "GW305"),
+        ("lines > 99999999999999999", "GW305"),
+        ("0 < lines < 3", "GW113"),
+    ],
+)
+def test_ill_typed_conditions_are_named(condition: str, code: str) -> None:
+    assert condition_faults(condition) == [code]
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        'has patient and patient == "x"',
+        'not has patient or patient == "x"',
+        'has patient implies patient == "x"',
+        'not (not has patient) and patient == "x"',
+        'not (not has patient or patient == "x")',
+        'has patient and consent and (lines > 3 or patient == "x")',
+        '(has patient and consent) and patient == "x"',
+        '(has patient and consent or lines > 3 and has patient) and patient == "x"',
+        "(not has patient and not has erase) or consent or lines > 3 or true",
+        'not has patient or not has erase or patient == "x" and erase < today',
+        "has gain and gain > 0.5 and has flag and flag",
+        'not (has patient and consent) or patient == "x"',
+    ],
+)
+def test_an_optional_attribute_may_be_read_where_it_is_known_to_be_present(condition: str) -> None:
+    assert condition_faults(condition) == []
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        'patient == "x"',
+        'patient == "x" and has patient',
+        'has patient or patient == "x"',
+        'not has patient and patient == "x"',
+        'not has patient implies patient == "x"',
+        'has erase and patient == "x"',
+        '(has patient or consent) and patient == "x"',
+        'not (has patient or consent) and patient == "x"',
+        "flag",
+        "gain > 0.5",
+        "erase < today",
+    ],
+)
+def test_an_optional_attribute_may_not_be_read_otherwise(condition: str) -> None:
+    assert condition_faults(condition) == ["GW304"]
+
+
+def test_named_conditions_show_presence_too() -> None:
+    assert (
+        faults('let known = has patient and consent\ndepth d { when known and patient == "x"  reach all }')
+        == []
+    )
+    assert faults(
+        'let known = has patient or consent\ndepth d { when known and patient == "x"  reach all }'
+    ) == ["GW304"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "codes"),
+    [
+        ("retain r { when has erase  until erase }", []),
+        ("retain r { until erase }", ["GW304"]),
+        ("retain r { until born }", []),
+        ("retain r { until lines }", ["GW302"]),
+        ("retain r { }", ["GW451"]),
+        ("retain r { from 2026-01-01 until 2026-01-01 }", ["GW460"]),
+        ("privacy q { within shallow epsilon 1 delta 1e-6 clip 1 unit source }", []),
+        ("privacy q { when has patient within shallow epsilon 1 delta 1e-6 clip 1 unit patient }", []),
+        ("privacy q { within shallow epsilon 1 delta 1e-6 clip 1 unit patient }", ["GW304"]),
+        ("privacy q { within shallow epsilon 1 delta 1 clip 1 }", ["GW455"]),
+        ("privacy q { within shallow epsilon 1 delta 0.1 }", ["GW451"]),
+        ("memorization m { when loss < 1  refuse }", []),
+        ("let calm = loss < 1\nmemorization m { when calm  refuse }", []),
+        ("memorization m { when lines < 1  refuse }", ["GW458"]),
+        ("memorization m { when loss < 1 }", ["GW451"]),
+        ("memorization m { when loss < 1  refuse  route to quarantine }", ["GW459"]),
+        ("curriculum c { in main reach all }", []),
+        ("curriculum c { in late reach all }", ["GW204"]),
+        ("curriculum c { before born reach all }", ["GW460"]),
+        ("modulate m { scale deep by loss from 1 to 0 }", []),
+        ("modulate m { scale deep by loss from 1 to 1.1 }", ["GW469"]),
+        ("modulate m { scale deep by lines from 1 to 1 }", ["GW201"]),
+        ("suppress s { cap deep at 0.5, shallow at 1 }", []),
+        ("suppress s { cap deep }", ["GW451"]),
+        ("suppress s { cap deep at 2 }", ["GW453"]),
+        ("max weight 2\nsuppress s { cap deep at 2 }", []),
+        ("suppress s { route to deep }", ["GW463"]),
+        ("suppress s { refuse }", ["GW450"]),
+        ("depth e { reach deep, deep }", ["GW465"]),
+        ("assert a { consent }", ["GW464"]),
+        ("assert a { consent implies named }", []),
+        ('assert a { has patient implies patient != "" }', []),
+        ('assert a { consent implies patient != "" }', ["GW304"]),
+        ("starvation deep { after 3 steps halt }\nstarvation deep { after 4 steps halt }", ["GW465"]),
+        ("gradient { deep at most 0 }", ["GW455"]),
+        ('suppress s { }\nwaive s { approved by "x" until 2026-01-01 because "y" }', []),
+        ('waive d { approved by "x" until 2026-01-01 because "y" }', ["GW456"]),
+        ('waive s { approved by "x" until 2026-01-01 because "y" }', ["GW203"]),
+        ("depth d { reach deep }", ["GW205"]),
+        ("band mid = entropy in 2..4", ["GW313"]),
+        ("band mid = entropy in 3..4", []),
+        ("band odd = entropy > 4 or entropy < 3", ["GW312"]),
+        ("band soft = has gain and gain < 0.5", []),
+        ("let a = b\nlet b = a", ["GW207"]),
+    ],
+)
+def test_rules_are_checked(rule: str, codes: list[str]) -> None:
+    assert faults(f"depth d {{ reach all }}\n{rule}") == codes
+
+
+def test_a_policy_without_fault_may_still_earn_warnings() -> None:
+    policy = parse_policy("policy p version 1\nmodel { a = rest }\nsuppress s { when step > 3 }")
+    assert [(w.code, w.severity) for w in policy.warnings] == [
+        ("GW501", "warning"),
+        ("GW508", "warning"),
+        ("GW502", "warning"),
+    ]
+
+
+def test_every_code_is_documented_and_every_documented_code_exists() -> None:
+    folders = [ROOT / name for name in ("policy", "runtime", "cli")]
+    texts = [path.read_text("utf-8") for folder in folders for path in folder.rglob("*.py")]
+    used = {code for text in texts for code in re.findall(r"[\"'](GW\d{3})[\"']", text)}
+    table = (ROOT / "docs" / "diagnostics.md").read_text("utf-8")
+    listed = re.findall(r"^\| (GW\d{3}) \|", table, re.MULTILINE)
+    assert len(set(listed)) == len(listed)
+    assert used == set(listed)
