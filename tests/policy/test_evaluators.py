@@ -54,7 +54,7 @@ def batches(draw: st.DrawFn) -> tuple[Program, list[dict[str, Any]], Context, li
 
 
 @given(batches())
-@settings(max_examples=250)
+@settings(max_examples=150)
 def test_columns_decide_as_the_reference(
     batch: tuple[Program, list[dict[str, Any]], Context, list[Decision]],
 ) -> None:
@@ -68,7 +68,7 @@ def test_columns_decide_as_the_reference(
 
 
 @given(batches())
-@settings(max_examples=100)
+@settings(max_examples=50)
 def test_counts_are_those_of_the_decisions(
     batch: tuple[Program, list[dict[str, Any]], Context, list[Decision]],
 ) -> None:
@@ -80,7 +80,7 @@ def test_counts_are_those_of_the_decisions(
 
 
 @given(batches(), st.integers(0, 12))
-@settings(max_examples=250)
+@settings(max_examples=150)
 def test_admission_decides_as_the_reference_and_its_record_replays(
     batch: tuple[Program, list[dict[str, Any]], Context, list[Decision]], known: int
 ) -> None:
