@@ -182,7 +182,7 @@ def test_bodies_that_cannot_be_written_are_refused(kind: str, body: dict[str, An
     "change",
     [
         {"classes": [0]},
-        {"decision": [0, 1]},
+        {"decision": [0]},
         {"decision": [0, -1]},
         {"exposures": [1]},
         {"signals": {"loss_ratio": [1]}},
