@@ -7,6 +7,7 @@ shells expect of signals.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -145,6 +146,7 @@ class Verbs(click.Group):
     ) -> Any:
         """Run and exit. Nothing that a verb raises leaves this function."""
         arguments = sys.argv[1:] if args is None else list(args)
+        _escape_what_cannot_be_written()
         try:
             status = super().main(
                 arguments,
@@ -166,6 +168,13 @@ class Verbs(click.Group):
 
             sys.exit(report(error, debug="--debug" in arguments))
         sys.exit(status if isinstance(status, int) else 0)
+
+
+def _escape_what_cannot_be_written() -> None:
+    """Let no file name and no character of a policy be one that a stream's encoding refuses."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _drop_output() -> None:

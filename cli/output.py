@@ -28,10 +28,15 @@ def format_option(*formats: str) -> Callable[[Any], Any]:
 
 
 def emit_json(document: object) -> None:
-    """Write one JSON document to standard output."""
+    """Write one JSON document to standard output, escaped where its encoding cannot hold a character."""
     import json
 
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(document, indent=2, allow_nan=False)
+    click.echo(text)
 
 
 def emit_table(

@@ -18,11 +18,14 @@ from gradwarden.cli.app import VERBS, cli
 
 MARKER = "<!-- What follows is written by `python -m gradwarden.cli.reference docs/cli.md`. -->"
 
+SHARED = frozenset({"--no-color", "--debug", "--help"})
+"""Options that every verb takes; they are listed once."""
+
 
 def reference() -> str:
     """Return the Markdown of all verbs, and of the options that stand before a verb."""
     context = click.Context(cli, info_name="gradwarden", **cli.context_settings)
-    sections = ["## Verbs\n", *_options(cli, context)]
+    sections = ["## Options of every verb\n", *_options(cli, context), "\n## Verbs"]
     for name, summary in VERBS.items():
         command = cli.get_command(context, name)
         assert command is not None, "every entry of VERBS has a module"
@@ -39,7 +42,7 @@ def _section(summary: str, command: click.Command, context: click.Context) -> It
         if number == 0 and text == summary:
             continue
         yield _paragraph(text)
-    yield from _options(command, context)
+    yield from _options(command, context, but=SHARED)
 
 
 def _paragraph(text: str) -> str:
@@ -53,11 +56,13 @@ def _paragraph(text: str) -> str:
     return " ".join([head, *rest]) + "\n"
 
 
-def _options(command: click.Command, context: click.Context) -> Iterator[str]:
+def _options(
+    command: click.Command, context: click.Context, but: frozenset[str] = frozenset()
+) -> Iterator[str]:
     yield "| option | meaning |\n|---|---|"
     for parameter in command.get_params(context):
         record = parameter.get_help_record(context) if isinstance(parameter, click.Option) else None
-        if record is not None:
+        if record is not None and but.isdisjoint(parameter.opts):
             option, meaning = (cell.replace("|", "\\|") for cell in record)
             yield f"| `{option}` | {meaning.replace('  ', ' ')} |"
 

@@ -155,7 +155,7 @@ def test_a_policy_is_compared_whether_or_not_it_is_compiled(run: Run, record: Re
 def test_a_decision_that_the_policy_does_not_give_is_found(run: Run, record: Record) -> None:
     def lie(number: int, body: dict[str, object]) -> None:
         if number == 2:
-            body["decisions"][0]["weights"][1] += 1  # type: ignore[index]
+            body["decision"][0] = body["decision"][2]  # type: ignore[index]
 
     ledger = record(lie=lie)
     result = run("verify", ledger, "--key", "run.pub")
