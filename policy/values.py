@@ -215,7 +215,7 @@ def decode_value(spec: AttributeSpec, encoded: Encoded) -> str:
             members = [value for code, value in enumerate(spec.values) if int(encoded) >> code & 1]
             return f"[{', '.join(members)}]"
         case "date":
-            return _day(int(encoded))
+            return day_text(int(encoded))
         case "string":
             return shown(encoded)
         case _:
@@ -232,7 +232,8 @@ def _decimal(encoded: int, places: int) -> str:
     return f"{'-' if encoded < 0 else ''}{whole}{digits}"
 
 
-def _day(days: int) -> str:
+def day_text(days: int) -> str:
+    """Return days since 1970-01-01 as an ISO date."""
     try:
         return (EPOCH_DAY + timedelta(days=days)).isoformat()
     except OverflowError:

@@ -1,4 +1,4 @@
-"""The laws of combination: order does not matter, limits only restrict, without a grant nothing is learned."""
+"""The laws of combination: order does not matter, limits only restrict, ungranted is unlearned."""
 
 from __future__ import annotations
 
