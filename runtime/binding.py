@@ -20,7 +20,7 @@ _SHOWN = 3
 class BoundModel:
     """A program whose bands name every parameter of one model, and those parameters by band.
 
-    Frozen parameters (`requires_grad` off) belong to a band by name but are left out of `parameters`.
+    Frozen parameters (`requires_grad` off) are among them: no gradient moves them while they are frozen.
     """
 
     program: Program
@@ -39,10 +39,7 @@ def bind_model(program: Program, model: nn.Module, optimizer: torch.optim.Optimi
     named = dict(model.named_parameters(remove_duplicate=False))
     mapped = [name for band in program.bands for name in band.parameters]
     _check_names(set(mapped), named)
-    parameters = {
-        band.name: tuple(named[name] for name in band.parameters if named[name].requires_grad)
-        for band in program.bands
-    }
+    parameters = {band.name: tuple(named[name] for name in band.parameters) for band in program.bands}
     _check_optimizer(optimizer, {id(p) for group in parameters.values() for p in group})
     return BoundModel(program, parameters)
 
@@ -68,7 +65,7 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, known: set[int]) -> None:
     foreign = sum(id(p) not in known for group in optimizer.param_groups for p in group["params"])
     if foreign:
         raise MaskError(
-            f"the optimizer moves {foreign} tensors that are not trainable parameters of the governed model",
+            f"the optimizer moves {foreign} tensors that are not parameters of the governed model",
             help="give the optimizer `model.parameters()` of the model that the governor holds",
         )
 

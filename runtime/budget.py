@@ -67,6 +67,10 @@ class BudgetBook:
                 help="begin a new run, with a new ledger, under the new terms",
             )
 
+    def adopt(self, program: Program) -> None:
+        """Go by the bands of another program with the same privacy terms."""
+        self._bands = program.band_names
+
     def resume(self, steps: Mapping[str, int]) -> None:
         """Take over the steps that the ledger says were paid for."""
         self._steps |= {rule: count for rule, count in steps.items() if rule in self._steps}
@@ -85,6 +89,8 @@ class BudgetBook:
     def private_rows(self, decisions: Sequence[Decision], unit_of: Callable[[int, str], str]) -> PrivateRows:
         """Sort out the private examples of a batch. unit_of: the unit of a batch position, by attribute."""
         mask = np.zeros(len(decisions), dtype=bool)
+        if not self:
+            return PrivateRows(mask, ())
         rows: dict[tuple[str, str], list[int]] = {}
         rules: dict[tuple[str, str], set[str]] = {}
         for row, decision in enumerate(decisions):

@@ -41,20 +41,21 @@ class Committer:
         self.secret_commitment = hashlib.sha256(secret).hexdigest()
 
     @classmethod
-    def load_or_create(cls, path: Path) -> Committer:
-        """Read the secret at `path`, or create it there with mode 0600.
-
-        Raises KeyFileError where the file is unreadable or is not a secret.
-        """
+    def load(cls, path: Path) -> Committer:
+        """Read the secret at `path`. Raises KeyFileError where it is missing, unreadable or no secret."""
         try:
             return cls(bytes.fromhex(path.read_text("ascii").strip()))
-        except FileNotFoundError:
-            pass
         except (OSError, ValueError) as error:
             raise KeyFileError(
                 f"cannot read the ledger's secret `{path}`: {error}",
                 help="restore the file that was written beside the ledger when the run began",
             ) from error
+
+    @classmethod
+    def load_or_create(cls, path: Path) -> Committer:
+        """Read the secret at `path`, or create it there with mode 0600. Raises like `load`."""
+        if path.exists():
+            return cls.load(path)
         secret = secrets.token_bytes(SIZE)
         try:
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

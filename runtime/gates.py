@@ -9,7 +9,7 @@ overflows to an infinite norm.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -65,6 +65,20 @@ def check_gradients(
         Finding("gradient", "gradient_not_finite", f"the gradient of band `{band}` is not finite", band)
         for band, norm in measured.items()
         if norm is not None and not _finite(norm)
+    )
+
+
+def check_reach(norms: Mapping[str, float | None], active: Collection[str]) -> tuple[Finding, ...]:
+    """Return one finding for each band that has a gradient though nothing of the step may reach it.
+
+    Such a gradient did not come from the masks: somebody called `backward` on the losses besides.
+    """
+    return tuple(
+        Finding(
+            "gradient", "foreign_gradient", f"band `{band}` has a gradient that no example may give", band
+        )
+        for band, norm in norms.items()
+        if norm is not None and band not in active
     )
 
 

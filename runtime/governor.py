@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -31,7 +32,7 @@ from gradwarden.runtime.budget import BudgetBook
 from gradwarden.runtime.checkpoints import save_checkpoint
 from gradwarden.runtime.commitments import Committer
 from gradwarden.runtime.errors import LedgerError, MaskError, StarvationHalt
-from gradwarden.runtime.gates import Finding, apply_caps, band_norms, check_gradients
+from gradwarden.runtime.gates import Finding, apply_caps, band_norms, check_gradients, check_reach
 from gradwarden.runtime.history import History, read_history
 from gradwarden.runtime.ledger import Ledger
 from gradwarden.runtime.masks import make_engine
@@ -89,10 +90,11 @@ class Governor:
         self.exposed = 0
         self.references = LossReference()
         self._clock = clock
+        self._engine_choice = engine
         self._closed = False
         self._open_step: Proposal | None = None
         self._expired: set[str] = set()
-        self._committer = Committer.load_or_create(secret or Path(f"{ledger.path}.secret"))
+        self._committer = _committer(ledger, secret or Path(f"{ledger.path}.secret"))
         bound = bind_model(program, model, optimizer)
         self.program, self.parameters = bound.program, bound.parameters
         self.budgets = BudgetBook(self.program, privacy, normaliser, noise_seed)
@@ -100,7 +102,11 @@ class Governor:
         self.starvation = StarvationGuard(self.program.starvation)
         self.recorder = Recorder(ledger)
         self.engine = make_engine(model, self.program.bands, engine)
-        self._begin()
+        try:
+            self._begin()
+        except BaseException:
+            self.engine.close()
+            raise
 
     def _begin(self) -> None:
         history = read_history(self.ledger.path, self.ledger.entries_on_open)
@@ -135,11 +141,18 @@ class Governor:
         examples: (id, metadata) pairs, mappings with an `id`, or known ids, in the order of the losses.
         signals: values by declared name, a number or one number per example.
         """
-        if self._closed:
-            raise LedgerError("the governor is closed and its ledger sealed")
-        if self._open_step is not None:
-            raise MaskError("a step is open already", help="leave its `with` block before the next step")
+        self.check_idle("a step cannot begin")
         return Proposal(self, examples, signals or {})
+
+    def check_idle(self, what: str) -> None:
+        """Raise LedgerError where the governor is closed, MaskError while a step is open.
+
+        what: what cannot be done then, in words.
+        """
+        if self._closed:
+            raise LedgerError(f"{what}: the governor is closed")
+        if self._open_step is not None:
+            raise MaskError(f"{what} while a step is open", help="leave the step's `with` block first")
 
     def context(self, rows: IntArray, signals: Mapping[str, Any]) -> Context:
         """Return the context of the next step for the examples in `rows`."""
@@ -157,8 +170,6 @@ class Governor:
 
     def begin(self, proposal: Proposal) -> None:
         """Record a proposal's intent. Called by the proposal."""
-        self._open_step = proposal
-        self.next_step += 1
         self.recorder.classes(self.roster.new_classes())
         self.recorder.propose(
             proposal.admitted,
@@ -166,13 +177,15 @@ class Governor:
             proposal.context,
             proposal.verdict,
         )
+        self._open_step = proposal
+        self.next_step += 1
         self._note_expiries(proposal)
 
     def conclude(self, proposal: Proposal, error: BaseException | None) -> None:
         """Take a proposal through the gradient and commit gates, or refuse it. Called by the proposal."""
         self._open_step = None
         if error is not None:
-            self._refuse(proposal, Finding("gradient", "interrupted", f"{type(error).__name__}: {error}"))
+            self._refuse(proposal, Finding("gradient", "interrupted", _raised("the step's block", error)))
             return
         finding = proposal.refusal or self._missing_gradient(proposal)
         if finding is None:
@@ -195,13 +208,14 @@ class Governor:
             self.budgets.release(self.parameters, proposal.normaliser)
             proposal.norms = band_norms(self.parameters)
             findings = check_gradients(self.parameters, proposal.norms)
+            findings += check_reach(proposal.norms, proposal.active)
             if findings:
                 return findings[0]
             caps = {cap.band: float(cap.norm) for cap in self.program.gradient_caps}
             for band, factor in apply_caps(self.parameters, proposal.norms, caps).items():
                 proposal.norms[band] = (proposal.norms[band] or 0.0) * factor
         except Exception as error:
-            return Finding("gradient", "gate_failed", f"{type(error).__name__}: {error}")
+            return Finding("gradient", "gate_failed", _raised("the gradient gate", error))
         return None
 
     def _refuse(self, proposal: Proposal, finding: Finding) -> None:
@@ -217,8 +231,14 @@ class Governor:
             self.recorder.settle()
         except LedgerError:
             proposal.restore()
+            self.budgets.forget()
             raise
-        self.optimizer.step()
+        try:
+            self.optimizer.step()
+        except BaseException:
+            # How far it moved is unknown: the step gets no outcome, and nothing more is trained from here.
+            self._abandon()
+            raise
         proposal.committed = True
         self.committed += 1
         learned = proposal.rows[proposal.weights.any(axis=1)]
@@ -241,9 +261,11 @@ class Governor:
 
     def _note_expiries(self, proposal: Proposal) -> None:
         counts: dict[str, int] = {}
-        for decision in proposal.decisions:
-            for rule in {cause.rule for cause in decision.causes if cause.effect in EXPIRY}:
-                counts[rule] = counts.get(rule, 0) + 1
+        numbers, sizes = np.unique(proposal.admitted.decision_ids, return_counts=True)
+        for number, size in zip(numbers.tolist(), sizes.tolist(), strict=True):
+            causes = proposal.admitted.decisions[number].causes
+            for rule in {cause.rule for cause in causes if cause.effect in EXPIRY}:
+                counts[rule] = counts.get(rule, 0) + size
         for rule in sorted(counts.keys() - self._expired):
             self._expired.add(rule)
             body = {"step": proposal.context.step, "rule": rule, "count": counts[rule]}
@@ -257,19 +279,24 @@ class Governor:
         The terms of privacy rules cannot change within a run: a budget is kept or it is none. Raises like
         the constructor; then the old program stays in force.
         """
-        if self._open_step is not None:
-            raise MaskError("the policy cannot change while a step is open")
+        self.check_idle("the policy cannot change")
         bound = bind_model(program, self.model, self.optimizer)
         self.budgets.check_same_terms(bound.program)
         self.engine.close()
-        self.engine = make_engine(self.model, bound.program.bands, self.engine.name)
+        try:
+            self.engine = make_engine(self.model, bound.program.bands, self._engine_choice)
+        except BaseException:
+            self.engine = make_engine(self.model, self.program.bands, self._engine_choice)
+            raise
         self.program, self.parameters = bound.program, bound.parameters
+        self.budgets.adopt(bound.program)
         self.starvation = StarvationGuard(self.program.starvation)
         self.recorder.change_policy(self.program, self.next_step)
         self.roster.change_program(self.program)
 
     def checkpoint(self, path: Path | str) -> str:
         """Save the model's weights (safetensors), record their digest, and return it (hex SHA-256)."""
+        self.check_idle("a checkpoint cannot be saved")
         target = Path(path)
         digest = save_checkpoint(self.model, target)
         body = {"step": self.next_step, "file": target.name, "digest": digest, "tensors": None}
@@ -281,6 +308,7 @@ class Governor:
         """Seal the ledger and give the model back as it was. Safe to repeat."""
         if self._closed:
             return
+        self.check_idle("the run cannot be closed")
         self._closed = True
         self.engine.close()
         self.ledger.close(
@@ -321,6 +349,16 @@ class Governor:
                 "the privacy plan is not the one that the ledger was opened with",
                 help="make the plan as before: its terms, sampling rate and noise cannot change within a run",
             )
+
+
+def _committer(ledger: Ledger, secret: Path) -> Committer:
+    """Return the run's committer; a ledger with entries has its secret already."""
+    return Committer.load(secret) if ledger.entries_on_open else Committer.load_or_create(secret)
+
+
+def _raised(what: str, error: BaseException) -> str:
+    """Say that an error was raised. Its message may quote data, which the ledger never holds."""
+    return f"{what} raised `{type(error).__name__}`"
 
 
 def _decimal(value: float | None) -> str | None:

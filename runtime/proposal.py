@@ -33,8 +33,9 @@ class Proposal:
     """A step between its admission and its outcome. Made by `Governor.step`; use it as a context manager.
 
     verdict: `admit` (every example at full weight), `limit` (something is masked or left out) or `refuse`.
-    decisions: one per example. weights: float64 [B, bands]. active: names of the bands that the step reaches.
-    refusal: why a gate refused the step, None where it went through.
+    decisions: one per example. weights: float64 [B, bands]. active: names of the bands that some example of
+    the step reaches or that are noised for privacy; none once the step was refused. refusal: why a gate
+    refused the step, None where it went through.
     """
 
     def __init__(self, governor: Governor, examples: Examples, signals: Mapping[str, Any]) -> None:
@@ -43,11 +44,16 @@ class Proposal:
         self._signals = signals
         self.refusal: Finding | None = None
         self.committed = False
+        self._entered = False
 
     # --- admission -----------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
         governor = self._governor
+        governor.check_idle("a step cannot begin")
+        if self._entered:
+            raise MaskError("a proposal is used once", help="call `governor.step` for every step")
+        self._entered = True
         self.rows = governor.roster.rows(self._examples)
         self.context: Context = governor.context(self.rows, self._signals)
         self.admitted: Admitted = governor.roster.admit(self.rows, self.context)
@@ -56,13 +62,18 @@ class Proposal:
         self.norms: dict[str, float | None] = {}
         self._private = governor.budgets.private_rows(self.decisions, self._unit)
         self._public = torch.from_numpy(self.weights.any(axis=1) & ~self._private.mask)
+        self.active: tuple[str, ...] = self._active()
         self._losses: list[float] = []
-        self._next = 0
+        self._done = np.zeros(len(self.rows), dtype=bool)
         self._slice = slice(0, len(self.rows))
         self._snapshot = Snapshot(governor.model)
         governor.begin(self)
-        governor.model.zero_grad(set_to_none=True)
-        self._arm()
+        try:
+            governor.model.zero_grad(set_to_none=True)
+            self._arm()
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
         return self
 
     def _unit(self, place: int, attribute: str) -> str:
@@ -72,9 +83,7 @@ class Proposal:
     def decisions(self) -> list[Decision]:
         return [self.admitted.decisions[i] for i in self.admitted.decision_ids.tolist()]
 
-    @property
-    def active(self) -> tuple[str, ...]:
-        """Bands that some example of the step reaches, and every band that is noised for privacy."""
+    def _active(self) -> tuple[str, ...]:
         reached: list[bool] = [bool(column.any()) for column in self.weights.T]
         noised = self._governor.budgets.noised_bands
         return tuple(
@@ -106,7 +115,7 @@ class Proposal:
         """Add the masked gradient of one loss per example. losses: [B], attached to the graph.
 
         Raises MaskError where the shape is wrong or rows come twice. A loss that is not finite refuses the
-        step when it is left, not here.
+        step when it is left, not here; so does an error raised here, even if the caller goes on after it.
         """
         count = self._slice.stop - self._slice.start
         if losses.dim() != 1 or losses.shape[0] != count:
@@ -114,16 +123,20 @@ class Proposal:
                 f"`backward` takes one loss per example: shape [{count}], not {list(losses.shape)}",
                 help="reduce the loss over everything but the batch, for example `loss.view(B, -1).mean(1)`",
             )
-        if self._next != self._slice.start:
+        if self._done[self._slice].any():
             raise MaskError("`backward` was called twice for the same examples")
-        self._next = self._slice.stop
+        self._done[self._slice] = True
         if self.refusal is not None or not self.weights[self._slice].any():
             return
         public = self._public[self._slice]
-        self.refusal = check_losses(losses, public.nonzero().flatten().tolist())
-        if self.refusal is None:
-            self._remember(losses.detach().double().cpu(), public)
-            self._differentiate(losses, public)
+        try:
+            self.refusal = check_losses(losses, public.nonzero().flatten().tolist())
+            if self.refusal is None:
+                self._remember(losses.detach().double().cpu(), public)
+                self._differentiate(losses, public)
+        except BaseException as error:
+            self.refusal = Finding("gradient", "no_gradient", f"`backward` raised `{type(error).__name__}`")
+            raise
 
     def _remember(self, losses: Tensor, public: Tensor) -> None:
         """Note the losses of public examples. Those of private ones must not steer or show anywhere."""
@@ -169,14 +182,15 @@ class Proposal:
         self._governor.conclude(self, error)
 
     def restore(self) -> None:
-        """Put generators, buffers and gradients back as they were before the step."""
+        """Put generators and buffers back as they were before the step; drop its gradients."""
         self._snapshot.restore()
         self.verdict = "refuse"
+        self.active = ()
 
     @property
     def complete(self) -> bool:
         """Whether every example that may shape something has been through `backward`."""
-        return not self.weights[self._next :].any()
+        return not self.weights[~self._done].any()
 
     @property
     def mean_loss(self) -> float | None:

@@ -27,7 +27,11 @@ class Snapshot:
         self._cuda: dict[torch.device, Tensor] = {d: torch.cuda.get_rng_state(d) for d in devices}
         self._random = random.getstate()
         self._numpy: Any = np.random.get_state()
-        self._buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+        self._buffers = [
+            (module, name, buffer, None if buffer is None else buffer.detach().clone())
+            for module in model.modules()
+            for name, buffer in module._buffers.items()
+        ]
 
     def restore(self) -> None:
         """Put everything back and drop all gradients."""
@@ -37,7 +41,10 @@ class Snapshot:
         random.setstate(self._random)
         np.random.set_state(self._numpy)
         with torch.no_grad():
-            for buffer, value in self._buffers:
-                buffer.copy_(value)
+            for module, name, buffer, value in self._buffers:
+                # By name as well: a forward pass may put another tensor in a buffer's place.
+                module._buffers[name] = buffer
+                if buffer is not None and value is not None:
+                    buffer.copy_(value)
         for parameter in self._model.parameters():
             parameter.grad = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, TypeAlias
@@ -57,19 +58,23 @@ class Roster:
 
     def add(self, examples: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
         """Make examples known. Raises ExampleError where an id comes back with other metadata."""
-        fresh: list[Member] = []
+        new: dict[str, Member] = {}
         for name, metadata in examples:
             row = self._rows.get(name)
-            if row is not None:
-                self._check_same(row, metadata)
-                continue
-            self._rows[name] = len(self._members) + len(fresh)
-            fresh.append(Member(name, metadata, self._committer.commit(name)))
-        if not fresh:
+            known = new.get(name) if row is None else self._members[row]
+            if known is None:
+                new[name] = Member(name, _kept(metadata), self._committer.commit(name))
+            elif not _same(known.metadata, metadata):
+                raise ExampleError(
+                    f"the example `{name}` comes with other metadata than before",
+                    help="an example keeps its metadata throughout a run; give changed examples a new id",
+                )
+        if not new:
             return
-        start = len(self._members)
-        self._members += fresh
+        start, fresh = len(self._members), list(new.values())
         self._admission.add([member.metadata for member in fresh])
+        self._members += fresh
+        self._rows.update(zip(new, range(start, len(self._members)), strict=True))
         if self._past:
             past = [self._past.get(member.commitment, 0) for member in fresh]
             self._exposures.commit(np.repeat(np.arange(start, start + len(fresh)), past))
@@ -130,12 +135,23 @@ class Roster:
         leaves = sorted(self._committer.metadata_leaf(m.id, m.metadata) for m in self._members)
         return sha256(b"".join(leaves)).hexdigest()
 
-    def _check_same(self, row: int, metadata: Mapping[str, Any]) -> None:
-        if self._members[row].metadata != metadata:
-            raise ExampleError(
-                f"the example `{self._members[row].id}` comes with other metadata than before",
-                help="an example keeps its metadata throughout a run; give changed examples a new id",
-            )
+
+def _kept(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy that the caller cannot change afterwards."""
+    return {key: copy(value) if isinstance(value, list | set) else value for key, value in metadata.items()}
+
+
+def _same(known: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    """Return whether metadata are equal, NaN counted equal to NaN."""
+    try:
+        if known == given:
+            return True
+        return known.keys() == given.keys() and all(
+            known[key] == given[key] or (known[key] != known[key] and given[key] != given[key])
+            for key in known
+        )
+    except ValueError:  # arrays have no truth value; metadata that hold one are invalid, whatever is in it
+        return repr(known) == repr(dict(given))
 
 
 def _split(example: Any) -> str | tuple[str, Mapping[str, Any]]:

@@ -61,8 +61,9 @@ OPENED: dict[str, Any] = {
 }
 
 
-def decision(verdict: str, *rules: str) -> dict[str, Any]:
+def decision(number: int, verdict: str, *rules: str) -> dict[str, Any]:
     return {
+        "id": number,
         "verdict": verdict,
         "weights": [1_000_000, 0],
         "rules": list(rules),
@@ -72,8 +73,8 @@ def decision(verdict: str, *rules: str) -> dict[str, Any]:
     }
 
 
-def step(number: int, *decisions: dict[str, Any]) -> dict[str, Any]:
-    """A step with one example for each decision."""
+def step(number: int, *decisions: int) -> dict[str, Any]:
+    """A step with one example for each decision, named by number."""
     count = len(decisions)
     return {
         "step": number,
@@ -86,8 +87,7 @@ def step(number: int, *decisions: dict[str, Any]) -> dict[str, Any]:
         "signals": {},
         "slots": {},
         "spent": [],
-        "decisions": list(decisions),
-        "decision": list(range(count)),
+        "decision": list(decisions),
         "verdict": "admit",
     }
 
@@ -104,10 +104,17 @@ def write_ledger(here: Path, signer: Signer) -> Callable[..., Path]:
         path = here / name
         ledger = Ledger.open(path, signer, durability="os", origin="gradwarden/test")
         ledger.append("opened", {**OPENED, "keys": [signer.public.vkey]})
+        ledger.append(
+            "decisions",
+            {
+                "decisions": [
+                    decision(0, "admit", "open"),
+                    *(decision(n + 1, "refuse", f"rule_{n}") for n in range(3)),
+                ]
+            },
+        )
         for number in range(3):
-            ledger.append(
-                "step", step(number, decision("admit", "open"), decision("refuse", f"rule_{number}"))
-            )
+            ledger.append("step", step(number, 0, number + 1))
             ledger.append("committed", committed(number))
         ledger.append("refused", {"step": 3, "gate": "gradient", "reason": "not_finite", "detail": "loss"})
         ledger.close({"steps": 4, "committed": 3, "refused": 1, "examples": 6} if sealed else None)

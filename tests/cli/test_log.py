@@ -28,7 +28,7 @@ def test_every_entry_is_shown(run: Run, write_ledger: Write) -> None:
     result = run("log", write_ledger())
     assert result.exit_code == 0
     shown = [kind for kind in kinds(result.stdout) if kind != "head"]
-    assert shown == ["opened", *["step", "committed"] * 3, "refused", "sealed"]
+    assert shown == ["opened", "decisions", *["step", "committed"] * 3, "refused", "sealed"]
     assert "sample version 1, bands shallow, deep, gradwarden/test" in result.stdout
     assert "epoch 0, 2 examples: 1 admit, 1 refuse; admit" in result.stdout
     assert "gradient gate: not_finite: loss" in result.stdout
@@ -37,24 +37,24 @@ def test_every_entry_is_shown(run: Run, write_ledger: Write) -> None:
 
 def test_every_kind_of_entry_has_a_filter_and_words() -> None:
     assert set(log.KINDS) == set(SHAPES)
-    assert set(log._CONTENTS) == set(SHAPES)
+    assert {*log._CONTENTS, "step"} == set(SHAPES)
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--kind", "committed"], [2, 4, 6]),
-        (["--kind", "opened", "--kind", "refused"], [0, 7]),
-        (["--steps", "1..2"], [3, 4, 5, 6]),
-        (["--steps", "2.."], [5, 6, 7]),
-        (["--steps", "..0"], [1, 2]),
-        (["--steps", "1"], [3, 4]),
-        (["--rule", "rule_1"], [3]),
-        (["--rule", "open"], [1, 3, 5]),
-        (["--verdict", "refuse"], [1, 3, 5]),
+        (["--kind", "committed"], [3, 5, 7]),
+        (["--kind", "opened", "--kind", "refused"], [0, 8]),
+        (["--steps", "1..2"], [4, 5, 6, 7]),
+        (["--steps", "2.."], [6, 7, 8]),
+        (["--steps", "..0"], [2, 3]),
+        (["--steps", "1"], [4, 5]),
+        (["--rule", "rule_1"], [1, 4]),
+        (["--rule", "open"], [1, 2, 4, 6]),
+        (["--verdict", "refuse"], [1, 2, 4, 6]),
         (["--verdict", "defer"], []),
-        (["--kind", "step", "--steps", "1..", "--rule", "open"], [3, 5]),
-        (["--kind", "committed", "--tail", "2"], [4, 6]),
+        (["--kind", "step", "--steps", "1..", "--rule", "open"], [4, 6]),
+        (["--kind", "committed", "--tail", "2"], [5, 7]),
         (["--tail", "0"], []),
     ],
 )
