@@ -219,15 +219,15 @@ class FusedEngine:
         only: frozenset[int] | None = None,
         skip: frozenset[int] = frozenset(),
     ) -> Iterator[None]:
-        """Set what layers compute in a backward pass; layers that are recomputed in it follow `plan`."""
-        before = (self._plan, self._replaying)
+        """Set what layers compute in a backward pass; layers recomputed in it do as they did before."""
+        before = self._replaying
         plan.raw, plan.only, plan.skip = raw, only, skip
-        self._plan, self._replaying = plan, True
+        self._replaying = True
         try:
             yield
         finally:
             plan.raw, plan.only, plan.skip = False, None, frozenset()
-            self._plan, self._replaying = before
+            self._replaying = before
 
     def _answer(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Run a supported layer: plainly, or under the plan of the present forward pass."""

@@ -27,7 +27,7 @@ class Layout:
     interleaved: bool = False
 
     def fits(self, shape: Sequence[int], batch: int) -> bool:
-        """Return whether a shape leaves room for the batch; dimensions after the batch's are not looked at."""
+        """Return whether a shape leaves room for the batch; later dimensions are not looked at."""
         return len(shape) > self.dim and shape[self.dim] >= batch and shape[self.dim] % batch == 0
 
     def example(self, tensor: Tensor, batch: int, number: int) -> Tensor:

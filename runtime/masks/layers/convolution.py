@@ -90,7 +90,7 @@ class Convolution:
 
     @staticmethod
     def run(module: _ConvNd, call: Call, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return the convolution of x; padding other than plain zeros is added first, by a stock operation."""
+        """Return the convolution of x; padding other than plain zeros is added by a stock operation."""
         padding = module.padding
         if module.padding_mode != "zeros" or padding == "same":
             mode = "constant" if module.padding_mode == "zeros" else module.padding_mode

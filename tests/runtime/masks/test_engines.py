@@ -386,25 +386,34 @@ def test_a_model_that_cannot_be_probed_falls_back_to_the_reference_with_a_warnin
 
 
 class Tricky(Net):
-    """Uses a weight in a way that depends on the step, first as a layer, later also by itself."""
+    """Uses its first and last weights by themselves as well, but only from the second step on."""
 
     step = 0
+
+    def body(self, h: Tensor) -> Tensor:
+        if self.step:
+            h = h + torch.tanh(h @ self.top.weight.t() @ self.top.weight)
+        return super().body(h)
 
     def forward(self, x: Tensor) -> Tensor:
         out = super().forward(x)
         return out + functional.linear(x, self.deep.weight)[:, :3] if self.step else out
 
 
-def test_a_use_that_appears_only_after_the_probe_is_still_exact() -> None:
+@pytest.mark.parametrize("deep", [[1.0, 0.0, 0.0, 0.0, 1.0], [1.0, 0.3, 0.0, 0.0, 1.0]])
+def test_a_use_that_appears_only_after_the_probe_is_still_exact(deep: list[float]) -> None:
     torch.manual_seed(0)
     model, x = Tricky().double(), torch.randn(5, 4, dtype=torch.float64)
     masks = make_engine(model, three_bands(model), "fused")
+    weights = torch.ones(5, 3, dtype=torch.float64)
+    weights[:, 1] = torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0])
+    weights[:, 2] = torch.tensor(deep)
     for step in (0, 1, 1):
         model.step = step
         model.zero_grad()
         masks.disarm()
-        want = reference(model, three_bands(model), WEIGHTS, x)
-        masks.arm(WEIGHTS)
+        want = reference(model, three_bands(model), weights, x)
+        masks.arm(weights)
         masks.backward(losses_of(model, x), 1.0)
         assert_close(model, want)
 
