@@ -6,16 +6,14 @@ it again; without the secret the same entries say only how many examples were tr
 
 from __future__ import annotations
 
-from base64 import b64decode
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from gradwarden.policy.program import SCALE
+from gradwarden.runtime.history import History
 from gradwarden.runtime.reader import Entry
-
-_COMMITMENT = 32
 
 
 @dataclass(slots=True)
@@ -70,28 +68,18 @@ def gather(entries: Iterable[Entry], groups: Mapping[bytes, str]) -> Evidence:
 
     Raises KeyError for an example that belongs to no group: then the ledger is of other data.
     """
-    evidence = Evidence()
-    commitments = b""
-    step: Mapping[str, Any] = {}
+    evidence, history = Evidence(), History()
     for entry in entries:
+        step = history.pending
+        history.apply(entry.kind, entry.body)
         match entry.kind:
             case "opened":
                 evidence.bands = tuple(entry.body["bands"])
-            case "examples":
-                before = commitments if entry.body["part"] else b""
-                commitments = before + b64decode(entry.body["commitments"])
-            case "step":
-                step = entry.body
-                commitments = b64decode(step["commitments"]) or commitments
-            case "committed":
+            case "committed" if step is not None:
                 evidence.committed += 1
-                for commitment, index in zip(_split(commitments), step["decision"], strict=True):
+                for commitment, number in zip(step.commitments, step.body["decision"], strict=True):
                     influence = evidence.groups.setdefault(groups[commitment], Influence())
-                    influence.add(evidence.bands, step["decisions"][index])
+                    influence.add(evidence.bands, step.decisions[number])
             case "refused":
                 evidence.refused += 1
     return evidence
-
-
-def _split(commitments: bytes) -> Iterator[bytes]:
-    return (commitments[at : at + _COMMITMENT] for at in range(0, len(commitments), _COMMITMENT))

@@ -21,7 +21,7 @@ PADDING = -100
 class GPTConfig:
     """Sizes of the model. context: the longest sequence T."""
 
-    layers: int = 6
+    layers: int = 4
     width: int = 192
     heads: int = 6
     context: int = 128

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from examples.code_licences.corpus import SourceFile
@@ -14,8 +15,8 @@ from examples.code_licences.licences import FAMILIES, Family
 
 def corpus_table(files: Sequence[SourceFile]) -> Table:
     """Return what was found: files, packages, bytes and special files of each family."""
-    table = Table("licence family", title="The corpus", title_justify="left")
-    for heading in ("packages", "files", "KB", "vendored", "generated", "near duplicates", "held out"):
+    table = _table("The corpus", "licence family")
+    for heading in ("packages", "files", "KB", "vendored", "generated", "copies", "held out"):
         table.add_column(heading, justify="right")
     for family in FAMILIES:
         members = [file for file in files if file.family == family]
@@ -39,15 +40,13 @@ def influence_table(
 
     before, after: held-out loss by licence; a licence with no held-out file is not in them.
     """
-    table = Table(title="What the model learned from what", title_justify="left")
-    table.add_column("licence", no_wrap=True)
-    for heading in ("files", "examples", "admitted", "limited", "refused", "deferred"):
+    table = _table("What the model learned from what (shares of all weight in a band)", "licence")
+    for heading in ("files", "seen", "admit", "limit", "refuse", "defer"):
         table.add_column(heading, justify="right")
     for band in evidence.bands:
-        table.add_column(f"share of {band}", justify="right")
-    table.add_column("held-out loss", justify="right")
+        table.add_column(band, justify="right")
+    table.add_column("held-out loss", justify="right", no_wrap=True)
     for family, licences in _by_family(files).items():
-        table.add_section()
         rows = {licence: evidence.groups.get(licence, Influence()) for licence in licences}
         shares = {band: sum(_share(evidence, name, band) for name in rows) for band in evidence.bands}
         count = sum(licences.values())
@@ -55,7 +54,7 @@ def influence_table(
         table.add_row(family, *_cells(count, whole, shares.values()), "", style="bold")
         for licence, members in licences.items():
             own = [_share(evidence, licence, band) for band in evidence.bands]
-            loss = f"{before[licence]:.2f} → {after[licence]:.2f}" if licence in after else "–"
+            loss = f"{before[licence]:.2f}→{after[licence]:.2f}" if licence in after else "–"
             table.add_row(f"  {licence}", *_cells(members, rows[licence].verdicts, own), loss)
     return table
 
@@ -63,8 +62,8 @@ def influence_table(
 def restraint_table(evidence: Evidence, reasons: Mapping[str, str]) -> Table:
     """Return how many examples each rule took part in, with its reason. reasons: `because`, by rule."""
     matched = sum((influence.rules for influence in evidence.groups.values()), Counter[str]())
-    table = Table("rule", title="Which rules decided", title_justify="left")
-    table.add_column("examples", justify="right")
+    table = _table("Which rules decided", "rule")
+    table.add_column("seen", justify="right")
     table.add_column("because")
     for rule in sorted(reasons, key=lambda name: (-matched[name], name)):
         table.add_row(rule, f"{matched[rule]:,}", reasons[rule])
@@ -75,8 +74,12 @@ def sentences(
     files: Sequence[SourceFile], evidence: Evidence, before: Mapping[str, float], after: Mapping[str, float]
 ) -> list[str]:
     """Return the result in words. before, after: held-out loss by licence and `all`, in nats per byte."""
-    examples = sum(influence.examples for influence in evidence.groups.values())
-    lines = [f"{evidence.committed:,} steps shaped the model with {examples:,} examples."]
+    verdicts = sum((influence.verdicts for influence in evidence.groups.values()), Counter[str]())
+    shaped = verdicts["admit"] + verdicts["limit"]
+    lines = [
+        f"{evidence.committed:,} steps changed the model: {verdicts.total():,} examples were presented, "
+        f"{shaped:,} of them shaped something."
+    ]
     if evidence.refused:
         lines.append(f"{evidence.refused:,} steps were refused and changed nothing.")
     for family, licences in _by_family(files).items():
@@ -93,6 +96,12 @@ def sentences(
     if "all" in after:
         lines.append(f"Loss on held-out files: {before['all']:.3f} → {after['all']:.3f} nats per byte.")
     return lines
+
+
+def _table(title: str, first: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column(first, no_wrap=True)
+    return table
 
 
 def _by_family(files: Iterable[SourceFile]) -> dict[Family, Counter[str]]:

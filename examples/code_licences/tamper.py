@@ -15,19 +15,21 @@ from rich.console import Console
 from examples.code_licences.settings import RunFiles
 from examples.code_licences.verification import command_line, verify
 
+_DECISION = b'"decision":['
+
 
 def flip(ledger: Path, copy: Path) -> tuple[int, int]:
     """Copy a ledger with one digit of a recorded decision changed; return the entry's index and the offset.
 
-    The byte lies in the middle entry that records a step, in the weights it gave: the kind of change that
-    somebody would make on purpose. The copy of the sidecar with the last signed head goes along.
+    The byte lies in the middle step, in the number of the decision that its first example got: the kind of
+    change that somebody would make on purpose. The sidecar with the last signed head is copied too.
     """
     content = bytearray(ledger.read_bytes())
     lines = content.split(b"\n")
-    steps = [index for index, line in enumerate(lines) if b'"kind":"step"' in line and b'"weights":[' in line]
+    steps = [index for index, line in enumerate(lines) if b'"kind":"step"' in line]
     index = steps[len(steps) // 2]
     start = sum(len(line) + 1 for line in lines[:index])
-    first = content.index(b'"weights":[', start) + len(b'"weights":[')
+    first = content.index(_DECISION, start) + len(_DECISION)
     offset = min(content.index(b"]", first), content.index(b",", first)) - 1
     content[offset] ^= 1  # the last digit moves by one: still a number, still well-formed JSON
     copy.write_bytes(content)
@@ -41,7 +43,9 @@ def demonstrate(files: RunFiles, console: Console) -> bool:
     """Tamper with a copy, verify it, say what came of it; return whether the change was found."""
     copy = files.folder / "tampered.ledger"
     index, offset = flip(files.ledger, copy)
-    console.print(f"\nOne bit changed in a copy: entry {index}, byte {offset:,}, a weight that was recorded.")
+    console.print(
+        f"\nOne bit changed in a copy: entry {index}, byte {offset:,}, which decision an example got."
+    )
     console.print(f"$ {command_line(files, copy)}", style="dim", soft_wrap=True)
     holds, printed = verify(files, copy)
     console.print(printed, markup=False, highlight=False, soft_wrap=True)

@@ -31,6 +31,9 @@ from gradwarden.runtime import Governor, Ledger, ModelMap, Signer
 from gradwarden.runtime.commitments import Committer
 from gradwarden.runtime.reader import read_entries
 
+WIDTH = 110
+"""Columns of output that goes to a file."""
+
 
 def run(settings: Settings, folder: Path, console: Console, minutes: float = math.inf) -> bool:
     """Collect, train, verify and report; return whether the ledger holds and the tampering was found.
@@ -182,6 +185,12 @@ def report(
     files.summary.write_text(json.dumps(summary, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
+def console() -> Console:
+    """Return where to print; output that is no terminal is wide enough for the tables."""
+    standard = Console()
+    return standard if standard.is_terminal else Console(width=WIDTH)
+
+
 @click.command(help=__doc__, context_settings={"show_default": True})
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("out/code_licences"), help="Where to write."
@@ -196,7 +205,7 @@ def report(
 )
 @click.option("--engine", type=click.Choice(["auto", "fused", "split"]), default="auto", help="Mask engine.")
 @click.option("--batch", type=click.IntRange(1), default=16, help="Examples per step.")
-@click.option("--layers", type=click.IntRange(1), default=GPTConfig.layers, help="Blocks of the model.")
+@click.option("--layers", type=click.IntRange(1), default=GPTConfig().layers, help="Blocks of the model.")
 @click.option(
     "--megabytes", type=click.FloatRange(0, min_open=True), default=24.0, help="Size of the corpus."
 )
@@ -221,7 +230,7 @@ def main(
         model=GPTConfig(layers=layers),
     )
     try:
-        holds = run(settings, out, Console(), minutes)
+        holds = run(settings, out, console(), minutes)
     except GradwardenError as error:
         click.echo(str(error), err=True)
         sys.exit(2)

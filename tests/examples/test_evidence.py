@@ -17,15 +17,15 @@ def entries(*bodies):
     return [Entry(index, kind, body, b"") for index, (kind, body) in enumerate(bodies)]
 
 
-def opened():
-    return ("opened", {"bands": ["shallow", "deep"]})
+OPENED = ("opened", {"bands": ["shallow", "deep"], "policy": {"digest": "00"}})
+DECISIONS = ("decisions", {"decisions": [ADMIT, REFUSE]})
+COMMITTED = ("committed", {"step": 0, "privacy": {}})
 
 
 def step(commitments, decision, number=0):
     body = {
         "step": number,
         "commitments": b64encode(b"".join(commitments)).decode(),
-        "decisions": [ADMIT, REFUSE],
         "decision": decision,
     }
     return ("step", body)
@@ -33,7 +33,7 @@ def step(commitments, decision, number=0):
 
 def test_weights_and_verdicts_are_summed_by_group():
     evidence = gather(
-        entries(opened(), step([A, B, A], [0, 1, 0]), ("committed", {"step": 0})),
+        entries(OPENED, DECISIONS, step([A, B, A], [0, 1, 0]), COMMITTED),
         GROUPS,
     )
     assert evidence.committed == 1
@@ -46,10 +46,22 @@ def test_weights_and_verdicts_are_summed_by_group():
 
 def test_a_refused_step_and_one_that_never_ended_count_for_nothing():
     evidence = gather(
-        entries(opened(), step([A], [0]), ("refused", {"step": 0}), step([A], [0], 1)),
+        entries(OPENED, DECISIONS, step([A], [0]), ("refused", {"step": 0}), step([A], [0], 1)),
         GROUPS,
     )
     assert (evidence.committed, evidence.refused, evidence.groups) == (0, 1, {})
+
+
+def test_numbers_of_decisions_begin_anew_under_another_policy():
+    changed = ("policy_changed", {"policy": {"digest": "01"}, "step": 1})
+    refusals = ("decisions", {"decisions": [REFUSE]})
+    evidence = gather(
+        entries(
+            OPENED, DECISIONS, step([A], [0]), COMMITTED, changed, refusals, step([A], [0], 1), COMMITTED
+        ),
+        GROUPS,
+    )
+    assert evidence.groups["MIT"].verdicts == {"admit": 1, "refuse": 1}
 
 
 def test_commitments_in_entries_of_their_own_are_joined():
@@ -58,12 +70,15 @@ def test_commitments_in_entries_of_their_own_are_joined():
 
     evidence = gather(
         entries(
-            opened(),
+            OPENED,
+            DECISIONS,
             part(0, A),  # of a step that a crash cut off
+            ("resumed", {}),
+            DECISIONS,
             part(0, B),
             part(1, A),
             step([], [1, 0]),
-            ("committed", {"step": 0}),
+            COMMITTED,
         ),
         GROUPS,
     )
@@ -73,4 +88,4 @@ def test_commitments_in_entries_of_their_own_are_joined():
 
 def test_an_example_of_other_data_is_not_passed_over():
     with pytest.raises(KeyError):
-        gather(entries(opened(), step([b"c" * 32], [0]), ("committed", {"step": 0})), GROUPS)
+        gather(entries(OPENED, DECISIONS, step([b"c" * 32], [0]), COMMITTED), GROUPS)
