@@ -1,7 +1,7 @@
 """Reads policies: a main text and the files it imports, each once, without circles.
 
 Imports are relative to the importing file and name `*.policy` files. Reading is bounded: at most
-`MAX_FILES` files of at most `MAX_FILE_BYTES` bytes each.
+`MAX_FILES` files of at most `MAX_FILE_BYTES` bytes each, nested at most `MAX_DEPTH` deep.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from gradwarden.policy.source import Source, Span
 
 MAX_FILE_BYTES = MAX_TEXT
 MAX_FILES = 256
+MAX_DEPTH = 32
 
 SUFFIX = ".policy"
 
@@ -138,9 +139,10 @@ class _Reader:
             self._follow(path, real, span, chain)
 
     def _follow(self, path: Path, real: str, span: Span, chain: Sequence[str]) -> None:
-        if len(self.files) >= MAX_FILES:
+        if len(self.files) >= MAX_FILES or len(chain) >= MAX_DEPTH:
             self._read.add(real)
-            self._fault("GW105", f"a policy has at most {MAX_FILES} files", span)
+            limit = f"a policy has at most {MAX_FILES} files, nested at most {MAX_DEPTH} deep"
+            self._fault("GW105", limit, span)
             return
         text = read_text(path)
         if isinstance(text, Diagnostic):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -13,7 +14,7 @@ from gradwarden.policy.source import Span
 from gradwarden.policy.types import Attribute, PhaseEnd, Signal
 
 MAX_FAULTS = 1_000
-"""How many faults of one policy are kept."""
+"""How many errors, and how many warnings, of one policy are kept."""
 
 
 @dataclass(slots=True)
@@ -22,6 +23,7 @@ class Faults:
 
     found: list[Diagnostic] = field(default_factory=list)
     cascading: bool = False
+    _counts: Counter[str] = field(default_factory=Counter)
 
     def error(self, code: str, message: str, span: Span, help: str | None = None) -> None:
         self._add(Diagnostic(code, message, span, help))
@@ -39,7 +41,9 @@ class Faults:
         self.error(code, f"undeclared {what} `{text}`", name.span, did_you_mean(text, known) or declare)
 
     def _add(self, diagnostic: Diagnostic) -> None:
-        if len(self.found) < MAX_FAULTS:
+        # INVARIANT: errors are counted apart, so that no number of warnings can hide one.
+        self._counts[diagnostic.severity] += 1
+        if self._counts[diagnostic.severity] <= MAX_FAULTS:
             self.found.append(diagnostic)
 
     @property

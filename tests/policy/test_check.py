@@ -226,6 +226,11 @@ def test_a_policy_without_fault_may_still_earn_warnings() -> None:
     ]
 
 
+def test_no_number_of_warnings_hides_an_error() -> None:
+    warned = "".join(f"suppress s{index} {{ }}\n" for index in range(1_500))
+    assert faults(warned + "depth d { reach none }") == ["GW202"]
+
+
 def test_every_code_is_documented_and_every_documented_code_exists() -> None:
     folders = [ROOT / name for name in ("policy", "runtime", "cli")]
     texts = [path.read_text("utf-8") for folder in folders for path in folder.rglob("*.py")]

@@ -196,6 +196,30 @@ def test_files_are_read_once_and_listed_main_first(tmp_path: Path) -> None:
     assert policy.rules["b"].source.name.endswith("b.policy")
 
 
+def test_files_that_import_each_other_are_found_on_any_way(tmp_path: Path) -> None:
+    (tmp_path / "a.policy").write_text('import "b.policy"')
+    (tmp_path / "b.policy").write_text('import "a.policy"')
+    main = tmp_path / "main.policy"
+    main.write_text('policy p version 1\nimport "b.policy"\nimport "a.policy"\n' + MODEL)
+    with pytest.raises(PolicyError, match=r"`b\.policy` -> `a\.policy` -> `b\.policy`"):
+        load_policy(main)
+
+
+def test_imports_are_bounded_in_number_and_depth(tmp_path: Path) -> None:
+    for index in range(300):
+        (tmp_path / f"wide{index}.policy").write_text("")
+        (tmp_path / f"deep{index}.policy").write_text(f'import "deep{index + 1}.policy"')
+    for kind, text in (
+        ("wide", "\n".join(f'import "wide{index}.policy"' for index in range(300))),
+        ("deep", 'import "deep0.policy"'),
+    ):
+        main = tmp_path / f"{kind}.policy"
+        main.write_text(f"policy p version 1\n{MODEL}{text}")
+        with pytest.raises(PolicyError) as caught:
+            load_policy(main)
+        assert {diagnostic.code for diagnostic in caught.value.diagnostics} == {"GW105"}
+
+
 def test_a_file_may_not_import_itself(tmp_path: Path) -> None:
     main = tmp_path / "main.policy"
     main.write_text('policy p version 1\nimport "main.policy"\n' + MODEL)
