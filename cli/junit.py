@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import click
 
 from gradwarden.cli.explanation import explanation_lines
+from gradwarden.policy.explain import explain
 
 if TYPE_CHECKING:
     from gradwarden.policy.program import Program
@@ -38,7 +39,8 @@ def to_junit(suites: Sequence[tuple[str, Program, Sequence[CaseResult]]]) -> str
             if not result.passed:
                 told = [f"{m.key}: expected {m.expected}, decided {m.actual}" for m in result.mismatches]
                 failure = ElementTree.SubElement(case, "failure", message=_clean("; ".join(told)))
-                lines = (*told, "", *explanation_lines(program, result.decision))
+                explanation = explain(program, result.case.example, result.case.context)
+                lines = (*told, "", *explanation_lines(explanation))
                 failure.text = _clean(click.unstyle("\n".join(lines)))
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True)

@@ -64,6 +64,7 @@ def show(reports: Sequence[Report], output_format: str, minimum: float | None) -
 
 def _show_text(report: Report, minimum: float | None) -> None:
     from gradwarden.cli.explanation import explanation_lines
+    from gradwarden.policy.explain import explain
 
     suite = report.suite
     for result in suite.failures:
@@ -73,7 +74,8 @@ def _show_text(report: Report, minimum: float | None) -> None:
             click.echo(f"    {mismatch.key}")
             click.echo(click.style(f"      - expected  {mismatch.expected}", fg="green"))
             click.echo(click.style(f"      + decided   {mismatch.actual}", fg="red"))
-        for line in explanation_lines(suite.program, result.decision):
+        explanation = explain(suite.program, result.case.example, result.case.context)
+        for line in explanation_lines(explanation):
             click.echo(f"    | {line}")
         click.echo()
     passed, failed = len(suite.results) - len(suite.failures), len(suite.failures)

@@ -38,23 +38,18 @@ def command(policy: Path, example: Path, given: ContextOptions, output_format: s
     \b
     Exit status: 0 a decision was made, whatever it is; 2 misuse or unreadable input.
     """
-    from gradwarden.cli.explanation import explanation_lines, rule_notes
+    from gradwarden.cli.explanation import explanation_lines
+    from gradwarden.policy.explain import explain
 
     program = load_program(policy)
     metadata = read_example(example)
-    decision = program.decide(metadata, given.context(program))
+    explanation = explain(program, metadata, given.context(program))
     if output_format == "json":
-        notes = [note._asdict() for note in rule_notes(program, decision)]
-        emit_json(
-            {
-                "policy": {"name": program.name, "version": program.version, "digest": program.digest},
-                "context": given.to_json(),
-                "decision": decision.to_json(),
-                "explanation": notes,
-            }
-        )
+        told = explanation.to_json()
+        told["policy"]["digest"] = program.digest
+        emit_json({**told, "context": given.to_json()})
         return 0
-    for line in explanation_lines(program, decision):
+    for line in explanation_lines(explanation):
         click.echo(line)
     click.echo(f"\n{program.name} version {program.version}; {given.describe(program)}")
     return 0

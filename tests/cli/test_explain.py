@@ -25,16 +25,20 @@ def test_the_decision_and_its_reasons_in_words(run: Run, policy: Path) -> None:
     assert result.exit_code == 0
     assert result.stdout.startswith("limit\n  shallow  1\n  deep     0\n")
     assert (
-        "granted [depth]: reaches shallow at 1, deep at 0.5\n    when kind == a\n    because a is ours"
+        "  granted [depth]\n    reach shallow at 1, deep at 0.5\n      when kind == a  (kind = a)\n"
         in result.stdout
     )
-    assert "long [suppress]: some bands are capped\n    when lines >= 100" in result.stdout
+    assert "    because a is ours\n" in result.stdout
+    assert (
+        "long [suppress]\n    capped: deep at most 0\n      when lines >= 100  (lines = 120)" in result.stdout
+    )
 
 
 def test_what_was_missing_for_a_grant_is_told(run: Run, policy: Path) -> None:
     result = run("explain", policy, "--example", "-", input=json.dumps({**EXAMPLE, "kind": "c"}))
     assert result.stdout.startswith("refuse: no depth rule grants anything")
-    assert "granted reaches shallow at 1, deep at 0.5 when kind == a" in result.stdout
+    assert "none of these held\n  granted [depth]\n" in result.stdout
+    assert "when kind == a  (kind = c)" in result.stdout
 
 
 def test_problems_of_the_metadata_are_listed(run: Run, policy: Path) -> None:

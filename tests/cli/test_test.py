@@ -67,7 +67,7 @@ def test_a_failure_shows_place_difference_and_explanation(run: Run, tests: Path)
     assert "- expected  {deep: 0.75}" in result.stdout
     assert "+ decided   {deep: 0.5}" in result.stdout
     assert "| limit" in result.stdout
-    assert "granted [depth]: reaches shallow at 1, deep at 0.5" in result.stdout
+    assert "|     reach shallow at 1, deep at 0.5" in result.stdout
     assert result.stdout.endswith("sample.policy: 3 cases, 1 failed, 2 passed\n")
 
 
