@@ -211,6 +211,12 @@ def test_an_archived_head_fits_its_ledger(
     assert "the checkpoint given is a head of this ledger" in document["checked"]  # type: ignore[operator]
 
 
+def test_the_head_beside_a_ledger_is_one_to_archive(run: Run, record: Record, here: Path) -> None:
+    ledger = record()
+    (here / "kept.note").write_bytes(Path(f"{ledger}.head").read_bytes())
+    assert verify(run, ledger, "--checkpoint", "kept.note")[0] == 0
+
+
 def test_a_ledger_rewritten_by_its_own_key_is_found_by_an_archived_head(
     run: Run, record: Record, here: Path, signer: Signer
 ) -> None:
