@@ -98,7 +98,7 @@ class ExpressionBuilder(TokenReader):
     def negative(self, children: Children) -> Built:
         term = _terms(children)[0]
         if isinstance(term, s.Quantity):
-            return self._grow(children, lambda span: s.Quantity(-term.value, term.unit, span))
+            return self._grow(children, lambda span: s.Quantity(term.value.copy_negate(), term.unit, span))
         return self._grow(children, lambda span: s.Negative(term, span))
 
     def group(self, children: Children) -> Built:

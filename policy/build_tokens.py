@@ -87,7 +87,7 @@ class TokenReader:
         number = next(child for child in children if is_token(child, "NUMBER"))
         value = self._decimal(number)
         if is_token(children[0], "MINUS"):
-            value = -value
+            value = value.copy_negate()
         return s.Quantity(value, unit.text if unit else "", self._span(children))
 
     def _decimal(self, token: Any) -> Decimal:

@@ -16,7 +16,7 @@ from gradwarden.policy.check_guards import (
     name_waivers,
 )
 from gradwarden.policy.check_rules import check_rule
-from gradwarden.policy.check_schema import check_schema, whole
+from gradwarden.policy.check_schema import check_name, check_schema, whole
 from gradwarden.policy.errors import Diagnostic
 from gradwarden.policy.lints import lint
 from gradwarden.policy.program import Assertion, Grant, Limit, Modulation, Program, Waiver
@@ -81,6 +81,7 @@ def _header(files: Sequence[s.File], faults: Faults) -> s.Header | None:
     header = headers[0]
     if files[0].items[0] is not header:
         faults.error("GW213", "the header comes first", header.span, "move it to the top of the file")
+    check_name(faults, header.name)
     whole(faults, header.version, 0, MAX_COUNT, "the version")
     if header.language is not None and header.language.value != LANGUAGE:
         help = f"this gradwarden knows language {LANGUAGE}"
@@ -128,13 +129,7 @@ class _Rules:
                 help = f"it is the name of the rule at {self.spans[name.text]}"
                 faults.error("GW205", f"`{name.text}` is declared twice", name.span, help)
                 continue
-            if not name.text.islower():
-                faults.error(
-                    "GW206",
-                    f"the name `{name.text}` is not in lower case",
-                    name.span,
-                    f"write `{name.text.lower()}`",
-                )
+            check_name(faults, name)
             if len(kinds) == MAX_RULES:
                 faults.error("GW466", f"a policy has at most {MAX_RULES} rules", name.span)
             kinds[name.text] = item.kind if isinstance(item, s.Rule) else "assert"

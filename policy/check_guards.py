@@ -7,9 +7,9 @@ from decimal import Decimal
 
 from gradwarden.policy import syntax as s
 from gradwarden.policy.check_conditions import Conditions
-from gradwarden.policy.check_rules import decimal_text
 from gradwarden.policy.check_schema import whole
 from gradwarden.policy.clauses import Clauses, weight
+from gradwarden.policy.decimals import decimal_text
 from gradwarden.policy.logic import conjunction
 from gradwarden.policy.program import (
     Assertion,

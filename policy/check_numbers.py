@@ -5,11 +5,10 @@ Every function returns the typed operand, or None after it has reported a fault.
 
 from __future__ import annotations
 
-from decimal import Decimal
 from typing import Literal
 
 from gradwarden.policy import syntax as s
-from gradwarden.policy.check_schema import scaled
+from gradwarden.policy.decimals import decimal_text, places_of, scaled, times, unscaled
 from gradwarden.policy.program import (
     Arithmetic,
     AttributeValue,
@@ -63,13 +62,13 @@ def literal(faults: Faults, bound: s.Bound) -> Numeric | None:
     if isinstance(bound, s.Day):
         return Numeric(Number(bound.days), "date", 0, bound.days, bound.days, "", bound.span)
     if bound.unit in DAYS_IN:
-        days = scaled(bound.value * DAYS_IN[bound.unit], 0)
+        days = scaled(times(bound.value, DAYS_IN[bound.unit]), 0)
         if days is None or abs(days) > MAX_DURATION:
             help = f"at most {MAX_DURATION} days"
             faults.error("GW310", "a duration is a whole number of days or weeks", bound.span, help)
             return None
         return Numeric(Number(days), "duration", 0, days, days, "", bound.span)
-    places = _places(bound.value)
+    places = places_of(bound.value)
     value = scaled(bound.value, places) or 0
     if abs(value) > EXACT:
         faults.error("GW305", f"`{bound.span.text}` has too many digits to be compared exactly", bound.span)
@@ -131,11 +130,6 @@ def compare_numbers(faults: Faults, op: str, left: Numeric, right: Numeric, span
         if isinstance(a.expr, Number) and isinstance(b.expr, Number):
             return Constant(known)
     return Compare(_OPS[op], a.expr, b.expr)
-
-
-def _places(value: Decimal) -> int:
-    exponent = value.normalize().as_tuple().exponent
-    return max(0, -exponent) if isinstance(exponent, int) else 0
 
 
 def _product(faults: Faults, left: Numeric, right: Numeric, span: Span) -> Numeric | None:
@@ -227,8 +221,8 @@ def _decided(op: CompareOp, left: Numeric, right: Numeric) -> bool | None:
 def _range_help(left: Numeric, right: Numeric) -> str | None:
     for side in (left, right):
         if not isinstance(side.expr, Number) and side.kind == "number":
-            lo, hi = (Decimal(x).scaleb(-side.places).normalize() for x in (side.lo, side.hi))
-            return f"`{side.span.text}` lies in {lo:f}..{hi:f}"
+            lo, hi = (decimal_text(unscaled(x, side.places)) for x in (side.lo, side.hi))
+            return f"`{side.span.text}` lies in {lo}..{hi}"
     return None
 
 

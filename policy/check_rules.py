@@ -7,9 +7,10 @@ from decimal import Decimal
 
 from gradwarden.policy import syntax as s
 from gradwarden.policy.check_conditions import Conditions
-from gradwarden.policy.check_schema import scaled, whole
+from gradwarden.policy.check_schema import whole
 from gradwarden.policy.clauses import Clauses, target_weights
 from gradwarden.policy.combine import QUARANTINE
+from gradwarden.policy.decimals import decimal_text, scaled
 from gradwarden.policy.logic import conjunction
 from gradwarden.policy.phases import in_phases
 from gradwarden.policy.program import (
@@ -346,8 +347,3 @@ class _RuleCheck:
 def _clock(op: CompareOp, kind: str, value: int) -> Condition:
     clocks: dict[str, ClockName] = {"step": "step", "epoch": "epoch", "day": "today"}
     return Compare(op, ClockValue(clocks[kind]), Number(value))
-
-
-def decimal_text(value: Decimal) -> str:
-    """Return a decimal in its canonical form: no exponent, no trailing zeros."""
-    return f"{value.normalize():f}"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from decimal import Decimal
 from itertools import pairwise
 
 from gradwarden.policy import syntax as s
+from gradwarden.policy.decimals import scaled
 from gradwarden.policy.program import MAX_CEILING, SCALE, AttributeSpec, Band, Selector, SignalSpec
 from gradwarden.policy.scope import Faults, Scope
 from gradwarden.policy.source import Span
@@ -61,12 +61,6 @@ def check_schema(items: Sequence[s.Item], faults: Faults) -> Scope:
     return scope
 
 
-def scaled(value: Decimal, places: int) -> int | None:
-    """Return value * 10**places where that is whole, else None."""
-    shifted = value.scaleb(places)
-    return int(shifted) if shifted == shifted.to_integral_value() else None
-
-
 def whole(faults: Faults, quantity: s.Quantity, lo: int, hi: int, what: str) -> int | None:
     """Return a whole number within lo..hi, or report what it should be."""
     value = scaled(quantity.value, 0)
@@ -74,6 +68,18 @@ def whole(faults: Faults, quantity: s.Quantity, lo: int, hi: int, what: str) -> 
         faults.error("GW310", f"{what} must be a whole number from {lo} to {hi}", quantity.span)
         return None
     return value
+
+
+def check_name(faults: Faults, name: s.Name) -> bool:
+    """Return whether a declared name has the form of a name, or report that it has not."""
+    if not _PLAIN_NAME.fullmatch(name.text):
+        help = f"write `{name.text.lower()}`"
+        faults.error("GW206", f"the name `{name.text}` is not in lower case", name.span, help)
+        return False
+    if len(name.text) > MAX_NAME:
+        faults.error("GW206", f"a name has at most {MAX_NAME} characters", name.span)
+        return False
+    return True
 
 
 class _Schema:
@@ -91,19 +97,7 @@ class _Schema:
                 "GW206", f"`{name.text}` is a word of the language", name.span, "choose another name"
             )
             return False
-        return self.plain(name) and self.once("", name)
-
-    def plain(self, name: s.Name) -> bool:
-        if not _PLAIN_NAME.fullmatch(name.text):
-            lower = name.text.lower()
-            self.faults.error(
-                "GW206", f"the name `{name.text}` is not in lower case", name.span, f"write `{lower}`"
-            )
-            return False
-        if len(name.text) > MAX_NAME:
-            self.faults.error("GW206", f"a name has at most {MAX_NAME} characters", name.span)
-            return False
-        return True
+        return check_name(self.faults, name) and self.once("", name)
 
     def once(self, what: str, name: s.Name) -> bool:
         key = f"{what} {name.text}"
@@ -244,7 +238,7 @@ class _Schema:
         for part in model.parts:
             if part.name.text in RESERVED:
                 self.faults.error("GW206", f"`{part.name.text}` is a word of the language", part.name.span)
-            if self.plain(part.name) and self.once("part", part.name):
+            if check_name(self.faults, part.name) and self.once("part", part.name):
                 selectors = tuple(self.selector(selector) for selector in part.selectors)
                 bands.append(Band(part.name.text, _canonical(selectors)))
                 self.scope.band_spans[part.name.text] = part.name.span
@@ -304,7 +298,7 @@ class _Schema:
             return
         ends = []
         for phase in phases.phases:
-            if not (self.plain(phase.name) and self.once("phase", phase.name)):
+            if not (check_name(self.faults, phase.name) and self.once("phase", phase.name)):
                 continue
             end = whole(self.faults, phase.end, 1, MAX_COUNT, "the end of a phase") if phase.end else 0
             ends.append((phase, PhaseEnd(phase.name.text, phase.clock, end or 0)))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from decimal import Decimal
 from typing import TypeVar
 
 from gradwarden.policy import syntax as s
-from gradwarden.policy.check_schema import scaled
+from gradwarden.policy.decimals import decimal_text, scaled, unscaled
 from gradwarden.policy.program import SCALE
 from gradwarden.policy.scope import Scope
 from gradwarden.policy.source import Span
@@ -121,7 +120,7 @@ def weight(scope: Scope, quantity: s.Quantity | None, ceiling: int | None = None
         scope.faults.error("GW309", "a weight has at most 6 decimal places", quantity.span)
         return 0
     if not 0 <= value <= scope.ceiling:
-        greatest = f"{Decimal(scope.ceiling).scaleb(-6).normalize():f}"
+        greatest = decimal_text(unscaled(scope.ceiling, 6))
         help = "declare `max weight`, at most 4" if value <= 4 * SCALE else None
         scope.faults.error("GW453", f"a weight lies from 0 to {greatest}", quantity.span, help)
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Inexact, localcontext
 from pathlib import Path
 
 import pytest
@@ -224,6 +225,35 @@ def test_a_policy_without_fault_may_still_earn_warnings() -> None:
         ("GW508", "warning"),
         ("GW502", "warning"),
     ]
+
+
+def test_numbers_are_exact_whatever_the_decimal_context() -> None:
+    exact = "depth d { when score > 0.1234567 and lines in [1000, 3.0]  reach all at 0.123456 }"
+    long = "depth d { reach all at 0.5000000000000000000000000000000001 }"
+    with localcontext(prec=3, traps=[Inexact]):
+        assert faults(exact) == []
+        assert faults(long) == ["GW309"]
+    assert faults(long) == ["GW309"]
+    assert faults("depth d { when lines > 3.0000000000000000000000000000000001  reach all }") == ["GW305"]
+
+
+@pytest.mark.parametrize(("name", "codes"), [("_", []), ("x1", []), ("D", ["GW206"]), ("n" * 65, ["GW206"])])
+def test_names_have_one_form_wherever_they_are_declared(name: str, codes: list[str]) -> None:
+    for text in (
+        f"depth {name} {{ reach all }}",
+        f"assert {name} {{ never reach deep }}",
+        f"examples {{ {name} : bool }}",
+        f"signals {{ {name} : number 0..1 default 0 }}",
+        f"let {name} = true",
+    ):
+        assert faults(text) == codes
+    with_header = SCHEMA.replace("policy p", f"policy {name}")
+    found: list[str] = []
+    try:
+        parse_policy(with_header)
+    except PolicyError as error:
+        found = [diagnostic.code for diagnostic in error.diagnostics]
+    assert found == codes
 
 
 def test_no_number_of_warnings_hides_an_error() -> None:
