@@ -408,3 +408,39 @@ def test_the_ledger_needs_no_torch() -> None:
     modules = "ledger, chain, reader, keys, note, merkle, segments, recovery"
     program = f"import sys; from gradwarden.runtime import {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("durability", ["every", "group", "os"])
+def test_only_durable_entries_are_signed(
+    path: Path, cases: Any, signer: Signer, monkeypatch: pytest.MonkeyPatch, durability: str
+) -> None:
+    """Before a head is written, all that it covers has been synced; before the sidecar, the head has."""
+    unsynced: list[bytes] = []
+    heads = []
+    write, sync, beside = LedgerFile.write, LedgerFile.sync, writer_module.write_sidecar
+
+    def watched_write(file: LedgerFile, data: bytes) -> None:
+        for line in data.split(b"\n")[:-1]:
+            if b'"kind":"head"' in line:
+                assert unsynced == []
+                heads.append(line)
+            unsynced.append(line)
+        write(file, data)
+
+    def watched_sync(file: LedgerFile) -> None:
+        sync(file)
+        unsynced.clear()
+
+    def watched_sidecar(path: str, note: str) -> None:
+        assert unsynced == []
+        beside(path, note)
+
+    monkeypatch.setattr(LedgerFile, "write", watched_write)
+    monkeypatch.setattr(LedgerFile, "sync", watched_sync)
+    monkeypatch.setattr(writer_module, "write_sidecar", watched_sidecar)
+    ledger = cases.begin(path, signer, durability=durability)
+    for step in range(1500):
+        ledger.append("committed", cases.committed(step))
+    ledger.close(cases.seal)
+    assert len(heads) == 2
+    assert verify_chain(path, [signer.public]).status == "OK"
