@@ -64,6 +64,17 @@ def scaled(gradient: Tensor, rows: Rows) -> Tensor:
     return gradient if rows.factor == 1.0 else gradient.mul_(rows.factor)
 
 
+def row_sum(rows: Rows, layout: Layout, grad: Tensor, rank: int) -> Tensor:
+    """Return the weighted sum of the chosen rows of a gradient over all but its last `rank` dimensions."""
+    picked = rows.pick(grad, layout)
+    shape = picked.shape[picked.dim() - rank :]
+    matrix = picked.reshape(-1, shape.numel())
+    if rows.weights is None:
+        return scaled(matrix.sum(0), rows).view(shape)
+    ones = grad.new_ones((1,)).expand(*picked.shape[: picked.dim() - rank], *[1] * rank)
+    return (matrix.t() @ rows.weigh(ones, layout).reshape(-1)).view(shape)
+
+
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     """Return the precision that autocast asks of matrix products on the tensor's device, if it is on."""
     kind = tensor.device.type

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from gradwarden.runtime.masks.call import Call, autocast_dtype, scaled
+from gradwarden.runtime.masks.call import Call, autocast_dtype, row_sum, scaled
 from gradwarden.runtime.masks.layout import Layout
-from gradwarden.runtime.masks.rows import Rows
 
 
 class LayerNormRows(Function):
@@ -31,41 +30,37 @@ class LayerNormRows(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        call, saved = ctx.call, ctx.saved_tensors
-        x, _, _, weight, _ = saved
+        call, (*row_wise, weight, bias) = ctx.call, ctx.saved_tensors
+        layout, affine = call.layout, (weight, bias)
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[1]:
             grad_x = call.input_gradient(
-                grad, x.shape, lambda pick: _gradients(pick(grad), pick, saved, [True, False, False])[0]
+                grad,
+                row_wise[0].shape,
+                lambda pick: _gradients(pick(grad), map(pick, row_wise), affine, [True, False, False])[0],
             ).to(ctx.dtype)
         rows, bias_rows = call.weight_rows(), call.bias_rows()
-        if rows is not None and rows is bias_rows:
-            grad_weight, grad_bias = _parameter_gradients(rows, call, grad, saved, [False, True, True])
-        else:
-            if rows is not None:
-                (grad_weight,) = _parameter_gradients(rows, call, grad, saved, [False, True, False])
-            if bias_rows is not None:
-                weighed = bias_rows.weigh(bias_rows.pick(grad, call.layout), call.layout)
-                grad_bias = scaled(weighed.reshape(-1, *weight.shape).sum(0), bias_rows)
+        if rows is not None:
+            x, mean, rstd = (rows.pick(tensor, layout) for tensor in row_wise)
+            together = rows is bias_rows and rows.weights is None
+            # The gain's gradient is the sum of grad * (x - mean) * rstd, so weights can go to rstd, which has
+            # one number per row.
+            weighed = (x, mean, rows.weigh(rstd, layout))
+            found = _gradients(rows.pick(grad, layout), weighed, affine, [False, True, together])
+            grad_weight = scaled(found[1], rows)
+            grad_bias = scaled(found[2], rows) if together else None
+        if bias_rows is not None and grad_bias is None:
+            grad_bias = row_sum(bias_rows, layout, grad, weight.dim())
         return None, grad_x, grad_weight, grad_bias
 
 
-def _parameter_gradients(
-    rows: Rows, call: Call, grad: Tensor, saved: Sequence[Tensor], wanted: list[bool]
-) -> list[Tensor]:
-    weighed = rows.weigh(rows.pick(grad, call.layout), call.layout)
-    found = _gradients(weighed, lambda tensor: rows.pick(tensor, call.layout), saved, wanted)
-    return [scaled(gradient, rows) for gradient, want in zip(found, wanted, strict=True) if want]
-
-
 def _gradients(
-    grad: Tensor, pick: Callable[[Tensor], Tensor], saved: Sequence[Tensor], wanted: list[bool]
+    grad: Tensor, row_wise: Iterable[Tensor], affine: tuple[Tensor, Tensor | None], wanted: list[bool]
 ) -> Sequence[Tensor]:
-    """Return the wanted gradients of picked rows. The stock kernel reads its statistics as if contiguous."""
-    x, mean, rstd, weight, bias = saved
-    x, mean, rstd = (pick(tensor).contiguous() for tensor in (x, mean, rstd))
+    """Return the wanted gradients of rows of (x, mean, rstd). The stock kernel takes them as contiguous."""
+    x, mean, rstd = (tensor.contiguous() for tensor in row_wise)
     return torch.ops.aten.native_layer_norm_backward(  # type: ignore[no-any-return]
-        grad.contiguous(), x, weight.shape, mean, rstd, weight, bias, wanted
+        grad.contiguous(), x, affine[0].shape, mean, rstd, *affine, wanted
     )
 
 

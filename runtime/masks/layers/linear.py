@@ -11,7 +11,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from gradwarden.runtime.masks.call import Call, autocast_dtype, scaled
+from gradwarden.runtime.masks.call import Call, autocast_dtype, row_sum, scaled
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.rows import Rows
 
@@ -46,7 +46,7 @@ class LinearRows(Function):
             if weighed is not None and bias_rows is weight_rows:
                 grad_bias = scaled(weighed.sum(0), bias_rows).to(ctx.dtypes[2])
         if bias_rows is not None and grad_bias is None:
-            grad_bias = _bias_gradient(bias_rows, call.layout, grad).to(ctx.dtypes[2])
+            grad_bias = row_sum(bias_rows, call.layout, grad, 1).to(ctx.dtypes[2])
         return None, grad_x, grad_weight, grad_bias
 
 
@@ -73,14 +73,6 @@ def _weight_gradient(rows: Rows, layout: Layout, x: Tensor, grad: Tensor) -> tup
         grad = rows.weigh(grad, layout)
         weighed = _matrix(grad)
     return scaled(_matrix(grad).t() @ _matrix(x), rows), weighed
-
-
-def _bias_gradient(rows: Rows, layout: Layout, grad: Tensor) -> Tensor:
-    grad = rows.pick(grad, layout)
-    if rows.weights is None:
-        return scaled(_matrix(grad).sum(0), rows)
-    ones = rows.weigh(grad.new_ones((1,)).expand(*grad.shape[:-1], 1), layout)
-    return _matrix(grad).t() @ ones.reshape(-1)
 
 
 def _matrix(tensor: Tensor) -> Tensor:
