@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import os
 import secrets
 from collections.abc import Mapping
@@ -69,7 +70,7 @@ class Committer:
 
     def salt(self, example: str) -> bytes:
         """Return the salt that opens the commitment of one id."""
-        return hmac.digest(self._secret, _ID_LABEL + example.encode(), "sha256")
+        return hmac.digest(self._secret, _ID_LABEL + _text(example), "sha256")
 
     def commit(self, example: str) -> bytes:
         """Return the 32-byte commitment of one id."""
@@ -77,28 +78,40 @@ class Committer:
 
     def metadata_leaf(self, example: str, metadata: Mapping[str, Any]) -> bytes:
         """Return a salted digest that binds an id to its metadata (canonical JSON, RFC 8785)."""
-        salt = hmac.digest(self._secret, _METADATA_LABEL + example.encode(), "sha256")
+        salt = hmac.digest(self._secret, _METADATA_LABEL + _text(example), "sha256")
         return hashlib.sha256(salt + rfc8785.dumps(_plain(metadata))).digest()
 
 
 def open_commitment(salt: bytes, example: str) -> bytes:
     """Return the commitment that a revealed salt and id give; a verifier compares it with the ledger's."""
-    return hashlib.sha256(b"\x00" + salt + example.encode()).digest()
+    return hashlib.sha256(b"\x00" + salt + _text(example)).digest()
+
+
+def _text(example: str) -> bytes:
+    """Return an id's UTF-8 bytes; a lone surrogate, which has none, is passed through."""
+    return example.encode("utf-8", "surrogatepass")
 
 
 def _plain(value: Any) -> Any:
+    """Return metadata as JSON data. What JSON cannot hold becomes [type, printed form]."""
     match value:
         case Mapping():
-            return {str(key): _plain(item) for key, item in value.items()}
+            return {ascii(key): _plain(item) for key, item in value.items()}
         case set() | frozenset():
-            return sorted(_plain(item) for item in value)
+            return sorted((_plain(item) for item in value), key=ascii)
         case list() | tuple():
             return [_plain(item) for item in value]
+        case None | bool():
+            return value
+        case str() if value.isascii():
+            return value
+        case int() if abs(value) < 2**53:
+            return value
+        case float() if math.isfinite(value):
+            return float(value)
         case date():
             return value.isoformat()
-        case None | bool() | int() | float() | str():
-            return value
-        case _ if hasattr(value, "item"):
-            return _plain(value.item())
+        case _ if hasattr(value, "tolist"):
+            return _plain(value.tolist())
         case _:
-            return str(value)
+            return [type(value).__name__, ascii(value)]

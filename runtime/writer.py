@@ -113,6 +113,7 @@ class Writer:
                     queue.urgent = True
                     self._work.notify()
                 self._done.wait()
+            self._check()
 
     def flush(self) -> None:
         """Wait for the last entry. Raises LedgerError."""
