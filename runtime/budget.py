@@ -45,6 +45,7 @@ class BudgetBook:
         self._plan = plan or JointPlan(0.0, ())
         self._bands = program.band_names
         self._steps = {rule.name: 0 for rule in rules}
+        self._seeded = seed is not None
         self._generator = torch.Generator()
         if seed is None:
             self._generator.seed()
@@ -72,7 +73,12 @@ class BudgetBook:
         self._bands = program.band_names
 
     def resume(self, steps: Mapping[str, int]) -> None:
-        """Take over the steps that the ledger says were paid for."""
+        """Take over the steps that the ledger says were paid for.
+
+        Raises PrivacyError where the noise has a fixed seed: it would repeat, and cancel out.
+        """
+        if self._seeded and self._plan.rules:
+            raise PrivacyError("a run whose noise has a fixed seed cannot be resumed: the noise would repeat")
         self._steps |= {rule: count for rule, count in steps.items() if rule in self._steps}
 
     def spent(self) -> frozenset[str]:

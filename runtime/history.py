@@ -1,6 +1,7 @@
 """What a run's entries add up to: the state that a resumed run needs and that a verifier recomputes.
 
-Decision classes are numbered from 0 anew after each `opened`, `policy_changed` and `resumed` entry.
+Decision classes and decisions are numbered from 0 anew after each `opened`, `policy_changed` and `resumed`
+entry.
 
 Only what entries say is used here; whether they say the truth is checked by `verify`. An exposure is counted
 when a step commits, once for each of its examples whose decision let some weight through.
@@ -9,7 +10,7 @@ when a step commits, once for each of its examples whose decision let some weigh
 from __future__ import annotations
 
 from base64 import b64decode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -25,15 +26,18 @@ class PendingStep:
     step: int
     commitments: list[bytes]
     body: Mapping[str, Any]
+    decisions: Sequence[Mapping[str, Any]]
+    """Every decision declared so far; the step's examples name them by number."""
 
     def learned(self) -> list[bytes]:
         """Return the commitments of the examples whose decision let some weight through."""
-        passing = [any(decision["weights"]) for decision in self.body["decisions"]]
-        return [c for c, index in zip(self.commitments, self.body["decision"], strict=True) if passing[index]]
+        numbers = self.body["decision"]
+        passing = {number for number in set(numbers) if any(self.decisions[number]["weights"])}
+        return [c for c, number in zip(self.commitments, numbers, strict=True) if number in passing]
 
     def reached(self) -> list[bool]:
         """Return for each band whether some example of the step has weight in it."""
-        used = [self.body["decisions"][index]["weights"] for index in set(self.body["decision"])]
+        used = [self.decisions[number]["weights"] for number in set(self.body["decision"])]
         return [any(column) for column in zip(*used, strict=True)]
 
 
@@ -44,7 +48,7 @@ class History:
     opened: Mapping[str, Any] | None = None
     program_parts: list[str] = field(default_factory=list)
     program_digest: str = ""
-    class_count: int = 0
+    decisions: list[Mapping[str, Any]] = field(default_factory=list)
     next_step: int = 0
     committed: int = 0
     refused: int = 0
@@ -65,8 +69,8 @@ class History:
                 self._expect_program(body["policy"]["digest"])
             case "program":
                 self.program_parts.append(body["text"])
-            case "classes":
-                self.class_count += len(body["classes"])
+            case "decisions":
+                self.decisions += body["decisions"]
             case "examples":
                 self._parts.append(b64decode(body["commitments"]))
             case "step":
@@ -78,7 +82,7 @@ class History:
                 self.pending = None
             case "resumed":
                 self.pending = None
-                self.class_count = 0
+                self.decisions = []
                 self._parts.clear()
             case "sealed":
                 self.sealed = True
@@ -86,13 +90,13 @@ class History:
     def _expect_program(self, digest: str) -> None:
         self.program_digest = digest
         self.program_parts = []
-        self.class_count = 0
+        self.decisions = []
 
     def _propose(self, body: Mapping[str, Any]) -> None:
         packed = b"".join(self._parts) + b64decode(body["commitments"])
         self._parts.clear()
         commitments = [packed[at : at + SIZE] for at in range(0, len(packed), SIZE)]
-        self.pending = PendingStep(body["step"], commitments, body)
+        self.pending = PendingStep(body["step"], commitments, body, self.decisions)
         self.next_step = body["step"] + 1
 
     def _commit(self, body: Mapping[str, Any]) -> None:

@@ -20,6 +20,8 @@ from gradwarden.policy.admission import Admitted
 from gradwarden.policy.context import Context
 from gradwarden.policy.decision import Decision
 from gradwarden.policy.program import Program
+from gradwarden.runtime.entries import encode_body
+from gradwarden.runtime.errors import EntryInvalid
 from gradwarden.runtime.ledger import Ledger
 
 FORMAT = "gradwarden/ledger/1"
@@ -27,10 +29,14 @@ FORMAT = "gradwarden/ledger/1"
 PROGRAM_CHUNK = 32_000
 """Characters of program text per `program` entry; an entry may not pass 65,535 bytes."""
 
-EXAMPLES_PER_ENTRY = 1_000
+INLINE_EXAMPLES = 256
 """Examples whose commitments fit in the step entry itself; more go into `examples` entries before it."""
 
+EXAMPLES_PER_ENTRY = 1_000
+
 CLASSES_PER_ENTRY = 500
+
+DECISIONS_PER_ENTRY = 50
 
 
 class Recorder:
@@ -39,6 +45,7 @@ class Recorder:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._intent: int | None = None
+        self._numbers: dict[tuple[Any, ...], int] = {}
 
     def open(self, program: Program, facts: Mapping[str, Any]) -> None:
         """Record the start of a run: what it runs under. `facts` are the run's own fields of `opened`."""
@@ -59,6 +66,7 @@ class Recorder:
 
     def change_policy(self, program: Program, step: int) -> None:
         """Record that another program is in force from `step` on."""
+        self._numbers.clear()
         self._ledger.append("policy_changed", {"policy": _identity(program), "step": step})
         self.program(program)
 
@@ -76,30 +84,27 @@ class Recorder:
             self._ledger.append("classes", {"classes": list(classes[at : at + CLASSES_PER_ENTRY])})
 
     def propose(self, admitted: Admitted, commitments: bytes, context: Context, verdict: str) -> None:
-        """Record a step's intent: the inputs of every decision, and the decisions."""
+        """Record a step's intent: the inputs of every decision, and the decisions by number."""
         count = len(admitted.class_ids)
-        inline = count <= EXAMPLES_PER_ENTRY
+        inline = count <= INLINE_EXAMPLES
+        body = {
+            "step": context.step,
+            "epoch": context.epoch,
+            "today": context.today,
+            "count": count,
+            "commitments": b64encode(commitments).decode() if inline else "",
+            "classes": admitted.class_ids.tolist(),
+            "exposures": None if admitted.exposures is None else admitted.exposures.tolist(),
+            "signals": {name: values.tolist() for name, values in admitted.signals.items()},
+            "slots": {name: list(values) for name, values in admitted.slots.items()},
+            "spent": sorted(context.spent),
+            "decision": self._decisions(admitted),
+            "verdict": verdict,
+        }
         if not inline:
+            _check_length(body)
             self._examples(commitments, context.step)
-        used, index = np.unique(admitted.decision_ids, return_inverse=True)
-        self._intent = self._ledger.append(
-            "step",
-            {
-                "step": context.step,
-                "epoch": context.epoch,
-                "today": context.today,
-                "count": count,
-                "commitments": b64encode(commitments).decode() if inline else "",
-                "classes": admitted.class_ids.tolist(),
-                "exposures": None if admitted.exposures is None else admitted.exposures.tolist(),
-                "signals": {name: values.tolist() for name, values in admitted.signals.items()},
-                "slots": {name: list(values) for name, values in admitted.slots.items()},
-                "spent": sorted(context.spent),
-                "decisions": [decision_body(admitted.decisions[i]) for i in used.tolist()],
-                "decision": index.tolist(),
-                "verdict": verdict,
-            },
-        )
+        self._intent = self._ledger.append("step", body)
 
     def settle(self) -> None:
         """Wait until the intent is durable. Raises LedgerError where it cannot be: then nothing may move."""
@@ -135,11 +140,49 @@ class Recorder:
         """Record an event beside the steps: `starved`, `expired`, `checkpoint`."""
         self._ledger.append(kind, dict(body))
 
+    def _decisions(self, admitted: Admitted) -> list[int]:
+        """Return the number of each example's decision; those not met before are recorded first."""
+        used, index = np.unique(admitted.decision_ids, return_inverse=True)
+        numbers: list[int] = []
+        fresh: list[dict[str, Any]] = []
+        for decision in (admitted.decisions[i] for i in used.tolist()):
+            key = _recorded_fields(decision)
+            if key not in self._numbers:
+                self._numbers[key] = len(self._numbers)
+                fresh.append({"id": self._numbers[key], **decision_body(decision)})
+            numbers.append(self._numbers[key])
+        for at in range(0, len(fresh), DECISIONS_PER_ENTRY):
+            self._ledger.append("decisions", {"decisions": fresh[at : at + DECISIONS_PER_ENTRY]})
+        return [numbers[i] for i in index.tolist()]
+
     def _examples(self, commitments: bytes, step: int) -> None:
         size = 32 * EXAMPLES_PER_ENTRY
         for part, at in enumerate(range(0, len(commitments), size)):
             chunk = b64encode(commitments[at : at + size]).decode()
             self._ledger.append("examples", {"step": step, "part": part, "commitments": chunk})
+
+
+def _check_length(body: Mapping[str, Any]) -> None:
+    """Raise EntryInvalid where a step has too many examples, before anything of it is recorded."""
+    try:
+        encode_body("step", body)
+    except EntryInvalid as error:
+        raise EntryInvalid(
+            f"the ledger cannot hold a step of {body['count']:,} examples: {error.message}",
+            help="propose fewer examples in one step",
+        ) from error
+
+
+def _recorded_fields(decision: Decision) -> tuple[Any, ...]:
+    obligations = tuple((o.kind, o.rule) for o in decision.obligations)
+    return (
+        decision.verdict,
+        decision.micro,
+        decision.rules,
+        decision.advisory,
+        decision.waived,
+        obligations,
+    )
 
 
 def decision_body(decision: Decision) -> dict[str, Any]:

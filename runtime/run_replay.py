@@ -9,6 +9,7 @@ the one given), `program_damaged`, `wrong_classes`, `wrong_step`, `wrong_decisio
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -44,10 +45,12 @@ class RunReplay:
         self._history = History()
         self._replayer: Replayer | None = None
         self._classes: list[Class] = []
+        self._agreed: dict[tuple[int, int], Decision] = {}
+        """Pairs of a decision and the number that it was recorded under, found equal; keeps the decisions."""
         self._first: Finding | None = None
         self._limits: dict[str, int] | None = {}
         self.decided = 0
-        self.verdicts: dict[str, int] = {}
+        self.verdicts: Counter[str] = Counter()
         self.checkpoint: Mapping[str, Any] | None = None
 
     def accept(self, entry: Entry) -> None:
@@ -84,7 +87,7 @@ class RunReplay:
             "committed": history.committed,
             "refused": history.refused,
             "decisions_replayed": self.decided,
-            "verdicts": self.verdicts,
+            "verdicts": dict(self.verdicts),
             "exposures": history.example_count,
             "privacy": history.spending,
             "budgets_recomputed": self._limits is not None,
@@ -101,6 +104,8 @@ class RunReplay:
                 self._pending(body)
             case "classes":
                 self._check_classes(body)
+            case "decisions":
+                self._check_decisions(body)
             case "program":
                 self._check_program(body)
             case "opened":
@@ -109,7 +114,7 @@ class RunReplay:
             case "policy_changed":
                 self._check_change(body)
             case "resumed":
-                self._classes.clear()
+                self._forget_numbers()
             case "checkpoint":
                 self.checkpoint = body
             case "sealed":
@@ -119,7 +124,11 @@ class RunReplay:
 
     def _replace_program(self) -> None:
         self._replayer = None
+        self._forget_numbers()
+
+    def _forget_numbers(self) -> None:
         self._classes.clear()
+        self._agreed.clear()
 
     def _check_change(self, body: Mapping[str, Any]) -> None:
         if body["step"] != self._history.next_step or self._history.pending is not None:
@@ -156,6 +165,13 @@ class RunReplay:
                 raise ViolationError("wrong_classes", f"decision class {described['id']} is out of order")
             self._classes.append(replayer.class_of(described))
 
+    def _check_decisions(self, body: Mapping[str, Any]) -> None:
+        declared = len(self._history.decisions)
+        bands = len(self._ready().program.bands)
+        for place, described in enumerate(body["decisions"]):
+            if described["id"] != declared + place or len(described["weights"]) != bands:
+                raise ViolationError("wrong_decision", f"decision {described['id']} is out of order")
+
     def _ready(self) -> Replayer:
         if self._replayer is None:
             raise ViolationError("program_damaged", "no complete program comes before this entry")
@@ -176,19 +192,11 @@ class RunReplay:
         decisions = self._decide(body)
         self._check_exposures(body)
         self._check_budgets(body)
-        recorded, index = body["decisions"], body["decision"]
-        checked: set[tuple[int, int]] = set()
+        numbers = body["decision"]
         for place, decision in enumerate(decisions):
-            pair = (id(decision), index[place])
-            if pair in checked:
-                continue
-            checked.add(pair)
-            if not _same(decision, recorded[index[place]]):
-                raise ViolationError(
-                    "wrong_decision", _difference(body["step"], place, decision, recorded[index[place]])
-                )
-        for decision in decisions:
-            self.verdicts[decision.verdict] = self.verdicts.get(decision.verdict, 0) + 1
+            if (id(decision), numbers[place]) not in self._agreed:
+                self._agree(body["step"], place, decision, numbers[place])
+        self.verdicts.update([decision.verdict for decision in decisions])
         self.decided += len(decisions)
         verdict = _step_verdict(decisions)
         if body["verdict"] != verdict:
@@ -197,9 +205,19 @@ class RunReplay:
                 f"step {body['step']} is recorded as `{body['verdict']}`; its decisions make it `{verdict}`",
             )
 
+    def _agree(self, step: int, place: int, decision: Decision, number: int) -> None:
+        """Check a decision against the one recorded; equal pairs need no second look."""
+        recorded = self._history.decisions[number]
+        expected = {"id": number, **decision_body(decision)}
+        if recorded != expected:
+            raise ViolationError("wrong_decision", _difference(step, place, expected, recorded))
+        self._agreed[id(decision), number] = decision
+
     def _decide(self, body: Mapping[str, Any]) -> list[Decision]:
         if body["classes"] and max(body["classes"]) >= len(self._classes):
             raise ViolationError("wrong_classes", f"step {body['step']} names an unknown decision class")
+        if body["decision"] and max(body["decision"]) >= len(self._history.decisions):
+            raise ViolationError("wrong_decision", f"step {body['step']} names an unknown decision")
         return self._ready().replay_step(
             [self._classes[number] for number in body["classes"]],
             slots=body["slots"],
@@ -346,23 +364,11 @@ def _number(text: str) -> float:
         raise ViolationError("wrong_outcome", f"`{text}` is recorded where a number belongs") from None
 
 
-def _same(decision: Decision, recorded: Mapping[str, Any]) -> bool:
-    return bool(
-        list(decision.micro) == recorded["weights"]
-        and decision.verdict == recorded["verdict"]
-        and list(decision.rules) == recorded["rules"]
-        and list(decision.advisory) == recorded["advisory"]
-        and list(decision.waived) == recorded["waived"]
-        and [[o.kind, o.rule] for o in decision.obligations] == recorded["obligations"]
-    )
-
-
-def _difference(step: int, place: int, decision: Decision, recorded: Mapping[str, Any]) -> str:
-    given, kept = decision_body(decision), dict(recorded)
+def _difference(step: int, place: int, given: Mapping[str, Any], recorded: Mapping[str, Any]) -> str:
     parts = [
-        f"{name} {kept[name]!r} where the policy gives {given[name]!r}"
+        f"{name} {recorded[name]!r} where the policy gives {given[name]!r}"
         for name in given
-        if given[name] != kept[name]
+        if given[name] != recorded[name]
     ]
     return f"step {step}, example {place}: " + "; ".join(parts)
 

@@ -100,10 +100,10 @@ def _packed(value: Any) -> int | None:
 _STEP = frozenset(
     [
         *("step", "epoch", "today", "count", "commitments", "classes", "exposures", "signals", "slots"),
-        *("spent", "decisions", "decision", "verdict"),
+        *("spent", "decision", "verdict"),
     ]
 )
-_DECISION = frozenset(("verdict", "weights", "rules", "advisory", "waived", "obligations"))
+_DECISION = frozenset(("id", "verdict", "weights", "rules", "advisory", "waived", "obligations"))
 
 
 def _column(values: Any, count: int, allowed: frozenset[type]) -> bool:
@@ -125,6 +125,7 @@ def _decision(value: Any) -> bool:
     rules, advisory, waived = value["rules"], value["advisory"], value["waived"]
     return (
         type(weights) is type(rules) is type(advisory) is type(waived) is type(obligations) is list
+        and _count(value["id"])
         and _INT.issuperset(map(type, weights))
         and (not weights or min(weights) >= 0)
         and _TEXT.issuperset(map(type, rules))
@@ -136,11 +137,11 @@ def _decision(value: Any) -> bool:
 
 
 def step(body: Any) -> bool:
-    """A step's intent: the inputs of every decision, and the decisions."""
+    """A step's intent: the inputs of every decision, and the numbers of the decisions."""
     if type(body) is not dict or body.keys() != _STEP:
         return False
     count, today, classes, exposures = body["count"], body["today"], body["classes"], body["exposures"]
-    decisions, decision = body["decisions"], body["decision"]
+    decision = body["decision"]
     return (
         _count(count)
         and _count(body["step"])
@@ -151,9 +152,6 @@ def step(body: Any) -> bool:
         and (exposures is None or _column(exposures, count, _INT))
         and _column(decision, count, _INT)
         and (not count or min(min(classes), min(decision), min(exposures or (0,))) >= 0)
-        and type(decisions) is list
-        and (not count or max(decision) < len(decisions))
-        and all(map(_decision, decisions))
         and _columns(body["signals"], count, _INT)
         and _columns(body["slots"], count, _SCALAR)
         and _texts(body["spent"])
@@ -246,6 +244,7 @@ SHAPES: dict[str, Shape] = {
     "opened": partial(_record, _OPENED),
     "program": partial(_record, _PROGRAM),
     "classes": partial(_record, {"classes": partial(_list, _decision_class)}),
+    "decisions": partial(_record, {"decisions": partial(_list, _decision)}),
     "examples": _examples,
     "step": step,
     "committed": committed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,14 @@ if TYPE_CHECKING:
     from gradwarden.runtime.entries import Entry
 
 KINDS = (
-    "opened", "program", "classes", "examples", "step", "committed", "refused", "starved", "expired",
-    "policy_changed", "checkpoint", "resumed", "sealed", "head",
+    "opened", "program", "classes", "decisions", "examples", "step", "committed", "refused", "starved",
+    "expired", "policy_changed", "checkpoint", "resumed", "sealed", "head",
 )  # fmt: skip
 
 POLL_SECONDS = 0.2
+
+RENUMBERING = ("opened", "policy_changed", "resumed")
+"""Kinds of entry after which decisions are numbered from 0 anew."""
 
 
 class StepRange(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click
@@ -50,6 +53,14 @@ class StepRange(click.ParamType):  # type: ignore[type-arg]  # generic only in n
 
 
 @dataclass(frozen=True, slots=True)
+class Told:
+    """An entry and the decisions that it declares or names, one per example of a step."""
+
+    entry: Entry
+    decisions: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Wanted:
     """Which entries are shown. Empty or None: all."""
 
@@ -58,7 +69,8 @@ class Wanted:
     rule: str | None
     verdict: str | None
 
-    def admits(self, entry: Entry) -> bool:
+    def admits(self, told: Told) -> bool:
+        entry = told.entry
         if self.kinds and entry.kind not in self.kinds:
             return False
         if self.steps is not None:
@@ -66,9 +78,9 @@ class Wanted:
             first, last = self.steps
             if not isinstance(step, int) or step < first or (last is not None and step > last):
                 return False
-        if self.rule is not None and self.rule not in _rules(entry):
+        if self.rule is not None and self.rule not in _rules(told):
             return False
-        return self.verdict is None or self.verdict in _verdicts(entry)
+        return self.verdict is None or self.verdict in _verdicts(told)
 
 
 @verb("log")
@@ -115,13 +127,14 @@ def command(
     heading = click.style(_row("index", "kind", "step", "content"), bold=True)
     damage: LedgerDamaged | None = None
     try:
-        for number, entry in enumerate(_selected(ledger, wanted, tail, follow=follow)):
+        for number, told in enumerate(_selected(ledger, wanted, tail, follow=follow)):
+            entry = told.entry
             if output_format == "table":
                 if number == 0:
                     click.echo(heading)
                 step = entry.body.get("step")
                 click.echo(
-                    _row(str(entry.index), entry.kind, "" if step is None else str(step), _content(entry))
+                    _row(str(entry.index), entry.kind, "" if step is None else str(step), _content(told))
                 )
             elif output_format == "jsonl":
                 click.echo(entry.line.decode())
@@ -139,20 +152,37 @@ def command(
     return int(damage is not None)
 
 
-def _selected(ledger: Path, wanted: Wanted, tail: int | None, *, follow: bool) -> Iterator[Entry]:
+def _selected(ledger: Path, wanted: Wanted, tail: int | None, *, follow: bool) -> Iterator[Told]:
     """Yield the wanted entries. With `tail`, those already there are held back until their end is known."""
-    held: deque[Entry] = deque(maxlen=tail)
+    held: deque[Told] = deque(maxlen=tail)
     caught_up = tail is None
+    declared: list[dict[str, Any]] = []
     for entry in _entries(ledger, follow=follow):
         if entry is None:
             yield from held
             held.clear()
             caught_up = True
-        elif wanted.admits(entry):
+            continue
+        told = _tell(entry, declared)
+        if wanted.admits(told):
             if caught_up:
-                yield entry
+                yield told
             else:
-                held.append(entry)
+                held.append(told)
+
+
+def _tell(entry: Entry, declared: list[dict[str, Any]]) -> Told:
+    """Look up the decisions that an entry names; keeps `declared` up to date."""
+    if entry.kind in RENUMBERING:
+        declared.clear()
+    if entry.kind == "decisions":
+        declared += entry.body["decisions"]
+        return Told(entry, tuple(entry.body["decisions"]))
+    if entry.kind == "step":
+        # A number that nothing declares is for `verify` to report.
+        numbers = [number for number in entry.body["decision"] if number < len(declared)]
+        return Told(entry, tuple(declared[number] for number in numbers))
+    return Told(entry)
 
 
 def _entries(ledger: Path, *, follow: bool) -> Iterator[Entry | None]:
@@ -193,25 +223,27 @@ def _row(index: str, kind: str, step: str, content: str) -> str:
     return f"{index:>8}  {kind:<14}  {step:>8}  {content}".rstrip()
 
 
-def _rules(entry: Entry) -> set[str]:
+def _rules(told: Told) -> set[str]:
     """Return the names of the rules that an entry mentions."""
-    body = entry.body
+    entry, body = told.entry, told.entry.body
     named = {body["rule"]} if "rule" in body else set()
     named |= set(body.get("spent", ())) | set(body.get("privacy", ()) if entry.kind == "committed" else ())
-    for decision in body.get("decisions", ()):
+    for decision in told.decisions:
         named.update(decision["rules"], decision["advisory"], decision["waived"])
         named.update(rule for _, rule in decision["obligations"])
     return named
 
 
-def _verdicts(entry: Entry) -> set[str]:
-    verdicts = {decision["verdict"] for decision in entry.body.get("decisions", ())}
-    return verdicts | {entry.body["verdict"]} if "verdict" in entry.body else verdicts
+def _verdicts(told: Told) -> set[str]:
+    verdicts = {decision["verdict"] for decision in told.decisions}
+    return verdicts | {told.entry.body["verdict"]} if "verdict" in told.entry.body else verdicts
 
 
-def _content(entry: Entry) -> str:
+def _content(told: Told) -> str:
     """Say in one line what an entry records."""
-    return printable(_CONTENTS[entry.kind](entry.body)).replace("\n", "\N{REPLACEMENT CHARACTER}")
+    entry = told.entry
+    words = _step(told) if entry.kind == "step" else _CONTENTS[entry.kind](entry.body)
+    return printable(words).replace("\n", "\N{REPLACEMENT CHARACTER}")
 
 
 def _opened(body: dict[str, Any]) -> str:
@@ -219,13 +251,10 @@ def _opened(body: dict[str, Any]) -> str:
     return f"{policy['name']} version {policy['version']}, bands {', '.join(body['bands'])}, {body['origin']}"
 
 
-def _step(body: dict[str, Any]) -> str:
-    counts: dict[str, int] = {}
-    for index in body["decision"]:
-        verdict = body["decisions"][index]["verdict"]
-        counts[verdict] = counts.get(verdict, 0) + 1
-    told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts)
-    return f"epoch {body['epoch']}, {body['count']} examples: {told or 'none'}; {body['verdict']}"
+def _step(told: Told) -> str:
+    body, counts = told.entry.body, Counter(decision["verdict"] for decision in told.decisions)
+    tally = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts)
+    return f"epoch {body['epoch']}, {body['count']} examples: {tally or 'none'}; {body['verdict']}"
 
 
 def _committed(body: dict[str, Any]) -> str:
@@ -246,7 +275,7 @@ _CONTENTS = {
     "program": lambda body: f"part {body['part'] + 1} of {body['parts']}, sha256 {body['digest'][:12]}",
     "classes": lambda body: f"{len(body['classes'])} decision classes",
     "examples": lambda body: f"commitments, part {body['part'] + 1}",
-    "step": _step,
+    "decisions": lambda body: f"{len(body['decisions'])} decisions",
     "committed": _committed,
     "refused": lambda body: f"{body['gate']} gate: {body['reason']}: {body['detail']}",
     "starved": lambda body: f"{body['band']} for {body['steps']} steps: {body['action']}",

@@ -78,7 +78,7 @@ def test_a_range_that_is_none_is_misuse(run: Run, write_ledger: Write, steps: st
 def test_a_damaged_ledger_is_shown_up_to_the_damage(run: Run, write_ledger: Write) -> None:
     path = write_ledger()
     lines = path.read_bytes().split(b"\n")
-    lines[3] = lines[3].replace(b"rule_1", b"rule_2")
+    lines[3] = lines[3].replace(b"1.5", b"1.6")
     path.write_bytes(b"\n".join(lines))
     result = run("log", path, "--format", "json")
     document = json.loads(result.stdout)

@@ -39,8 +39,9 @@ class Cases:
             "privacy": [],
         }
 
-    def decision(self, verdict: str = "limit") -> dict[str, Any]:
+    def decision(self, number: int = 0, verdict: str = "limit") -> dict[str, Any]:
         return {
+            "id": number,
             "verdict": verdict,
             "weights": [1_000_000, 0],
             "rules": ["permissive"],
@@ -61,7 +62,6 @@ class Cases:
             "signals": {"loss_ratio": [-5] * count},
             "slots": {"erase_on": [None] * count},
             "spent": [],
-            "decisions": [self.decision()],
             "decision": [0] * count,
             "verdict": "admit",
         }
@@ -82,6 +82,7 @@ class Cases:
         return {
             "program": [{"digest": ZERO, "part": 0, "parts": 1, "text": '{"é":"\u2028\\"\n\x7f"}'}],
             "classes": [{"classes": [{"id": 1, "bits": "0f"}, problems]}, {"classes": []}],
+            "decisions": [{"decisions": [self.decision(), self.decision(1, "refuse")]}, {"decisions": []}],
             "examples": [{"step": 1, "part": 0, "commitments": b64encode(bytes(64)).decode()}],
             "step": [self.step(1), self.step(2, count=0), {**self.step(3), "exposures": None, "today": None}],
             "committed": [self.committed(1), {**self.committed(2), "loss": None}],
