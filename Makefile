@@ -45,7 +45,7 @@ typecheck: setup
 
 # One thread per worker: two workers share two cores.
 unit: setup
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not soak"
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 test: lint typecheck unit
 

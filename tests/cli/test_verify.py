@@ -92,7 +92,7 @@ def record(here: Path, program: Program, signer: Signer) -> Record:
             recorder.commit(number, active, dict.fromkeys(active, "1"), "2.5", {})
         digest = hashlib.sha256(b"weights").hexdigest()
         recorder.event(
-            "checkpoint", {"step": STEPS - 1, "file": "weights.bin", "digest": digest, "tensors": None}
+            "checkpoint", {"step": STEPS, "file": "weights.bin", "digest": digest, "tensors": None}
         )
         learned = 2 * STEPS
         totals = {"steps": STEPS, "committed": STEPS, "refused": 0, "examples": learned}
