@@ -118,7 +118,8 @@ class Governor:
         self.roster.resume(history)
         self.budgets.resume(history.private_steps)
         self.exposed = history.example_count
-        if history.program_digest != self.program.digest:
+        # Not the digest: a crash may have cut off the text of the very program that the ledger names.
+        if history.program_text != self.program.to_json():
             self.recorder.change_policy(self.program, self.next_step)
 
     def _opening(self) -> dict[str, Any]:
@@ -128,10 +129,13 @@ class Governor:
             "dataset": None,
             "keys": [self.ledger.vkey],
             "engine": self.engine.name,
-            "normaliser": None if self.normaliser is None else repr(float(self.normaliser)),
+            "normaliser": self._recorded_normaliser(),
             "secret_commitment": self._committer.secret_commitment,
             "privacy": self.budgets.declaration(),
         }
+
+    def _recorded_normaliser(self) -> str | None:
+        return None if self.normaliser is None else repr(float(self.normaliser))
 
     # --- steps ---------------------------------------------------------------------------------------------
 
@@ -343,6 +347,11 @@ class Governor:
             raise LedgerError(
                 "the secret does not belong to this ledger",
                 help="pass `secret=` with the file that was written beside the ledger when the run began",
+            )
+        if opened["normaliser"] != self._recorded_normaliser():
+            raise LedgerError(
+                f"the ledger was opened with the normaliser `{opened['normaliser']}`",
+                help="pass the same `normaliser=`; it cannot change within a run",
             )
         if opened["privacy"] != self.budgets.declaration():
             raise LedgerError(

@@ -4,7 +4,9 @@ Decision classes and decisions are numbered from 0 anew after each `opened`, `po
 entry.
 
 Only what entries say is used here; whether they say the truth is checked by `verify`. An exposure is counted
-when a step commits, once for each of its examples whose decision let some weight through.
+when a step commits, once for each of its examples whose decision let some weight through. A step that a crash
+left without an outcome may have moved the model: when the run is resumed it counts as an exposure, and as a
+step of every privacy budget that was not spent.
 """
 
 from __future__ import annotations
@@ -55,6 +57,8 @@ class History:
     example_count: int = 0
     exposures: dict[bytes, int] = field(default_factory=dict)
     spending: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    unsettled: dict[str, int] = field(default_factory=dict)
+    """Per privacy rule, steps without an outcome since the last committed one."""
     pending: PendingStep | None = None
     sealed: bool = False
     _parts: list[bytes] = field(default_factory=list)
@@ -81,7 +85,7 @@ class History:
                 self.refused += 1
                 self.pending = None
             case "resumed":
-                self.pending = None
+                self._assume_committed()
                 self.decisions = []
                 self._parts.clear()
             case "sealed":
@@ -101,7 +105,20 @@ class History:
 
     def _commit(self, body: Mapping[str, Any]) -> None:
         self.spending.update(body["privacy"])
+        self.unsettled.clear()
         self.committed += 1
+        self._expose()
+
+    def _assume_committed(self) -> None:
+        if self.pending is None or self.opened is None:
+            return
+        spent = self.pending.body["spent"]
+        for rule in (terms["rule"] for terms in self.opened["privacy"]):
+            if rule not in spent:
+                self.unsettled[rule] = self.unsettled.get(rule, 0) + 1
+        self._expose()
+
+    def _expose(self) -> None:
         if self.pending is None:
             return
         for commitment in self.pending.learned():
@@ -112,7 +129,8 @@ class History:
     @property
     def private_steps(self) -> dict[str, int]:
         """Steps that each privacy rule has paid for."""
-        return {rule: spent["steps"] for rule, spent in self.spending.items()}
+        paid = {rule: spent["steps"] for rule, spent in self.spending.items()}
+        return paid | {rule: paid.get(rule, 0) + count for rule, count in self.unsettled.items()}
 
     @property
     def program_text(self) -> str:

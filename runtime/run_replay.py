@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from gradwarden.policy.decision import Decision
@@ -19,22 +19,18 @@ from gradwarden.policy.errors import GradwardenError
 from gradwarden.policy.program import Program
 from gradwarden.policy.program_json import program_from_json
 from gradwarden.policy.replay import Class, Replayer
-from gradwarden.runtime.accounting import library_installed, steps_within
+from gradwarden.runtime.budget_audit import BudgetAudit, private_limits
 from gradwarden.runtime.chain import ChainReport, Finding
 from gradwarden.runtime.entries import Entry
 from gradwarden.runtime.history import History, PendingStep
 from gradwarden.runtime.recorder import decision_body
+from gradwarden.runtime.violation import ViolationError, names, number
 
 NORM_ROUNDING = 1e-5
 """Norms are recorded with six significant digits."""
 
-
-class ViolationError(Exception):
-    """An entry that the program does not allow. Internal: becomes a finding."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
+_UNFIT = {"opened": "wrong_budget", "classes": "wrong_classes", "step": "wrong_step"}
+"""What is wrong with an entry of a kind that the program, or the accountant, cannot make sense of."""
 
 
 class RunReplay:
@@ -48,7 +44,8 @@ class RunReplay:
         self._agreed: dict[tuple[int, int], Decision] = {}
         """Pairs of a decision and the number that it was recorded under, found equal; keeps the decisions."""
         self._first: Finding | None = None
-        self._limits: dict[str, int] | None = {}
+        self._audit = BudgetAudit((), None)
+        self._policy: Mapping[str, Any] = {}
         self.decided = 0
         self.verdicts: Counter[str] = Counter()
         self.checkpoint: Mapping[str, Any] | None = None
@@ -65,15 +62,21 @@ class RunReplay:
         except ViolationError as violation:
             self._first = Finding(violation.code, entry.index, str(violation))
         except GradwardenError as error:
-            self._first = Finding("program_damaged", entry.index, error.message)
+            code = _UNFIT.get(entry.kind, "program_damaged")
+            self._first = Finding(code, entry.index, error.message)
 
     def findings(self, chain: ChainReport) -> Iterator[Finding]:
         """Yield what is wrong, given how far the chain holds."""
         if self._first is not None:
             yield self._first
+        elif self._replayer is None and chain.size:
+            yield Finding("program_damaged", chain.size - 1, "the ledger holds no complete program")
         elif chain.sealed and self._history.pending is not None:
             step = self._history.pending.step
             yield Finding("wrong_outcome", chain.size - 1, f"step {step} has no outcome")
+        else:
+            for message in self._audit.understated(self._history.spending):
+                yield Finding("wrong_budget", chain.size - 1, message)
 
     def facts(self) -> dict[str, Any]:
         history = self._history
@@ -90,7 +93,7 @@ class RunReplay:
             "verdicts": dict(self.verdicts),
             "exposures": history.example_count,
             "privacy": history.spending,
-            "budgets_recomputed": self._limits is not None,
+            "budgets_recomputed": self._audit.recomputes,
         }
 
     def _before(self, kind: str, body: Mapping[str, Any]) -> None:
@@ -109,20 +112,21 @@ class RunReplay:
             case "program":
                 self._check_program(body)
             case "opened":
-                self._limits = budget_limits(body["privacy"])
-                self._replace_program()
+                self._audit = BudgetAudit(body["privacy"], body["normaliser"])
+                self._replace_program(body["policy"])
             case "policy_changed":
                 self._check_change(body)
             case "resumed":
                 self._forget_numbers()
             case "checkpoint":
-                self.checkpoint = body
+                self._check_checkpoint(body)
             case "sealed":
                 self._check_sealed(body)
 
     # --- program and classes -------------------------------------------------------------------------------
 
-    def _replace_program(self) -> None:
+    def _replace_program(self, policy: Mapping[str, Any]) -> None:
+        self._policy = policy
         self._replayer = None
         self._forget_numbers()
 
@@ -133,7 +137,7 @@ class RunReplay:
     def _check_change(self, body: Mapping[str, Any]) -> None:
         if body["step"] != self._history.next_step or self._history.pending is not None:
             raise ViolationError("wrong_step", "the policy changes in the middle of a step or at another one")
-        self._replace_program()
+        self._replace_program(body["policy"])
 
     def _check_program(self, body: Mapping[str, Any]) -> None:
         parts = self._history.program_parts
@@ -144,8 +148,18 @@ class RunReplay:
         program = program_from_json("".join(parts) + body["text"])
         if program.digest != body["digest"]:
             raise ViolationError("program_damaged", "the program is not the one that the ledger names")
+        self._check_identity(program)
         self._check_expected(program)
+        self._audit.check_terms(program)
         self._replayer = Replayer(program)
+
+    def _check_identity(self, program: Program) -> None:
+        opened = self._history.opened or {}
+        fits = (program.name, program.version) == (self._policy["name"], self._policy["version"])
+        if self._policy is opened["policy"]:
+            fits &= (list(program.band_names), program.model_map) == (opened["bands"], opened["model_map"])
+        if not fits:
+            raise ViolationError("program_damaged", "the ledger describes another program than it holds")
 
     def _check_expected(self, program: Program) -> None:
         if self._expected is None:
@@ -191,7 +205,7 @@ class RunReplay:
     def _check_step(self, body: Mapping[str, Any]) -> None:
         decisions = self._decide(body)
         self._check_exposures(body)
-        self._check_budgets(body)
+        self._audit.check_spent(body, self._history.private_steps)
         numbers = body["decision"]
         for place, decision in enumerate(decisions):
             if (id(decision), numbers[place]) not in self._agreed:
@@ -248,18 +262,6 @@ class RunReplay:
                     f"the ledger has {expected}",
                 )
 
-    def _check_budgets(self, body: Mapping[str, Any]) -> None:
-        if self._limits is None:
-            return
-        steps = self._history.private_steps
-        spent = sorted(rule for rule, limit in self._limits.items() if steps.get(rule, 0) >= limit)
-        if body["spent"] != spent:
-            raise ViolationError(
-                "wrong_budget",
-                f"step {body['step']} holds the budgets of {_names(body['spent'])} for spent; by the steps "
-                f"recorded they are those of {_names(spent)}",
-            )
-
     # --- outcomes ------------------------------------------------------------------------------------------
 
     def _pending(self, body: Mapping[str, Any]) -> PendingStep:
@@ -280,29 +282,35 @@ class RunReplay:
         if body["active"] != active:
             raise ViolationError(
                 "wrong_outcome",
-                f"step {body['step']} moved {_names(body['active'])}; its decisions allow {_names(active)}",
+                f"step {body['step']} moved {names(body['active'])}; its decisions allow {names(active)}",
             )
-        self._check_norms(program, body)
-        self._check_charge(program, body, spent)
+        self._check_norms(program, body, active)
+        self._audit.check_charge(program, body, spent, self._history.private_steps)
 
-    def _check_norms(self, program: Program, body: Mapping[str, Any]) -> None:
+    def _check_norms(self, program: Program, body: Mapping[str, Any], active: Sequence[str]) -> None:
+        stray = sorted(
+            band for band, norm in body["norms"].items() if norm is not None and band not in active
+        )
+        if stray:
+            raise ViolationError(
+                "wrong_outcome",
+                f"step {body['step']} has a gradient in {names(stray)}, which it may not reach",
+            )
         for cap in program.gradient_caps:
             norm = body["norms"].get(cap.band)
-            if norm is not None and not _number(norm) <= float(cap.norm) * (1 + NORM_ROUNDING):
+            if norm is not None and not number(norm) <= float(cap.norm) * (1 + NORM_ROUNDING):
                 raise ViolationError(
                     "wrong_outcome",
                     f"the gradient of `{cap.band}` in step {body['step']} has norm {norm}, "
                     f"above the cap of {cap.norm}",
                 )
 
-    def _check_charge(self, program: Program, body: Mapping[str, Any], spent: set[str]) -> None:
-        before = self._history.private_steps
-        for rule in private_limits(program):
-            due = before.get(rule.name, 0) + (rule.name not in spent)
-            if body["privacy"].get(rule.name, {}).get("steps") != due:
-                raise ViolationError(
-                    "wrong_budget", f"step {body['step']} does not charge the budget of `{rule.name}`"
-                )
+    def _check_checkpoint(self, body: Mapping[str, Any]) -> None:
+        if body["step"] != self._history.next_step or self._history.pending is not None:
+            raise ViolationError(
+                "wrong_step", "a checkpoint was saved in the middle of a step or at another one"
+            )
+        self.checkpoint = body
 
     def _check_sealed(self, body: Mapping[str, Any]) -> None:
         history = self._history
@@ -318,50 +326,6 @@ class RunReplay:
             )
         if history.pending is not None:
             raise ViolationError("wrong_outcome", f"step {history.pending.step} has no outcome")
-
-
-@dataclass(frozen=True, slots=True)
-class PrivateLimit:
-    """A hard privacy rule and the bands that its examples may reach."""
-
-    name: str
-    bands: tuple[str, ...]
-
-
-def private_limits(program: Program) -> tuple[PrivateLimit, ...]:
-    """Return the hard privacy rules of a program."""
-    return tuple(
-        PrivateLimit(limit.name, limit.privacy.bands)
-        for limit in program.limits
-        if limit.privacy is not None and limit.level == "hard"
-    )
-
-
-def budget_limits(privacy: Sequence[Mapping[str, str]]) -> dict[str, int] | None:
-    """Return how many steps each privacy rule's budget lasts, recomputed from the terms in the opening.
-
-    None where the accounting library is not installed: then budgets are not checked, and the report says so.
-    """
-    if not privacy:
-        return {}
-    if not library_installed():
-        return None
-    return {
-        terms["rule"]: steps_within(
-            _number(terms["epsilon"]),
-            _number(terms["delta"]),
-            _number(terms["sampling_rate"]),
-            _number(terms["noise_multiplier"]),
-        )
-        for terms in privacy
-    }
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ViolationError("wrong_outcome", f"`{text}` is recorded where a number belongs") from None
 
 
 def _difference(step: int, place: int, given: Mapping[str, Any], recorded: Mapping[str, Any]) -> str:
@@ -384,7 +348,3 @@ def _unbound(program: Program) -> Program:
     """Return a program as it was before a model map was bound to it."""
     bands = tuple(replace(band, parameters=()) for band in program.bands)
     return replace(program, bands=bands, model_map="")
-
-
-def _names(names: Sequence[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names) or "none"

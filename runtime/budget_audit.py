@@ -1,0 +1,137 @@
+"""Checks a run's privacy budgets from its ledger: their terms, who pays, when they are spent, what they cost.
+
+The terms in the opening must be the policy's. Which budgets are spent, and what the steps cost, is computed
+anew with the accounting library; without it (`recomputes` is false) the rest is checked, and reports say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Any
+
+from gradwarden.policy.program import Program
+from gradwarden.runtime.accounting import (
+    JointPlan,
+    PrivacyRule,
+    RulePlan,
+    epsilon_text,
+    library_installed,
+    privacy_rules,
+    steps_within,
+)
+from gradwarden.runtime.violation import ViolationError, names, number
+
+EPSILON_ROUNDING = 1e-3
+"""By how much an accounting library of another version may differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateLimit:
+    """A hard privacy rule and the bands that its examples may reach."""
+
+    name: str
+    bands: tuple[str, ...]
+
+
+def private_limits(program: Program) -> tuple[PrivateLimit, ...]:
+    """Return the hard privacy rules of a program."""
+    return tuple(PrivateLimit(rule.name, rule.bands) for rule in privacy_rules(program))
+
+
+class BudgetAudit:
+    """Checks one run's budgets. Raises ViolationError, with the code `wrong_budget`.
+
+    privacy, normaliser: from the opening. Raises PrivacyError for terms that have no meaning.
+    """
+
+    def __init__(self, privacy: Sequence[Mapping[str, str]], normaliser: str | None) -> None:
+        self._declared = {terms["rule"]: terms for terms in privacy}
+        self._normaliser = normaliser
+        self._plan = _plan(privacy) if library_installed() or not privacy else None
+
+    @property
+    def recomputes(self) -> bool:
+        return self._plan is not None
+
+    def check_terms(self, program: Program) -> None:
+        """Check that the run was opened with the policy's privacy terms, and can keep them."""
+        rules = privacy_rules(program)
+        for rule in rules:
+            terms = {
+                "clip": repr(rule.clip),
+                "unit": rule.unit,
+                "epsilon": repr(rule.epsilon),
+                "delta": repr(rule.delta),
+            }
+            if terms.items() - self._declared.get(rule.name, {}).items():
+                raise _violation(f"the run was opened under other terms for `{rule.name}` than the policy's")
+        strange = sorted(self._declared.keys() - {rule.name for rule in rules})
+        if strange:
+            raise _violation(f"the run was opened with {names(strange)}, which the policy lacks")
+        if rules and self._normaliser is None:
+            raise _violation("the run has privacy rules and no constant normaliser")
+
+    def check_spent(self, body: Mapping[str, Any], steps: Mapping[str, int]) -> None:
+        """Check which budgets a step holds for spent. steps: paid for so far, by rule."""
+        if self._plan is None:
+            return
+        spent = sorted(self._plan.spent(steps))
+        if body["spent"] != spent:
+            raise _violation(
+                f"step {body['step']} holds the budgets of {names(body['spent'])} for spent; by the steps "
+                f"recorded they are those of {names(spent)}"
+            )
+
+    def check_charge(
+        self, program: Program, body: Mapping[str, Any], spent: AbstractSet[str], steps: Mapping[str, int]
+    ) -> None:
+        """Check that a committed step is paid for. spent: as its intent says. steps: paid for before it."""
+        due = {
+            rule.name: steps.get(rule.name, 0) + (rule.name not in spent) for rule in private_limits(program)
+        }
+        charged = {rule: spending["steps"] for rule, spending in body["privacy"].items()}
+        if charged != due:
+            raise _violation(
+                f"step {body['step']} leaves the budgets at {_counts(charged)} steps; due are {_counts(due)}"
+            )
+
+    def understated(self, spending: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+        """Say of each rule whose last recorded epsilon is less than what its steps cost."""
+        if self._plan is None:
+            return
+        for rule, spent in spending.items():
+            due = self._plan.epsilon(rule, spent["steps"])
+            if not _epsilon(spent["epsilon"]) >= due * (1 - EPSILON_ROUNDING):
+                yield (
+                    f"`{rule}` is recorded to have cost epsilon `{spent['epsilon']}`; "
+                    f"its {spent['steps']:,} steps cost {epsilon_text(due)}"
+                )
+
+
+def _plan(privacy: Sequence[Mapping[str, str]]) -> JointPlan:
+    """Return the plan that an opening declares, without its bands."""
+    plans = []
+    for terms in privacy:
+        rule = PrivacyRule(
+            terms["rule"], number(terms["epsilon"]), number(terms["delta"]), number(terms["clip"]), ()
+        )
+        rate, noise = number(terms["sampling_rate"]), number(terms["noise_multiplier"])
+        plans.append(RulePlan(rule, rate, noise, steps_within(rule.epsilon, rule.delta, rate, noise)))
+    return JointPlan(0.0, tuple(plans))
+
+
+def _epsilon(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
+
+
+def _counts(steps: Mapping[str, int]) -> str:
+    return ", ".join(f"`{rule}` {count}" for rule, count in sorted(steps.items())) or "none"
+
+
+def _violation(message: str) -> ViolationError:
+    return ViolationError("wrong_budget", message)
