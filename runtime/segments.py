@@ -111,13 +111,19 @@ def _scaled(
     return None if progress is None else lambda done: progress(min(done * processes, total), total)
 
 
+def _processors() -> int:
+    """Return how many processors this process may use; where the system does not tell, how many there are."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+
+
 def _bounds(path: str) -> list[int]:
     """Return the offsets of line starts that divide the file evenly, its ends included."""
     with open_ledger(path) as file:
         total = os.fstat(file.fileno()).st_size
         if not SMALLEST <= total <= LARGEST:
             return []
-        count = min(MOST_PROCESSES, len(os.sched_getaffinity(0)))
+        count = min(MOST_PROCESSES, _processors())
         bounds = [0]
         for part in range(1, count):
             file.seek(total * part // count)
