@@ -56,6 +56,7 @@ bench: setup-bench
 	$(BIN)/python -m benchmarks.policy_eval
 	$(BIN)/python -m benchmarks.step_time
 	$(BIN)/python -m benchmarks.ledger_bench
+	$(BIN)/python -m benchmarks.verify_bench
 	$(BIN)/python -m benchmarks.cold_start
 
 clean:

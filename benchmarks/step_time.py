@@ -2,28 +2,24 @@
 
 Six blocks, width 384, 128 tokens, batch 16, float32, AdamW; forward, backward and optimizer step. Plain and
 governed steps alternate, each on its own copy of the model, and the median of the pairs' ratios is reported
-with its quartiles. Writes one JSON document with the machine and the versions it was measured on.
+with its quartiles.
 
-    python benchmarks/step_time.py [--pairs 9] [--threads 2] [--only CASE] [--output FILE]
+    python -m benchmarks.step_time [--pairs 9] [--threads 2] [--only CASE]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from datetime import UTC, datetime
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.results import write_results
 from gradwarden.policy.program import Band
 from gradwarden.runtime.masks import make_engine
 
@@ -160,29 +156,8 @@ def measure(weights: Tensor, pairs: int, engine: str) -> dict[str, float]:
     }
 
 
-def surroundings(threads: int) -> dict[str, object]:
-    """Return the machine and the versions of a measurement."""
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-
-
 def main() -> None:
-    """Measure every case and write the results."""
+    """Measure every case; write the results where all were."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -190,7 +165,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", choices=sorted(cases()), action="append")
     parser.add_argument("--engine", choices=("fused", "split"), default="fused")
-    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     results: dict[str, dict[str, float]] = {}
@@ -201,17 +175,9 @@ def main() -> None:
         bar = f"  bar {BARS[name]:.2f}" if name in BARS else ""
         spread = f"{results[name]['quartile_1']:.3f}-{results[name]['quartile_3']:.3f}"
         print(f"{name:20s} {results[name]['ratio']:.3f}  ({spread}){bar}", flush=True)
-    if options.output:
-        document = {
-            "benchmark": "step_time",
-            "engine": options.engine,
-            "pairs": options.pairs,
-            "bars": BARS,
-            "machine": surroundings(options.threads),
-            "results": results,
-        }
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    if not options.only:
+        figures = {"engine": options.engine, "threads": options.threads, "pairs": options.pairs}
+        write_results("step_time", {**figures, "bars": BARS, "ratios": results}, ["torch"])
 
 
 if __name__ == "__main__":
