@@ -28,7 +28,6 @@ from gradwarden.policy.program import (
     Flag,
     Has,
     OneOf,
-    Or,
     SetTest,
     Text,
     TextTest,
@@ -44,7 +43,7 @@ from gradwarden.policy.types import (
     PhaseOperand,
     describe,
 )
-from gradwarden.policy.walk import MAX_HEIGHT, MAX_SIZE, MAX_TOTAL, Measure
+from gradwarden.policy.walk import MAX_HEIGHT, MAX_SIZE, MAX_TOTAL, Measure, signals_of
 
 Present = frozenset[str]
 """Optional attributes known to be present."""
@@ -274,7 +273,7 @@ class Conditions:
             self.faults.error("GW302", message, expr.span)
             return FALSE
         condition = compare_numbers(self.faults, op, operand, other, expr.span)
-        return FALSE if condition is None else Checked(condition)
+        return FALSE if condition is None else _comparing(condition)
 
     def _is_literal(self, expr: s.Expr) -> bool:
         """Whether an operand is a value rather than something that has a type of its own."""
@@ -335,7 +334,7 @@ class Conditions:
             condition = value and compare_numbers(self.faults, "==", operand, value, member.span)
             if condition:
                 terms[condition] = None
-        return Checked(Or(tuple(terms)) if len(terms) != 1 else next(iter(terms)))
+        return junction("or", [_comparing(term) for term in terms])
 
     def _in_range(self, expr: s.InRange, present: Present) -> Checked:
         operand = self._operand(expr.term, present)
@@ -352,7 +351,7 @@ class Conditions:
         bounds = [compare_numbers(self.faults, op, operand, x, span) for op, x in ((">=", lo), ("<=", hi))]
         if None in bounds:
             return FALSE
-        inside = junction("and", [Checked(bound) for bound in bounds if bound])
+        inside = junction("and", [_comparing(bound) for bound in bounds if bound])
         return negation(inside) if expr.negated else inside
 
     def _member_of(self, operand: Categorical | PhaseOperand, members: Sequence[s.Member]) -> Checked:
@@ -432,6 +431,10 @@ class Conditions:
             if not isinstance(member, s.Word):
                 self.faults.error("GW302", "a set does not hold numbers or dates", member.span)
         return Checked(SetTest(operand.spec.name, expr.test, self._codes(operand.spec, words)))
+
+
+def _comparing(condition: Condition) -> Checked:
+    return Checked(condition, signals=frozenset(signals_of(condition)))
 
 
 def _listed(values: Sequence[str]) -> str:

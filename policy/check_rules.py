@@ -37,7 +37,6 @@ from gradwarden.policy.program import (
 )
 from gradwarden.policy.scope import Scope
 from gradwarden.policy.types import MAX_COUNT, Checked, day_text
-from gradwarden.policy.walk import signals_of
 
 MAX_EPSILON = Decimal(10_000)
 MAX_CLIP = Decimal(1_000_000_000)
@@ -143,7 +142,7 @@ class _RuleCheck:
 
     def memorization(self) -> Limit | None:
         when = self.clauses.need(s.When, "`when`")
-        if when is not None and not any(signals_of(self.when.condition)) and not self.faults.cascading:
+        if when is not None and not self.when.signals and not self.faults.cascading:
             self.faults.error(
                 "GW458", "a memorization rule tests a signal", when.span, "declare one in `signals { … }`"
             )

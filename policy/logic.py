@@ -19,7 +19,7 @@ def negation(checked: Checked) -> Checked:
             condition = Constant(not value)
         case other:
             condition = Not(other)
-    return Checked(condition, checked.no, checked.yes)
+    return Checked(condition, checked.no, checked.yes, checked.signals)
 
 
 def junction(op: str, terms: Sequence[Checked]) -> Checked:
@@ -36,9 +36,10 @@ def junction(op: str, terms: Sequence[Checked]) -> Checked:
         some = failing if some is None else some & failing
         every |= shows
     conditions = [term.condition for term in terms]
+    signals = _NOTHING.union(*(term.signals for term in terms))
     if op == "and":
-        return Checked(conjunction(*conditions), every, some or _NOTHING)
-    return Checked(disjunction(*conditions), some or _NOTHING, every)
+        return Checked(conjunction(*conditions), every, some or _NOTHING, signals)
+    return Checked(disjunction(*conditions), some or _NOTHING, every, signals)
 
 
 def conjunction(*terms: Condition) -> Condition:

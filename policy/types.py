@@ -93,11 +93,15 @@ class Numeric:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A typed condition, and which optional attributes are present where it is true and where false."""
+    """A typed condition, and which optional attributes are present where it is true and where false.
+
+    signals: what it was written to read, also where constants beside it decide it.
+    """
 
     condition: Condition
     yes: frozenset[str] = frozenset()
     no: frozenset[str] = frozenset()
+    signals: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

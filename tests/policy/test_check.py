@@ -182,6 +182,7 @@ def test_named_conditions_show_presence_too() -> None:
         ("memorization m { when loss < 1  refuse }", []),
         ("let calm = loss < 1\nmemorization m { when calm  refuse }", []),
         ("memorization m { when lines < 1  refuse }", ["GW458"]),
+        ("memorization m { when loss < 1 and false  refuse }", []),
         ("memorization m { when loss < 1 }", ["GW451"]),
         ("memorization m { when loss < 1  refuse  route to quarantine }", ["GW459"]),
         ("curriculum c { in main reach all }", []),
