@@ -118,8 +118,8 @@ def number_rows(tape: Tape, count: int) -> tuple[Ids, list[int]]:
     """Run a tape over `count` rows; return each row's class number and the truth of all outputs by class."""
     packer = Packer(tape.outputs)
     ids = np.empty(count, np.int32)
-    for start in range(0, count, CHUNK):
-        stop = min(start + CHUNK, count)
+    for start in range(0, count, tape.chunk):
+        stop = min(start + tape.chunk, count)
         ids[start:stop] = packer.numbers(tape.run(start, stop), stop - start)
     return ids, packer.classes()
 

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, assert_never
 
 import numpy as np
 
-from gradwarden.policy.arrays import Array, BoolArray, narrowest_signed
+from gradwarden.policy.arrays import Array, narrowest_signed
 from gradwarden.policy.columns import Columns
 from gradwarden.policy.program import (
     And,
@@ -43,7 +43,10 @@ Views: TypeAlias = list[Array]
 Operation: TypeAlias = Callable[[Views], object]
 
 CHUNK = 16_384
-"""Rows per chunk: some sixty buffers of a byte a row fit the second-level cache."""
+"""Rows per chunk at most: some sixty buffers of a byte a row fit the second-level cache."""
+
+MAX_BUFFERED = 1 << 26
+"""Elements in all buffers together; a program of thousands of rules runs in smaller chunks."""
 
 MAX_RUNS = 4
 """Up to so many runs of consecutive codes are tested by comparison; more, by lookup."""
@@ -99,7 +102,8 @@ class _Term:
 class Tape:
     """The truth of some conditions over the rows of one table.
 
-    `outputs` has for each condition a constant, or the slot of `views` where its truth is after `run`.
+    `outputs` has for each condition a constant, or the slot of the views where its truth is after `run`.
+    `chunk` is the greatest number of rows that `run` takes.
     """
 
     def __init__(self, columns: Columns, inputs: RowInputs, conditions: Sequence[Condition]) -> None:
@@ -107,18 +111,24 @@ class Tape:
         self._inputs = inputs
         self._specs = {spec.name: spec for spec in columns.attributes}
         self._sources: list[Array | None] = []
-        self._buffers: list[Array | None] = []
+        self._dtypes: list[Any] = []
         self._operations: list[Operation] = []
         self._known: dict[Condition | NumericExpr | tuple[str, str], bool | int] = {}
         self._terms: dict[NumericExpr, int | _Term] = {}
         self.outputs: list[bool | int] = [self._condition(condition) for condition in conditions]
+        made = [dtype for dtype in self._dtypes if dtype is not None]
+        self.chunk = max(256, min(CHUNK, MAX_BUFFERED // max(1, len(made))))
+        self._slots: list[Array] = [
+            np.empty(self.chunk, dtype) if source is None else source
+            for source, dtype in zip(self._sources, self._dtypes, strict=True)
+        ]
 
     def run(self, start: int, stop: int) -> Views:
-        """Evaluate rows start..stop (at most CHUNK) and return the views of all slots. They are reused."""
+        """Evaluate rows start..stop (at most `chunk`) and return the views of all slots. They are reused."""
         size = stop - start
         views = [
-            source[start:stop] if source is not None else buffer[:size]  # type: ignore[index]  # one of the two
-            for source, buffer in zip(self._sources, self._buffers, strict=True)
+            slot[:size] if source is None else slot[start:stop]
+            for source, slot in zip(self._sources, self._slots, strict=True)
         ]
         for operation in self._operations:
             operation(views)
@@ -128,12 +138,12 @@ class Tape:
 
     def _source(self, array: Array) -> int:
         self._sources.append(array)
-        self._buffers.append(None)
+        self._dtypes.append(None)
         return len(self._sources) - 1
 
     def _buffer(self, dtype: Any = bool) -> int:
         self._sources.append(None)
-        self._buffers.append(np.empty(CHUNK, dtype))
+        self._dtypes.append(dtype)
         return len(self._sources) - 1
 
     def _shared(self, key: tuple[str, str], array: Array) -> int:
@@ -315,18 +325,6 @@ class Tape:
 
         self._operations.append(apply)
         return _Term(out, lo, hi)
-
-
-def evaluate_rows(columns: Columns, inputs: RowInputs, conditions: Sequence[Condition]) -> list[BoolArray]:
-    """Return the truth of conditions over all rows; for tests and small tables."""
-    tape = Tape(columns, inputs, conditions)
-    results = [np.empty(columns.count, bool) for _ in conditions]
-    for start in range(0, columns.count, CHUNK):
-        stop = min(start + CHUNK, columns.count)
-        views = tape.run(start, stop)
-        for result, output in zip(results, tape.outputs, strict=True):
-            result[start:stop] = output if isinstance(output, bool) else views[output]
-    return results
 
 
 def _ends(term: int | _Term) -> tuple[int, int]:
