@@ -39,6 +39,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/gradwarden check --strict policies
+	$(BIN)/gradwarden fmt --check policies
+	$(BIN)/gradwarden test policies
 
 typecheck: setup
 	$(BIN)/mypy

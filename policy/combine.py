@@ -64,10 +64,13 @@ def combine(program: Program, truth: Sequence[bool], signal: Callable[[str], int
     if not any(granted):
         causes.append(Cause("", "not_granted"))
     causes += [Cause(assertion.name, "assertion") for assertion in failed]
-    lasting = _least(program, (clause.caps for _, clause in active if not clause.defers))
-    waits = not failed and any(_apply(granted, lasting, factors))
+    verdict, stage = _verdict(program.band_names, weights), None
+    if not any(weights):
+        waits = not failed and _waits(program, granted, active, factors)
+        verdict = "defer" if waits else "refuse"
+        stage = _stage(program, granted, active, bound, factors)
     return Decision(
-        verdict=_verdict(program.band_names, weights, waits),
+        verdict=verdict,
         bands=program.band_names,
         micro=weights,
         rules=tuple(sorted(rules)),
@@ -75,7 +78,7 @@ def combine(program: Program, truth: Sequence[bool], signal: Callable[[str], int
         waived=tuple(sorted(waived)),
         obligations=obligations,
         causes=tuple(causes),
-        stage=None if any(weights) else _stage(program, granted, active, bound, factors),
+        stage=stage,
     )
 
 
@@ -102,6 +105,8 @@ def _factors(
     advisory: list[str],
 ) -> Weights:
     factors = dict.fromkeys(program.band_names, SCALE)
+    if not program.modulations:
+        return tuple(factors.values())
     specs = {spec.name: spec for spec in program.signals}
     for modulation in program.modulations:
         if not next(known):
@@ -125,7 +130,7 @@ def _least(program: Program, caps: Iterator[Weights]) -> Weights:
 
 
 def _apply(granted: Weights, bound: Weights, factors: Weights) -> Weights:
-    return tuple(min(g, b) * f // SCALE for g, b, f in zip(granted, bound, factors, strict=True))
+    return tuple([min(g, b) * f // SCALE for g, b, f in zip(granted, bound, factors, strict=True)])
 
 
 def _obligations(active: Sequence[tuple[Limit, Clause]]) -> Iterator[Obligation]:
@@ -165,9 +170,17 @@ def _note(assertion: Assertion, rules: list[str], advisory: list[str]) -> bool:
     return assertion.level == "hard"
 
 
-def _verdict(bands: tuple[str, ...], weights: Weights, waits: bool) -> Verdict:
-    if not any(weights):
-        return "defer" if waits else "refuse"
+def _waits(
+    program: Program, granted: Weights, active: Sequence[tuple[Limit, Clause]], factors: Weights
+) -> bool:
+    """Return whether something would be learned but for the limits that time lifts."""
+    if not any(clause.defers for _, clause in active):
+        return False
+    lasting = _least(program, (clause.caps for _, clause in active if not clause.defers))
+    return any(_apply(granted, lasting, factors))
+
+
+def _verdict(bands: tuple[str, ...], weights: Weights) -> Verdict:
     full = all(w >= SCALE for band, w in zip(bands, weights, strict=True) if band != QUARANTINE)
     return "admit" if full else "limit"
 

@@ -392,7 +392,7 @@ class Program:
     model_map: str = ""
     """SHA-256 (hex) of the model map that the bands were bound with; empty where unbound."""
 
-    @property
+    @cached_property
     def band_names(self) -> tuple[str, ...]:
         return tuple(band.name for band in self.bands)
 
