@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gradwarden.policy.decision import Decision
 from gradwarden.policy.program import Program
-from gradwarden.runtime.accounting import JointPlan, epsilon_text, privacy_rules
+from gradwarden.runtime.accounting import JointPlan, PrivacyRule, epsilon_text, privacy_rules
 from gradwarden.runtime.errors import PrivacyError
 from gradwarden.runtime.privacy import GradientSum, Unit, add_noise, add_to_gradients, private_sum
 
@@ -41,7 +41,7 @@ class BudgetBook:
         self, program: Program, plan: JointPlan | None, normaliser: float | None, seed: int | None = None
     ) -> None:
         rules = privacy_rules(program)
-        _check_plan({rule.name for rule in rules}, plan, normaliser)
+        _check_plan(rules, plan, normaliser)
         self._plan = plan or JointPlan(0.0, ())
         self._bands = program.band_names
         self._steps = {rule.name: 0 for rule in rules}
@@ -151,12 +151,12 @@ class BudgetBook:
         return {self._bands.index(band): parameters[band] for band in self.noised_bands}
 
 
-def _check_plan(rules: set[str], plan: JointPlan | None, normaliser: float | None) -> None:
-    planned = set() if plan is None else {entry.rule.name for entry in plan.rules}
-    if rules != planned:
-        wanted = ", ".join(f"`{rule}`" for rule in sorted(rules)) or "no privacy rule"
+def _check_plan(rules: Sequence[PrivacyRule], plan: JointPlan | None, normaliser: float | None) -> None:
+    planned = set() if plan is None else {entry.rule for entry in plan.rules}
+    if set(rules) != planned:
+        wanted = ", ".join(f"`{rule.name}`" for rule in rules) or "no privacy rule"
         raise PrivacyError(
-            f"the privacy plan does not fit the policy, which has {wanted}",
+            f"the privacy plan does not fit the policy, which has {wanted}, or it was made for other terms",
             help="make one with `JointPlan.for_steps(privacy_rules(program), sampling_rate, steps)`",
         )
     if rules and normaliser is None:

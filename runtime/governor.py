@@ -113,6 +113,7 @@ class Governor:
         if history.opened is None:
             self.recorder.open(self.program, self._opening())
             return
+        history.resume()
         self._check_same_run(history)
         self.next_step, self.committed, self.refused = history.next_step, history.committed, history.refused
         self.roster.resume(history)

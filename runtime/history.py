@@ -85,9 +85,7 @@ class History:
                 self.refused += 1
                 self.pending = None
             case "resumed":
-                self._assume_committed()
-                self.decisions = []
-                self._parts.clear()
+                self.resume()
             case "sealed":
                 self.sealed = True
 
@@ -109,7 +107,10 @@ class History:
         self.committed += 1
         self._expose()
 
-    def _assume_committed(self) -> None:
+    def resume(self) -> None:
+        """Take what follows for a resumed run."""
+        self.decisions = []
+        self._parts.clear()
         if self.pending is None or self.opened is None:
             return
         spent = self.pending.body["spent"]

@@ -279,6 +279,8 @@ class RunReplay:
         spent = set(pending.body["spent"])
         noised = {band for rule in private_limits(program) if rule.name not in spent for band in rule.bands}
         active = [b for b, hit in zip(program.band_names, reached, strict=True) if hit or b in noised]
+        if not active:
+            raise ViolationError("wrong_outcome", f"step {body['step']} was committed, and reaches nothing")
         if body["active"] != active:
             raise ViolationError(
                 "wrong_outcome",

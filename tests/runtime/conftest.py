@@ -206,6 +206,12 @@ def run_signer() -> Signer:
     return Signer.generate("run")
 
 
+@pytest.fixture(scope="session")
+def laboratory() -> type[Lab]:
+    """For tests that need a laboratory of another scope, or several."""
+    return Lab
+
+
 @pytest.fixture
 def lab(tmp_path: Path, run_signer: Signer) -> Any:
     laboratory = Lab(tmp_path, run_signer)

@@ -1,0 +1,436 @@
+"""Private examples under a governor: confined, clipped per unit, noised, paid for, seen by nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gradwarden.runtime.accounting import JointPlan, epsilon, privacy_rules, steps_within
+from gradwarden.runtime.errors import PrivacyError
+
+ENGINES = ["fused", "split"]
+CLIP = 0.3
+NORMALISER = 4.0
+SEED = 11
+
+PRIVATE = f"""
+depth all_d {{ when kind == d  reach shallow at 0.5 }}
+privacy quiet {{ when kind == d and has who  within shallow  epsilon 2  delta 1e-5  clip {CLIP}  unit who }}
+"""
+
+
+def patient(lab, name: str, who: str = "ann") -> dict[str, Any]:
+    return lab.example(name, "d", who=who)
+
+
+def plan_of(lab, text: str, **options: Any) -> JointPlan:
+    return JointPlan.for_noise(privacy_rules(lab.program(text)), 0.01, **{"noise_multiplier": 4.0, **options})
+
+
+@pytest.fixture
+def text(lab) -> str:
+    return lab.policy + PRIVATE
+
+
+def open_run(lab, text: str, engine: str = "auto", plan: JointPlan | None = None, **options: Any) -> Any:
+    plan = plan_of(lab, text) if plan is None else plan
+    options = {"normaliser": NORMALISER, "noise_seed": SEED, **options}
+    return lab.governor(text, privacy=plan, engine=engine, **options)
+
+
+def noise_of(parameters: list[Tensor], sigma: float, steps: int = 1) -> list[Tensor]:
+    """The noise of the last of some steps, drawn as the governor draws it."""
+    generator = torch.Generator().manual_seed(SEED)
+    for _ in range(steps):
+        drawn = [torch.randn(p.shape, generator=generator, dtype=p.dtype) * sigma for p in parameters]
+    return drawn
+
+
+def clipped(lab, governor, rows: list[int], weights: list[float], inputs: Tensor) -> list[Tensor]:
+    """The clipped gradient of one unit by hand, over the shallow band."""
+    parameters = list(governor.parameters["shallow"])
+    losses = lab.losses(governor.model, inputs)
+    total = sum(weight * losses[row] for row, weight in zip(rows, weights, strict=True))
+    gradients = torch.autograd.grad(total, parameters)
+    norm = torch.cat([g.flatten() for g in gradients]).norm()
+    return [g * min(1.0, CLIP / float(norm)) for g in gradients]
+
+
+# --- the private gradient -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_gradient_is_the_public_sum_plus_the_clipped_and_noised_private_sum(lab, text, reference, engine):
+    governor = open_run(lab, text, engine)
+    examples = [
+        lab.example("p", "a"), patient(lab, "x1"), patient(lab, "y", "bob"), patient(lab, "x2"),
+        lab.example("q", "b"), lab.example("out", "c"),
+    ]  # fmt: skip
+    inputs = lab.inputs(6)
+    shallow, deep = governor.parameters["shallow"], governor.parameters["deep"]
+    public = reference(
+        lab.losses(governor.model, inputs),
+        [(1, 1), (0, 0), (0, 0), (0, 0), (0.5, 0), (0, 0)],
+        [shallow, deep],
+        NORMALISER,
+    )
+    ann = clipped(lab, governor, [1, 3], [0.5, 0.5], inputs)
+    bob = clipped(lab, governor, [2], [0.5], inputs)
+    noise = noise_of(list(shallow), sigma=4.0 * CLIP)
+    proposal = lab.step(governor, examples)
+    assert proposal.committed
+    for number, parameter in enumerate(shallow):
+        wanted = public[parameter] + (ann[number] + bob[number] + noise[number]) / NORMALISER
+        assert torch.allclose(parameter.grad, wanted, rtol=1e-9, atol=1e-12)
+    for parameter in deep:
+        assert torch.allclose(parameter.grad, public[parameter], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_private_examples_alone_leave_every_other_band_as_it_was(lab, text, state_of, changes, engine):
+    model = lab.model()
+    optimizer = torch.optim.AdamW(model.parameters(), 0.1, weight_decay=0.1)
+    governor = open_run(lab, text, engine, model=model, optimizer=optimizer)
+    lab.step(governor, [lab.example("p")])
+    before = state_of(governor)
+    proposal = lab.step(governor, [patient(lab, "x")])
+    assert proposal.active == ("shallow",)
+    moved = changes(before, state_of(governor))
+    assert {"2.weight", "4.bias"} <= set(moved)
+    assert not {"0.weight", "0.bias", "optimizer 0 exp_avg", "optimizer 1 step"} & set(moved)
+
+
+@pytest.mark.parametrize("kinds", ["", "C", "b"])
+def test_a_step_without_private_examples_is_noised_and_paid_for_all_the_same(lab, text, reference, kinds):
+    governor = open_run(lab, text)
+    shallow = list(governor.parameters["shallow"])
+    public = reference(
+        lab.losses(governor.model, lab.inputs(len(kinds))),
+        [(0.5, 0.0) if kind == "b" else (0.0, 0.0) for kind in kinds],
+        [shallow],
+        NORMALISER,
+    )
+    noise = noise_of(shallow, 4.0 * CLIP)
+    with governor.step(lab.batch(kinds)) as proposal:
+        if kinds:
+            proposal.backward(lab.losses(governor.model, lab.inputs(len(kinds))))
+    assert proposal.committed
+    assert proposal.active == ("shallow",)
+    for parameter, drawn in zip(shallow, noise, strict=True):
+        direct = 0.0 if public[parameter] is None else public[parameter]
+        assert torch.allclose(parameter.grad, direct + drawn / NORMALISER, rtol=1e-9, atol=1e-12)
+    governor.close()
+    assert lab.bodies("committed")[0]["privacy"]["quiet"]["steps"] == 1
+    assert lab.verify().ok
+
+
+def test_noise_is_fresh_in_every_step(lab, text):
+    governor = open_run(lab, text)
+    shallow = list(governor.parameters["shallow"])
+    for steps in (1, 2, 3):
+        with governor.step([]) as proposal:
+            pass
+        assert proposal.committed
+        for parameter, drawn in zip(shallow, noise_of(shallow, 4.0 * CLIP, steps), strict=True):
+            assert torch.equal(parameter.grad, drawn / NORMALISER)
+
+
+def test_without_a_seed_two_runs_draw_different_noise(lab, text):
+    grads = []
+    for name in ("one", "two"):
+        governor = open_run(lab, text, noise_seed=None, name=name)
+        with governor.step([]):
+            pass
+        grads.append(governor.model[4].bias.grad)
+    assert not torch.equal(*grads)
+
+
+def test_one_unit_moves_the_sum_by_its_clip_at_most(lab, text):
+    def gradient(examples: list[Any], scale: float, name: str) -> Tensor:
+        governor = open_run(lab, text, name=name)
+        lab.step(governor, examples, scale=scale)
+        return torch.cat([p.grad.flatten() for p in governor.parameters["shallow"]])
+
+    public = [lab.example("p", "c")]
+    for number, scale in enumerate((1e-3, 1.0, 1e6)):
+        with_unit = gradient([*public, patient(lab, "x"), patient(lab, "x2")], scale, f"with{number}")
+        without = gradient(public, scale, f"without{number}")
+        assert float((with_unit - without).norm()) * NORMALISER <= CLIP * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_private_loss_that_is_not_finite_refuses_nothing(lab, text, value):
+    governor = open_run(lab, text, engine="split")
+    with governor.step([patient(lab, "x"), lab.example("out", "c")]) as proposal:
+        losses = lab.losses(governor.model, lab.inputs(2))
+        proposal.backward(losses * torch.tensor([value, 1.0], dtype=torch.float64))
+    assert proposal.committed
+    shallow = list(governor.parameters["shallow"])
+    for parameter, drawn in zip(shallow, noise_of(shallow, 4.0 * CLIP), strict=True):
+        assert torch.equal(parameter.grad, drawn / NORMALISER)
+
+
+# --- what private losses must not touch ---------------------------------------------------------------------
+
+
+def test_private_losses_reach_neither_the_ledger_nor_the_signal(lab, text):
+    guard = (
+        "signals { loss_ratio : number 0..10 default 1 }\nmemorization m { when loss_ratio < 0.5  refuse }\n"
+    )
+    governor = open_run(lab, text + guard)
+    batch = [lab.example("p", "b"), patient(lab, "x")]
+
+    def step(scales: list[float]) -> Any:
+        with governor.step(batch) as proposal:
+            losses = lab.losses(governor.model, lab.inputs(2)) * 1e-6
+            proposal.backward(losses - losses.detach() + torch.tensor(scales, dtype=torch.float64))
+        return proposal
+
+    first = step([2.0, 8.0])
+    second = step([1.5, 0.01])
+    third = step([1.5, 0.01])
+    assert [p.mean_loss for p in (first, second, third)] == [2.0, 1.5, 1.5]
+    assert [[d.verdict for d in p.decisions] for p in (first, third)] == [["limit"] * 2] * 2
+    governor.close()
+    assert [body["loss"] for body in lab.bodies("committed")] == ["2", "1.5", "1.5"]
+    assert [body["signals"]["loss_ratio"] for body in lab.bodies("step")][2] == [750_000, 1_000_000]
+    only_private = [b["loss"] for b in lab.bodies("committed") if b["loss"] is None]
+    assert only_private == []
+
+
+def test_a_step_of_private_examples_alone_records_no_loss(lab, text):
+    governor = open_run(lab, text)
+    assert lab.step(governor, [patient(lab, "x")]).mean_loss is None
+    governor.close()
+    assert lab.bodies("committed")[0]["loss"] is None
+
+
+# --- budgets ------------------------------------------------------------------------------------------------
+
+
+def test_when_the_budget_is_spent_private_examples_are_refused_and_public_ones_go_on(lab, text, state_of):
+    plan = JointPlan.for_steps(privacy_rules(lab.program(text)), 0.01, 3)
+    lasts = plan.rules[0].steps
+    assert lasts == steps_within(2.0, 1e-5, 0.01, plan.rules[0].noise_multiplier)
+    governor = open_run(lab, text, plan=plan)
+    batch = [lab.example("p"), patient(lab, "x")]
+    proposals = [lab.step(governor, batch) for _ in range(lasts + 2)]
+    assert all(proposal.committed for proposal in proposals)
+    assert [p.decisions[1].verdict for p in proposals] == ["limit"] * lasts + ["refuse"] * 2
+    assert proposals[lasts - 1].active == ("shallow", "deep")
+    refused = lab.step(governor, [patient(lab, "y")])
+    assert refused.refusal.reason == "nothing_admitted"
+    governor.close()
+    spending = [body["privacy"]["quiet"] for body in lab.bodies("committed")]
+    assert [s["steps"] for s in spending] == [*range(1, lasts + 1), lasts, lasts]
+    assert [body["spent"] for body in lab.bodies("step")] == [[]] * lasts + [["quiet"]] * 3
+    cost = epsilon(plan.rules[0].noise_multiplier, 0.01, lasts, 1e-5)
+    assert cost <= float(spending[-1]["epsilon"]) <= cost + 1e-4
+    assert float(spending[-1]["epsilon"]) <= 2.0
+    assert lab.verify().ok
+
+
+def test_the_last_step_of_a_budget_still_counts_its_noised_bands_as_active(lab, text):
+    plan = JointPlan.for_steps(privacy_rules(lab.program(text)), 0.01, 1)
+    governor = open_run(lab, text + "starvation shallow { after 1 steps halt }\n", plan=plan)
+    for _ in range(plan.rules[0].steps):
+        with governor.step([]) as proposal:
+            pass
+        assert (proposal.committed, proposal.active) == (True, ("shallow",))
+
+
+def test_a_refused_step_costs_nothing(lab, text):
+    governor = open_run(lab, text)
+    lab.step(governor, [lab.example("p"), patient(lab, "x")], scale=float("nan"))
+    lab.step(governor, [lab.example("p"), patient(lab, "x")])
+    governor.close()
+    (committed,) = lab.bodies("committed")
+    assert committed["privacy"]["quiet"]["steps"] == 1
+    assert lab.verify().ok
+
+
+def test_what_a_refused_step_clipped_is_not_added_to_the_next(lab, text):
+    governor = open_run(lab, text)
+
+    def interrupted() -> None:
+        with governor.step([patient(lab, "x")]) as proposal:
+            proposal.backward(lab.losses(governor.model, lab.inputs(1)))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    with governor.step([]):
+        pass
+    shallow = list(governor.parameters["shallow"])
+    for parameter, drawn in zip(shallow, noise_of(shallow, 4.0 * CLIP), strict=True):
+        assert torch.equal(parameter.grad, drawn / NORMALISER)
+
+
+# --- terms --------------------------------------------------------------------------------------------------
+
+
+def test_privacy_rules_need_a_plan_a_normaliser_and_whole_batches(lab, text):
+    with pytest.raises(PrivacyError, match="plan does not fit"):
+        lab.governor(text, normaliser=NORMALISER, name="a")
+    with pytest.raises(PrivacyError, match="plan does not fit"):
+        lab.governor(lab.policy, privacy=plan_of(lab, text), normaliser=NORMALISER, name="b")
+    with pytest.raises(PrivacyError, match="constant normaliser"):
+        lab.governor(text, privacy=plan_of(lab, text), name="c")
+    governor = open_run(lab, text, name="d")
+    with pytest.raises(PrivacyError, match="accumulation"), governor.step([patient(lab, "x")]) as proposal:
+        next(proposal.micro_batches(1))
+
+
+def test_a_plan_for_other_terms_is_refused(lab, text):
+    other = text.replace("epsilon 2", "epsilon 200")
+    with pytest.raises(PrivacyError, match="plan does not fit"):
+        lab.governor(text, privacy=plan_of(lab, other), normaliser=NORMALISER)
+
+
+def test_an_advisory_privacy_rule_noises_nothing(lab, text):
+    governor = lab.governor(lab.policy + PRIVATE.replace("privacy", "advisory privacy"))
+    proposal = lab.step(governor, [patient(lab, "x")])
+    assert proposal.committed
+    governor.close()
+    assert lab.bodies("committed")[0]["privacy"] == {}
+    assert lab.verify().ok
+
+
+def test_the_terms_cannot_change_within_a_run_but_the_bands_may_be_reordered(lab, text):
+    model = lab.model()
+    governor = open_run(lab, text, model=model)
+    with pytest.raises(PrivacyError, match="cannot change"):
+        governor.change_policy(lab.program(text.replace("epsilon 2", "epsilon 3"), model))
+    before = "model { shallow = top 40%  deep = rest }"
+    after = 'model { head = names "4.*"  shallow = names "2.*"  deep = rest }'
+    governor.change_policy(lab.program(text.replace(before, after), model))
+    proposal = lab.step(governor, [patient(lab, "x")])
+    assert proposal.weights.tolist() == [[0.0, 0.5, 0.0]]
+    assert model[4].weight.grad is None
+    assert model[0].weight.grad is None
+    shallow = list(governor.parameters["shallow"])
+    noise = noise_of(shallow, 4.0 * CLIP)
+    contribution = torch.cat(
+        [(p.grad * NORMALISER - n).flatten() for p, n in zip(shallow, noise, strict=True)]
+    )
+    assert 0.0 < float(contribution.norm()) <= CLIP * (1 + 1e-9)
+    governor.close()
+    assert lab.verify().ok
+
+
+# --- what a verifier finds ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def private_run(lab, text) -> Any:
+    plan = JointPlan.for_steps(privacy_rules(lab.program(text)), 0.01, 3)
+    assert plan.rules[0].steps == 3
+    governor = open_run(lab, text, plan=plan)
+    for _ in range(5):
+        lab.step(governor, [lab.example("p"), patient(lab, "x")])
+    governor.close()
+    assert lab.verify().ok
+    return lab
+
+
+def of(entries: Any, kind: str, number: int = 0) -> dict[str, Any]:
+    return [body for k, body in entries if k == kind][number]
+
+
+def spent_too_late(entries):
+    of(entries, "step", 3)["spent"] = []
+
+
+def spent_too_early(entries):
+    of(entries, "step", 1)["spent"] = ["quiet"]
+
+
+def unpaid(entries):
+    of(entries, "committed", 1)["privacy"]["quiet"]["steps"] = 1
+
+
+def not_charged(entries):
+    of(entries, "committed", 1)["privacy"] = {}
+
+
+def cheap(entries):
+    of(entries, "committed", 4)["privacy"]["quiet"]["epsilon"] = "0.5"
+
+
+def priceless(entries):
+    of(entries, "committed", 4)["privacy"]["quiet"]["epsilon"] = "little"
+
+
+def richer(entries):
+    of(entries, "opened")["privacy"][0]["epsilon"] = "200.0"
+
+
+def quieter(entries):
+    of(entries, "opened")["privacy"][0]["noise_multiplier"] = "0.9"
+
+
+def looser_clip(entries):
+    of(entries, "opened")["privacy"][0]["clip"] = "30.0"
+
+
+def other_unit(entries):
+    of(entries, "opened")["privacy"][0]["unit"] = ""
+
+
+def no_terms(entries):
+    of(entries, "opened")["privacy"] = []
+
+
+def terms_of_nothing(entries):
+    of(entries, "opened")["privacy"].append({**of(entries, "opened")["privacy"][0], "rule": "loud"})
+
+
+def senseless_terms(entries):
+    of(entries, "opened")["privacy"][0]["sampling_rate"] = "7"
+
+
+def no_normaliser(entries):
+    of(entries, "opened")["normaliser"] = None
+
+
+FORGERIES = [
+    (spent_too_late, {"wrong_budget", "wrong_decision"}),
+    (spent_too_early, {"wrong_budget", "wrong_decision"}),
+    (unpaid, {"wrong_budget"}),
+    (not_charged, {"wrong_budget"}),
+    (cheap, {"wrong_budget"}),
+    (priceless, {"wrong_budget"}),
+    (richer, {"wrong_budget"}),
+    (quieter, {"wrong_budget"}),
+    (looser_clip, {"wrong_budget"}),
+    (other_unit, {"wrong_budget"}),
+    (no_terms, {"wrong_budget"}),
+    (terms_of_nothing, {"wrong_budget"}),
+    (senseless_terms, {"wrong_budget"}),
+    (no_normaliser, {"wrong_budget"}),
+]
+
+
+@pytest.mark.parametrize(("change", "codes"), FORGERIES, ids=[change.__name__ for change, _ in FORGERIES])
+def test_forged_spending_is_found(private_run, change, codes):
+    report = private_run.forge(change)
+    assert report.status == "VIOLATION"
+    errors = {finding.code for finding in report.findings if finding.severity == "error"}
+    assert errors <= codes
+    assert errors
+
+
+def test_a_budget_that_was_stretched_with_its_decisions_is_still_found(private_run):
+    """The forger admits the private example a fourth time, decision and payment included."""
+
+    def change(entries):
+        third, fourth = of(entries, "step", 2), of(entries, "step", 3)
+        for name in ("spent", "decision", "verdict"):
+            fourth[name] = third[name]
+        of(entries, "committed", 3)["privacy"]["quiet"]["steps"] = 4
+        of(entries, "committed", 4)["privacy"]["quiet"]["steps"] = 4
+
+    assert [finding.code for finding in private_run.forge(change).findings] == ["wrong_budget"]
