@@ -155,6 +155,8 @@ class Outcomes:
     def _work_out(self, word: int) -> Decision | Modulated:
         truth = self.partition.truth(word)
         program = self.program
+        if not program.modulations:
+            return combine(program, truth, self._lows.__getitem__)
         first = len(program.grants) + sum(len(limit.clauses) for limit in program.limits)
         matching = truth[first : first + len(program.modulations)]
         scalings = tuple(

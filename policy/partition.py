@@ -130,7 +130,7 @@ def _partition(program: Program) -> Partition:
         signals=tuple(sorted(everything.signals | scaled)),
         uses_exposures="exposures" in everything.clocks,
         uses_today="today" in everything.clocks,
-        skeletons=tuple(_all([_skeleton(part, bit) for part in pair]) for pair in split),
+        skeletons=tuple(_skeleton(_conjunction([*pair]), bit) for pair in split),
     )
 
 
@@ -158,9 +158,10 @@ def _conjuncts(condition: Condition) -> Iterator[Condition]:
 
 
 def _conjunction(terms: list[Condition]) -> Condition:
-    if not terms:
+    kept = [term for term in terms if term != Constant(True)]
+    if not kept:
         return Constant(True)
-    return terms[0] if len(terms) == 1 else And(tuple(terms))
+    return kept[0] if len(kept) == 1 else And(tuple(kept))
 
 
 def _leaves(condition: Condition) -> Iterator[Condition]:
