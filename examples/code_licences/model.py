@@ -64,6 +64,7 @@ class ByteGPT(nn.Module):
         super().__init__()
         self.config = config
         self.bytes = nn.Embedding(BYTES, config.width)
+        self.previous = nn.Embedding(BYTES, config.width)
         self.positions = nn.Embedding(config.context, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
@@ -73,7 +74,9 @@ class ByteGPT(nn.Module):
     def forward(self, bytes_BT: Tensor) -> Tensor:  # noqa: N803
         # One row of positions per example, so that each example's gradient is its own.
         positions_BT = torch.arange(bytes_BT.shape[1], device=bytes_BT.device).expand_as(bytes_BT)  # noqa: N806
-        x_BTD = self.bytes(bytes_BT) + self.positions(positions_BT)  # noqa: N806
+        # Pairs of bytes are most of what a short run learns first; seeing the one before saves it the search.
+        previous_BT = functional.pad(bytes_BT, (1, 0))[:, :-1]  # noqa: N806
+        x_BTD = self.bytes(bytes_BT) + self.previous(previous_BT) + self.positions(positions_BT)  # noqa: N806
         for block in self.blocks:
             x_BTD = block(x_BTD)  # noqa: N806
         logits: Tensor = self.head(self.norm(x_BTD))

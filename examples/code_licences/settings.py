@@ -20,7 +20,7 @@ class Settings:
     steps: int = 600
     seed: int = 0
     batch: int = 16
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     weight_decay: float = 0.1
     warmup: int = 30
     cap: int = DEFAULT_CAP

@@ -8,8 +8,8 @@ import pytest
 from gradwarden.policy import compile_policy, load_policy
 from gradwarden.policy.coverage import measure
 from gradwarden.policy.mutation import survivors
-from gradwarden.policy.test_file import SUFFIX, parse_tests
-from gradwarden.policy.testing import check_names, run_cases
+from gradwarden.policy.test_file import parse_tests, sibling_tests
+from gradwarden.policy.testing import check_fit, run_cases
 
 FOLDER = Path(str(files("gradwarden.policies")))
 POLICIES = sorted(FOLDER.glob("*.policy"))
@@ -41,9 +41,9 @@ def test_a_ready_policy_has_no_warnings(policy):
 
 def test_its_own_tests_pass_and_reach_both_sides_of_every_condition(policy):
     program = compile_policy(load_policy(policy))
-    path = policy.with_name(policy.stem + SUFFIX)
+    path = sibling_tests(policy)
     tests = parse_tests(path.read_text("utf-8"), path)
-    check_names(program, tests)
+    check_fit(program, tests)
     results = run_cases(program, tests.cases)
     assert [(r.case.name, r.mismatches) for r in results if not r.passed] == []
     assert measure(program, results).percent == 100
@@ -52,7 +52,7 @@ def test_its_own_tests_pass_and_reach_both_sides_of_every_condition(policy):
 def test_its_own_tests_notice_nearly_every_damage(policy):
     # What survives are changes that an assertion or a second rule makes good.
     program = compile_policy(load_policy(policy))
-    path = policy.with_name(policy.stem + SUFFIX)
+    path = sibling_tests(policy)
     total, alive = survivors(program, parse_tests(path.read_text("utf-8"), path).cases)
     assert len(alive) <= 0.05 * total, [(mutant.rule, mutant.change) for mutant in alive]
 
