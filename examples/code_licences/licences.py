@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from email.message import Message
 from functools import cache, reduce
+from importlib.metadata import PackageMetadata
 from typing import Literal
 
 from boolean.boolean import Expression
@@ -120,17 +120,21 @@ class Licence:
 UNKNOWN = Licence("unknown", "unknown", "unknown")
 
 
-def declared_licence(metadata: Message) -> Licence:
+def declared_licence(metadata: PackageMetadata) -> Licence:
     """Return the licence that a distribution's metadata declare (core metadata 2.4, PEP 639)."""
-    expression = normalise(metadata.get("License-Expression") or "")
+    expression = normalise(_field(metadata, "License-Expression"))
     if expression is not UNKNOWN:
         return expression
-    text = normalise(metadata.get("License") or "")
+    text = normalise(_field(metadata, "License"))
     classified = from_classifiers(metadata.get_all("Classifier") or [])
     unversioned = classified.governing in _FAMILY_OF_REFERENCE
     if classified is UNKNOWN or (unversioned and text.family == classified.family):
         return text
     return classified
+
+
+def _field(metadata: PackageMetadata, name: str) -> str:
+    return str((metadata.get_all(name) or [""])[0])
 
 
 def from_classifiers(classifiers: Iterable[str]) -> Licence:

@@ -44,8 +44,8 @@ def influence_table(
     for heading in ("files", "seen", "admit", "limit", "refuse", "defer"):
         table.add_column(heading, justify="right")
     for band in evidence.bands:
-        table.add_column(band, justify="right")
-    table.add_column("held-out loss", justify="right", no_wrap=True)
+        table.add_column(band, justify="right", no_wrap=True, min_width=7)
+    table.add_column("held-out\nloss", justify="right", no_wrap=True)
     for family, licences in _by_family(files).items():
         rows = {licence: evidence.groups.get(licence, Influence()) for licence in licences}
         shares = {band: sum(_share(evidence, name, band) for name in rows) for band in evidence.bands}
@@ -99,7 +99,14 @@ def sentences(
 
 
 def _table(title: str, first: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     table.add_column(first, no_wrap=True)
     return table
 

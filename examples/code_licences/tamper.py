@@ -46,7 +46,7 @@ def demonstrate(files: RunFiles, console: Console) -> bool:
     console.print(
         f"\nOne bit changed in a copy: entry {index}, byte {offset:,}, which decision an example got."
     )
-    console.print(f"$ {command_line(files, copy)}", style="dim", soft_wrap=True)
+    console.print(f"$ {command_line(files, copy)}", style="dim", highlight=False, soft_wrap=True)
     holds, printed = verify(files, copy)
     console.print(printed, markup=False, highlight=False, soft_wrap=True)
     console.print(

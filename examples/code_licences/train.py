@@ -9,6 +9,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import click
 import torch
@@ -31,7 +32,9 @@ from gradwarden.runtime import Governor, Ledger, ModelMap, Signer
 from gradwarden.runtime.commitments import Committer
 from gradwarden.runtime.reader import read_entries
 
-WIDTH = 110
+Engine = Literal["auto", "fused", "split"]
+
+WIDTH = 120
 """Columns of output that goes to a file."""
 
 
@@ -57,7 +60,7 @@ def run(settings: Settings, folder: Path, console: Console, minutes: float = mat
     seconds = train(settings, model, program, windows, files, console, minutes)
     after = held_out_losses(model, windows)
 
-    console.print(f"\n$ {command_line(files)}", style="dim", soft_wrap=True)
+    console.print(f"\n$ {command_line(files)}", style="dim", highlight=False, soft_wrap=True)
     holds, printed = verify(files)
     console.print(printed, markup=False, highlight=False, soft_wrap=True)
     evidence = learned_from(files, corpus)
@@ -107,7 +110,7 @@ def train(
             with governor.step(batch.examples) as proposal:
                 losses = per_example_loss(model(batch.inputs), batch.targets)
                 proposal.backward(losses)
-            verdicts = Counter(decision.verdict for decision in proposal.decisions)
+            verdicts = Counter[str](decision.verdict for decision in proposal.decisions)
             norms = {band: norm or 0.0 for band, norm in proposal.norms.items()}
             display.update(step, proposal.mean_loss, verdicts, norms)
             if time.monotonic() - began > 60 * minutes:
@@ -170,7 +173,9 @@ def report(
     console.print(restraint_table(evidence, reasons))
     for line in lines:
         console.print(line, highlight=False)
-    console.print(f"Model, ledger, keys, manifest and summary are in {files.folder}.", soft_wrap=True)
+    console.print(
+        f"Model, ledger, keys, manifest and summary are in {files.folder}.", highlight=False, soft_wrap=True
+    )
     summary = {
         "settings": settings.to_json(),
         "policy": {"name": program.name, "version": program.version, "digest": program.digest},
@@ -215,7 +220,7 @@ def main(
     steps: int,
     minutes: float,
     seed: int,
-    engine: str,
+    engine: Engine,
     batch: int,
     layers: int,
     megabytes: float,

@@ -14,11 +14,7 @@ def verify(files: RunFiles, ledger: Path | None = None) -> tuple[bool, str]:
 
     ledger: a copy to look at in place of the run's own. Raises RuntimeError where the verifier could not run.
     """
-    arguments = [
-        *("verify", str(ledger or files.ledger)),
-        *("--key", str(files.public_key)),
-        *("--policy", str(files.program)),
-    ]
+    arguments = _arguments(files, ledger)
     done = subprocess.run(
         [sys.executable, "-m", "gradwarden.cli", *arguments], capture_output=True, text=True, check=False
     )
@@ -30,4 +26,13 @@ def verify(files: RunFiles, ledger: Path | None = None) -> tuple[bool, str]:
 
 def command_line(files: RunFiles, ledger: Path | None = None) -> str:
     """Return what a person would type for the same."""
-    return f"gradwarden verify {ledger or files.ledger} --key {files.public_key} --policy {files.program}"
+    return " ".join(["gradwarden", *_arguments(files, ledger)])
+
+
+def _arguments(files: RunFiles, ledger: Path | None) -> list[str]:
+    return [
+        *("verify", str(ledger or files.ledger)),
+        *("--key", str(files.public_key)),
+        *("--policy", str(files.program)),
+        *("--checkpoint-weights", str(files.weights)),
+    ]
