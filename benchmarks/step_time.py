@@ -2,7 +2,8 @@
 
 Six blocks, width 384, 128 tokens, batch 16, float32, AdamW; forward, backward and optimizer step. Plain and
 governed steps alternate, each on its own copy of the model, and the median of the pairs' ratios is reported
-with its quartiles.
+with its quartiles. The cases time the mask engine; `whole_governor` times all of it, admission, gates and a
+ledger on disk included, under a policy with fractional weights.
 
     python -m benchmarks.step_time [--pairs 9] [--threads 2] [--only CASE]
 """
@@ -11,19 +12,36 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
+from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.results import write_results
+from gradwarden.policy import compile_policy, parse_policy
 from gradwarden.policy.program import Band
+from gradwarden.runtime import Governor, Ledger, ModelMap, Signer
 from gradwarden.runtime.masks import make_engine
 
 BLOCKS, WIDTH, HEADS, TOKENS, BATCH, VOCABULARY = 6, 384, 6, 128, 16, 256
+
+Step: TypeAlias = Callable[[Tensor, Tensor], None]
+
+POLICY = """
+policy benchmark version 1 language 1
+examples { kind : one of a, b }
+model { shallow = top 25%  middle = next 50%  deep = rest }
+depth a { when kind == a  reach shallow at 0.9, middle at 0.5, deep at 0.2 }
+depth b { when kind == b  reach shallow at 0.7, middle at 0.6, deep at 0.4 }
+retain few { when kind == a  at most 1000000 exposures }
+"""
 
 BARS = {"fractional": 1.05, "half_rows": 0.92, "bottom_half": 0.70, "top_two_only": 0.60}
 """The greatest acceptable median ratio of each case."""
@@ -74,7 +92,7 @@ def bands(model: nn.Module) -> tuple[Band, ...]:
     )
 
 
-def cases() -> dict[str, Tensor]:
+def cases() -> dict[str, Tensor | None]:
     """Return the weights [BATCH, bands] of each case; band 0 is the output, the last the embeddings."""
     count = BLOCKS + 2
     ones = torch.ones(BATCH, count, dtype=torch.float64)
@@ -91,6 +109,7 @@ def cases() -> dict[str, Tensor]:
         "random_mask": (torch.rand(BATCH, count, generator=generator) < 0.5).double(),
         "bottom_half": bottom_half,
         "top_two_only": top_two_only,
+        "whole_governor": None,
     }
 
 
@@ -100,7 +119,7 @@ def losses_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return functional.cross_entropy(logits.transpose(1, 2), y, reduction="none").mean(1)
 
 
-def plain_step(model: nn.Module) -> Callable[[Tensor, Tensor], None]:
+def plain_step(model: nn.Module) -> Step:
     """Return an ordinary training step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
@@ -112,7 +131,7 @@ def plain_step(model: nn.Module) -> Callable[[Tensor, Tensor], None]:
     return step
 
 
-def governed_step(model: nn.Module, weights: Tensor, engine: str) -> Callable[[Tensor, Tensor], None]:
+def governed_step(model: nn.Module, weights: Tensor, engine: str) -> Step:
     """Return a training step under weights."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     masks = make_engine(model, bands(model), engine)
@@ -126,11 +145,25 @@ def governed_step(model: nn.Module, weights: Tensor, engine: str) -> Callable[[T
     return step
 
 
-def ratios(weights: Tensor, pairs: int, engine: str) -> Iterator[tuple[float, float]]:
+@contextmanager
+def governor_step(model: nn.Module, engine: str) -> Iterator[Step]:
+    """Give a training step under a governor with a ledger on disk."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    program = compile_policy(parse_policy(POLICY), ModelMap.from_module(model))
+    batch = [{"id": f"example {number}", "kind": "ab"[number % 2]} for number in range(BATCH)]
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = Ledger.open(Path(folder, "run.ledger"), signer=Signer.generate("benchmark"))
+        with Governor(program, model, optimizer, ledger=ledger, engine=engine) as governor:
+
+            def step(x: Tensor, y: Tensor) -> None:
+                with governor.step(batch) as proposal:
+                    proposal.backward(losses_of(model, x, y))
+
+            yield step
+
+
+def ratios(plain: Step, governed: Step, pairs: int) -> Iterator[tuple[float, float]]:
     """Yield the seconds of a plain and of a governed step, for each pair after two warm-up pairs."""
-    torch.manual_seed(0)
-    model = GPT()
-    plain, governed = plain_step(model), governed_step(deepcopy(model), weights, engine)
     for number in range(pairs + 2):
         x, y = torch.randint(VOCABULARY, (2, BATCH, TOKENS))
         seconds = {}
@@ -143,9 +176,19 @@ def ratios(weights: Tensor, pairs: int, engine: str) -> Iterator[tuple[float, fl
             yield seconds["plain"], seconds["governed"]
 
 
-def measure(weights: Tensor, pairs: int, engine: str) -> dict[str, float]:
-    """Return the median ratio of a case with its quartiles and the median seconds of a plain step."""
-    times = list(ratios(weights, pairs, engine))
+def measure(weights: Tensor | None, pairs: int, engine: str) -> dict[str, float]:
+    """Return the median ratio of a case with its quartiles and the median seconds of a plain step.
+
+    weights: [BATCH, bands] for the engine alone; None: the whole governor.
+    """
+    torch.manual_seed(0)
+    model = GPT()
+    plain, copy = plain_step(model), deepcopy(model)
+    if weights is None:
+        with governor_step(copy, engine) as governed:
+            times = list(ratios(plain, governed, pairs))
+    else:
+        times = list(ratios(plain, governed_step(copy, weights, engine), pairs))
     quotients = sorted(governed / plain for plain, governed in times)
     low, median, high = statistics.quantiles(quotients, n=4, method="inclusive")
     return {
