@@ -60,13 +60,16 @@ def influence_table(
 
 
 def restraint_table(evidence: Evidence, reasons: Mapping[str, str]) -> Table:
-    """Return how many examples each rule took part in, with its reason. reasons: `because`, by rule."""
+    """Return how many examples each rule took part in, with its reason.
+
+    reasons: `because`, by the name of the rule. Assertions are not in it; one is listed where it refused.
+    """
     matched = sum((influence.rules for influence in evidence.groups.values()), Counter[str]())
     table = _table("Which rules decided", "rule")
     table.add_column("seen", justify="right")
     table.add_column("because")
-    for rule in sorted(reasons, key=lambda name: (-matched[name], name)):
-        table.add_row(rule, f"{matched[rule]:,}", reasons[rule])
+    for rule in sorted({*reasons, *matched}, key=lambda name: (-matched[name], name)):
+        table.add_row(rule, f"{matched[rule]:,}", reasons.get(rule, "refused: an assertion would not hold"))
     return table
 
 

@@ -25,7 +25,7 @@ from examples.code_licences.report import corpus_table, influence_table, restrai
 from examples.code_licences.settings import POLICY, RunFiles, Settings
 from examples.code_licences.tamper import demonstrate
 from examples.code_licences.verification import command_line, verify
-from examples.code_licences.windows import Windows
+from examples.code_licences.windows import CorpusTooSmallError, Windows
 from gradwarden.policy import Program, compile_policy, load_policy
 from gradwarden.policy.errors import GradwardenError
 from gradwarden.runtime import Governor, Ledger, ModelMap, Signer
@@ -236,7 +236,7 @@ def main(
     )
     try:
         holds = run(settings, out, console(), minutes)
-    except GradwardenError as error:
+    except (GradwardenError, CorpusTooSmallError) as error:
         click.echo(str(error), err=True)
         sys.exit(2)
     sys.exit(0 if holds else 1)

@@ -28,8 +28,15 @@ class Batch:
     targets: Tensor
 
 
+class CorpusTooSmallError(Exception):
+    """A corpus that does not fill one batch."""
+
+
 class Windows:
-    """The training stream of a corpus, and its held-out part."""
+    """The training stream of a corpus, and its held-out part.
+
+    Raises CorpusTooSmallError where the training files do not fill a batch.
+    """
 
     def __init__(self, corpus: Corpus, context: int, batch: int, seed: int = 0) -> None:
         self.context = context
@@ -38,6 +45,9 @@ class Windows:
         self._records = [file.record() for file in corpus.files]
         self._contents = corpus.contents
         self._training = [i for i, file in enumerate(corpus.files) if not file.held_out]
+        if len(self._training) < batch:
+            files = f"{len(self._training)} training files"
+            raise CorpusTooSmallError(f"{files} do not fill a batch of {batch}; take a larger corpus")
         self._held_out = [i for i, file in enumerate(corpus.files) if file.held_out]
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
@@ -51,8 +61,6 @@ class Windows:
 
     def forever(self) -> Iterator[Batch]:
         """Yield epoch after epoch."""
-        if len(self._training) < self.batch:
-            raise ValueError(f"{len(self._training)} training files do not fill a batch of {self.batch}")
         epoch = 0
         while True:
             yield from self.epoch(epoch)

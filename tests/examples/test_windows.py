@@ -5,7 +5,7 @@ import torch
 
 from examples.code_licences.corpus import Corpus, SourceFile
 from examples.code_licences.model import PADDING, ByteGPT, GPTConfig, per_example_loss
-from examples.code_licences.windows import Windows
+from examples.code_licences.windows import CorpusTooSmallError, Windows
 
 
 def file(name, content, held_out=False):
@@ -75,8 +75,8 @@ def test_held_out_windows_cover_the_held_out_files_from_end_to_end(corpus):
 
 
 def test_too_few_files_for_a_batch_are_refused(corpus):
-    with pytest.raises(ValueError, match="6 training files"):
-        next(Windows(corpus, context=8, batch=7).forever())
+    with pytest.raises(CorpusTooSmallError, match="6 training files"):
+        Windows(corpus, context=8, batch=7)
 
 
 def test_a_position_sees_no_later_byte():
