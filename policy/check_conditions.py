@@ -6,6 +6,7 @@ order of reading (left operands of `and`, `or` and `implies` are known when the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from gradwarden.policy import syntax as s
@@ -58,6 +59,13 @@ _TESTS: dict[str, TextTest] = {
     "contains": "contains",
     "like": "glob",
 }
+
+
+_LITERALS = {
+    "date": re.compile(r"\d{4}-\d\d-\d\d").fullmatch,
+    "number": re.compile(r"\d+(\.\d+)?").fullmatch,
+}
+"""Texts that would be values of a type if they were not quoted."""
 
 
 class Conditions:
@@ -202,9 +210,10 @@ class Conditions:
         if name in scope.named:
             return self._write_out(name, span)
         if name not in scope.attributes:
-            self.faults.undeclared(
-                "GW201", "name", node, [*scope.terms(), *CLOCKS, "phase"], "declare it in `examples { … }`"
-            )
+            owner = scope.owner_of(name)
+            declare = f"write `{_test_for(owner, name)}`" if owner else "declare it in `examples { … }`"
+            known = [] if owner else [*scope.terms(), *CLOCKS, "phase"]
+            self.faults.undeclared("GW201", "name", node, known, declare)
             return None
         attribute = scope.attributes[name]
         if not self._readable(attribute.spec, span, present):
@@ -263,7 +272,7 @@ class Conditions:
                 return self._truth(operand, op, right, expr.span, present)
         if isinstance(right, s.Word):
             message = f"{describe(operand)} cannot be compared with a string"
-            self.faults.error("GW302", message, expr.span)
+            self.faults.error("GW302", message, expr.span, _unquoted(operand, right))
             return FALSE
         other = self._operand(right, present)
         if other is None:
@@ -435,6 +444,21 @@ class Conditions:
 
 def _comparing(condition: Condition) -> Checked:
     return Checked(condition, signals=frozenset(signals_of(condition)))
+
+
+def _test_for(spec: AttributeSpec, value: str) -> str:
+    """Return the condition that tests an attribute for one of its values."""
+    return f"{spec.name} contains {value}" if spec.type == "set" else f"{spec.name} == {value}"
+
+
+def _unquoted(operand: Operand, word: s.Word) -> str | None:
+    """Return what to write instead of a string that holds a date or a number."""
+    if not isinstance(operand, Numeric):
+        return None
+    pattern = _LITERALS.get(operand.kind)
+    return (
+        f"write the {operand.kind} without quotes: `{word.text}`" if pattern and pattern(word.text) else None
+    )
 
 
 def _listed(values: Sequence[str]) -> str:

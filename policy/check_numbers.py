@@ -97,7 +97,8 @@ def combine_numbers(
     if kind is None:
         word = "added to" if op == "add" else "subtracted from"
         first, second = (left, right) if op == "add" else (right, left)
-        faults.error("GW302", f"{describe(first)} cannot be {word} {describe(second)}", span)
+        message = f"{describe(first)} cannot be {word} {describe(second)}"
+        faults.error("GW302", message, span, _sum_help(left, right))
         return None
     if kind == "number" and not _same_unit(faults, left, right, span):
         return None
@@ -224,6 +225,16 @@ def _range_help(left: Numeric, right: Numeric) -> str | None:
             lo, hi = (decimal_text(unscaled(x, side.places)) for x in (side.lo, side.hi))
             return f"`{side.span.text}` lies in {lo}..{hi}"
     return None
+
+
+def _sum_help(left: Numeric, right: Numeric) -> str | None:
+    """Say how durations are written, where a number is calculated with a date or a duration."""
+    numbers = [x for x in (left, right) if x.kind == "number"]
+    if len(numbers) != 1:
+        return None
+    if numbers[0].unit:
+        return "durations are whole `days` or `weeks`"
+    return f"a duration has a unit: `{numbers[0].span.text} days`"
 
 
 def _compare_help(left: Numeric, right: Numeric) -> str | None:

@@ -40,6 +40,8 @@ from gradwarden.policy.types import MAX_COUNT, Checked, day_text
 
 MAX_EPSILON = Decimal(10_000)
 MAX_CLIP = Decimal(1_000_000_000)
+MAX_SHOWN = 80
+"""The longest condition that a suggestion repeats."""
 
 
 def check_rule(rule: s.Rule, conditions: Conditions) -> Grant | Limit | Modulation | None:
@@ -66,7 +68,10 @@ class _RuleCheck:
         self.scope: Scope = conditions.scope
         self.faults = conditions.faults
         self.clauses = Clauses(rule, self.scope)
+        known = self.faults.number
         self.when: Checked = conditions.check(self.clauses.when)
+        self.misread = self.faults.cascading or self.faults.number > known
+        """Whether the condition has faults of its own, so that nothing can be told from what it tests."""
         self.level: Level = rule.level or "hard"
 
     # --- parts ----------------------------------------------------------------------------------------------
@@ -142,10 +147,11 @@ class _RuleCheck:
 
     def memorization(self) -> Limit | None:
         when = self.clauses.need(s.When, "`when`")
-        if when is not None and not self.when.signals and not self.faults.cascading:
-            self.faults.error(
-                "GW458", "a memorization rule tests a signal", when.span, "declare one in `signals { … }`"
-            )
+        if when is not None and not self.when.signals and not self.misread:
+            help = "declare one in `signals { … }`"
+            if self.scope.signals:
+                help = f"for instance `{next(iter(self.scope.signals))} < …`"
+            self.faults.error("GW458", "a memorization rule tests a signal", when.span, help)
         action = self._action("memorized")
         if action is None:
             self.clauses.missing("`refuse`, `cap` or `route to quarantine`")
@@ -210,11 +216,25 @@ class _RuleCheck:
         elif attribute.spec.type != type_:
             self.faults.error("GW302", f"`{name.text}` is not a {kind} attribute", name.span)
         elif attribute.spec.optional and name.text not in self.when.yes:
-            help = f"test it in the rule's condition: `when has {name.text}`"
-            self.faults.error("GW304", f"`{name.text}` may be absent", name.span, help)
+            self.faults.error("GW304", f"`{name.text}` may be absent", name.span, self._tested(name.text))
         else:
             return True
         return False
+
+    def _tested(self, name: str) -> str:
+        """Return the condition to write, so that the rule holds only where an attribute is present."""
+        clause = self.clauses.one(s.When)
+        if clause is None:
+            return f"write `when has {name}`"
+        condition = clause.span.text.removeprefix("when").strip()
+        if len(condition) > MAX_SHOWN or "\n" in condition:
+            return f"add `and has {name}` to the rule's condition"
+        loose = isinstance(clause.condition, s.Implication) or (
+            isinstance(clause.condition, s.Junction) and clause.condition.op == "or"
+        )
+        if loose and clause.condition.span.text == condition:  # not yet in parentheses
+            condition = f"({condition})"
+        return f"write `when {condition} and has {name}`"
 
     def privacy(self) -> Limit | None:
         within = self.clauses.need(s.Within, "`within`")

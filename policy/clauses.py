@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from gradwarden.policy import syntax as s
+from gradwarden.policy.check_schema import MAX_NAME
 from gradwarden.policy.decimals import decimal_text, scaled, unscaled
 from gradwarden.policy.program import SCALE
 from gradwarden.policy.scope import Scope
@@ -76,11 +78,25 @@ class Clauses:
 
     def _misplaced(self, clause: s.Clause, word: str) -> None:
         help = f"it takes {_listed(_ALLOWED[self.rule.kind])}"
-        if word == "in":
+        if isinstance(clause, s.InPhase):
+            if self._tests_set(clause):
+                return
+            name = clause.phase.text
             help = "to test membership, write the values in brackets: `in [ … ]`"
+            if self.rule.kind == "privacy" and name in self.scope.band_names:
+                help = f"write `within {name}`"
         self.faults.error(
             "GW450", f"`{word}` does not belong in a `{self.rule.kind}` rule", clause.span, help
         )
+
+    def _tests_set(self, clause: s.InPhase) -> bool:
+        """Whether this is the rest of `when pii in tags`, whose member is reported as an undeclared name."""
+        attribute = self.scope.attributes.get(clause.phase.text)
+        start = clause.span.start
+        member = re.search(r"(\w+)\s+$", clause.span.source.text[max(0, start - 2 * MAX_NAME) : start])
+        if attribute is None or member is None or self.faults.cascading:
+            return False
+        return member[1] in attribute.spec.values and member[1] not in self.scope.terms()
 
     def one(self, kind: type[ClauseT]) -> ClauseT | None:
         """Return the clause of a kind, if there is one."""

@@ -106,7 +106,10 @@ def _excerpt(line: str, column: int) -> tuple[str, int]:
     return safe, column - start
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    """Return a suggestion naming the known word nearest to `word`, or None where nothing is near."""
-    near = get_close_matches(word, list(known), n=1, cutoff=0.6)
+def did_you_mean(word: str, known: Iterable[str], likeness: float = 0.6) -> str | None:
+    """Return a suggestion naming the known word nearest to `word`, or None where nothing is near.
+
+    `likeness` is how near at least, from 0 to 1.
+    """
+    near = get_close_matches(word, list(known), n=1, cutoff=likeness)
     return f"did you mean `{near[0]}`?" if near else None

@@ -20,7 +20,8 @@ from lark.lexer import PatternStr
 from lark.utils import TextSlice
 
 from gradwarden.policy.build import Builder
-from gradwarden.policy.errors import Diagnostic, did_you_mean
+from gradwarden.policy.errors import Diagnostic
+from gradwarden.policy.remedies import remedy
 from gradwarden.policy.source import Source, Span
 from gradwarden.policy.syntax import File, Item
 
@@ -65,18 +66,6 @@ _SPOKEN = {
 
 _OPERAND = {"NAME", "NUMBER", "LPAR", "NOT", "HAS", "TRUE"}
 """Where all of these are expected, a condition is."""
-
-_REMEDIES = {
-    "'": 'strings are written in double quotes: `"…"`',
-    "“": 'strings are written in straight double quotes: `"…"`',
-    "”": 'strings are written in straight double quotes: `"…"`',
-    "&": "write `and`",
-    "|": "write `or`",
-    "!": "write `not`, or `!=` to compare",
-    ";": "clauses are separated by spaces or new lines",
-    "/": "comments begin with `#`",
-    "{": "a block belongs to a declaration such as `depth NAME { … }`",
-}
 
 
 def parse(source: Source) -> tuple[File, list[Diagnostic]]:
@@ -207,19 +196,9 @@ class _Grammar:
         return Diagnostic("GW104", "unexpected end of the file", Span(source, max(last - 1, 0), last), help)
 
     def _unexpected(self, code: str, span: Span, expected: set[str]) -> Diagnostic:
-        found = span.text
         words = [self._keywords[name] for name in expected if name in self._keywords]
-        help = self._remedy(found, words)
-        wanted = self._list(expected)
-        return Diagnostic(code, f"unexpected `{found}`, expected {wanted}", span, help)
-
-    @staticmethod
-    def _remedy(found: str, words: list[str]) -> str | None:
-        if found == "=" and "==" in words:
-            return "did you mean `==`?"
-        if found[:1] in _REMEDIES and found not in words:
-            return _REMEDIES[found[:1]]
-        return did_you_mean(found, sorted(word for word in words if word.isalpha()))
+        message = f"unexpected `{span.text}`, expected {self._list(expected)}"
+        return Diagnostic(code, message, span, remedy(span, words, expected))
 
     def _list(self, expected: Iterable[str]) -> str:
         """Name what may stand here, in few words."""

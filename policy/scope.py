@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from gradwarden.policy import syntax as s
 from gradwarden.policy.combine import QUARANTINE
 from gradwarden.policy.errors import Diagnostic, did_you_mean
-from gradwarden.policy.program import SCALE, Band
+from gradwarden.policy.program import SCALE, AttributeSpec, Band
 from gradwarden.policy.source import Span
 from gradwarden.policy.types import Attribute, PhaseEnd, Signal
 
@@ -47,6 +47,11 @@ class Faults:
             self.found.append(diagnostic)
 
     @property
+    def number(self) -> int:
+        """How many errors there are so far, those that are not kept included."""
+        return self._counts["error"]
+
+    @property
     def errors(self) -> list[Diagnostic]:
         return [d for d in self.found if d.severity == "error"]
 
@@ -82,6 +87,11 @@ class Scope:
             declare = 'declare it in `model { … }`, for instance `quarantine = names "adapter.*"`'
         self.faults.undeclared("GW202", "band", name, self.band_names, declare)
         return None
+
+    def owner_of(self, value: str) -> AttributeSpec | None:
+        """Return the first enumeration or set that has a value."""
+        specs = (attribute.spec for attribute in self.attributes.values())
+        return next((spec for spec in specs if value in spec.values), None)
 
     def all_but_quarantine(self) -> tuple[str, ...]:
         """Return the bands that `reach all` names."""
