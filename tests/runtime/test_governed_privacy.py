@@ -138,6 +138,17 @@ def test_noise_is_fresh_in_every_step(lab, text):
             assert torch.equal(parameter.grad, drawn / NORMALISER)
 
 
+def test_a_private_sum_is_added_once(lab, text):
+    governor = open_run(lab, text)
+    shallow = list(governor.parameters["shallow"])
+    assert lab.step(governor, [patient(lab, "x")]).committed
+    with governor.step([]) as proposal:
+        pass
+    assert proposal.committed
+    for parameter, drawn in zip(shallow, noise_of(shallow, 4.0 * CLIP, steps=2), strict=True):
+        assert torch.equal(parameter.grad, drawn / NORMALISER)
+
+
 def test_without_a_seed_two_runs_draw_different_noise(lab, text):
     grads = []
     for name in ("one", "two"):

@@ -467,7 +467,7 @@ def _mutate(value: Any, data: st.DataObject) -> Any:
     return data.draw(_values)
 
 
-@settings(max_examples=150)
+@settings(max_examples=250)
 @given(data=st.data())
 def test_no_entries_of_the_right_shape_break_the_replay(recorded, data):
     entries = list(recorded)
