@@ -36,6 +36,12 @@ class StarvationHalt(RuntimeGovernanceError):
     code = "GW520"
 
 
+class RankError(RuntimeGovernanceError):
+    """Processes that train one model and have lost each other, or are not at the same point."""
+
+    code = "GW540"
+
+
 class LedgerError(RuntimeGovernanceError):
     """A ledger that cannot be written, or can no longer be trusted to be written."""
 

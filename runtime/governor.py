@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import secrets
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import torch
@@ -30,8 +32,17 @@ from gradwarden.runtime.accounting import JointPlan
 from gradwarden.runtime.binding import bind_model
 from gradwarden.runtime.budget import BudgetBook
 from gradwarden.runtime.checkpoints import save_checkpoint
-from gradwarden.runtime.commitments import Committer
-from gradwarden.runtime.errors import LedgerError, MaskError, StarvationHalt
+from gradwarden.runtime.commitments import SIZE, Committer
+from gradwarden.runtime.data_parallel import (
+    ROOT,
+    Ranks,
+    check_equal,
+    check_replica,
+    first_finding,
+    ranks_of,
+    weights_digest,
+)
+from gradwarden.runtime.errors import LedgerError, MaskError, PrivacyError, RankError, StarvationHalt
 from gradwarden.runtime.gates import Finding, apply_caps, band_norms, check_gradients, check_reach
 from gradwarden.runtime.history import History, read_history
 from gradwarden.runtime.ledger import Ledger
@@ -41,6 +52,10 @@ from gradwarden.runtime.proposal import Proposal
 from gradwarden.runtime.recorder import Recorder
 from gradwarden.runtime.roster import Examples, Roster
 from gradwarden.runtime.starvation import StarvationGuard
+from gradwarden.runtime.unwritten import Unwritten
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 LOSS_RATIO = "loss_ratio"
 """The signal that the governor measures itself where the policy declares it: last loss / first loss."""
@@ -58,9 +73,12 @@ class Governor:
     privacy: how the privacy rules' units are sampled and noised; then `normaliser` must be a constant.
     clock: gives the calendar day of a step. secret: the file with the secret of the example commitments,
     made where it is missing; None: `<ledger path>.secret`. noise_seed: fixes the privacy noise, for tests.
+    group: the processes that train this model together, each with its own part of every batch. The model is
+    not wrapped; rank 0 has the ledger, the others pass None. All of them call every method alike.
 
     `epoch` is the caller's to advance. Raises MaskError for a model that cannot be masked exactly,
-    PrivacyError for privacy terms that cannot be met, LedgerError for a ledger of another run.
+    PrivacyError for privacy terms that cannot be met, LedgerError for a ledger of another run, RankError
+    where the processes lose each other.
     """
 
     def __init__(
@@ -69,19 +87,20 @@ class Governor:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
-        ledger: Ledger,
+        ledger: Ledger | None,
         engine: Literal["auto", "fused", "split"] = "auto",
         normaliser: float | None = None,
         privacy: JointPlan | None = None,
         clock: Callable[[], date] = date.today,
         secret: Path | None = None,
         noise_seed: int | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
         if normaliser is not None and not 0.0 < normaliser < float("inf"):
             raise MaskError(f"a normaliser is a number above 0, not `{normaliser}`")
         self.model = model
         self.optimizer = optimizer
-        self.ledger = ledger
+        self.ranks = ranks_of(group)
         self.normaliser = normaliser
         self.epoch = 0
         self.next_step = 0
@@ -94,34 +113,64 @@ class Governor:
         self._closed = False
         self._open_step: Proposal | None = None
         self._expired: set[str] = set()
-        self._committer = _committer(ledger, secret or Path(f"{ledger.path}.secret"))
-        bound = bind_model(program, model, optimizer)
-        self.program, self.parameters = bound.program, bound.parameters
-        self.budgets = BudgetBook(self.program, privacy, normaliser, noise_seed)
-        self.roster = Roster(self.program, self._committer)
-        self.starvation = StarvationGuard(self.program.starvation)
-        self.recorder = Recorder(ledger)
+        self.ranks.collect("join the run", lambda: self._attach(program, ledger, privacy, secret, noise_seed))
         self.engine = make_engine(model, self.program.bands, engine)
         try:
-            self._begin()
+            check_equal(self.ranks, "join the run", self._terms)
+            self._take_up(self.ranks.lead("join the run", self._begin, lambda: None))
         except BaseException:
             self.engine.close()
             raise
 
-    def _begin(self) -> None:
+    def _attach(
+        self,
+        program: Program,
+        ledger: Ledger | None,
+        privacy: JointPlan | None,
+        secret: Path | None,
+        noise_seed: int | None,
+    ) -> None:
+        self.ledger = _ledger(ledger, self.ranks)
+        check_replica(self.model, self.ranks)
+        bound = bind_model(program, self.model, self.optimizer)
+        self.program, self.parameters = bound.program, bound.parameters
+        self.budgets = BudgetBook(self.program, privacy, self.normaliser, noise_seed)
+        if self.budgets and self.ranks.size > 1:
+            raise PrivacyError(
+                "privacy rules need a single process: each rank would clip its own part of a unit, and add "
+                "its own noise",
+                help="train without `group=`",
+            )
+        self._committer = _committer(self.ledger, secret)
+        self.roster = Roster(self.program, self._committer)
+        self.starvation = StarvationGuard(self.program.starvation)
+        self.recorder = Recorder(self.ledger)
+
+    def _terms(self) -> dict[str, str]:
+        """Return what every rank must have alike."""
+        return {
+            "policy": self.program.digest,
+            "normaliser": repr(self.normaliser),
+            "weights": weights_digest(self.model),
+        }
+
+    def _begin(self) -> tuple[int, int, int, int]:
+        """Open the ledger's run or resume it; return how far it has come."""
         history = read_history(self.ledger.path, self.ledger.entries_on_open)
         if history.opened is None:
             self.recorder.open(self.program, self._opening())
-            return
+            return 0, 0, 0, 0
         history.resume()
         self._check_same_run(history)
-        self.next_step, self.committed, self.refused = history.next_step, history.committed, history.refused
         self.roster.resume(history)
         self.budgets.resume(history.private_steps)
-        self.exposed = history.example_count
         # Not the digest: a crash may have cut off the text of the very program that the ledger names.
         if history.program_text != self.program.to_json():
-            self.recorder.change_policy(self.program, self.next_step)
+            self.recorder.change_policy(self.program, history.next_step)
+        return history.next_step, history.committed, history.refused, history.example_count
+
+    def _take_up(self, standing: tuple[int, int, int, int]) -> None:
+        self.next_step, self.committed, self.refused, self.exposed = standing
 
     def _opening(self) -> dict[str, Any]:
         return {
@@ -173,12 +222,21 @@ class Governor:
             spent=self.budgets.spent(),
         )
 
+    @property
+    def point(self) -> str:
+        """What a rank that enters a step would do: all ranks must be about to do the same."""
+        return f"begin step {self.next_step} of epoch {self.epoch}"
+
+    def every_parameter(self) -> list[nn.Parameter]:
+        """Return the parameters in the order of bands."""
+        return [parameter for members in self.parameters.values() for parameter in members]
+
     def begin(self, proposal: Proposal) -> None:
         """Record a proposal's intent. Called by the proposal."""
         self.recorder.classes(self.roster.new_classes())
         self.recorder.propose(
             proposal.admitted,
-            self.roster.commitments(proposal.rows),
+            self.roster.commitments(proposal.batch),
             proposal.context,
             proposal.verdict,
         )
@@ -186,19 +244,53 @@ class Governor:
         self.next_step += 1
         self._note_expiries(proposal)
 
+    def withdraw(self, proposal: Proposal, error: BaseException) -> None:
+        """Refuse a proposal that was recorded and that not every rank could enter. Called by the proposal."""
+        if self._open_step is proposal:
+            self._open_step = None
+            self._refuse(proposal, Finding("admission", "interrupted", _raised("a rank's admission", error)))
+
     def conclude(self, proposal: Proposal, error: BaseException | None) -> None:
         """Take a proposal through the gradient and commit gates, or refuse it. Called by the proposal."""
         self._open_step = None
-        if error is not None:
-            self._refuse(proposal, Finding("gradient", "interrupted", _raised("the step's block", error)))
-            return
-        finding = proposal.refusal or self._missing_gradient(proposal)
-        if finding is None:
-            finding = self._gradient_gate(proposal)
+        step = proposal.context.step
+        try:
+            parts = self.ranks.collect(
+                f"leave step {step}", lambda: proposal.part(self._own(proposal, error))
+            )
+            proposal.take_losses(parts)
+            finding = first_finding([part.finding for part in parts])
+            if finding is None:
+                graded = [part.graded for part in parts]
+                passed = self.ranks.collect(f"commit step {step}", lambda: self._gates(proposal, graded))
+                finding = first_finding(passed)
+        except RankError as lost:
+            self._refuse(proposal, Finding("commit", "ranks_lost", _raised("the exchange", lost)))
+            raise
+        except LedgerError:
+            proposal.restore()
+            self.budgets.forget()
+            raise
         if finding is not None:
             self._refuse(proposal, finding)
             return
         self._commit(proposal)
+
+    def _own(self, proposal: Proposal, error: BaseException | None) -> Finding | None:
+        """Return why this rank cannot let the step through."""
+        if error is not None:
+            return Finding("gradient", "interrupted", _raised("the step's block", error))
+        return proposal.refusal or self._missing_gradient(proposal)
+
+    def _gates(self, proposal: Proposal, graded: Sequence[int]) -> Finding | None:
+        """Pass the gradient gate with the gradients of all ranks, then wait for a durable intent.
+
+        graded: the parameters that have a gradient, by rank.
+        """
+        finding = self._gradient_gate(proposal, reduce(or_, graded))
+        if finding is None:
+            self.recorder.settle()
+        return finding
 
     def _missing_gradient(self, proposal: Proposal) -> Finding | None:
         if not proposal.active:
@@ -207,9 +299,10 @@ class Governor:
             return Finding("gradient", "no_backward", "`backward` was not called for every example")
         return None
 
-    def _gradient_gate(self, proposal: Proposal) -> Finding | None:
-        """Noise what is private, check that all is finite, cap norms. Fails closed."""
+    def _gradient_gate(self, proposal: Proposal, graded: int) -> Finding | None:
+        """Sum over ranks, noise what is private, check that all is finite, cap norms. Fails closed."""
         try:
+            self.ranks.sum_gradients([p for i, p in enumerate(self.every_parameter()) if graded >> i & 1])
             self.budgets.release(self.parameters, proposal.normaliser)
             proposal.norms = band_norms(self.parameters)
             findings = check_gradients(self.parameters, proposal.norms)
@@ -233,12 +326,6 @@ class Governor:
     def _commit(self, proposal: Proposal) -> None:
         step = proposal.context.step
         try:
-            self.recorder.settle()
-        except LedgerError:
-            proposal.restore()
-            self.budgets.forget()
-            raise
-        try:
             self.optimizer.step()
         except BaseException:
             # How far it moved is unknown: the step gets no outcome, and nothing more is trained from here.
@@ -246,7 +333,7 @@ class Governor:
             raise
         proposal.committed = True
         self.committed += 1
-        learned = proposal.rows[proposal.weights.any(axis=1)]
+        learned = proposal.batch[proposal.admitted.micro.any(axis=1)]
         self.roster.expose(learned)
         self.exposed += len(learned)
         norms = {band: _decimal(norm) for band, norm in proposal.norms.items()}
@@ -290,7 +377,9 @@ class Governor:
         self.engine.close()
         try:
             self.engine = make_engine(self.model, bound.program.bands, self._engine_choice)
+            check_equal(self.ranks, "change the policy", lambda: {"policy": bound.program.digest})
         except BaseException:
+            self.engine.close()
             self.engine = make_engine(self.model, self.program.bands, self._engine_choice)
             raise
         self.program, self.parameters = bound.program, bound.parameters
@@ -300,9 +389,15 @@ class Governor:
         self.roster.change_program(self.program)
 
     def checkpoint(self, path: Path | str) -> str:
-        """Save the model's weights (safetensors), record their digest, and return it (hex SHA-256)."""
+        """Save the model's weights (safetensors), record their digest, and return it (hex SHA-256).
+
+        Of several processes rank 0 saves. Raises MaskError where their weights are no longer equal.
+        """
         self.check_idle("a checkpoint cannot be saved")
-        target = Path(path)
+        check_equal(self.ranks, "save a checkpoint", self._terms)
+        return self.ranks.lead("save a checkpoint", lambda: self._save(Path(path)), lambda: None)
+
+    def _save(self, target: Path) -> str:
         digest = save_checkpoint(self.model, target)
         body = {"step": self.next_step, "file": target.name, "digest": digest, "tensors": None}
         self.recorder.event("checkpoint", body)
@@ -314,6 +409,11 @@ class Governor:
         if self._closed:
             return
         self.check_idle("the run cannot be closed")
+        try:
+            self.ranks.collect("close the run", lambda: None)
+        except BaseException:
+            self._abandon()
+            raise
         self._closed = True
         self.engine.close()
         self.ledger.close(
@@ -361,9 +461,31 @@ class Governor:
             )
 
 
-def _committer(ledger: Ledger, secret: Path) -> Committer:
-    """Return the run's committer; a ledger with entries has its secret already."""
-    return Committer.load(secret) if ledger.entries_on_open else Committer.load_or_create(secret)
+def _ledger(ledger: Ledger | None, ranks: Ranks) -> Ledger | Unwritten:
+    """Return the ledger of this rank: only rank 0 writes one."""
+    if ranks.rank == ROOT:
+        if ledger is None:
+            raise LedgerError(
+                "the run has no ledger", help="pass `ledger=`; of several processes, rank 0 has it"
+            )
+        return ledger
+    if ledger is not None:
+        raise LedgerError(
+            f"rank {ranks.rank} was given a ledger",
+            help="pass `ledger=None` on every rank but 0, which writes it",
+        )
+    return Unwritten()
+
+
+def _committer(ledger: Ledger | Unwritten, secret: Path | None) -> Committer:
+    """Return the run's committer; a ledger with entries has its secret already.
+
+    What is not written needs no secret that lasts.
+    """
+    if isinstance(ledger, Unwritten):
+        return Committer(secrets.token_bytes(SIZE))
+    path = secret or Path(f"{ledger.path}.secret")
+    return Committer.load(path) if ledger.entries_on_open else Committer.load_or_create(path)
 
 
 def _raised(what: str, error: BaseException) -> str:

@@ -2,11 +2,14 @@
 
 The engine adds the masked gradient of the public examples. That of the private ones is clipped per unit,
 noised and added by itself (`budget`).
+
+Where several processes train together, each proposes its own part of the batch; the step is admitted,
+recorded and concluded for the batch of all (`data_parallel`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -18,6 +21,7 @@ from gradwarden.policy.admission import Admitted
 from gradwarden.policy.context import Context
 from gradwarden.policy.decision import VERDICTS, Decision
 from gradwarden.policy.program import SCALE
+from gradwarden.runtime.data_parallel import ROOT, Part, Share, join_signals
 from gradwarden.runtime.errors import MaskError, PrivacyError
 from gradwarden.runtime.gates import Finding, check_losses
 from gradwarden.runtime.restore import Snapshot
@@ -32,10 +36,10 @@ ADMIT, REFUSED_FROM = VERDICTS.index("admit"), VERDICTS.index("defer")
 class Proposal:
     """A step between its admission and its outcome. Made by `Governor.step`; use it as a context manager.
 
-    verdict: `admit` (every example at full weight), `limit` (something is masked or left out) or `refuse`.
-    decisions: one per example. weights: float64 [B, bands]. active: names of the bands that some example of
-    the step reaches or that are noised for privacy; none once the step was refused. refusal: why a gate
-    refused the step, None where it went through.
+    decisions, weights (float64 [B, bands]), rows: of this process's own examples. All else is of the step as
+    a whole. verdict: `admit` (every example at full weight), `limit` (something is masked or left out) or
+    `refuse`. active: names of the bands that some example of the step reaches or that are noised for privacy;
+    none once the step was refused. refusal: why a gate refused the step, None where it went through.
     """
 
     def __init__(self, governor: Governor, examples: Examples, signals: Mapping[str, Any]) -> None:
@@ -50,24 +54,17 @@ class Proposal:
 
     def __enter__(self) -> Self:
         governor = self._governor
-        governor.check_idle("a step cannot begin")
-        if self._entered:
-            raise MaskError("a proposal is used once", help="call `governor.step` for every step")
-        self._entered = True
-        self.rows = governor.roster.rows(self._examples)
-        self.context: Context = governor.context(self.rows, self._signals)
-        self.admitted: Admitted = governor.roster.admit(self.rows, self.context)
-        self.weights: npt.NDArray[np.float64] = self.admitted.micro / SCALE
-        self.verdict = _step_verdict(self.admitted.verdicts)
-        self.norms: dict[str, float | None] = {}
-        self._private = governor.budgets.private_rows(self.decisions, self._unit)
-        self._public = torch.from_numpy(self.weights.any(axis=1) & ~self._private.mask)
-        self.active: tuple[str, ...] = self._active()
-        self._losses: list[float] = []
-        self._done = np.zeros(len(self.rows), dtype=bool)
-        self._slice = slice(0, len(self.rows))
-        self._snapshot = Snapshot(governor.model)
-        governor.begin(self)
+        shares = governor.ranks.collect(governor.point, self._share)
+        try:
+            self.context: Context = governor.ranks.lead(
+                governor.point, lambda: self._intend(shares), lambda: self._join(shares)
+            )
+        except BaseException as error:
+            governor.withdraw(self, error)
+            raise
+        if governor.ranks.rank != ROOT:
+            self._admit(self.context)
+            governor.begin(self)
         try:
             governor.model.zero_grad(set_to_none=True)
             self._arm()
@@ -76,15 +73,60 @@ class Proposal:
             raise
         return self
 
+    def _share(self) -> Share:
+        """Look up this process's examples, and describe them for the others."""
+        governor = self._governor
+        governor.check_idle("a step cannot begin")
+        if self._entered:
+            raise MaskError("a proposal is used once", help="call `governor.step` for every step")
+        self._entered = True
+        self.rows = governor.roster.rows(self._examples)
+        examples = governor.roster.describe(self.rows) if governor.ranks.size > 1 else ()
+        return Share(len(self.rows), examples, self._signals)
+
+    def _join(self, shares: Sequence[Share]) -> None:
+        """Make the examples of all ranks known, and put them in the order of ranks."""
+        roster, own = self._governor.roster, self._governor.ranks.rank
+        parts = [
+            self.rows if rank == own else roster.rows(share.examples) for rank, share in enumerate(shares)
+        ]
+        self._starts = np.cumsum([0, *map(len, parts)]).tolist()
+        self.batch = np.concatenate(parts)
+
+    def _intend(self, shares: Sequence[Share]) -> Context:
+        """Decide and record the step; what was recorded on rank 0 stands for all."""
+        self._join(shares)
+        self._admit(self._governor.context(self.batch, join_signals(shares)))
+        self._governor.begin(self)
+        return self.context
+
+    def _admit(self, context: Context) -> None:
+        governor = self._governor
+        self.context = context
+        self.admitted: Admitted = governor.roster.admit(self.batch, context)
+        start = self._starts[governor.ranks.rank]
+        self._own = slice(start, start + len(self.rows))
+        self.weights: npt.NDArray[np.float64] = self.admitted.micro[self._own] / SCALE
+        self.verdict = _step_verdict(self.admitted.verdicts)
+        self.norms: dict[str, float | None] = {}
+        self._private = governor.budgets.private_rows(self.decisions, self._unit)
+        self._public = torch.from_numpy(self.weights.any(axis=1) & ~self._private.mask)
+        self.active: tuple[str, ...] = self._active()
+        self._places: list[int] = []
+        self._losses: list[float] = []
+        self._done = np.zeros(len(self.rows), dtype=bool)
+        self._slice = slice(0, len(self.rows))
+        self._snapshot = Snapshot(governor.model)
+
     def _unit(self, place: int, attribute: str) -> str:
         return self._governor.roster.unit(int(self.rows[place]), attribute)
 
     @property
     def decisions(self) -> list[Decision]:
-        return [self.admitted.decisions[i] for i in self.admitted.decision_ids.tolist()]
+        return [self.admitted.decisions[i] for i in self.admitted.decision_ids[self._own].tolist()]
 
     def _active(self) -> tuple[str, ...]:
-        reached: list[bool] = [bool(column.any()) for column in self.weights.T]
+        reached = [bool(column.any()) for column in self.admitted.micro.T]
         noised = self._governor.budgets.noised_bands
         return tuple(
             band
@@ -140,10 +182,8 @@ class Proposal:
 
     def _remember(self, losses: Tensor, public: Tensor) -> None:
         """Note the losses of public examples. Those of private ones must not steer or show anywhere."""
-        rows = self.rows[self._slice][public.numpy()]
-        kept = losses[public].numpy()
-        self._losses += kept.tolist()
-        self._governor.references.observe(rows, kept, self._governor.roster.exposures(rows))
+        self._places += (self._slice.start + public.nonzero().flatten()).tolist()
+        self._losses += losses[public].tolist()
 
     def _differentiate(self, losses: Tensor, public: Tensor) -> None:
         governor = self._governor
@@ -161,7 +201,7 @@ class Proposal:
     def normaliser(self) -> float:
         """What the sum of the examples' gradients is divided by."""
         fixed = self._governor.normaliser
-        return float(len(self.rows)) if fixed is None else fixed
+        return float(len(self.batch)) if fixed is None else fixed
 
     def _arm(self) -> None:
         weights = torch.from_numpy(self.weights[self._slice])
@@ -180,6 +220,18 @@ class Proposal:
     ) -> None:
         self._governor.engine.disarm()
         self._governor.conclude(self, error)
+
+    def part(self, finding: Finding | None) -> Part:
+        """Return what the other ranks need to know of this one. finding: why it cannot go on, if so."""
+        graded = sum(1 << i for i, p in enumerate(self._governor.every_parameter()) if p.grad is not None)
+        return Part(finding, np.array(self._places, np.int64), np.array(self._losses), graded)
+
+    def take_losses(self, parts: Sequence[Part]) -> None:
+        """Take the losses of all ranks for those of the step, and remember them by example."""
+        places = [start + part.places for start, part in zip(self._starts, parts, strict=False)]
+        rows, losses = self.batch[np.concatenate(places)], np.concatenate([part.losses for part in parts])
+        self._losses = losses.tolist()
+        self._governor.references.observe(rows, losses, self._governor.roster.exposures(rows))
 
     def restore(self) -> None:
         """Put generators and buffers back as they were before the step; drop its gradients."""

@@ -23,6 +23,7 @@ from gradwarden.policy.program import Program
 from gradwarden.runtime.entries import encode_body
 from gradwarden.runtime.errors import EntryInvalid
 from gradwarden.runtime.ledger import Ledger
+from gradwarden.runtime.unwritten import Unwritten
 
 FORMAT = "gradwarden/ledger/1"
 
@@ -42,7 +43,7 @@ DECISIONS_PER_ENTRY = 50
 class Recorder:
     """Appends the entries of one run to its ledger."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger | Unwritten) -> None:
         self._ledger = ledger
         self._intent: int | None = None
         self._numbers: dict[tuple[Any, ...], int] = {}

@@ -100,6 +100,11 @@ class Roster:
                 help="give its metadata with it, or add it before with `governor.roster.add`",
             ) from error
 
+    def describe(self, rows: IntArray) -> list[tuple[str, Mapping[str, Any]]]:
+        """Return the ids and metadata of a batch, for another process's roster."""
+        members = [self._members[row] for row in rows.tolist()]
+        return [(member.id, member.metadata) for member in members]
+
     def admit(self, rows: IntArray, context: Context) -> Admitted:
         return self._admission.admit(rows, context)
 
