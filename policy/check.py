@@ -30,10 +30,11 @@ MAX_RULES = 10_000
 
 @dataclass(frozen=True, slots=True)
 class CheckedPolicy:
-    """A policy without faults: its program, not bound to a model, and where its rules are."""
+    """A policy without faults: its program, not bound to a model, and where its rules and bands are."""
 
     program: Program
-    spans: dict[str, Span]
+    rules: dict[str, Span]
+    bands: dict[str, Span]
 
 
 def check(
@@ -59,7 +60,7 @@ def check(
     if header is None or faults.errors:
         return None, faults.errors
     lint(scope, header, rules.grants)
-    return CheckedPolicy(_program(header, scope, rules), rules.spans), faults.found
+    return CheckedPolicy(_program(header, scope, rules), rules.spans, scope.band_spans), faults.found
 
 
 def _header(files: Sequence[s.File], faults: Faults) -> s.Header | None:

@@ -21,5 +21,5 @@ def compile_policy(policy: Policy, model_map: ModelMap | None = None) -> Program
         return policy.program
     from gradwarden.policy.model_map import bind
 
-    bands = bind(policy.program.bands, model_map)
+    bands = bind(policy.program.bands, model_map, policy.bands)
     return replace(policy.program, bands=bands, model_map=model_map.digest)

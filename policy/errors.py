@@ -24,7 +24,8 @@ EXCERPT = 160
 class Diagnostic:
     """One finding: a stable code, what is wrong, where, and how to mend it.
 
-    `span` is None for findings about data that has no text position (a compiled program, a model map).
+    `span` is None for findings about data that has no text position (a compiled program, a model map). A file
+    that cannot be read as text has an empty span of an empty source: its name is the position.
     """
 
     code: str
@@ -43,12 +44,15 @@ class Diagnostic:
                 [f"{self.severity}[{self.code}]: {self.message}", *self._help_lines("  ")],
             )
         line, column = self.span.source.position(self.span.start)
+        head = f"{self.span.source.name}:{line}:{column}: {self.severity}[{self.code}]: {self.message}"
+        if not self.span.source.text:
+            return "\n".join([head, *self._help_lines("  ")])
         text, shown_column = _excerpt(self.span.source.line(line), column)
         width = max(1, min(self.span.end - self.span.start, len(text) - shown_column + 1))
         gutter = " " * len(str(line))
         return "\n".join(
             [
-                f"{self.span.source.name}:{line}:{column}: {self.severity}[{self.code}]: {self.message}",
+                head,
                 f"{gutter} |",
                 f"{line} | {text}",
                 f"{gutter} | {' ' * (shown_column - 1)}{'^' * width}",

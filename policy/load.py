@@ -31,13 +31,14 @@ class Policy:
 
     program: its compiled form before bands are bound to a model (`compile_policy` binds them). warnings:
     findings that do not stop it, sorted by position. files: the paths read, the main one first. rules: where
-    each rule is named.
+    each rule is named. bands: where each band is.
     """
 
     program: Program
     warnings: tuple[Diagnostic, ...]
     files: tuple[str, ...]
     rules: dict[str, Span]
+    bands: dict[str, Span]
 
     @property
     def name(self) -> str:
@@ -70,23 +71,23 @@ def parse_policy(
 
 def read_text(path: Path) -> str | Diagnostic:
     """Return the text of a policy file, or what stops it from being read."""
+    where = Span(Source(str(path), ""), 0, 0)
     try:
         if path.exists() and not path.is_file():
-            return Diagnostic("GW112", f"`{path}` is not a file")
+            return Diagnostic("GW112", f"`{path}` is not a file", where)
         with path.open("rb") as stream:
             data = stream.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a valid path"
-        return Diagnostic("GW112", f"`{path}` cannot be read: {reason.lower()}")
+        return Diagnostic("GW112", f"`{path}` cannot be read: {reason.lower()}", where)
     if len(data) > MAX_FILE_BYTES:
-        return Diagnostic("GW105", f"`{path}` is larger than {MAX_FILE_BYTES} bytes", help="use `import`")
+        return Diagnostic("GW105", f"`{path}` is larger than {MAX_FILE_BYTES} bytes", where, "use `import`")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        return Diagnostic(
-            "GW110", f"line {line} of `{path}` is not valid UTF-8", help="save the file as UTF-8"
-        )
+        message = f"line {line} of `{path}` is not valid UTF-8"
+        return Diagnostic("GW110", message, where, "save the file as UTF-8")
 
 
 def _check(source: Source, directory: Path | None) -> Policy:
@@ -96,7 +97,8 @@ def _check(source: Source, directory: Path | None) -> Policy:
     if checked is None:
         raise PolicyError(found)
     warnings = tuple(sorted(found, key=Diagnostic.sort_key))
-    return Policy(checked.program, warnings, tuple(f.source.name for f in reader.files), checked.spans)
+    names = tuple(file.source.name for file in reader.files)
+    return Policy(checked.program, warnings, names, checked.rules, checked.bands)
 
 
 class _Reader:

@@ -12,7 +12,7 @@ several places is one parameter; it belongs to its deepest use and lists its oth
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -25,6 +25,7 @@ import yaml
 
 from gradwarden.policy.errors import Diagnostic, PolicyError
 from gradwarden.policy.program import SCALE, Band, Selector
+from gradwarden.policy.source import Span
 
 FORMAT = "gradwarden/model-map/1"
 
@@ -128,12 +129,15 @@ class ModelMap:
         return cls.from_data(data, name)
 
 
-def bind(bands: Sequence[Band], model_map: ModelMap) -> tuple[Band, ...]:
+def bind(
+    bands: Sequence[Band], model_map: ModelMap, spans: Mapping[str, Span] | None = None
+) -> tuple[Band, ...]:
     """Return the bands with their parameters filled in, sorted by name.
 
     Name patterns choose first (a tied parameter also under its aliases), then block ranges, then fractions of
     the depth among what is left: `top f` takes depths below f, each `next f` the stretch that follows, a
-    stretch that ends at 100% includes the input; `rest` takes whatever remains.
+    stretch that ends at 100% includes the input; `rest` takes whatever remains. `spans` says where each band
+    is declared, so that faults can be told there.
 
     Raises PolicyError with a diagnostic for every parameter in two bands or in none, every band without
     parameters and every block range past the last block.
@@ -144,7 +148,8 @@ def bind(bands: Sequence[Band], model_map: ModelMap) -> tuple[Band, ...]:
         for band, parameter in _claims(bands, model_map, kinds):
             if parameter.name in free and band not in homes[parameter.name]:
                 homes[parameter.name].append(band)
-    faults = [*_range_faults(bands, model_map), *_home_faults(bands, homes)]
+    where = dict(spans or {})
+    faults = [*_range_faults(bands, model_map, where), *_home_faults(bands, homes, where)]
     if faults:
         raise PolicyError(faults)
     return tuple(
@@ -201,7 +206,9 @@ def _chooses(selector: Selector, layer: Layer, parameter: Parameter, start: int,
             return start <= layer.depth < (end if end < SCALE else SCALE + 1)
 
 
-def _range_faults(bands: Sequence[Band], model_map: ModelMap) -> Iterator[Diagnostic]:
+def _range_faults(
+    bands: Sequence[Band], model_map: ModelMap, spans: Mapping[str, Span]
+) -> Iterator[Diagnostic]:
     for band in bands:
         for selector in band.selectors:
             if selector.kind == "blocks" and selector.hi >= model_map.blocks:
@@ -210,16 +217,20 @@ def _range_faults(bands: Sequence[Band], model_map: ModelMap) -> Iterator[Diagno
                     "GW406",
                     f"band `{band.name}` asks for blocks {selector.lo}..{selector.hi}, "
                     f"but `{model_map.model}` has {have}",
+                    span=spans.get(band.name),
                 )
 
 
-def _home_faults(bands: Sequence[Band], homes: dict[str, list[str]]) -> Iterator[Diagnostic]:
+def _home_faults(
+    bands: Sequence[Band], homes: dict[str, list[str]], spans: Mapping[str, Span]
+) -> Iterator[Diagnostic]:
     lost = [name for name, owners in homes.items() if not owners]
     if lost:
         yield _fault(
             "GW403",
             f"{_names(lost, 'parameter')} {'is' if len(lost) == 1 else 'are'} in no band",
             "give one band `rest`, or choose them by `names`",
+            spans.get(bands[-1].name) if bands else None,
         )
     clashes: dict[tuple[str, ...], list[str]] = {}
     for name, owners in homes.items():
@@ -231,6 +242,7 @@ def _home_faults(bands: Sequence[Band], homes: dict[str, list[str]]) -> Iterator
             f"{_names(names, 'parameter')} {'is' if len(names) == 1 else 'are'} in several bands: "
             + ", ".join(f"`{rival}`" for rival in rivals),
             "every parameter belongs to exactly one band",
+            spans.get(rivals[0]),
         )
     for band in bands:
         if not any(band.name in owners for owners in homes.values()):
@@ -238,6 +250,7 @@ def _home_faults(bands: Sequence[Band], homes: dict[str, list[str]]) -> Iterator
                 "GW405",
                 f"band `{band.name}` has no parameters",
                 "other bands chose first, or nothing in the model matches its selectors",
+                spans.get(band.name),
             )
 
 
@@ -277,8 +290,8 @@ def _brief(message: str) -> str:
     return message if len(message) <= 200 else message[:197] + "..."
 
 
-def _fault(code: str, message: str, help: str | None = None) -> Diagnostic:
-    return Diagnostic(code, message, help=help)
+def _fault(code: str, message: str, help: str | None = None, span: Span | None = None) -> Diagnostic:
+    return Diagnostic(code, message, span, help)
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -50,7 +50,7 @@ def command(paths: tuple[Path, ...], model_map: Path | None, strict: bool, outpu
     findings = _check_all(files, bound, named=frozenset(paths))
     errors, warnings = count(findings)
     failed = bool(errors or (strict and warnings))
-    unreadable = any(finding.code in UNREADABLE and finding.span is None for finding in findings)
+    unreadable = any(d.code in UNREADABLE and d.span and not d.span.source.text for d in findings)
     if output_format == "json":
         emit_json(
             {

@@ -164,3 +164,30 @@ def test_github_annotations(run: Run, bad: Path) -> None:
     assert any("file=bad.policy,line=21,col=22,endLine=21,endColumn=28::" in line for line in lines)
     assert any("%0Ahelp: did you mean `lines`?" in line for line in lines)
     assert all(line.startswith("::error title=GW") for line in lines)
+
+
+def test_what_does_not_fit_a_model_is_told_at_the_band(run: Run, policy: Path) -> None:
+    run("init", "scaffold")
+    policy.write_text(policy.read_text().replace("top 50%", 'names "nothing.*"'))
+    result = run("check", ".", "--model-map", "scaffold/model.yaml", "--format", "json")
+    [finding] = json.loads(result.stdout)["findings"]
+    line = policy.read_text().split("\n")[finding["line"] - 1]
+    assert (finding["file"], finding["code"]) == ("sample.policy", "GW405")
+    assert line[finding["column"] - 1 :].startswith("shallow = names")
+
+
+def test_every_result_of_sarif_has_a_place(run: Run, bad: Path) -> None:
+    (bad.parent / "binary.policy").write_bytes(b"\xff\x00")
+    (bad.parent / "empty.policy").write_text("")
+    sarif = json.loads(run("check", ".", "absent.policy", "--format", "sarif").stdout)["runs"][0]
+    places = [result["locations"][0]["physicalLocation"] for result in sarif["results"]]
+    files = {place["artifactLocation"]["uri"] for place in places}
+    assert files == {"absent.policy", "bad.policy", "binary.policy", "empty.policy"}
+
+
+def test_a_file_without_text_is_told_without_an_excerpt(run: Run, here: Path) -> None:
+    (here / "empty.policy").write_text("")
+    assert run("check", "empty.policy").stderr == (
+        "empty.policy:1:1: error[GW213]: the policy has no header\n"
+        "  = help: begin with `policy NAME version 1 language 1`\n\n"
+    )
