@@ -12,7 +12,6 @@ them leaves parameters, optimizer, buffers and generators as they were. An error
 
 from __future__ import annotations
 
-import secrets
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
@@ -22,7 +21,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -32,10 +30,7 @@ from gradwarden.runtime.accounting import JointPlan
 from gradwarden.runtime.binding import bind_model
 from gradwarden.runtime.budget import BudgetBook
 from gradwarden.runtime.checkpoints import save_checkpoint
-from gradwarden.runtime.commitments import SIZE, Committer
 from gradwarden.runtime.data_parallel import (
-    ROOT,
-    Ranks,
     check_equal,
     check_replica,
     first_finding,
@@ -43,8 +38,9 @@ from gradwarden.runtime.data_parallel import (
     weights_digest,
 )
 from gradwarden.runtime.errors import LedgerError, MaskError, PrivacyError, RankError, StarvationHalt
+from gradwarden.runtime.expiry import ExpiryWatch
 from gradwarden.runtime.gates import Finding, apply_caps, band_norms, check_gradients, check_reach
-from gradwarden.runtime.history import History, read_history
+from gradwarden.runtime.history import read_history
 from gradwarden.runtime.ledger import Ledger
 from gradwarden.runtime.masks import make_engine
 from gradwarden.runtime.memorization import LossReference
@@ -52,16 +48,13 @@ from gradwarden.runtime.proposal import Proposal
 from gradwarden.runtime.recorder import Recorder
 from gradwarden.runtime.roster import Examples, Roster
 from gradwarden.runtime.starvation import StarvationGuard
-from gradwarden.runtime.unwritten import Unwritten
+from gradwarden.runtime.terms import RunTerms, committer_of, ledger_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 LOSS_RATIO = "loss_ratio"
 """The signal that the governor measures itself where the policy declares it: last loss / first loss."""
-
-EXPIRY = ("expired", "exposures_spent", "epochs_spent")
-"""Effects of retention rules that the ledger notes when they first stop an example."""
 
 
 class Governor:
@@ -112,11 +105,11 @@ class Governor:
         self._engine_choice = engine
         self._closed = False
         self._open_step: Proposal | None = None
-        self._expired: set[str] = set()
+        self._expiries = ExpiryWatch()
         self.ranks.collect("join the run", lambda: self._attach(program, ledger, privacy, secret, noise_seed))
         self.engine = make_engine(model, self.program.bands, engine)
         try:
-            check_equal(self.ranks, "join the run", self._terms)
+            check_equal(self.ranks, "join the run", self._replica)
             self._take_up(self.ranks.lead("join the run", self._begin, lambda: None))
         except BaseException:
             self.engine.close()
@@ -130,7 +123,7 @@ class Governor:
         secret: Path | None,
         noise_seed: int | None,
     ) -> None:
-        self.ledger = _ledger(ledger, self.ranks)
+        self.ledger = ledger_of(ledger, self.ranks.rank)
         check_replica(self.model, self.ranks)
         bound = bind_model(program, self.model, self.optimizer)
         self.program, self.parameters = bound.program, bound.parameters
@@ -141,12 +134,13 @@ class Governor:
                 "its own noise",
                 help="train without `group=`",
             )
-        self._committer = _committer(self.ledger, secret)
-        self.roster = Roster(self.program, self._committer)
+        committer = committer_of(self.ledger, secret)
+        self._terms = RunTerms(committer.secret_commitment, self.normaliser, self.budgets.declaration())
+        self.roster = Roster(self.program, committer)
         self.starvation = StarvationGuard(self.program.starvation)
         self.recorder = Recorder(self.ledger)
 
-    def _terms(self) -> dict[str, str]:
+    def _replica(self) -> dict[str, str]:
         """Return what every rank must have alike."""
         return {
             "policy": self.program.digest,
@@ -158,10 +152,10 @@ class Governor:
         """Open the ledger's run or resume it; return how far it has come."""
         history = read_history(self.ledger.path, self.ledger.entries_on_open)
         if history.opened is None:
-            self.recorder.open(self.program, self._opening())
+            self.recorder.open(self.program, self._terms.opening(self.ledger, self.engine.name))
             return 0, 0, 0, 0
         history.resume()
-        self._check_same_run(history)
+        self._terms.check_against(history.opened)
         self.roster.resume(history)
         self.budgets.resume(history.private_steps)
         # Not the digest: a crash may have cut off the text of the very program that the ledger names.
@@ -171,21 +165,6 @@ class Governor:
 
     def _take_up(self, standing: tuple[int, int, int, int]) -> None:
         self.next_step, self.committed, self.refused, self.exposed = standing
-
-    def _opening(self) -> dict[str, Any]:
-        return {
-            "run": secrets.token_hex(16),
-            "origin": self.ledger.origin,
-            "dataset": None,
-            "keys": [self.ledger.vkey],
-            "engine": self.engine.name,
-            "normaliser": self._recorded_normaliser(),
-            "secret_commitment": self._committer.secret_commitment,
-            "privacy": self.budgets.declaration(),
-        }
-
-    def _recorded_normaliser(self) -> str | None:
-        return None if self.normaliser is None else repr(float(self.normaliser))
 
     # --- steps ---------------------------------------------------------------------------------------------
 
@@ -242,7 +221,8 @@ class Governor:
         )
         self._open_step = proposal
         self.next_step += 1
-        self._note_expiries(proposal)
+        for rule, count in self._expiries.observe(proposal.admitted):
+            self.recorder.event("expired", {"step": proposal.context.step, "rule": rule, "count": count})
 
     def withdraw(self, proposal: Proposal, error: BaseException) -> None:
         """Refuse a proposal that was recorded and that not every rank could enter. Called by the proposal."""
@@ -351,18 +331,6 @@ class Governor:
             elif rule.action == "halt":
                 raise StarvationHalt(words, help="widen a `depth` rule or accept it with `starvation`")
 
-    def _note_expiries(self, proposal: Proposal) -> None:
-        counts: dict[str, int] = {}
-        numbers, sizes = np.unique(proposal.admitted.decision_ids, return_counts=True)
-        for number, size in zip(numbers.tolist(), sizes.tolist(), strict=True):
-            causes = proposal.admitted.decisions[number].causes
-            for rule in {cause.rule for cause in causes if cause.effect in EXPIRY}:
-                counts[rule] = counts.get(rule, 0) + size
-        for rule in sorted(counts.keys() - self._expired):
-            self._expired.add(rule)
-            body = {"step": proposal.context.step, "rule": rule, "count": counts[rule]}
-            self.recorder.event("expired", body)
-
     # --- the run -------------------------------------------------------------------------------------------
 
     def change_policy(self, program: Program) -> None:
@@ -394,7 +362,7 @@ class Governor:
         Of several processes rank 0 saves. Raises MaskError where their weights are no longer equal.
         """
         self.check_idle("a checkpoint cannot be saved")
-        check_equal(self.ranks, "save a checkpoint", self._terms)
+        check_equal(self.ranks, "save a checkpoint", self._replica)
         return self.ranks.lead("save a checkpoint", lambda: self._save(Path(path)), lambda: None)
 
     def _save(self, target: Path) -> str:
@@ -441,51 +409,6 @@ class Governor:
         self._closed = True
         self.engine.close()
         self.ledger.close()
-
-    def _check_same_run(self, history: History) -> None:
-        opened = history.opened or {}
-        if opened["secret_commitment"] != self._committer.secret_commitment:
-            raise LedgerError(
-                "the secret does not belong to this ledger",
-                help="pass `secret=` with the file that was written beside the ledger when the run began",
-            )
-        if opened["normaliser"] != self._recorded_normaliser():
-            raise LedgerError(
-                f"the ledger was opened with the normaliser `{opened['normaliser']}`",
-                help="pass the same `normaliser=`; it cannot change within a run",
-            )
-        if opened["privacy"] != self.budgets.declaration():
-            raise LedgerError(
-                "the privacy plan is not the one that the ledger was opened with",
-                help="make the plan as before: its terms, sampling rate and noise cannot change within a run",
-            )
-
-
-def _ledger(ledger: Ledger | None, ranks: Ranks) -> Ledger | Unwritten:
-    """Return the ledger of this rank: only rank 0 writes one."""
-    if ranks.rank == ROOT:
-        if ledger is None:
-            raise LedgerError(
-                "the run has no ledger", help="pass `ledger=`; of several processes, rank 0 has it"
-            )
-        return ledger
-    if ledger is not None:
-        raise LedgerError(
-            f"rank {ranks.rank} was given a ledger",
-            help="pass `ledger=None` on every rank but 0, which writes it",
-        )
-    return Unwritten()
-
-
-def _committer(ledger: Ledger | Unwritten, secret: Path | None) -> Committer:
-    """Return the run's committer; a ledger with entries has its secret already.
-
-    What is not written needs no secret that lasts.
-    """
-    if isinstance(ledger, Unwritten):
-        return Committer(secrets.token_bytes(SIZE))
-    path = secret or Path(f"{ledger.path}.secret")
-    return Committer.load(path) if ledger.entries_on_open else Committer.load_or_create(path)
 
 
 def _raised(what: str, error: BaseException) -> str:

@@ -123,7 +123,7 @@ def one_step(governor: Governor, step: dict[str, Any], rank: int) -> dict[str, A
             size = step.get("micro", [len(examples) or 1] * 2)[rank]
             for rows in proposal.micro_batches(size):
                 losses = losses_of(governor.model, examples[rows])
-                spoilt(spoil, losses)
+                spoilt(spoil, governor)
                 proposal.backward(losses * float("nan") if spoil == "nan" else losses)
     except QuarrelError as error:
         raised = type(error).__name__
@@ -143,12 +143,24 @@ def one_step(governor: Governor, step: dict[str, Any], rank: int) -> dict[str, A
     }
 
 
-def spoilt(how: str, losses: Tensor) -> None:
+def spoilt(how: str, governor: Governor) -> None:
     """Do what a test wants to go wrong on one rank."""
-    if how == "raise":
-        raise QuarrelError
-    if how == "die":
-        os._exit(1)
+    match how:
+        case "raise":
+            raise QuarrelError
+        case "die":
+            os._exit(1)
+        case "foreign":
+            first = next(governor.model.parameters())
+            first.grad = torch.ones_like(first)
+        case "disk":
+            governor.ledger.flush()
+            governor.ledger._writer._file.write = full
+            governor.recorder.event("expired", {"step": 0, "rule": "r", "count": 0})
+
+
+def full(data: bytes) -> None:
+    raise OSError(28, "No space left on device")
 
 
 def serve(rank: int, size: int, store: str, pipe: Any) -> None:

@@ -231,6 +231,7 @@ def test_a_band_that_nobody_reaches_keeps_its_bits(lab, site):
 
 REFUSALS = {
     "nan": ("loss_not_finite", "rank 1: the loss of row 0 of the batch is not finite"),
+    "foreign": ("foreign_gradient", "band `deep` has a gradient that no example may give"),
     "raise": ("interrupted", "rank 1: the step's block raised `QuarrelError`"),
 }
 
@@ -240,7 +241,7 @@ def test_what_goes_wrong_on_one_process_refuses_the_step_on_both(lab, site, how)
     reason, detail = REFUSALS[how]
     steps = [
         {"parts": parts("ab", "a")},
-        {"parts": parts("a", "b"), "spoil": [1, how]},
+        {"parts": parts("b", "b"), "spoil": [1, how]},
         {"parts": parts("a", "d")},
     ]
     answers = site.train(lab.policy, steps)
@@ -260,6 +261,14 @@ def test_what_goes_wrong_on_one_process_refuses_the_step_on_both(lab, site, how)
     (refused,) = site.bodies("refused")
     assert (refused["step"], refused["reason"], refused["detail"]) == (1, reason, detail)
     assert site.verify().ok
+
+
+def test_where_the_ledger_cannot_be_written_no_process_moves(lab, site):
+    steps = [{"parts": parts("ab", "a")}, {"parts": parts("a", "b"), "spoil": [0, "disk"]}]
+    for answer in site.train(lab.policy, steps):
+        assert answer["error"][0] == "LedgerError"
+        assert "No space left" in answer["error"][1]
+        assert answer["weights"] == answer["steps"][0]["weights"]
 
 
 def test_a_step_that_nothing_of_any_process_may_shape_is_refused_on_both(lab, site):
