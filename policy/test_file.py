@@ -89,12 +89,20 @@ def sibling_tests(policy: Path) -> Path:
 
 def parse_tests(text: str, path: Path) -> TestFile:
     """Return the cases that a text holds. Raises PolicyError with every fault and its position."""
+    result, faults = read_tests(text, path)
+    if faults:
+        raise PolicyError(faults)
+    return result
+
+
+def read_tests(text: str, path: Path) -> tuple[TestFile, list[Diagnostic]]:
+    """Return the cases that a text holds, as far as they can be read, and every fault with its position.
+
+    Raises PolicyError where the text is no YAML.
+    """
     source = Source(str(path), text)
     reader = _Reader([])
-    result = reader.file(read_yaml(source), path, source)
-    if reader.faults:
-        raise PolicyError(reader.faults)
-    return result
+    return reader.file(read_yaml(source), path, source), reader.faults
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +143,7 @@ class _Reader:
                     )
             return self.table(fields["table"], name)
         for key in ("example", "expect"):
-            if key not in fields:
+            if key not in fields and not self.misspelt(node, key, allowed):
                 self.fault("GW422", f"this case has no `{key}`", node.span, help="or a `table` of rows")
         example = self.plain_mapping(fields.get("example"), "`example`")
         context = self.context(fields.get("context"))
@@ -198,9 +206,9 @@ class _Reader:
             keys = tuple(pair[0] for pair in node.value.values()) if isinstance(node.value, dict) else ()
             return Expectation(key, weights, node.span, keys)
         if key == "verdict":
-            return Expectation(key, self.choice(node, "`verdict`", VERDICTS), node.span)
+            return Expectation(key, self.choice(node, "a verdict", VERDICTS), node.span)
         if key == "stage":
-            stage = None if node.value is None else self.choice(node, "`stage`", STAGES)
+            stage = None if node.value is None else self.choice(node, "a stage", STAGES)
             return Expectation(key, stage, node.span)
         pairs = self.words(node, f"`{key}`")
         if key == "obligations":
@@ -239,9 +247,15 @@ class _Reader:
             else:
                 fields[key] = value
         for key in required:
-            if key not in fields:
+            if key not in fields and not self.misspelt(node, key, known or ()):
                 self.fault("GW422", f"{what} needs `{key}`", node.span)
         return fields
+
+    def misspelt(self, node: Node, key: str, known: tuple[str, ...]) -> bool:
+        """Whether a key that is missing stands there under another name, which is reported as unknown."""
+        if not isinstance(node.value, dict):
+            return False
+        return any(word not in known and did_you_mean(word, [key]) for word in node.value)
 
     def sequence(self, node: Node, what: str) -> tuple[Node, ...]:
         if not isinstance(node.value, tuple):

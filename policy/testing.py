@@ -47,7 +47,13 @@ def run_cases(program: Program, cases: Iterable[Case]) -> list[CaseResult]:
 
 
 def check_fit(program: Program, tests: TestFile) -> None:
-    """Raise PolicyError where cases do not fit the program.
+    """Raise PolicyError where cases do not fit the program (`fit_faults`)."""
+    if faults := fit_faults(program, tests):
+        raise PolicyError(faults)
+
+
+def fit_faults(program: Program, tests: TestFile) -> list[Diagnostic]:
+    """Return where cases do not fit the program.
 
     They may name bands, rules or signals that it does not have: such a case could pass without testing
     anything (a signal that nothing reads), or never. And where it reads `today`, every case needs a date.
@@ -76,8 +82,7 @@ def check_fit(program: Program, tests: TestFile) -> None:
             for name in sorted(set(given) - set(known)):
                 message = f"policy `{program.name}` has no {noun} `{name}`"
                 faults.append(Diagnostic("GW428", message, case.span, did_you_mean(name, known)))
-    if faults:
-        raise PolicyError(faults)
+    return faults
 
 
 def rule_names(program: Program) -> list[str]:

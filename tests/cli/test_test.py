@@ -140,5 +140,35 @@ def test_faults_of_all_files_are_told_at_once(run: Run, tests: Path) -> None:
     other.write_text(TESTS.replace("deep: 0}", "depp: 0}"))
     result = run("test", ".")
     assert result.exit_code == 2
-    assert "`limits` is not `verdict`" in result.stderr
+    assert "`limits` is not a verdict" in result.stderr
     assert "no band `depp`" in result.stderr
+
+
+def test_every_fault_of_a_test_file_is_told_at_once(run: Run, tests: Path) -> None:
+    text = TESTS.replace("verdict: limit,", "verdict: limits, rules: [ourz],").replace(
+        "shallow: 1", "shalow: 1"
+    )
+    tests.write_text(text)
+    (tests.parent / "lost_test.yaml").write_text(TESTS.replace("sample.policy", "absent.policy"))
+    result = run("test", ".")
+    assert result.exit_code == 2
+    for told in (
+        "`limits` is not a verdict",
+        "has no rule `ourz`",
+        "has no band `shalow`",
+        "is about `absent.policy`, which does not exist",
+    ):
+        assert told in result.stderr
+
+
+def test_a_misspelt_key_is_one_fault(run: Run, tests: Path) -> None:
+    tests.write_text(TESTS.replace("    example:", "    exmaple:").replace("    expect:", "    expcet:"))
+    result = run("test", ".")
+    assert result.exit_code == 2
+    assert result.stderr.count("error[") == 2
+    assert result.stderr.count("error[GW420]") == 2
+
+
+def test_tests_that_fail_say_why_nothing_was_mutated(run: Run, tests: Path) -> None:
+    tests.write_text(WRONG)
+    assert "its tests must pass first" in run("test", ".", "--mutate").stderr
