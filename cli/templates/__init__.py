@@ -1,0 +1,1 @@
+"""Data package: what `gradwarden init` scaffolds."""

@@ -1,0 +1,1 @@
+"""Data package: published JSON Schemas."""
