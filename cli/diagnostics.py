@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import click
 
-from gradwarden.policy.errors import Diagnostic
+from gradwarden.policy.errors import Diagnostic, Severity
 
-_HEAD = re.compile(r"(error|warning)(\[\w+\]:)")
+COLOURS = {"error": "red", "warning": "yellow", "note": "blue"}
+"""The colour of each severity."""
+
+_HEAD = re.compile(r"(error|warning|note)(\[\w+\]:)")
 
 
 def render_text(diagnostics: Iterable[Diagnostic]) -> str:
@@ -19,7 +22,7 @@ def render_text(diagnostics: Iterable[Diagnostic]) -> str:
 
 
 def _coloured(diagnostic: Diagnostic) -> str:
-    colour = "red" if diagnostic.severity == "error" else "yellow"
+    colour = COLOURS[diagnostic.severity]
     lines = printable(diagnostic.render()).split("\n")
     lines[0] = _HEAD.sub(lambda match: click.style(match[0], fg=colour, bold=True), lines[0], count=1)
     for number, line in enumerate(lines[1:], 1):
@@ -52,10 +55,12 @@ def to_data(diagnostic: Diagnostic) -> dict[str, Any]:
     return data
 
 
-def count(diagnostics: Sequence[Diagnostic]) -> tuple[int, int]:
-    """Return how many errors and how many warnings there are."""
-    errors = sum(d.severity == "error" for d in diagnostics)
-    return errors, len(diagnostics) - errors
+def count(diagnostics: Iterable[Diagnostic]) -> dict[Severity, int]:
+    """Return how many findings there are of each severity."""
+    counts: dict[Severity, int] = {"error": 0, "warning": 0, "note": 0}
+    for diagnostic in diagnostics:
+        counts[diagnostic.severity] += 1
+    return counts
 
 
 def plural(number: int, noun: str, nouns: str = "") -> str:

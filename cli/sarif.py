@@ -77,7 +77,8 @@ def to_github(diagnostic: Diagnostic) -> str:
         properties |= {"endLine": str(data["end_line"]), "endColumn": str(data["end_column"])}
     listed = ",".join(f"{key}={_escape(value, extra=':,')}" for key, value in properties.items())
     text = diagnostic.message + (f"\nhelp: {diagnostic.help}" if diagnostic.help else "")
-    return f"::{diagnostic.severity} {listed}::{_escape(text)}"
+    command = "notice" if diagnostic.severity == "note" else diagnostic.severity
+    return f"::{command} {listed}::{_escape(text)}"
 
 
 def _escape(text: str, extra: str = "") -> str:

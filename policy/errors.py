@@ -14,7 +14,8 @@ from typing import Literal
 
 from gradwarden.policy.source import Span
 
-Severity = Literal["error", "warning"]
+Severity = Literal["error", "warning", "note"]
+"""An error stops a policy, a warning fails a strict check, a note fails nothing."""
 
 EXCERPT = 160
 """How many characters of a line are shown around a finding."""

@@ -9,6 +9,10 @@ from gradwarden.policy.combine import QUARANTINE
 from gradwarden.policy.program import Grant
 from gradwarden.policy.scope import Scope
 from gradwarden.policy.source import Span
+from gradwarden.policy.types import Attribute
+
+_SHOWN = 8
+"""How many names a finding lists."""
 
 
 def lint(scope: Scope, header: s.Header, grants: Sequence[Grant]) -> None:
@@ -39,12 +43,28 @@ def _reached(scope: Scope, where: Span, grants: Sequence[Grant]) -> None:
 
 
 def _unused(scope: Scope) -> None:
-    for name, attribute in scope.attributes.items():
-        if name not in scope.used:
-            scope.faults.warn("GW504", f"no rule reads the attribute `{name}`", attribute.span)
+    _unread(scope)
     for name, signal in scope.signals.items():
         if name not in scope.used:
             scope.faults.warn("GW509", f"no rule reads the signal `{name}`", signal.span)
     for name, item in scope.named.items():
         if name not in scope.used:
             scope.faults.warn("GW511", f"no rule uses the condition `{name}`", item.name.span)
+
+
+def _unread(scope: Scope) -> None:
+    """Note the attributes that no rule reads, once per file.
+
+    It is no warning: an attribute that records carry must be declared, whether or not a rule reads it.
+    """
+    unread: dict[str, list[Attribute]] = {}
+    for name, attribute in scope.attributes.items():
+        if name not in scope.used:
+            unread.setdefault(attribute.span.source.name, []).append(attribute)
+    for attributes in unread.values():
+        names = [f"`{attribute.spec.name}`" for attribute in attributes]
+        if len(names) > _SHOWN + 1:
+            names = [*names[:_SHOWN], f"{len(names) - _SHOWN} more attributes"]
+        listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+        help = "leave out what no record carries; a record with an undeclared attribute is invalid"
+        scope.faults.note("GW504", f"no rule reads {listed}", attributes[0].span, help)

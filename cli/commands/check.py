@@ -48,16 +48,17 @@ def command(paths: tuple[Path, ...], model_map: Path | None, strict: bool, outpu
     bound = load_model_map(model_map) if model_map else None
     files = find_files(paths, ".policy")
     findings = _check_all(files, bound, named=frozenset(paths))
-    errors, warnings = count(findings)
-    failed = bool(errors or (strict and warnings))
+    counts = count(findings)
+    failed = bool(counts["error"] or (strict and counts["warning"]))
     unreadable = any(d.code in UNREADABLE and d.span and not d.span.source.text for d in findings)
     if output_format == "json":
         emit_json(
             {
                 "ok": not failed,
                 "files": [str(path) for path in files],
-                "errors": errors,
-                "warnings": warnings,
+                "errors": counts["error"],
+                "warnings": counts["warning"],
+                "notes": counts["note"],
                 "findings": [to_data(d) for d in findings],
             }
         )
@@ -76,11 +77,9 @@ def command(paths: tuple[Path, ...], model_map: Path | None, strict: bool, outpu
 
 
 def _summarise(files: Sequence[Path], findings: Sequence[Diagnostic]) -> None:
-    errors, warnings = count(findings)
     if findings:
         click.echo(render_text(findings) + "\n", err=True)
-    told = [plural(errors, "error")] if errors else []
-    told += [plural(warnings, "warning")] if warnings else []
+    told = [plural(number, severity) for severity, number in count(findings).items() if number]
     outcome = ", ".join(told) if told else click.style("no findings", fg="green")
     click.echo(f"{plural(len(files), 'file')} checked: {outcome}")
 

@@ -191,3 +191,18 @@ def test_a_file_without_text_is_told_without_an_excerpt(run: Run, here: Path) ->
         "empty.policy:1:1: error[GW213]: the policy has no header\n"
         "  = help: begin with `policy NAME version 1 language 1`\n\n"
     )
+
+
+def test_an_attribute_that_no_rule_reads_is_noted_and_fails_nothing(run: Run, here: Path) -> None:
+    text = WARNS.replace("version 1", "version 1 language 1").replace(
+        "one of a, b", "one of a, b  ward : bool  age : date"
+    )
+    (here / "notes.policy").write_text(text)
+    result = run("check", "notes.policy", "--strict")
+    assert (result.exit_code, result.stdout) == (0, "1 file checked: 1 note\n")
+    assert "notes.policy:2:32: note[GW504]: no rule reads `ward` and `age`" in result.stderr
+    document = json.loads(run("check", "notes.policy", "--strict", "--format", "json").stdout)
+    assert (document["ok"], document["warnings"], document["notes"]) == (True, 0, 1)
+    sarif = json.loads(run("check", "notes.policy", "--format", "sarif").stdout)
+    assert sarif["runs"][0]["results"][0]["level"] == "note"
+    assert run("check", "notes.policy", "--format", "github").stdout.startswith("::notice title=GW504,")
