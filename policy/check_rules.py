@@ -12,6 +12,7 @@ from gradwarden.policy.clauses import Clauses, target_weights
 from gradwarden.policy.combine import QUARANTINE
 from gradwarden.policy.decimals import decimal_text, scaled
 from gradwarden.policy.logic import conjunction
+from gradwarden.policy.partition import reads_of
 from gradwarden.policy.phases import in_phases
 from gradwarden.policy.program import (
     SCALE,
@@ -247,6 +248,7 @@ class _RuleCheck:
         unit = self.clauses.one(s.UnitOf)
         if unit is not None:
             self._attribute(unit.attribute, "string")
+        self._steady()
         if within is None or len(numbers) != 3:
             return None
         named = [band for band in map(self.scope.band, within.bands) if band]
@@ -262,6 +264,17 @@ class _RuleCheck:
         spent = self.clause("budget_spent", self.closed, Spent(name))
         clauses = (self.clause("confined", inside), spent)
         return Limit(name, "privacy", clauses, self.level, self.clauses.because, terms)
+
+    def _steady(self) -> None:
+        """Warn of a privacy rule that holds at one time and not at another."""
+        when = self.clauses.one(s.When)
+        if when is None or self.level != "hard" or reads_of(self.when.condition).is_static:
+            return
+        help = (
+            "while it does not hold, the examples are learned without noise, and no guarantee is left; "
+            "test metadata alone here, and limit by time in another rule"
+        )
+        self.faults.warn("GW512", f"`{self.rule.name.text}` holds only at times", when.span, help)
 
     def _privacy_number(self, clause: s.PrivacyNumber) -> str:
         value, span = clause.value.value, clause.value.span

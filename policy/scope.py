@@ -31,6 +31,9 @@ class Faults:
     def warn(self, code: str, message: str, span: Span, help: str | None = None) -> None:
         self._add(Diagnostic(code, message, span, help, "warning"))
 
+    def note(self, code: str, message: str, span: Span, help: str | None = None) -> None:
+        self._add(Diagnostic(code, message, span, help, "note"))
+
     def undeclared(
         self, code: str, what: str, name: s.Name | s.Reference, known: Iterable[str], declare: str
     ) -> None:
@@ -43,8 +46,11 @@ class Faults:
     def _add(self, diagnostic: Diagnostic) -> None:
         # INVARIANT: errors are counted apart, so that no number of warnings can hide one.
         self._counts[diagnostic.severity] += 1
-        if self._counts[diagnostic.severity] <= MAX_FAULTS:
+        kept = self._counts[diagnostic.severity]
+        if kept <= MAX_FAULTS:
             self.found.append(diagnostic)
+        elif kept == MAX_FAULTS + 1 and diagnostic.severity == "error":
+            self.found.append(Diagnostic("GW114", "more errors follow that are not shown", diagnostic.span))
 
     @property
     def number(self) -> int:

@@ -270,3 +270,31 @@ def test_every_code_is_documented_and_every_documented_code_exists() -> None:
     listed = re.findall(r"^\| (GW\d{3}) \|", table, re.MULTILINE)
     assert len(set(listed)) == len(listed)
     assert used == set(listed)
+
+
+@pytest.mark.parametrize(
+    ("when", "codes"),
+    [
+        ("when consent", []),
+        ("when consent and loss < 1", ["GW512"]),
+        ("when step > 100", ["GW512"]),
+        ("when born > today - 30 days", ["GW512"]),
+        ("when exposures > 1 or consent", ["GW512"]),
+        ("when phase == main", ["GW512"]),
+        ("", []),
+    ],
+)
+def test_privacy_that_comes_and_goes_during_a_run_is_warned_of(when: str, codes: list[str]) -> None:
+    text = f"privacy q {{ {when} within shallow epsilon 3 delta 1e-6 clip 1 }}"
+    found = parse_policy(f"{SCHEMA}depth d {{ reach all }}\n{text}").warnings
+    assert [warning.code for warning in found if warning.code == "GW512"] == codes
+    found = parse_policy(f"{SCHEMA}depth d {{ reach all }}\nadvisory {text}").warnings
+    assert "GW512" not in [warning.code for warning in found]
+
+
+def test_it_is_told_that_not_every_fault_is_shown() -> None:
+    text = SCHEMA + "".join(f"suppress s{index} {{ when nothing }}\n" for index in range(1_005))
+    with pytest.raises(PolicyError) as caught:
+        parse_policy(text)
+    codes = [diagnostic.code for diagnostic in caught.value.diagnostics]
+    assert codes == ["GW201"] * 1_000 + ["GW114"]
