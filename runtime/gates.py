@@ -101,6 +101,11 @@ def apply_caps(
     return factors
 
 
+def raised(what: str, error: BaseException) -> str:
+    """Say that something raised an error. Its message may quote data, which the ledger never holds."""
+    return f"{what} raised `{type(error).__name__}`"
+
+
 def _gradients(members: Iterable[Tensor]) -> list[Tensor]:
     return [_values(parameter) for parameter in members if parameter.grad is not None]
 

@@ -39,7 +39,7 @@ from gradwarden.runtime.data_parallel import (
 )
 from gradwarden.runtime.errors import LedgerError, MaskError, PrivacyError, RankError, StarvationHalt
 from gradwarden.runtime.expiry import ExpiryWatch
-from gradwarden.runtime.gates import Finding, apply_caps, band_norms, check_gradients, check_reach
+from gradwarden.runtime.gates import Finding, apply_caps, band_norms, check_gradients, check_reach, raised
 from gradwarden.runtime.history import read_history
 from gradwarden.runtime.ledger import Ledger
 from gradwarden.runtime.masks import make_engine
@@ -110,10 +110,11 @@ class Governor:
         self.engine = make_engine(model, self.program.bands, engine)
         try:
             check_equal(self.ranks, "join the run", self._replica)
-            self._take_up(self.ranks.lead("join the run", self._begin, lambda: None))
+            standing = self.ranks.lead("join the run", self._begin, lambda: None)
         except BaseException:
             self.engine.close()
             raise
+        self.next_step, self.committed, self.refused, self.exposed = standing
 
     def _attach(
         self,
@@ -149,7 +150,7 @@ class Governor:
         }
 
     def _begin(self) -> tuple[int, int, int, int]:
-        """Open the ledger's run or resume it; return how far it has come."""
+        """Open the ledger's run or resume it; return its steps and examples so far."""
         history = read_history(self.ledger.path, self.ledger.entries_on_open)
         if history.opened is None:
             self.recorder.open(self.program, self._terms.opening(self.ledger, self.engine.name))
@@ -162,9 +163,6 @@ class Governor:
         if history.program_text != self.program.to_json():
             self.recorder.change_policy(self.program, history.next_step)
         return history.next_step, history.committed, history.refused, history.example_count
-
-    def _take_up(self, standing: tuple[int, int, int, int]) -> None:
-        self.next_step, self.committed, self.refused, self.exposed = standing
 
     # --- steps ---------------------------------------------------------------------------------------------
 
@@ -228,39 +226,32 @@ class Governor:
         """Refuse a proposal that was recorded and that not every rank could enter. Called by the proposal."""
         if self._open_step is proposal:
             self._open_step = None
-            self._refuse(proposal, Finding("admission", "interrupted", _raised("a rank's admission", error)))
+            self._refuse(proposal, Finding("admission", "interrupted", raised("a rank's admission", error)))
 
     def conclude(self, proposal: Proposal, error: BaseException | None) -> None:
         """Take a proposal through the gradient and commit gates, or refuse it. Called by the proposal."""
         self._open_step = None
         step = proposal.context.step
         try:
-            parts = self.ranks.collect(
-                f"leave step {step}", lambda: proposal.part(self._own(proposal, error))
-            )
+            parts = self.ranks.collect(f"leave step {step}", lambda: proposal.part(error))
             proposal.take_losses(parts)
             finding = first_finding([part.finding for part in parts])
             if finding is None:
                 graded = [part.graded for part in parts]
                 passed = self.ranks.collect(f"commit step {step}", lambda: self._gates(proposal, graded))
                 finding = first_finding(passed)
-        except RankError as lost:
-            self._refuse(proposal, Finding("commit", "ranks_lost", _raised("the exchange", lost)))
-            raise
         except LedgerError:
             proposal.restore()
             self.budgets.forget()
+            raise
+        except BaseException as fault:
+            reason = "ranks_lost" if isinstance(fault, RankError) else "interrupted"
+            self._refuse(proposal, Finding("commit", reason, raised("the step's end", fault)))
             raise
         if finding is not None:
             self._refuse(proposal, finding)
             return
         self._commit(proposal)
-
-    def _own(self, proposal: Proposal, error: BaseException | None) -> Finding | None:
-        """Return why this rank cannot let the step through."""
-        if error is not None:
-            return Finding("gradient", "interrupted", _raised("the step's block", error))
-        return proposal.refusal or self._missing_gradient(proposal)
 
     def _gates(self, proposal: Proposal, graded: Sequence[int]) -> Finding | None:
         """Pass the gradient gate with the gradients of all ranks, then wait for a durable intent.
@@ -271,13 +262,6 @@ class Governor:
         if finding is None:
             self.recorder.settle()
         return finding
-
-    def _missing_gradient(self, proposal: Proposal) -> Finding | None:
-        if not proposal.active:
-            return Finding("admission", "nothing_admitted", "no example of the batch may shape any band")
-        if not proposal.complete:
-            return Finding("gradient", "no_backward", "`backward` was not called for every example")
-        return None
 
     def _gradient_gate(self, proposal: Proposal, graded: int) -> Finding | None:
         """Sum over ranks, noise what is private, check that all is finite, cap norms. Fails closed."""
@@ -293,7 +277,7 @@ class Governor:
             for band, factor in apply_caps(self.parameters, proposal.norms, caps).items():
                 proposal.norms[band] = (proposal.norms[band] or 0.0) * factor
         except Exception as error:
-            return Finding("gradient", "gate_failed", _raised("the gradient gate", error))
+            return Finding("gradient", "gate_failed", raised("the gradient gate", error))
         return None
 
     def _refuse(self, proposal: Proposal, finding: Finding) -> None:
@@ -409,11 +393,6 @@ class Governor:
         self._closed = True
         self.engine.close()
         self.ledger.close()
-
-
-def _raised(what: str, error: BaseException) -> str:
-    """Say that an error was raised. Its message may quote data, which the ledger never holds."""
-    return f"{what} raised `{type(error).__name__}`"
 
 
 def _decimal(value: float | None) -> str | None:

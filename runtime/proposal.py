@@ -23,7 +23,7 @@ from gradwarden.policy.decision import VERDICTS, Decision
 from gradwarden.policy.program import SCALE
 from gradwarden.runtime.data_parallel import ROOT, Part, Share, join_signals
 from gradwarden.runtime.errors import MaskError, PrivacyError
-from gradwarden.runtime.gates import Finding, check_losses
+from gradwarden.runtime.gates import Finding, check_losses, raised
 from gradwarden.runtime.restore import Snapshot
 from gradwarden.runtime.roster import Examples
 
@@ -177,7 +177,7 @@ class Proposal:
                 self._remember(losses.detach().double().cpu(), public)
                 self._differentiate(losses, public)
         except BaseException as error:
-            self.refusal = Finding("gradient", "no_gradient", f"`backward` raised `{type(error).__name__}`")
+            self.refusal = Finding("gradient", "no_gradient", raised("`backward`", error))
             raise
 
     def _remember(self, losses: Tensor, public: Tensor) -> None:
@@ -221,10 +221,22 @@ class Proposal:
         self._governor.engine.disarm()
         self._governor.conclude(self, error)
 
-    def part(self, finding: Finding | None) -> Part:
-        """Return what the other ranks need to know of this one. finding: why it cannot go on, if so."""
+    def part(self, error: BaseException | None) -> Part:
+        """Return what the other ranks need to know of this one. error: what broke the block, if any."""
         graded = sum(1 << i for i, p in enumerate(self._governor.every_parameter()) if p.grad is not None)
-        return Part(finding, np.array(self._places, np.int64), np.array(self._losses), graded)
+        return Part(self._finding(error), np.array(self._places, np.int64), np.array(self._losses), graded)
+
+    def _finding(self, error: BaseException | None) -> Finding | None:
+        """Return why this rank cannot let the step through."""
+        if error is not None:
+            return Finding("gradient", "interrupted", raised("the step's block", error))
+        if self.refusal is not None:
+            return self.refusal
+        if not self.active:
+            return Finding("admission", "nothing_admitted", "no example of the batch may shape any band")
+        if self.weights[~self._done].any():
+            return Finding("gradient", "no_backward", "`backward` was not called for every example")
+        return None
 
     def take_losses(self, parts: Sequence[Part]) -> None:
         """Take the losses of all ranks for those of the step, and remember them by example."""
@@ -238,11 +250,6 @@ class Proposal:
         self._snapshot.restore()
         self.verdict = "refuse"
         self.active = ()
-
-    @property
-    def complete(self) -> bool:
-        """Whether every example that may shape something has been through `backward`."""
-        return not self.weights[~self._done].any()
 
     @property
     def mean_loss(self) -> float | None:
