@@ -78,17 +78,27 @@ def open_manifest(path: Path, program: Program, size: int = PIECE) -> Manifest:
     return Manifest(read(path, program, size), total, "bytes", "line")
 
 
-def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (number, text) of every line. Raises InputError for one that is too long or not text."""
+def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, str | None]]:
+    """Yield (number, text) of every line, None for one that is no text. Raises InputError for one too long."""
     number = 0
     while line := file.readline(MAX_LINE + 1):
         number += 1
         if len(line) > MAX_LINE:
             raise InputError(f"`{path}:{number}`: the line is longer than {MAX_LINE >> 20} MiB")
         try:
-            yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError:
-            raise InputError(f"`{path}:{number}` is not UTF-8 text") from None
+            yield number, None
+        else:
+            yield number, text
+
+
+def _text_lines(file: BinaryIO, path: Path) -> Iterator[str]:
+    """Yield every line of a format whose records may go over several: none can be left out."""
+    for number, line in _lines(file, path):
+        if line is None:
+            raise InputError(f"`{path}:{number}` is not UTF-8 text", help="save the file as UTF-8")
+        yield line
 
 
 class _Collector:
@@ -129,21 +139,28 @@ def _jsonl(path: Path, _program: Program, size: int) -> Iterator[Piece]:
     collector = _Collector(size)
     with path.open("rb") as file:
         for number, line in _lines(file, path):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line, object_pairs_hook=_unique)
-            except (ValueError, RecursionError) as error:
-                message = getattr(error, "msg", None) or str(error)
-                collector.reject(number, f"not valid JSON: {message.lower()}")
-            else:
-                if isinstance(record, dict):
-                    collector.add(number, record)
-                else:
-                    collector.reject(number, "not a JSON object")
+            if line is None:
+                collector.reject(number, "not UTF-8 text")
+            elif line.strip():
+                _read_json(line, number, collector)
             if collector.full:
                 yield collector.piece(file.tell())
         yield collector.piece(file.tell())
+
+
+def _read_json(line: str, number: int, collector: _Collector) -> None:
+    try:
+        record = json.loads(line, object_pairs_hook=_unique)
+    except RecursionError:
+        collector.reject(number, "not valid JSON: nested too deeply")
+    except ValueError as error:
+        message = getattr(error, "msg", None) or str(error)
+        collector.reject(number, f"not valid JSON: {message.lower()}")
+    else:
+        if isinstance(record, dict):
+            collector.add(number, record)
+        else:
+            collector.reject(number, "not a JSON object")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -159,7 +176,7 @@ def _csv(path: Path, program: Program, size: int) -> Iterator[Piece]:
     collector = _Collector(size)
     with path.open("rb") as file:
         delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-        rows = csv.reader((line for _, line in _lines(file, path)), delimiter=delimiter, strict=True)
+        rows = csv.reader(_text_lines(file, path), delimiter=delimiter, strict=True)
         header = _header(path, rows)
         while (row := _next_row(path, rows)) is not None:
             if len(row) != len(header):

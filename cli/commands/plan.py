@@ -11,6 +11,7 @@ import click
 
 from gradwarden.cli.app import verb
 from gradwarden.cli.diagnostics import plural, printable
+from gradwarden.cli.failures import InputError, complain
 from gradwarden.cli.inputs import load_program
 from gradwarden.cli.manifest import Piece, open_manifest
 from gradwarden.cli.options import FILE, ContextOptions, context_options
@@ -93,6 +94,8 @@ def command(
             _count(program, context, piece, tally, show)
             advance(piece.done - done)
             done = piece.done
+    if not tally.records:
+        complain(InputError.code, f"`{data}` holds no records", None, severity="warning")
     if output_format == "json":
         emit_json(_to_json(program, data, given, tally))
     else:
@@ -150,7 +153,7 @@ def _show(program: Program, given: ContextOptions, tally: Tally, place: str) -> 
             band,
             f"{tally.reached[band]:,}",
             _share(tally, tally.reached[band]),
-            f"{tally.weight[band] / SCALE:,.6g}",
+            _sum(tally.weight[band]),
         )
         for band in program.band_names
     ]
@@ -182,7 +185,19 @@ def _told(attribute: str, detail: str) -> str:
 
 
 def _share(tally: Tally, count: int) -> str:
-    return f"{count / tally.records:.1%}" if tally.records else "-"
+    """Return a share in percent that is 0.0% only for none and 100.0% only for all."""
+    if not tally.records:
+        return "-"
+    share = f"{count / tally.records:.1%}"
+    if share == "0.0%" and count:
+        return "<0.1%"
+    return ">99.9%" if share == "100.0%" and count < tally.records else share
+
+
+def _sum(micro: int) -> str:
+    """Return a sum of weights, given in millionths, with every decimal place it has."""
+    whole, fraction = divmod(micro, SCALE)
+    return f"{whole:,}.{fraction:06d}".rstrip("0").rstrip(".")
 
 
 def _to_json(program: Program, data: Path, given: ContextOptions, tally: Tally) -> dict[str, Any]:

@@ -174,3 +174,31 @@ def test_parquet_needs_pyarrow_and_says_so(run: Run, policy: Path, monkeypatch: 
     result = run("plan", policy, "--data", "data.parquet")
     assert result.exit_code == 2
     assert "gradwarden[parquet]" in result.stderr
+
+
+def test_one_line_that_is_not_text_does_not_hide_the_others(run: Run, policy: Path) -> None:
+    good = json.dumps(RECORDS[0]).encode()
+    (policy.parent / "data.jsonl").write_bytes(
+        good + b'\n{"kind": "\xff"}\n' + good + b"\n" + b"[" * 20_000 + b"\n"
+    )
+    status, document = plan(run, policy, policy.with_name("data.jsonl"))
+    assert (status, document["records"]) == (1, 4)
+    assert [(r["place"], r["problems"][0]["detail"]) for r in document["invalid"]] == [
+        (2, "not UTF-8 text"),
+        (4, "not valid JSON: nested too deeply"),
+    ]
+
+
+def test_few_are_not_shown_as_none_nor_most_as_all(run: Run, policy: Path) -> None:
+    data = write(policy.with_name("data.jsonl"), RECORDS[:1] * 2_999 + RECORDS[3:4])
+    words = run("plan", policy, "--data", data, "--at", "2026-01-01").stdout
+    assert "limit       2,999  >99.9%" in words
+    assert "refuse          1   <0.1%" in words
+    assert "deep        2,999  >99.9%         1,499.5" in words
+
+
+def test_a_manifest_without_records_is_warned_of(run: Run, policy: Path) -> None:
+    (policy.parent / "data.jsonl").write_text("\n")
+    result = run("plan", policy, "--data", "data.jsonl", "--format", "json")
+    assert json.loads(result.stdout)["records"] == 0
+    assert "warning[GW900]: `data.jsonl` holds no records" in result.stderr
