@@ -27,10 +27,15 @@ class DateType(click.ParamType):  # type: ignore[type-arg]  # generic only in ne
     name = "date"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> date:
+        if isinstance(value, date):
+            return value
         try:
-            return value if isinstance(value, date) else date.fromisoformat(value)
+            day = date.fromisoformat(value)
         except ValueError:
+            day = None
+        if day is None or day.isoformat() != value:  # Python knows more forms than the language does
             self.fail(f"`{value}` is not a date such as 2026-01-31", param, ctx)
+        return day
 
 
 class SettingType(click.ParamType):  # type: ignore[type-arg]  # as above

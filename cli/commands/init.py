@@ -57,4 +57,16 @@ def command(directory: Path, output_format: str) -> int:
     click.echo("\nnext:")
     click.echo(f"  gradwarden check {directory} --model-map {targets['model.yaml']}")
     click.echo(f"  gradwarden test {directory} --coverage")
+    if place := _place_in_repository(directory):
+        click.echo(
+            f"\nGitHub finds workflows at one place only: move {directory / '.github'} to the root of the"
+        )
+        click.echo(f"repository, and add `defaults: {{run: {{working-directory: {place}}}}}` to it")
     return 0
+
+
+def _place_in_repository(directory: Path) -> str | None:
+    """Return the path of a directory inside the git repository around it; None at its root or outside any."""
+    here = directory.resolve()
+    root = next((parent for parent in (here, *here.parents) if (parent / ".git").exists()), here)
+    return None if root == here else here.relative_to(root).as_posix()

@@ -34,6 +34,8 @@ def command(name: Path, passphrase: bytes | None, output_format: str) -> int:
     """
     from gradwarden.runtime.keys import Signer
 
+    if name.name in ("", ".."):
+        raise InputError(f"`{name}` cannot name a key", help="give it a name, such as `keys/release`")
     private, public = name.with_name(f"{name.name}.key"), name.with_name(f"{name.name}.pub")
     for path in (private, public):
         if path.exists() or path.is_symlink():

@@ -103,3 +103,12 @@ def test_examples_are_read_from_json_and_yaml(run: Run, policy: Path, name: str,
 def test_a_compiled_program_explains_as_its_policy_does(run: Run, policy: Path) -> None:
     run("build", policy, "-o", "sample.json")
     assert explain(run, Path("sample.json"), EXAMPLE) == explain(run, policy, EXAMPLE)
+
+
+@pytest.mark.parametrize(
+    "at", ["20260101", "2026-W01-1", "2026-02-30", "2026-1-1", "tomorrow", "", "2026-01-01T00:00"]
+)
+def test_a_date_has_one_form(run: Run, policy: Path, at: str) -> None:
+    result = run("explain", policy, "--example", "-", "--at", at, input=json.dumps(EXAMPLE))
+    assert result.exit_code == 2
+    assert "is not a date such as 2026-01-31" in result.stderr

@@ -211,3 +211,19 @@ def test_without_torch_the_extra_is_named(
     result = run("map", f"{model_module}:build", "-o", "model.yaml")
     assert result.exit_code == 2
     assert "gradwarden[train]" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "keys/.."])
+def test_a_key_needs_a_name(run: Run, here: Path, name: str) -> None:
+    result = run("keygen", name)
+    assert result.exit_code == 2
+    assert "cannot name a key" in result.stderr
+    assert list(here.iterdir()) == []
+
+
+def test_a_scaffold_inside_a_repository_says_where_its_workflow_belongs(run: Run, here: Path) -> None:
+    (here / ".git").mkdir()
+    assert "root of the repository" not in run("init").stdout
+    told = run("init", "more/policies").stdout
+    assert "move more/policies/.github to the root of the repository" in told
+    assert "working-directory: more/policies" in told
