@@ -79,7 +79,7 @@ def open_manifest(path: Path, program: Program, size: int = PIECE) -> Manifest:
 
 
 def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, str | None]]:
-    """Yield (number, text) of every line, None for one that is no text. Raises InputError for one too long."""
+    """Yield (number, text) of every line, None for what is no text. Raises InputError for one too long."""
     number = 0
     while line := file.readline(MAX_LINE + 1):
         number += 1

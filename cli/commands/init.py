@@ -58,10 +58,9 @@ def command(directory: Path, output_format: str) -> int:
     click.echo(f"  gradwarden check {directory} --model-map {targets['model.yaml']}")
     click.echo(f"  gradwarden test {directory} --coverage")
     if place := _place_in_repository(directory):
-        click.echo(
-            f"\nGitHub finds workflows at one place only: move {directory / '.github'} to the root of the"
-        )
-        click.echo(f"repository, and add `defaults: {{run: {{working-directory: {place}}}}}` to it")
+        click.echo("\nGitHub finds workflows at one place only, so:")
+        click.echo(f"  move {directory / '.github'} to the root of the repository")
+        click.echo(f"  add to the workflow: defaults: {{run: {{working-directory: {place}}}}}")
     return 0
 
 

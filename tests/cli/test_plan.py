@@ -191,7 +191,7 @@ def test_one_line_that_is_not_text_does_not_hide_the_others(run: Run, policy: Pa
 
 def test_few_are_not_shown_as_none_nor_most_as_all(run: Run, policy: Path) -> None:
     data = write(policy.with_name("data.jsonl"), RECORDS[:1] * 2_999 + RECORDS[3:4])
-    words = run("plan", policy, "--data", data, "--at", "2026-01-01").stdout
+    words = run("plan", policy, "--data", data, "--at", "2026-01-01", "--set", "loss=0").stdout
     assert "limit       2,999  >99.9%" in words
     assert "refuse          1   <0.1%" in words
     assert "deep        2,999  >99.9%         1,499.5" in words
