@@ -55,7 +55,7 @@ class Verdict:
     policy_given: bool
     head_compared: bool
     weights: Path | None
-    signature: Signature | None
+    signatures: tuple[Signature, ...]
 
     @property
     def ok(self) -> bool:
@@ -79,9 +79,10 @@ class Verdict:
             yield f"{plural(decisions, 'decision')} in {plural(steps, 'step')}, made again"
         codes = {finding.code for finding in self.findings}
         if self.policy_given and facts.get("decisions_replayed") and "policy_mismatch" not in codes:
-            yield "the policy given is the one that governed the run"
-        if self.signature is not None and self.signature.signers:
-            yield f"the program's signature by {', '.join(self.signature.signers)}"
+            yield "the run was governed by what was given (--policy)"
+        for signature in self.signatures:
+            if signature.signers:
+                yield f"the program's signature by {', '.join(signature.signers)}"
         if self.head_compared and not codes & {"checkpoint_mismatch", "checkpoint_untrusted"}:
             yield "the checkpoint given is a head of this ledger"
         if self.weights is not None and "weights_mismatch" not in codes:
@@ -92,8 +93,9 @@ class Verdict:
         yield "that every training step was offered to the ledger: it is self-attested"
         if not self.policy_given:
             yield "the policy: that of the ledger was taken at its word (--policy)"
-        if self.signature is not None and not self.signature.signers:
-            yield f"the program's signature `{self.signature.note}`: it is by another key (--key)"
+        for signature in self.signatures:
+            if not signature.signers:
+                yield f"the program's signature `{signature.note}`: it is by another key (--key)"
         if not self.head_compared:
             yield "whether a holder of the key rewrote it: no head kept elsewhere was given (--checkpoint)"
         if self.weights is None:

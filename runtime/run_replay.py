@@ -36,8 +36,8 @@ _UNFIT = {"opened": "wrong_budget", "classes": "wrong_classes", "step": "wrong_s
 class RunReplay:
     """Recomputes a run from its entries; stops judging at the first violation."""
 
-    def __init__(self, expected: Program | None) -> None:
-        self._expected = expected
+    def __init__(self, expected: Sequence[Program]) -> None:
+        self._expected = tuple(expected)
         self._history = History()
         self._replayer: Replayer | None = None
         self._classes: list[Class] = []
@@ -162,14 +162,17 @@ class RunReplay:
             raise ViolationError("program_damaged", "the ledger describes another program than it holds")
 
     def _check_expected(self, program: Program) -> None:
-        if self._expected is None:
+        """Check that a program in force is one of those given; one without a model map fits any binding."""
+        if not self._expected:
             return
-        recorded = program if self._expected.model_map else _unbound(program)
-        if recorded.digest != self._expected.digest:
+        unbound = _unbound(program)
+        given = [expected.digest for expected in self._expected]
+        if not {program.digest, unbound.digest} & set(given):
             raise ViolationError(
                 "policy_mismatch",
                 f"the run was governed by `{program.name}` version {program.version}, digest "
-                f"{recorded.digest[:16]}…, not by the policy given, digest {self._expected.digest[:16]}…",
+                f"{program.digest[:16]}… ({unbound.digest[:16]}… without its model map), not by what was "
+                f"given: {', '.join(f'{digest[:16]}…' for digest in given)}",
             )
 
     def _check_classes(self, body: Mapping[str, Any]) -> None:

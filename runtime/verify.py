@@ -37,20 +37,21 @@ def verify_ledger(
     path: str | Path,
     keys: Sequence[PublicKey],
     *,
-    program: Program | None = None,
+    program: Program | Sequence[Program] | None = None,
     weights: Path | None = None,
     decisions: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
     """Verify a ledger.
 
-    program: what the run must have been governed by (bound to a model or not); None: the program that the
-    ledger holds is taken at its word. weights: a checkpoint file that the ledger must name last. decisions:
+    program: what the run must have been governed by, bound to a model or not; several where the policy changed
+    during the run; None: what the ledger holds is taken at its word. weights: a checkpoint file that the ledger must name last. decisions:
     whether to replay them. progress: called with (bytes done, bytes in all).
 
     Raises LedgerError only where the file cannot be read.
     """
-    replay = RunReplay(program) if decisions else None
+    expected = () if program is None else (program,) if isinstance(program, Program) else program
+    replay = RunReplay(expected) if decisions else None
     chain = verify_chain(path, keys, None if replay is None else replay.accept, progress)
     findings = list(chain.findings)
     if replay is not None:

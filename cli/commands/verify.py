@@ -29,7 +29,10 @@ MAX_NOTE_BYTES = 1 << 20
     "--key", "key_files", type=FILE, multiple=True, required=True, metavar="PUB",
     help="A public key that you trust; repeatable.",
 )  # fmt: skip
-@click.option("--policy", type=FILE, help="What must have governed the run: a program or a policy.")
+@click.option(
+    "--policy", "policies", type=FILE, multiple=True,
+    help="What must have governed the run: a program or a policy; repeatable, for a policy that was changed.",
+)  # fmt: skip
 @click.option("--model-map", type=FILE, help="Bind the policy to this model before comparing.")
 @click.option("--checkpoint", type=FILE, metavar="NOTE", help="A signed head of this ledger, kept elsewhere.")
 @click.option(
@@ -39,7 +42,7 @@ MAX_NOTE_BYTES = 1 << 20
 def command(
     ledger: Path,
     key_files: tuple[Path, ...],
-    policy: Path | None,
+    policies: tuple[Path, ...],
     model_map: Path | None,
     checkpoint: Path | None,
     checkpoint_weights: Path | None,
@@ -71,16 +74,17 @@ def command(
     """
     from gradwarden.runtime.keys import PublicKey
 
-    if model_map is not None and policy is None:
+    if model_map is not None and not policies:
         raise click.UsageError("--model-map says how to bind the --policy, and there is none")
     keys = [PublicKey.load(path) for path in key_files]
     if ledger.suffix == ".json":
-        if policy or checkpoint or checkpoint_weights:
+        if policies or checkpoint or checkpoint_weights:
             raise click.UsageError(f"`{ledger}` is a program: only its signature is checked")
         return _verify_program(ledger, keys, output_format)
-    program = load_program(policy, model_map) if policy is not None else None
-    signature = _signature(policy, program, keys) if policy is not None and program is not None else None
-    verdict = _verify_ledger(ledger, keys, program, checkpoint, checkpoint_weights, signature)
+    programs = [load_program(policy, model_map) for policy in policies]
+    signatures = [_signature(*pair, keys) for pair in zip(policies, programs, strict=True)]
+    known = [signature for signature in signatures if signature is not None]
+    verdict = _verify_ledger(ledger, keys, programs, checkpoint, checkpoint_weights, known)
     if output_format == "json":
         emit_json(verdict.to_json())
     else:
@@ -91,10 +95,10 @@ def command(
 def _verify_ledger(
     ledger: Path,
     keys: Sequence[PublicKey],
-    program: Program | None,
+    programs: Sequence[Program],
     checkpoint: Path | None,
     weights: Path | None,
-    signature: Signature | None,
+    signatures: Sequence[Signature],
 ) -> Verdict:
     from gradwarden.runtime.archived_head import compare_head
     from gradwarden.runtime.verify import verify_ledger
@@ -104,7 +108,7 @@ def _verify_ledger(
         with weights.open("rb"):
             pass  # a file that cannot be read is told before the ledger is gone through
     with progress(f"verifying {ledger.name}", ledger.stat().st_size, "bytes") as advance:
-        report = verify_ledger(ledger, keys, program=program, weights=weights, progress=_steps(advance))
+        report = verify_ledger(ledger, keys, program=programs, weights=weights, progress=_steps(advance))
     findings = report.findings
     status = report.status
     if note is not None:
@@ -118,10 +122,10 @@ def _verify_ledger(
         status=status,
         findings=findings,
         facts=dict(report.facts),
-        policy_given=program is not None,
+        policy_given=bool(programs),
         head_compared=note is not None,
         weights=weights,
-        signature=signature,
+        signatures=tuple(signatures),
     )
 
 

@@ -129,7 +129,7 @@ def test_an_honest_run_holds(run: Run, record: Record, program: Program) -> None
     checked = " ".join(document["checked"])  # type: ignore[arg-type]
     assert "signed heads by run" in checked
     assert f"{STEPS * len(EXAMPLES)} decisions in {STEPS} steps, made again" in checked
-    assert "the policy given is the one that governed the run" in checked
+    assert "the run was governed by what was given (--policy)" in checked
     assert "`weights.bin` holds the weights" in checked
 
 

@@ -399,6 +399,7 @@ def test_a_run_whose_policy_changed_replays_each_step_under_the_program_in_force
     report = lab.verify()
     assert report.ok
     assert report.facts["decisions_replayed"] == 4
+    assert lab.verify(program=[lab.program(changed), lab.program(lab.policy)]).ok
     for policy, kinds in ((lab.policy, ["step", "policy_changed"]), (changed, [])):
         (finding,) = lab.verify(program=lab.program(policy)).findings
         assert finding.code == "policy_mismatch"
@@ -485,7 +486,7 @@ def test_no_entries_of_the_right_shape_break_the_replay(recorded, data):
             entries[place] = (kind, _mutate(body, data))
         if not entries:
             return
-    replay = RunReplay(None)
+    replay = RunReplay(())
     for index, (kind, body) in enumerate(entries):
         try:
             encode_body(kind, body)
