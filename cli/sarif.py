@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from gradwarden.cli.codes import MEANINGS
 from gradwarden.cli.diagnostics import to_data
 from gradwarden.policy.errors import Diagnostic
 
@@ -27,7 +28,7 @@ def to_sarif(diagnostics: Sequence[Diagnostic]) -> dict[str, Any]:
                     "driver": {
                         "name": "gradwarden",
                         "semanticVersion": version("gradwarden"),
-                        "rules": [{"id": code} for code in codes],
+                        "rules": [_rule(code) for code in codes],
                     }
                 },
                 "columnKind": "unicodeCodePoints",
@@ -35,6 +36,12 @@ def to_sarif(diagnostics: Sequence[Diagnostic]) -> dict[str, Any]:
             }
         ],
     }
+
+
+def _rule(code: str) -> dict[str, Any]:
+    """Return the descriptor of a code; code scanning shows its text beside every result."""
+    meaning = MEANINGS.get(code, code)
+    return {"id": code, "shortDescription": {"text": meaning[0].upper() + meaning[1:]}}
 
 
 def _result(diagnostic: Diagnostic, rule: int) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from gradwarden.cli.codes import MEANINGS
 from tests.cli.conftest import Run
 
 WARNS = """policy warns version 1
@@ -14,6 +16,9 @@ examples { kind : one of a, b }
 model { m = rest }
 depth d { when kind == a reach all because "x" }
 """
+
+REPORTED = ("Reading policies", "Names and files", "Types", "Model maps", "Rules", "Warnings")
+"""The sections of docs/diagnostics.md with what `check` reports."""
 
 
 @pytest.fixture
@@ -206,3 +211,13 @@ def test_an_attribute_that_no_rule_reads_is_noted_and_fails_nothing(run: Run, he
     sarif = json.loads(run("check", "notes.policy", "--format", "sarif").stdout)
     assert sarif["runs"][0]["results"][0]["level"] == "note"
     assert run("check", "notes.policy", "--format", "github").stdout.startswith("::notice title=GW504,")
+
+
+def test_sarif_says_what_each_code_stands_for(run: Run, bad: Path) -> None:
+    sarif = json.loads(run("check", "bad.policy", "--format", "sarif").stdout)["runs"][0]
+    rules = {rule["id"]: rule["shortDescription"]["text"] for rule in sarif["tool"]["driver"]["rules"]}
+    assert rules["GW208"] == "A value that an enumeration or set does not have"
+    table = (Path(__file__).parents[2] / "docs" / "diagnostics.md").read_text("utf-8")
+    sections = dict(section.split("\n", 1) for section in table.split("\n## ")[1:])
+    told = "".join(sections[name] for name in REPORTED)
+    assert dict(re.findall(r"^\| (GW\d{3}) \| (.*) \|$", told, re.MULTILINE)) == MEANINGS

@@ -264,7 +264,8 @@ def test_no_number_of_warnings_hides_an_error() -> None:
 
 def test_every_code_is_documented_and_every_documented_code_exists() -> None:
     folders = [ROOT / name for name in ("policy", "runtime", "cli")]
-    texts = [path.read_text("utf-8") for folder in folders for path in folder.rglob("*.py")]
+    paths = {path for folder in folders for path in folder.rglob("*.py")} - {ROOT / "cli" / "codes.py"}
+    texts = [path.read_text("utf-8") for path in paths]
     used = {code for text in texts for code in re.findall(r"[\"'](GW\d{3})[\"']", text)}
     table = (ROOT / "docs" / "diagnostics.md").read_text("utf-8")
     listed = re.findall(r"^\| (GW\d{3}) \|", table, re.MULTILINE)
