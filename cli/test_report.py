@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,12 @@ def _show_text(report: Report, minimum: float | None) -> None:
 def _show_coverage(coverage: Coverage, minimum: float | None) -> None:
     rows = []
     for rule in coverage.rules:
-        missing = [f"{c.part} never {side}" for c in rule.conditions for side in c.missing]
+        parts = Counter(condition.part for condition in rule.conditions)
+        missing = [
+            f"{c.part} (`{c.text}`) never {side}" if parts[c.part] > 1 else f"{c.part} never {side}"
+            for c in rule.conditions
+            for side in c.missing
+        ]
         rows.append((rule.rule, str(rule.matched), str(rule.unmatched), "; ".join(missing)))
     emit_table(("rule", "matched", "not", "never seen"), rows, numeric=(1, 2))
     wanted = "" if minimum is None else f" (at least {minimum:g}% wanted)"

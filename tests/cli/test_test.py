@@ -172,3 +172,11 @@ def test_a_misspelt_key_is_one_fault(run: Run, tests: Path) -> None:
 def test_tests_that_fail_say_why_nothing_was_mutated(run: Run, tests: Path) -> None:
     tests.write_text(WRONG)
     assert "its tests must pass first" in run("test", ".", "--mutate").stderr
+
+
+def test_coverage_tells_the_stages_of_a_curriculum_apart(run: Run, tests: Path, policy: Path) -> None:
+    stages = "curriculum slow { before step 10 reach shallow  from step 10 before step 20 reach all at 0.5 }"
+    policy.write_text(f"{policy.read_text()}\n{stages}\n")
+    result = run("test", ".", "--coverage")
+    assert "not_open (`step >= 10 and step < 20`) never true" in result.stdout
+    assert "not_open (`step < 10`) never false" in result.stdout
