@@ -26,8 +26,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from functools import lru_cache
-from importlib.util import find_spec
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, TypeAlias
 
 from gradwarden.policy.program import PrivacyTerms, Program

@@ -13,7 +13,7 @@ them leaves parameters, optimizer, buffers and generators as they were. An error
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from functools import reduce
 from operator import or_
@@ -66,6 +66,7 @@ class Governor:
     privacy: how the privacy rules' units are sampled and noised; then `normaliser` must be a constant.
     clock: gives the calendar day of a step. secret: the file with the secret of the example commitments,
     made where it is missing; None: `<ledger path>.secret`. noise_seed: fixes the privacy noise, for tests.
+    dataset: (id, metadata) of examples known beforehand; the ledger then opens with a salted digest of them.
     group: the processes that train this model together, each with its own part of every batch. The model is
     not wrapped; rank 0 has the ledger, the others pass None. All of them call every method alike.
 
@@ -87,6 +88,7 @@ class Governor:
         clock: Callable[[], date] = date.today,
         secret: Path | None = None,
         noise_seed: int | None = None,
+        dataset: Iterable[tuple[str, Mapping[str, Any]]] | None = None,
         group: ProcessGroup | None = None,
     ) -> None:
         if normaliser is not None and not 0.0 < normaliser < float("inf"):
@@ -106,7 +108,9 @@ class Governor:
         self._closed = False
         self._open_step: Proposal | None = None
         self._expiries = ExpiryWatch()
-        self.ranks.collect("join the run", lambda: self._attach(program, ledger, privacy, secret, noise_seed))
+        self.ranks.collect(
+            "join the run", lambda: self._attach(program, ledger, privacy, secret, noise_seed, dataset)
+        )
         self.engine = make_engine(model, self.program.bands, engine)
         try:
             check_equal(self.ranks, "join the run", self._replica)
@@ -123,6 +127,7 @@ class Governor:
         privacy: JointPlan | None,
         secret: Path | None,
         noise_seed: int | None,
+        dataset: Iterable[tuple[str, Mapping[str, Any]]] | None,
     ) -> None:
         self.ledger = ledger_of(ledger, self.ranks.rank)
         check_replica(self.model, self.ranks)
@@ -136,8 +141,14 @@ class Governor:
                 help="train without `group=`",
             )
         committer = committer_of(self.ledger, secret)
-        self._terms = RunTerms(committer.secret_commitment, self.normaliser, self.budgets.declaration())
         self.roster = Roster(self.program, committer)
+        self.roster.add(dataset or ())
+        self._terms = RunTerms(
+            committer.secret_commitment,
+            self.normaliser,
+            self.budgets.declaration(),
+            None if dataset is None else self.roster.digest(),
+        )
         self.starvation = StarvationGuard(self.program.starvation)
         self.recorder = Recorder(self.ledger)
 

@@ -49,6 +49,7 @@ class Roster:
     def resume(self, history: History) -> None:
         """Take over the exposures that the ledger records; they are found again by commitment."""
         self._past = dict(history.exposures)
+        self._recall(0)
 
     def change_program(self, program: Program) -> None:
         """Classify every known example anew."""
@@ -75,9 +76,13 @@ class Roster:
         self._admission.add([member.metadata for member in fresh])
         self._members += fresh
         self._rows.update(zip(new, range(start, len(self._members)), strict=True))
+        self._recall(start)
+
+    def _recall(self, start: int) -> None:
+        """Give the examples from row `start` on the exposures that a resumed ledger has for them."""
         if self._past:
-            past = [self._past.get(member.commitment, 0) for member in fresh]
-            self._exposures.commit(np.repeat(np.arange(start, start + len(fresh)), past))
+            past = [self._past.get(member.commitment, 0) for member in self._members[start:]]
+            self._exposures.commit(np.repeat(np.arange(start, len(self._members)), past))
 
     def rows(self, examples: Examples) -> IntArray:
         """Return the row of each example of a batch, making new ones known.
@@ -135,10 +140,13 @@ class Roster:
         """Return the row of every known id."""
         return self._rows
 
-    def digest(self) -> str:
-        """Return a salted digest (hex) of the known examples and their metadata, independent of order."""
+    def digest(self) -> dict[str, Any]:
+        """Return how many examples are known, and a salted digest (hex) of them in any order.
+
+        SHA-256 over the sorted metadata leaves of all examples (`Committer.metadata_leaf`).
+        """
         leaves = sorted(self._committer.metadata_leaf(m.id, m.metadata) for m in self._members)
-        return sha256(b"".join(leaves)).hexdigest()
+        return {"digest": sha256(b"".join(leaves)).hexdigest(), "count": len(leaves)}
 
 
 def _kept(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,18 +20,20 @@ class RunTerms:
     """The terms of a run, as its ledger's opening records them.
 
     normaliser: None where gradients are divided by the size of each batch. privacy: the plan of each rule.
+    dataset: the salted digest and the count of the examples known beforehand, None where there are none.
     """
 
     secret_commitment: str
     normaliser: float | None
     privacy: list[dict[str, str]]
+    dataset: dict[str, Any] | None = None
 
     def opening(self, ledger: Ledger | Unwritten, engine: str) -> dict[str, Any]:
         """Return a new run's own fields of the `opened` entry."""
         return {
             "run": secrets.token_hex(16),
             "origin": ledger.origin,
-            "dataset": None,
+            "dataset": self.dataset,
             "keys": [ledger.vkey],
             "engine": engine,
             "normaliser": self._normaliser,
@@ -55,6 +57,12 @@ class RunTerms:
             raise LedgerError(
                 "the privacy plan is not the one that the ledger was opened with",
                 help="make the plan as before: its terms, sampling rate and noise cannot change within a run",
+            )
+
+        if opened["dataset"] not in (None, self.dataset):
+            raise LedgerError(
+                "the data set is not the one that the ledger was opened with",
+                help="pass `dataset=` with the same examples and metadata as when the run began",
             )
 
     @property

@@ -44,9 +44,10 @@ def verify_ledger(
 ) -> VerifyReport:
     """Verify a ledger.
 
-    program: what the run must have been governed by, bound to a model or not; several where the policy changed
-    during the run; None: what the ledger holds is taken at its word. weights: a checkpoint file that the ledger must name last. decisions:
-    whether to replay them. progress: called with (bytes done, bytes in all).
+    program: what the run must have been governed by, bound to a model or not; several where the policy
+    changed during the run; None: what the ledger holds is taken at its word. weights: a checkpoint file that
+    the ledger must name last. decisions: whether to replay them. progress: called with (bytes done, bytes in
+    all).
 
     Raises LedgerError only where the file cannot be read.
     """

@@ -99,7 +99,13 @@ def train(
     began = time.monotonic()
     with (
         Governor(
-            program, model, optimizer, ledger=ledger, engine=settings.engine, secret=files.secret
+            program,
+            model,
+            optimizer,
+            ledger=ledger,
+            engine=settings.engine,
+            secret=files.secret,
+            dataset=windows.dataset(),
         ) as governor,
         TrainingDisplay(console, settings.steps) as display,
     ):

@@ -50,6 +50,10 @@ class Windows:
             raise CorpusTooSmallError(f"{files} do not fill a batch of {batch}; take a larger corpus")
         self._held_out = [i for i, file in enumerate(corpus.files) if file.held_out]
 
+    def dataset(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return the id and the metadata of every file."""
+        return [(r["id"], {key: value for key, value in r.items() if key != "id"}) for r in self._records]
+
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of one epoch; files that do not fill a last batch wait for the next epoch."""
         random = np.random.default_rng((self._seed, epoch))

@@ -281,3 +281,31 @@ def test_reopening_by_hand_needs_nothing_but_ledger_key_secret_and_program(lab):
         assert governor.next_step == 1
     assert sum(entry.kind == "sealed" for entry in read_entries(lab.path())) == 1
     assert lab.verify().ok
+
+
+def known(*names: str, kind: str = "a") -> list[tuple[str, dict[str, object]]]:
+    return [(name, {"kind": kind, "ok": True}) for name in names]
+
+
+def test_a_run_opens_with_the_digest_of_its_data_set_and_keeps_to_it(lab):
+    lab.governor(dataset=known("x", "y"))
+    lab.close()
+    recorded = lab.bodies("opened")[0]["dataset"]
+    assert recorded["count"] == 2
+    assert len(recorded["digest"]) == 64
+    for other in (None, known("x"), known("x", "y", kind="b")):
+        with pytest.raises(LedgerError, match="data set"):
+            lab.governor(dataset=other)
+    lab.governor(dataset=known("y", "x")).close()
+    assert lab.verify().ok
+
+
+def test_examples_known_beforehand_keep_their_exposures_on_resume(lab):
+    once = lab.policy + "retain few { when kind == a  at most 1 exposures }"
+    governor = lab.governor(once, dataset=known("x"))
+    assert lab.step(governor, ["x"]).verdict == "admit"
+    lab.close()
+    governor = lab.governor(once, dataset=known("x"))
+    assert lab.step(governor, ["x"]).verdict == "refuse"
+    governor.close()
+    assert lab.verify().ok
