@@ -158,7 +158,7 @@ def target_weights(scope: Scope, targets: Sequence[s.Target], other: int, unweig
                 scope.faults.error("GW465", "`all` is listed twice", target.span)
             every = value
             continue
-        band = scope.band(target.band)
+        band = scope.band(target.band, also=("all",))
         if band in named:
             scope.faults.error("GW465", f"the band `{band}` is listed twice", target.span)
         if band:

@@ -6,7 +6,7 @@ The explanation is plain data (`to_json`) and prints as text without colour (`re
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from gradwarden.policy.context import Context
@@ -14,7 +14,7 @@ from gradwarden.policy.decision import Decision, Problem
 from gradwarden.policy.evaluate import Facts, decide, holds, read_facts
 from gradwarden.policy.partition import reads_of
 from gradwarden.policy.phrasing import Phrasing
-from gradwarden.policy.program import SCALE, Condition, Program
+from gradwarden.policy.program import SCALE, Assertion, Condition, Program
 from gradwarden.policy.values import day_text, decode_signal, decode_value
 
 Role = Literal["grants", "limits", "scales", "waives", "asserts"]
@@ -88,15 +88,23 @@ def explain(program: Program, metadata: Mapping[str, object], context: Context) 
     """Explain the decision for one example. Raises ContextError as `decide` does."""
     decision = decide(program, metadata, context)
     facts, problems = read_facts(program, metadata, context)
-    rules = () if problems else tuple(_Tracer(program, facts, decision).rules())
+    if problems:
+        return Explanation(program.name, program.version, decision, (), problems)
+    unchecked = decide(replace(program, assertions=()), metadata, context)
+    rules = tuple(_Tracer(program, facts, decision, unchecked.micro).rules())
     return Explanation(program.name, program.version, decision, rules, problems)
 
 
 class _Tracer:
-    def __init__(self, program: Program, facts: Facts, decision: Decision) -> None:
+    """`unchecked` are the weights, in millionths, that rules give before assertions are checked."""
+
+    def __init__(
+        self, program: Program, facts: Facts, decision: Decision, unchecked: tuple[int, ...]
+    ) -> None:
         self._program = program
         self._facts = facts
         self._decision = decision
+        self._unchecked = unchecked
         self._phrasing = Phrasing(program)
         self._attributes = {spec.name: spec for spec in program.attributes}
         self._signals = {spec.name: spec for spec in program.signals}
@@ -115,7 +123,8 @@ class _Tracer:
             yield self._rule(limit.name, "limits", limit.kind, limit.because, clauses)
         for modulation in program.modulations:
             effect = ", ".join(
-                f"{s.band} by {s.signal} from {_share(s.at_low)} to {_share(s.at_high)}"
+                f"{s.band} by {s.signal} from {_share(s.at_low)} to {_share(s.at_high)}, "
+                f"where {s.signal} is {decode_signal(self._signals[s.signal], self._facts.signals[s.signal])}"
                 for s in modulation.scalings
             )
             yield self._rule(
@@ -125,10 +134,24 @@ class _Tracer:
             lifted = f"lifts {waiver.rule}, approved by {waiver.approved_by}"
             yield self._rule(waiver.name, "waives", "waive", waiver.because, [(waiver.when, lifted)])
         for assertion in program.assertions:
-            parts = [(assertion.when, _claim(assertion.form, assertion.band, assertion.bound))]
+            claim = _claim(assertion.form, assertion.band, assertion.bound)
+            if assertion.name in (*self._decision.rules, *self._decision.advisory):
+                claim += self._breach(assertion)
+            parts = [(assertion.when, claim)]
             if assertion.form == "implies":
                 parts.append((assertion.then, "must hold"))
             yield self._rule(assertion.name, "asserts", "assert", assertion.because, parts)
+
+    def _breach(self, assertion: Assertion) -> str:
+        """Say which weights break an assertion; one that is about metadata alone says so by itself."""
+        if assertion.form == "implies":
+            return ""
+        reached = [
+            f"{band} at {_share(weight)}"
+            for band, weight in zip(self._program.band_names, self._unchecked, strict=True)
+            if weight and assertion.band in ("", band)
+        ]
+        return f"; without it: {', '.join(reached)}" if reached else ""
 
     def _rule(
         self, name: str, role: Role, kind: str, because: str, parts: Sequence[tuple[Condition, str]]

@@ -84,14 +84,17 @@ class Scope:
     def band_names(self) -> tuple[str, ...]:
         return tuple(band.name for band in self.bands)
 
-    def band(self, name: s.Name) -> str | None:
-        """Return the name of a declared band, or report that there is none."""
+    def band(self, name: s.Name, also: tuple[str, ...] = ()) -> str | None:
+        """Return the name of a declared band, or report that there is none.
+
+        `also` are other words that may stand there, for the suggestion.
+        """
         if name.text in self.band_names:
             return name.text
         declare = "declare it in `model { … }`"
         if name.text == QUARANTINE:
             declare = 'declare it in `model { … }`, for instance `quarantine = names "adapter.*"`'
-        self.faults.undeclared("GW202", "band", name, self.band_names, declare)
+        self.faults.undeclared("GW202", "band", name, (*self.band_names, *also), declare)
         return None
 
     def owner_of(self, value: str) -> AttributeSpec | None:

@@ -100,3 +100,28 @@ def test_every_decision_can_be_explained_and_the_rules_named_are_those_that_bore
     json.dumps(explanation.to_json(), allow_nan=False)
     named = {r.name for r in explanation.rules if r.state != "silent" and r.role != "waives"}
     assert named == {*decision.rules, *decision.advisory, *decision.waived}
+
+
+def test_a_broken_assertion_says_what_would_have_been_learned() -> None:
+    program = compile_policy(
+        parse_policy(
+            """policy p version 1 language 1
+examples { phi : bool }
+signals { calm : number 0..1 default 0 }
+model { shallow = top 50%  deep = rest }
+depth d { reach shallow, deep at 0.8 }
+modulate m { scale deep by calm from 1 to 0.5 }
+assert no_deep { never reach deep when phi }
+assert nothing { always refuse when phi }
+advisory assert less { at most 0.1 in deep when phi }
+"""
+        )
+    )
+    explanation = explain(program, {"phi": True}, Context(signals={"calm": 5.0}))
+    effects = {rule.name: rule.conditions[0].effect for rule in explanation.rules}
+    assert effects["no_deep"] == "never reach deep; without it: deep at 0.4"
+    assert effects["nothing"] == "always refuse; without it: shallow at 1, deep at 0.4"
+    assert effects["less"] == "at most 0.1 in deep; without it: deep at 0.4"
+    assert effects["m"] == "deep by calm from 1 to 0.5, where calm is 1"
+    kept = {rule.name: rule for rule in explain(program, {"phi": False}, Context()).rules}
+    assert kept["no_deep"].conditions[0].effect == "never reach deep"

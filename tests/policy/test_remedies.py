@@ -76,6 +76,7 @@ def test_a_fault_of_syntax_says_what_to_write(text: str, help: str) -> None:
         ("suppress s { when age > 3 and pii in tags }", "write `tags contains pii`"),
         ("memorization m { when consent refuse }", "for instance `loss < …`"),
         ('suppress s { when age > "30" }', "write the number without quotes: `30`"),
+        ("depth e { reach al }", "did you mean `all`?"),
         ("suppress s { when loss_of_life }", "declare it in `examples { … }`"),
     ],
 )
