@@ -156,7 +156,8 @@ class Verbs(click.Group):
                 windows_expand_args=windows_expand_args,
                 **extra,
             )
-            sys.stdout.flush()
+            if sys.stdout is not None:  # None where the shell closed it: `>&-`
+                sys.stdout.flush()
         except (KeyboardInterrupt, click.Abort):
             click.echo("interrupted", err=True)
             sys.exit(INTERRUPTED)

@@ -35,6 +35,8 @@ FORMATS = {
 
 ID = "id"
 
+ENCODING = "save the file as UTF-8"
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -97,7 +99,7 @@ def _text_lines(file: BinaryIO, path: Path) -> Iterator[str]:
     """Yield every line of a format whose records may go over several: none can be left out."""
     for number, line in _lines(file, path):
         if line is None:
-            raise InputError(f"`{path}:{number}` is not UTF-8 text", help="save the file as UTF-8")
+            raise InputError(f"`{path}:{number}` is not UTF-8 text", help=ENCODING)
         yield line
 
 
@@ -139,6 +141,8 @@ def _jsonl(path: Path, _program: Program, size: int) -> Iterator[Piece]:
     collector = _Collector(size)
     with path.open("rb") as file:
         for number, line in _lines(file, path):
+            if line is None and number == 1:  # the file as a whole is something else
+                raise InputError(f"`{path}:1` is not UTF-8 text", help=ENCODING)
             if line is None:
                 collector.reject(number, "not UTF-8 text")
             elif line.strip():

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 FILE = click.Path(path_type=Path)
 
+MAX_COUNT = 2**31 - 1
+"""The greatest step, epoch or number of exposures that the language knows."""
+
 
 class DateType(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click
     """A calendar day, written 2026-01-31."""
@@ -98,7 +101,11 @@ class ContextOptions:
         for signal in program.signals:
             default = signal.default / 10**signal.places
             value = given.get(signal.name, default)
-            parts.append(f"{signal.name} {value:g}" + ("" if signal.name in given else " (default)"))
+            least, most = signal.lo / 10**signal.places, signal.hi / 10**signal.places
+            note = "" if signal.name in given else " (default)"
+            if not least <= value <= most:
+                note = f" (taken as {min(max(value, least), most):g}, the end of its range)"
+            parts.append(f"{signal.name} {value:g}{note}")
         parts += [f"the budget of {rule} is spent" for rule in self.spent]
         return ", ".join(parts)
 
@@ -137,7 +144,7 @@ def context_options(function: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         return function(*args, given=ContextOptions(step, epoch, at, exposures, settings, spent), **kwargs)
 
-    count = click.IntRange(min=0)
+    count = click.IntRange(0, MAX_COUNT)
     for option in (
         click.option(
             "--spent", multiple=True, metavar="RULE", help="A privacy rule whose budget is spent; repeatable."
@@ -145,10 +152,16 @@ def context_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--set", "settings", multiple=True, type=SettingType(), help="The value of a signal; repeatable."
         ),
-        click.option("--exposures", type=count, default=0, help="How often the example was learned before."),
+        click.option(
+            "--exposures",
+            type=count,
+            metavar="N",
+            default=0,
+            help="How often the example was learned before.",
+        ),
         click.option("--at", type=DateType(), help="The day of the decision. [default: today, UTC]"),
-        click.option("--epoch", type=count, default=0, help="The epoch, counted from 0."),
-        click.option("--step", type=count, default=0, help="The training step, counted from 0."),
+        click.option("--epoch", type=count, metavar="N", default=0, help="The epoch, counted from 0."),
+        click.option("--step", type=count, metavar="N", default=0, help="The training step, counted from 0."),
     ):
         wrapper = option(wrapper)
     return wrapper

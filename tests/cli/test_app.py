@@ -285,3 +285,9 @@ def test_check_imports_nothing_heavy(inputs: Path) -> None:
     assert not loaded & {"rich", "numpy", "jsonschema", "cryptography", "torch", "yaml", "orjson"}
     verbs = {name.rpartition(".")[2] for name in loaded if name.startswith("gradwarden.cli.commands.")}
     assert verbs == {"check"}
+
+
+def test_a_closed_standard_output_is_no_fault_of_ours(policy: Path) -> None:
+    command = f"{sys.executable} -m gradwarden.cli check {policy} >&-"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

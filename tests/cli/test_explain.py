@@ -112,3 +112,13 @@ def test_a_date_has_one_form(run: Run, policy: Path, at: str) -> None:
     result = run("explain", policy, "--example", "-", "--at", at, input=json.dumps(EXAMPLE))
     assert result.exit_code == 2
     assert "is not a date such as 2026-01-31" in result.stderr
+
+
+def test_a_signal_beyond_its_range_is_said_to_be_clamped(run: Run, policy: Path) -> None:
+    result = run("explain", policy, "--example", "-", "--set", "loss=99", input=json.dumps(EXAMPLE))
+    assert "loss 99 (taken as 10, the end of its range)" in result.stdout
+
+
+def test_counts_are_bounded_as_in_the_language(run: Run, policy: Path) -> None:
+    result = run("explain", policy, "--example", "-", "--step", 2**31, input=json.dumps(EXAMPLE))
+    assert result.exit_code == 2
