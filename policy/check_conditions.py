@@ -154,6 +154,8 @@ class Conditions:
         if isinstance(operand, Checked) or operand is None:
             return operand or FALSE
         help = "compare it with something" if not isinstance(expr, s.Word) else None
+        if isinstance(operand, Numeric) and operand.kind == "date":
+            help = f"compare it with something, as in `{expr.span.text} < 2026-01-31`"
         self.faults.error("GW301", f"{describe(operand)} is not a condition", expr.span, help)
         return FALSE
 
@@ -311,7 +313,7 @@ class Conditions:
                 "GW302",
                 "a condition is only compared with `true` or `false`",
                 span,
-                "join conditions with `and`, `or`",
+                "write `true` or `false`" if op in ("==", "!=") else "join conditions with `and`, `or`",
             )
             return FALSE
         return operand if (op == "==") == right.value else negation(operand)

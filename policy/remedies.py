@@ -39,8 +39,17 @@ _HEAD = re.compile(r"(?:^|[\s}])(\w+)\s+$")
 _VALUE = re.compile(r"(?:[=!]=|[\[,])\s*(\w+)\s+$")
 """A bare value of a comparison or a list, and nothing after it."""
 
+_GROUPED = re.compile(r"\d$")
+"""The digits before a separator."""
+
 _NAMED = re.compile(r"(?:^|\s)[a-z]+\s+\w+$")
 """The kind of a declaration and the beginning of its name."""
+
+_TEXT = re.compile(r"[\w./-]+")
+"""What was meant as one text: a word, or a path."""
+
+_RANGE = re.compile(r"\s+(\S+)\s+and\s+(\S+)")
+"""The ends of a range, as after `between`."""
 
 _LIKENESS = 0.7
 """Keywords are short: below this, a word resembles one by chance."""
@@ -75,7 +84,13 @@ def _by_character(span: Span, keywords: Collection[str], expected: Collection[st
         case "/":
             return "comments begin with `#`"
         case "%" if "RBRACE" in expected:
-            return "weights are decimals: `0.5`"
+            return "write a decimal, such as `0.5`"
+        case ")" if "and" in keywords:
+            return "this `)` closes nothing"
+        case "}" if "depth" in keywords:
+            return "this `}` closes nothing"
+        case "," if _GROUPED.search(_before(span)):
+            return "numbers have no thousands separators"
         case "{" if "NAME" in expected and (head := _HEAD.search(_before(span))):
             return f"name it: `{head[1]} NAME {{ … }}`"
         case "{":
@@ -101,11 +116,16 @@ def _look_alike(character: str) -> str | None:
 def _by_context(span: Span, keywords: Collection[str], expected: Collection[str]) -> str | None:
     found, before = span.text, _before(span)
     if set(expected) == {"STRING"} and found.isidentifier():
-        return f'a text stands in double quotes: `"{found}"`'
+        text = _TEXT.match(span.source.text, span.start)
+        return f'a text stands in double quotes: `"{text[0] if text else found}"`'
     if found == "-" and set(expected) == {"LBRACE"} and _NAMED.search(before):
         return "names are lower-case letters, digits and `_`"
     if found == "to" and "at" in keywords:
         return "a weight follows `at`: `deep at 0.5`"
+    if found == "is" and "==" in keywords:
+        return "write `==`"
+    if found == "between" and (ends := _RANGE.match(span.source.text, span.end)):
+        return f"write `in {ends[1]}..{ends[2]}`, both ends included"
     if found == "if" and "when" in keywords:
         return "a condition follows `when`"
     if (value := _VALUE.search(before)) and found.isidentifier():
