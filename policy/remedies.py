@@ -85,7 +85,7 @@ def _by_character(span: Span, keywords: Collection[str], expected: Collection[st
             return "comments begin with `#`"
         case "%" if "RBRACE" in expected:
             return "write a decimal, such as `0.5`"
-        case ")" if "and" in keywords:
+        case ")" if "NAME" not in expected:
             return "this `)` closes nothing"
         case "}" if "depth" in keywords:
             return "this `}` closes nothing"
