@@ -3,8 +3,7 @@
 What is found is returned as data; the governor decides what becomes of the step. Losses and gradients of
 private examples never come here unnoised: a decision taken on them would itself depend on private data.
 
-Norms are L2 norms over all parameters of a band, accumulated in float64, so that a finite gradient never
-overflows to an infinite norm.
+Norms are L2 norms over all parameters of a band; a finite gradient never overflows to an infinite norm.
 """
 
 from __future__ import annotations
@@ -123,8 +122,20 @@ def _values(parameter: Tensor) -> Tensor:
 def _norm(gradients: Sequence[Tensor]) -> float | None:
     if not gradients:
         return None
-    square = sum(float(torch.linalg.vector_norm(g, dtype=torch.float64)) ** 2 for g in gradients)
-    return float(square**0.5)
+    norm = _total([torch.linalg.vector_norm(g, dtype=_working(g)) for g in gradients])
+    if _finite(norm):
+        return norm
+    # Squares may have overflowed where the gradient itself is finite.
+    return _total([torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients])
+
+
+def _total(norms: Sequence[Tensor]) -> float:
+    return float(torch.stack([norm.to("cpu", torch.float64) for norm in norms]).square().sum().sqrt())
+
+
+def _working(gradient: Tensor) -> torch.dtype:
+    """Half precision would lose the norm; a copy in float64 would cost as much as the optimizer's step."""
+    return torch.promote_types(gradient.dtype, torch.float32)
 
 
 def _finite(value: float) -> bool:
