@@ -9,6 +9,7 @@ only lower a minimum. Assertions are checked last and can only refuse.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 
 from gradwarden.policy.decision import Cause, Decision, Obligation, Stage, Verdict
 from gradwarden.policy.program import SCALE, Assertion, Clause, Limit, Program, Scaling
@@ -60,10 +61,10 @@ def combine(program: Program, truth: Sequence[bool], signal: Callable[[str], int
     if failed:
         weights = (0,) * len(weights)
 
-    causes = [Cause(limit.name, clause.effect) for limit, clause in active]
+    causes = [_cause(limit.name, clause.effect) for limit, clause in active]
     if not any(granted):
-        causes.append(Cause("", "not_granted"))
-    causes += [Cause(assertion.name, "assertion") for assertion in failed]
+        causes.append(_cause("", "not_granted"))
+    causes += [_cause(assertion.name, "assertion") for assertion in failed]
     verdict, stage = _verdict(program.band_names, weights), None
     if not any(weights):
         waits = not failed and _waits(program, granted, active, factors)
@@ -104,9 +105,9 @@ def _factors(
     rules: list[str],
     advisory: list[str],
 ) -> Weights:
-    factors = dict.fromkeys(program.band_names, SCALE)
     if not program.modulations:
-        return tuple(factors.values())
+        return (SCALE,) * len(program.bands)
+    factors = dict.fromkeys(program.band_names, SCALE)
     specs = {spec.name: spec for spec in program.signals}
     for modulation in program.modulations:
         if not next(known):
@@ -123,14 +124,17 @@ def _factors(
 
 
 def _least(program: Program, caps: Iterator[Weights]) -> Weights:
-    bound = (program.max_weight,) * len(program.bands)
-    for cap in caps:
-        bound = tuple(map(min, bound, cap))
-    return bound
+    columns = zip((program.max_weight,) * len(program.bands), *caps, strict=True)
+    return tuple(map(min, columns))
 
 
 def _apply(granted: Weights, bound: Weights, factors: Weights) -> Weights:
     return tuple([min(g, b) * f // SCALE for g, b, f in zip(granted, bound, factors, strict=True)])
+
+
+@lru_cache(maxsize=4096)
+def _cause(rule: str, effect: str) -> Cause:
+    return Cause(rule, effect)
 
 
 def _obligations(active: Sequence[tuple[Limit, Clause]]) -> Iterator[Obligation]:
@@ -193,13 +197,16 @@ def _stage(
     factors: Weights,
 ) -> Stage:
     """Return the first gate at which nothing remained. A prohibition is named before a missing grant."""
+    caps: dict[str, Weights] = {}
+    for limit, clause in active:
+        known = caps.get(limit.kind)
+        caps[limit.kind] = clause.caps if known is None else tuple(map(min, known, clause.caps))
     left = granted if any(granted) else (program.max_weight,) * len(granted)
     for stage in STAGES:
-        for limit, clause in active:
-            if limit.kind == stage:
-                left = tuple(map(min, left, clause.caps))
-        if not any(left):
-            return stage
+        if stage in caps:
+            left = tuple(map(min, left, caps[stage]))
+            if not any(left):
+                return stage
     if not any(granted):
         return "depth"
     return "assert" if any(_apply(granted, bound, factors)) else "modulate"
