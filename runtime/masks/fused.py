@@ -34,7 +34,7 @@ from gradwarden.runtime.masks.probe import Recorder, probe
 from gradwarden.runtime.masks.rows import Plan, Rows
 from gradwarden.runtime.masks.sites import Site, attach, detach, find_sites
 from gradwarden.runtime.masks.split import SplitEngine, add_gradient, by_class, gradients_of
-from gradwarden.runtime.masks.trial import Trial, TrialError
+from gradwarden.runtime.masks.trial import Trial, TrialError, holds_batch
 from gradwarden.runtime.masks.watch import Watch
 
 
@@ -53,6 +53,8 @@ class FusedEngine:
         self._declared = tuple(bands)
         self._strict = strict
         self._probed = False
+        self._dim = 0
+        self._plain = False
         self._reference: SplitEngine | None = None
         self._pending: Plan | None = None
         self._plan: Plan | None = None
@@ -192,15 +194,18 @@ class FusedEngine:
         return frozenset(loose - ratios.keys()), ratios
 
     def _before_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._pending is None or self._replaying or self._reference is not None:
+        if self._replaying or self._reference is not None:
             return
-        if not self._probed:
+        if self._pending is not None and not self._probed:
             self._examine(args, kwargs, self._pending)
-        if self._reference is None:
-            leaves = pytree.tree_leaves((args, kwargs))
-            self._begin(
-                self._pending, any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves)
-            )
+        plan = self._pending or self._plan
+        if plan is None or self._reference is not None:
+            return
+        leaves = pytree.tree_leaves((args, kwargs))
+        # Given several views of the batch at once, say, rows lie elsewhere than the probe has found them.
+        self._plain = self._probed and not any(holds_batch(leaf, self._dim, plan.batch) for leaf in leaves)
+        if self._pending is not None:
+            self._begin(plan, any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves))
 
     def _begin(self, plan: Plan, whole_inputs: bool = False) -> None:
         """Bind a plan to the forward pass that starts now."""
@@ -256,6 +261,8 @@ class FusedEngine:
         if weight_rows.empty and bias_rows.empty and not x.requires_grad:
             with torch.no_grad():
                 return site.stock(x)
+        if self._plain:
+            return site.stock(x)
         rank = x.dim() + site.operation.adds_rank
         if rank in site.shared:
             lead = x.shape[1:] if x.dim() > 1 and x.shape[0] == 1 else x.shape
@@ -285,7 +292,10 @@ class FusedEngine:
         """Probe the model with a few of the batch's examples; fall back or raise where the probe fails."""
         self._pending = None
         try:
-            self._probed = probe(self, Trial(self._model, args, kwargs, armed.weights))
+            trial = Trial(self._model, args, kwargs, armed.weights)
+            # One example cannot be mixed with others. Until there are two, layers go the reference way.
+            self._probed = trial.distinct > 1 and probe(self, trial)
+            self._dim = trial.dim
         except TrialError as failure:
             if self._strict:
                 raise

@@ -89,7 +89,10 @@ class SplitEngine:
 
     def _examine(self, args: tuple[Any, ...], kwargs: dict[str, Any], weights: Tensor) -> None:
         try:
-            refuse_dependence(Trial(self._model, args, kwargs, weights))
+            trial = Trial(self._model, args, kwargs, weights)
+            if trial.distinct < 2:
+                return  # nothing to tell apart; a later batch will show
+            refuse_dependence(trial)
         except TrialError as failure:
             self.notes.append(f"whether examples are independent was not examined: {failure.message}")
         self._examined = True

@@ -23,6 +23,9 @@ from gradwarden.runtime.masks.layout import Layout, candidates
 SIZES = (2, 3)
 """The two batch sizes of a trial."""
 
+_SEARCHED = 64
+"""Rows of a batch among which different examples are looked for."""
+
 _SEED = 20_011
 
 
@@ -35,7 +38,9 @@ class TrialError(MaskError):
 class Trial:
     """Runs of one model on chosen examples of one batch. Use inside `untouched`.
 
-    Examples with some weight come first: the metadata or content of refused ones may be broken.
+    Examples with some weight come first: the metadata or content of refused ones may be broken. Examples that
+    the model is given the same tensors for count as one: putting one in another's place would show nothing.
+    dim: the dimension of the model's inputs that holds the batch.
     """
 
     def __init__(
@@ -44,9 +49,9 @@ class Trial:
         self.model = model
         self._leaves, self._spec = pytree.tree_flatten((args, kwargs))
         self._batch = len(weights)
-        self._dim = self._find_dim()
+        self.dim = self._find_dim()
         order = sorted(range(self._batch), key=lambda row: not bool(weights[row].any()))
-        self._order = order[:4]
+        self._order = self._different(order[:_SEARCHED])
         self._buffers = [
             (module, name, buffer, buffer.clone(), buffer._version)
             for module in model.modules()
@@ -61,7 +66,7 @@ class Trial:
 
     @property
     def distinct(self) -> int:
-        """How many different examples the trial has, at most 4."""
+        """How many different examples the trial has, at most 4. With one, nothing can be told by it."""
         return len(self._order)
 
     def run(self, examples: Sequence[int]) -> list[Tensor]:
@@ -96,16 +101,36 @@ class Trial:
                 return dim
         raise TrialError(f"no tensor given to the model has a first or second dimension of {self._batch}")
 
+    def _different(self, rows: Sequence[int]) -> list[int]:
+        """Return the first four of these rows that the model is given different tensors for."""
+        held = [leaf.detach() for leaf in self._leaves if holds_batch(leaf, self.dim, self._batch)]
+        kept: list[int] = []
+        for row in rows:
+            same = (
+                all(torch.equal(leaf.select(self.dim, row), leaf.select(self.dim, k)) for leaf in held)
+                for k in kept
+            )
+            if not any(same):
+                kept.append(row)
+            if len(kept) == 4:
+                break
+        return kept
+
     def _select(self, leaf: Any, rows: Tensor) -> Any:
-        if not isinstance(leaf, Tensor) or leaf.dim() <= self._dim or leaf.shape[self._dim] != self._batch:
+        if not holds_batch(leaf, self.dim, self._batch):
             return leaf
-        return leaf.detach().index_select(self._dim, rows.to(leaf.device))
+        return leaf.detach().index_select(self.dim, rows.to(leaf.device))
 
     @staticmethod
     def _seed() -> None:
         torch.manual_seed(_SEED)
         random.seed(_SEED)
         np.random.seed(_SEED)
+
+
+def holds_batch(leaf: Any, dim: int, batch: int) -> bool:
+    """Return whether one of a model's arguments is a tensor with a batch of this size in a dimension."""
+    return isinstance(leaf, Tensor) and leaf.dim() > dim and leaf.shape[dim] == batch
 
 
 @contextmanager

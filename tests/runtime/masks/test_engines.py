@@ -351,6 +351,50 @@ def test_a_model_that_mixes_examples_is_refused_when_it_is_first_run(engine: str
         model(torch.randn(5, 4, dtype=torch.float64))
 
 
+@engines
+@pytest.mark.parametrize("first", ["one example", "the same example four times"])
+def test_mixing_is_found_once_a_batch_holds_different_examples(engine: str, first: str) -> None:
+    model = Mixing("centre").double()
+    masks = make_engine(model, one_band(model), engine)
+    alike = torch.randn(1, 4, dtype=torch.float64).expand(1 if first == "one example" else 4, 4)
+    masks.arm(torch.ones(len(alike), 1))
+    masks.backward(losses_of(model, alike), 1.0)
+    masks.arm(torch.ones(4, 1))
+    with pytest.raises(MaskError, match="depends on the other examples"):
+        model(torch.randn(4, 4, dtype=torch.float64))
+
+
+@engines
+def test_a_batch_of_one_is_exact_before_anything_can_be_probed(engine: str) -> None:
+    model = Net().double()
+    bands, weights = three_bands(model), torch.tensor([[0.5, 2.0, 0.25]], dtype=torch.float64)
+    x = torch.randn(1, 4, dtype=torch.float64)
+    want = reference(model, bands, weights, x)
+    masks = make_engine(model, bands, engine)
+    masks.arm(weights)
+    masks.backward(losses_of(model, x), 1.0)
+    assert_close(model, want)
+
+
+@engines
+def test_several_views_in_one_forward_pass_are_exact(engine: str) -> None:
+    model = Net().double()
+    bands, weights = three_bands(model), torch.rand(4, 3, dtype=torch.float64)
+    x = torch.randn(4, 4, dtype=torch.float64)
+    masks = make_engine(model, bands, engine)
+    masks.arm(weights)
+    masks.backward(losses_of(model, x), 1.0)
+    model.zero_grad(set_to_none=True)
+    masks.arm(weights)
+    masks.backward(losses_of(model, torch.cat([x, 3 * x])).view(2, 4).sum(0) + losses_of(model, 2 * x), 1.0)
+    got = gradients(model)
+    masks.close()
+    want = [reference(model, bands, weights, factor * x) for factor in (1, 2, 3)]
+    for name, gradient in got.items():
+        expected = sum(part[name] for part in want)
+        torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12, msg=name)
+
+
 class FixedBatch(Net):
     """Works with one size of batch only, so that it cannot be probed."""
 
