@@ -28,19 +28,20 @@ class PendingStep:
     step: int
     commitments: list[bytes]
     body: Mapping[str, Any]
-    decisions: Sequence[Mapping[str, Any]]
-    """Every decision declared so far; the step's examples name them by number."""
+    reach: Sequence[int]
+    """The bands (bit i: band i) of every decision declared so far; examples name decisions by number."""
 
     def learned(self) -> list[bytes]:
         """Return the commitments of the examples whose decision let some weight through."""
-        numbers = self.body["decision"]
-        passing = {number for number in set(numbers) if any(self.decisions[number]["weights"])}
-        return [c for c, number in zip(self.commitments, numbers, strict=True) if number in passing]
+        reach = self.reach
+        return [c for c, number in zip(self.commitments, self.body["decision"], strict=True) if reach[number]]
 
-    def reached(self) -> list[bool]:
-        """Return for each band whether some example of the step has weight in it."""
-        used = [self.decisions[number]["weights"] for number in set(self.body["decision"])]
-        return [any(column) for column in zip(*used, strict=True)]
+    def reached(self) -> int:
+        """Return the bands (bit i: band i) in which some example of the step has weight."""
+        bands = 0
+        for number in set(self.body["decision"]):
+            bands |= self.reach[number]
+        return bands
 
 
 @dataclass(slots=True)
@@ -51,6 +52,7 @@ class History:
     program_parts: list[str] = field(default_factory=list)
     program_digest: str = ""
     decisions: list[Mapping[str, Any]] = field(default_factory=list)
+    reach: list[int] = field(default_factory=list)
     next_step: int = 0
     committed: int = 0
     refused: int = 0
@@ -75,6 +77,7 @@ class History:
                 self.program_parts.append(body["text"])
             case "decisions":
                 self.decisions += body["decisions"]
+                self.reach += [_bands(decision["weights"]) for decision in body["decisions"]]
             case "examples":
                 self._parts.append(b64decode(body["commitments"]))
             case "step":
@@ -92,13 +95,13 @@ class History:
     def _expect_program(self, digest: str) -> None:
         self.program_digest = digest
         self.program_parts = []
-        self.decisions = []
+        self.decisions, self.reach = [], []
 
     def _propose(self, body: Mapping[str, Any]) -> None:
         packed = b"".join(self._parts) + b64decode(body["commitments"])
         self._parts.clear()
         commitments = [packed[at : at + SIZE] for at in range(0, len(packed), SIZE)]
-        self.pending = PendingStep(body["step"], commitments, body, self.decisions)
+        self.pending = PendingStep(body["step"], commitments, body, self.reach)
         self.next_step = body["step"] + 1
 
     def _commit(self, body: Mapping[str, Any]) -> None:
@@ -109,7 +112,7 @@ class History:
 
     def resume(self) -> None:
         """Take what follows for a resumed run."""
-        self.decisions = []
+        self.decisions, self.reach = [], []
         self._parts.clear()
         if self.pending is None or self.opened is None:
             return
@@ -122,14 +125,17 @@ class History:
     def _expose(self) -> None:
         if self.pending is None:
             return
-        for commitment in self.pending.learned():
-            self.exposures[commitment] = self.exposures.get(commitment, 0) + 1
-            self.example_count += 1
+        learned, exposures = self.pending.learned(), self.exposures
+        for commitment in learned:
+            exposures[commitment] = exposures.get(commitment, 0) + 1
+        self.example_count += len(learned)
         self.pending = None
 
     @property
     def private_steps(self) -> dict[str, int]:
         """Steps that each privacy rule has paid for."""
+        if not self.spending and not self.unsettled:
+            return {}
         paid = {rule: spent["steps"] for rule, spent in self.spending.items()}
         return paid | {rule: paid.get(rule, 0) + count for rule, count in self.unsettled.items()}
 
@@ -137,6 +143,10 @@ class History:
     def program_text(self) -> str:
         """The canonical JSON of the program now in force, joined from its parts."""
         return "".join(self.program_parts)
+
+
+def _bands(weights: Sequence[int]) -> int:
+    return sum(1 << band for band, weight in enumerate(weights) if weight)
 
 
 def read_history(path: str, size: int) -> History:

@@ -19,7 +19,7 @@ from gradwarden.policy.errors import GradwardenError
 from gradwarden.policy.program import Program
 from gradwarden.policy.program_json import program_from_json
 from gradwarden.policy.replay import Class, Replayer
-from gradwarden.runtime.budget_audit import BudgetAudit, private_limits
+from gradwarden.runtime.budget_audit import BudgetAudit, PrivateLimit, private_limits
 from gradwarden.runtime.chain import ChainReport, Finding
 from gradwarden.runtime.entries import Entry
 from gradwarden.runtime.history import History, PendingStep
@@ -45,6 +45,8 @@ class RunReplay:
         """Pairs of a decision and the number that it was recorded under, found equal; keeps the decisions."""
         self._first: Finding | None = None
         self._audit = BudgetAudit((), None)
+        self._private: tuple[PrivateLimit, ...] = ()
+        self._caps: list[float] = []
         self._policy: Mapping[str, Any] = {}
         self.decided = 0
         self.verdicts: Counter[str] = Counter()
@@ -152,6 +154,8 @@ class RunReplay:
         self._check_expected(program)
         self._audit.check_terms(program)
         self._replayer = Replayer(program)
+        self._private = private_limits(program)
+        self._caps = [float(cap.norm) * (1 + NORM_ROUNDING) for cap in program.gradient_caps]
 
     def _check_identity(self, program: Program) -> None:
         opened = self._history.opened or {}
@@ -210,12 +214,13 @@ class RunReplay:
         self._check_exposures(body)
         self._audit.check_spent(body, self._history.private_steps)
         numbers = body["decision"]
-        for place, decision in enumerate(decisions):
-            if (id(decision), numbers[place]) not in self._agreed:
+        if not self._agreed.keys() >= set(zip(map(id, decisions), numbers, strict=True)):
+            for place, decision in enumerate(decisions):
                 self._agree(body["step"], place, decision, numbers[place])
-        self.verdicts.update([decision.verdict for decision in decisions])
+        verdicts = [decision.verdict for decision in decisions]
+        self.verdicts.update(verdicts)
         self.decided += len(decisions)
-        verdict = _step_verdict(decisions)
+        verdict = _step_verdict(verdicts)
         if body["verdict"] != verdict:
             raise ViolationError(
                 "wrong_decision",
@@ -253,6 +258,10 @@ class RunReplay:
         if recorded is None:
             return
         before = self._history.exposures
+        if len(set(pending.commitments)) == body["count"] and recorded == [
+            before.get(commitment, 0) for commitment in pending.commitments
+        ]:
+            return
         here: dict[bytes, int] = {}
         for place, commitment in enumerate(pending.commitments):
             earlier = here.get(commitment, 0)
@@ -278,10 +287,9 @@ class RunReplay:
     def _check_committed(self, body: Mapping[str, Any]) -> None:
         pending = self._pending(body)
         program = self._ready().program
-        reached = pending.reached() or [False] * len(program.bands)
-        spent = set(pending.body["spent"])
-        noised = {band for rule in private_limits(program) if rule.name not in spent for band in rule.bands}
-        active = [b for b, hit in zip(program.band_names, reached, strict=True) if hit or b in noised]
+        reached, spent = pending.reached(), set(pending.body["spent"])
+        noised = {band for rule in self._private if rule.name not in spent for band in rule.bands}
+        active = [b for i, b in enumerate(program.band_names) if reached >> i & 1 or b in noised]
         if not active:
             raise ViolationError("wrong_outcome", f"step {body['step']} was committed, and reaches nothing")
         if body["active"] != active:
@@ -293,17 +301,15 @@ class RunReplay:
         self._audit.check_charge(program, body, spent, self._history.private_steps)
 
     def _check_norms(self, program: Program, body: Mapping[str, Any], active: Sequence[str]) -> None:
-        stray = sorted(
-            band for band, norm in body["norms"].items() if norm is not None and band not in active
-        )
+        stray = sorted([b for b, norm in body["norms"].items() if norm is not None and b not in active])
         if stray:
             raise ViolationError(
                 "wrong_outcome",
                 f"step {body['step']} has a gradient in {names(stray)}, which it may not reach",
             )
-        for cap in program.gradient_caps:
+        for cap, greatest in zip(program.gradient_caps, self._caps, strict=True):
             norm = body["norms"].get(cap.band)
-            if norm is not None and not number(norm) <= float(cap.norm) * (1 + NORM_ROUNDING):
+            if norm is not None and not number(norm) <= greatest:
                 raise ViolationError(
                     "wrong_outcome",
                     f"the gradient of `{cap.band}` in step {body['step']} has norm {norm}, "
@@ -342,11 +348,10 @@ def _difference(step: int, place: int, given: Mapping[str, Any], recorded: Mappi
     return f"step {step}, example {place}: " + "; ".join(parts)
 
 
-def _step_verdict(decisions: Sequence[Decision]) -> str:
-    verdicts = {decision.verdict for decision in decisions}
-    if not verdicts & {"admit", "limit"}:
+def _step_verdict(verdicts: Sequence[str]) -> str:
+    if "admit" not in verdicts and "limit" not in verdicts:
         return "refuse"
-    return "admit" if verdicts == {"admit"} else "limit"
+    return "admit" if set(verdicts) == {"admit"} else "limit"
 
 
 def _unbound(program: Program) -> Program:
