@@ -30,8 +30,8 @@ class BoundModel:
 def bind_model(program: Program, model: nn.Module, optimizer: torch.optim.Optimizer) -> BoundModel:
     """Bind, deriving a model map where the program was compiled without one.
 
-    Raises MaskError where the program's map is of another model or the optimizer moves foreign tensors, and
-    PolicyError where the derived map leaves a parameter without a band.
+    Raises MaskError where the program's map is of another model or the optimizer moves foreign tensors or
+    must evaluate the model itself, and PolicyError where the derived map leaves a parameter without a band.
     """
     if not program.model_map:
         model_map = ModelMap.from_module(model)
@@ -62,6 +62,11 @@ def _check_names(mapped: set[str], named: Mapping[str, nn.Parameter]) -> None:
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, known: set[int]) -> None:
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise MaskError(
+            "LBFGS cannot be governed: it moves every parameter along one direction, and runs the model anew",
+            help="use an optimizer that steps once on given gradients and leaves out parameters without one",
+        )
     foreign = sum(id(p) not in known for group in optimizer.param_groups for p in group["params"])
     if foreign:
         raise MaskError(

@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 ParametersByBand: TypeAlias = Mapping[str, Sequence[Tensor]]
 
@@ -79,6 +80,38 @@ def check_reach(norms: Mapping[str, float | None], active: Collection[str]) -> t
         for band, norm in norms.items()
         if norm is not None and band not in active
     )
+
+
+class ForeignWatch:
+    """Notices gradients that `Tensor.backward` adds to parameters: those of the masks come another way."""
+
+    def __init__(self) -> None:
+        self.seen = False
+        self._watched: dict[Tensor, RemovableHandle] = {}
+
+    def begin(self, parameters: Iterable[Tensor]) -> None:
+        """Watch these parameters from now on; forget what was seen. Frozen ones get no gradient."""
+        self.seen = False
+        for parameter in parameters:
+            if parameter.requires_grad and parameter not in self._watched:
+                hook = parameter.register_post_accumulate_grad_hook(self._see)  # type: ignore[no-untyped-call]
+                self._watched[parameter] = hook
+
+    def remove(self) -> None:
+        """Stop watching. Safe to repeat."""
+        for handle in self._watched.values():
+            handle.remove()
+        self._watched.clear()
+
+    def _see(self, parameter: Tensor) -> None:
+        self.seen = True
+
+    def finding(self) -> Finding | None:
+        """Return a finding where `backward` was called on something that reaches a parameter."""
+        if not self.seen:
+            return None
+        detail = "`backward` was called on a tensor beside the masks, and added to the gradients"
+        return Finding("gradient", "foreign_gradient", detail)
 
 
 def apply_caps(

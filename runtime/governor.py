@@ -39,7 +39,15 @@ from gradwarden.runtime.data_parallel import (
 )
 from gradwarden.runtime.errors import LedgerError, MaskError, PrivacyError, RankError, StarvationHalt
 from gradwarden.runtime.expiry import ExpiryWatch
-from gradwarden.runtime.gates import Finding, apply_caps, band_norms, check_gradients, check_reach, raised
+from gradwarden.runtime.gates import (
+    Finding,
+    ForeignWatch,
+    apply_caps,
+    band_norms,
+    check_gradients,
+    check_reach,
+    raised,
+)
 from gradwarden.runtime.history import read_history
 from gradwarden.runtime.ledger import Ledger
 from gradwarden.runtime.masks import make_engine
@@ -103,6 +111,7 @@ class Governor:
         self.refused = 0
         self.exposed = 0
         self.references = LossReference()
+        self.foreign = ForeignWatch()
         self._clock = clock
         self._engine_choice = engine
         self._closed = False
@@ -379,6 +388,7 @@ class Governor:
             raise
         self._closed = True
         self.engine.close()
+        self.foreign.remove()
         self.ledger.close(
             {
                 "steps": self.next_step,
@@ -403,6 +413,7 @@ class Governor:
         """Leave the run unsealed, so that it can be resumed, with everything written."""
         self._closed = True
         self.engine.close()
+        self.foreign.remove()
         self.ledger.close()
 
 

@@ -67,6 +67,7 @@ class Proposal:
             governor.begin(self)
         try:
             governor.model.zero_grad(set_to_none=True)
+            governor.foreign.begin(governor.every_parameter())
             self._arm()
         except BaseException as error:
             self.__exit__(type(error), error, None)
@@ -232,6 +233,9 @@ class Proposal:
             return Finding("gradient", "interrupted", raised("the step's block", error))
         if self.refusal is not None:
             return self.refusal
+        foreign = self._governor.foreign.finding()
+        if foreign is not None:
+            return foreign
         if not self.active:
             return Finding("admission", "nothing_admitted", "no example of the batch may shape any band")
         if self.weights[~self._done].any():

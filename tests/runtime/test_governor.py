@@ -140,6 +140,27 @@ def test_a_gradient_that_came_around_the_masks_refuses_the_step(lab, state_of, c
     assert not changes(before, state_of(governor))
 
 
+def test_backward_beside_the_masks_refuses_the_step_in_bands_that_are_open_too(lab, state_of, changes):
+    governor = lab.governor()
+    before = state_of(governor)
+    with governor.step(lab.batch("aa")) as proposal:
+        losses = lab.losses(governor.model, lab.inputs(2))
+        proposal.backward(losses)
+        lab.losses(governor.model, lab.inputs(2, seed=1)).sum().backward()
+    assert proposal.active == ()
+    assert proposal.refusal.reason == "foreign_gradient"
+    assert not changes(before, state_of(governor))
+    assert lab.step(governor, lab.batch("aa")).committed
+
+
+def test_closing_a_governor_leaves_plain_training_alone(lab):
+    governor = lab.governor()
+    lab.step(governor, lab.batch("aa"))
+    governor.close()
+    lab.losses(governor.model, lab.inputs(2)).sum().backward()
+    assert not governor.foreign.seen
+
+
 # --- norm caps ----------------------------------------------------------------------------------------------
 
 
@@ -372,6 +393,12 @@ def test_an_optimizer_that_moves_foreign_tensors_is_refused(lab):
         lab.governor(
             model=model, optimizer=torch.optim.SGD([*model.parameters(), *other[0].parameters()], 0.1)
         )
+
+
+def test_an_optimizer_that_moves_bands_without_gradients_is_refused(lab):
+    model = lab.model()
+    with pytest.raises(MaskError, match="LBFGS cannot be governed"):
+        lab.governor(model=model, optimizer=torch.optim.LBFGS(model.parameters()))
 
 
 def test_a_program_for_another_model_is_refused(lab):
