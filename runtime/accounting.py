@@ -63,7 +63,13 @@ def epsilon(noise_multiplier: float, sampling_rate: float, steps: int, delta: fl
         return 0.0
     if noise_multiplier == 0.0:
         return math.inf
-    return _epsilon(float(noise_multiplier), float(sampling_rate), int(steps), float(delta))
+    try:
+        return _epsilon(float(noise_multiplier), float(sampling_rate), int(steps), float(delta))
+    except (ArithmeticError, ValueError) as error:
+        raise PrivacyError(
+            f"a noise multiplier of {noise_multiplier}, a sampling rate of {sampling_rate} and a delta of "
+            f"{delta} are beyond what can be accounted for"
+        ) from error
 
 
 def steps_within(epsilon_budget: float, delta: float, sampling_rate: float, noise_multiplier: float) -> int:

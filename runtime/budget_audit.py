@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from math import inf, nan
 from typing import Any
 
 from gradwarden.policy.program import Program
@@ -21,10 +22,15 @@ from gradwarden.runtime.accounting import (
     privacy_rules,
     steps_within,
 )
+from gradwarden.runtime.errors import PrivacyError
 from gradwarden.runtime.violation import ViolationError, names, number
 
 EPSILON_ROUNDING = 1e-3
 """By how much an accounting library of another version may differ."""
+
+
+SIGMA_ROUNDING = 1e-9
+"""Noise multipliers are quotients of one standard deviation, rounded once each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,21 +49,21 @@ def private_limits(program: Program) -> tuple[PrivateLimit, ...]:
 class BudgetAudit:
     """Checks one run's budgets. Raises ViolationError, with the code `wrong_budget`.
 
-    privacy, normaliser: from the opening. Raises PrivacyError for terms that have no meaning.
+    privacy, normaliser: from the opening. recomputes: whether spending is computed anew.
     """
 
     def __init__(self, privacy: Sequence[Mapping[str, str]], normaliser: str | None) -> None:
         self._declared = {terms["rule"]: terms for terms in privacy}
+        self._repeated = len(self._declared) < len(privacy)
         self._normaliser = normaliser
-        self._plan = _plan(privacy) if library_installed() or not privacy else None
-
-    @property
-    def recomputes(self) -> bool:
-        return self._plan is not None
+        self.recomputes = library_installed() or not privacy
+        self._plan: JointPlan | None = None
 
     def check_terms(self, program: Program) -> None:
         """Check that the run was opened with the policy's privacy terms, and can keep them."""
         rules = privacy_rules(program)
+        if self._repeated:
+            raise _violation("the run was opened with terms for one rule twice")
         for rule in rules:
             terms = {
                 "clip": repr(rule.clip),
@@ -72,6 +78,19 @@ class BudgetAudit:
             raise _violation(f"the run was opened with {names(strange)}, which the policy lacks")
         if rules and self._normaliser is None:
             raise _violation("the run has privacy rules and no constant normaliser")
+        self._check_noise()
+        # Only now, since it takes time: a ledger cannot ask for more than the policy has rules.
+        if self.recomputes and self._plan is None:
+            try:
+                self._plan = _plan(list(self._declared.values()))
+            except PrivacyError as error:
+                raise _violation(error.message) from error
+
+    def _check_noise(self) -> None:
+        """Check that the rules share one Gaussian: noise multiplier times clip is its standard deviation."""
+        sigmas = [number(t["noise_multiplier"]) * number(t["clip"]) for t in self._declared.values()]
+        if sigmas and not max(sigmas) <= min(sigmas) * (1 + SIGMA_ROUNDING):
+            raise _violation("the privacy rules were opened with noise of different standard deviations")
 
     def check_spent(self, body: Mapping[str, Any], steps: Mapping[str, int]) -> None:
         """Check which budgets a step holds for spent. steps: paid for so far, by rule."""
@@ -123,10 +142,11 @@ def _plan(privacy: Sequence[Mapping[str, str]]) -> JointPlan:
 
 
 def _epsilon(text: str) -> float:
+    """Return a recorded epsilon; NaN where it is no number. Without noise it is recorded as `inf`."""
     try:
-        return float(text)
-    except ValueError:
-        return float("nan")
+        return inf if text == "inf" else number(text)
+    except ViolationError:
+        return nan
 
 
 def _counts(steps: Mapping[str, int]) -> str:

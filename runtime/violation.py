@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from math import inf, isinf
 
 
 class ViolationError(Exception):
@@ -13,12 +15,15 @@ class ViolationError(Exception):
         self.code = code
 
 
+_DECIMAL = re.compile(r"-?[0-9]{1,400}(\.[0-9]{1,400})?(e[+-]?[0-9]{1,3})?")
+
+
 def number(text: str) -> float:
-    """Return a recorded decimal as a number. Raises ViolationError where it is none."""
-    try:
-        return float(text)
-    except ValueError:
-        raise ViolationError("wrong_outcome", f"`{text}` is recorded where a number belongs") from None
+    """Return a recorded decimal as a number. Raises ViolationError where it is none, or too large for one."""
+    value = float(text) if _DECIMAL.fullmatch(text) else inf
+    if isinf(value):
+        raise ViolationError("wrong_outcome", f"`{text[:40]}` is recorded where a number belongs")
+    return value
 
 
 def names(listed: Iterable[str]) -> str:

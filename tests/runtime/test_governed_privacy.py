@@ -407,7 +407,38 @@ def no_normaliser(entries):
     of(entries, "opened")["normaliser"] = None
 
 
+def noise_beyond_accounting(entries):
+    of(entries, "opened")["privacy"][0]["noise_multiplier"] = "1e-200"
+
+
+def noise_without_end(entries):
+    of(entries, "opened")["privacy"][0]["noise_multiplier"] = "1e400"
+
+
+def noise_in_words(entries):
+    of(entries, "opened")["privacy"][0]["noise_multiplier"] = "1_0"
+
+
+def terms_twice(entries):
+    terms = of(entries, "opened")["privacy"]
+    terms.insert(0, {**terms[0], "noise_multiplier": "9.0"})
+
+
+def epsilon_not_a_number(entries):
+    of(entries, "committed", 4)["privacy"]["quiet"]["epsilon"] = "NaN"
+
+
+def epsilon_too_large_to_be_one(entries):
+    of(entries, "committed", 4)["privacy"]["quiet"]["epsilon"] = "1e400"
+
+
 FORGERIES = [
+    (noise_beyond_accounting, {"wrong_budget"}),
+    (noise_without_end, {"wrong_outcome"}),
+    (noise_in_words, {"wrong_outcome"}),
+    (terms_twice, {"wrong_budget"}),
+    (epsilon_not_a_number, {"wrong_budget"}),
+    (epsilon_too_large_to_be_one, {"wrong_budget"}),
     (spent_too_late, {"wrong_budget", "wrong_decision"}),
     (spent_too_early, {"wrong_budget", "wrong_decision"}),
     (unpaid, {"wrong_budget"}),
@@ -445,3 +476,22 @@ def test_a_budget_that_was_stretched_with_its_decisions_is_still_found(private_r
         of(entries, "committed", 4)["privacy"]["quiet"]["steps"] = 4
 
     assert [finding.code for finding in private_run.forge(change).findings] == ["wrong_budget"]
+
+
+def test_rules_that_claim_noise_of_different_sizes_are_found(lab, text):
+    """All rules share one Gaussian: a rule cannot have more noise for its clip than another."""
+    louder = PRIVATE[PRIVATE.index("privacy") :].replace("quiet", "silent").replace("clip 0.3", "clip 0.6")
+    governor = open_run(lab, text + louder)
+    lab.step(governor, [lab.example("p"), patient(lab, "x")])
+    governor.close()
+    assert lab.verify().ok
+
+    def change(entries):
+        terms = of(entries, "opened")["privacy"][1]
+        terms["noise_multiplier"] = repr(2 * float(terms["noise_multiplier"]))
+
+    (finding, *_) = lab.forge(change).findings
+    assert (finding.code, finding.message) == (
+        "wrong_budget",
+        "the privacy rules were opened with noise of different standard deviations",
+    )
