@@ -33,6 +33,7 @@ ZERO_HASH = "0" * 64
 
 OPENING = "opened"
 SEALED = "sealed"
+RESUMED = "resumed"
 HEAD = "head"
 
 CANONICAL = orjson.OPT_SORT_KEYS | orjson.OPT_STRICT_INTEGER

@@ -140,6 +140,11 @@ class History:
         return paid | {rule: paid.get(rule, 0) + count for rule, count in self.unsettled.items()}
 
     @property
+    def parts(self) -> int:
+        """How many `examples` entries have come for the next step."""
+        return len(self._parts)
+
+    @property
     def program_text(self) -> str:
         """The canonical JSON of the program now in force, joined from its parts."""
         return "".join(self.program_parts)

@@ -11,13 +11,13 @@ from enum import Enum, auto
 from hashlib import sha256
 from typing import Any
 
-from gradwarden.runtime.entries import HEAD, OPENING, SEALED, ZERO_HASH, MalformedLineError, decode
+from gradwarden.runtime.entries import HEAD, OPENING, RESUMED, SEALED, ZERO_HASH, MalformedLineError, decode
 from gradwarden.runtime.errors import NoteError
 from gradwarden.runtime.keys import PublicKey
 from gradwarden.runtime.merkle import HASH_SIZE, Tree
 from gradwarden.runtime.note import Checkpoint, open_note, parse_checkpoint, parse_note
 
-LANDMARKS = frozenset({OPENING, SEALED, HEAD})
+LANDMARKS = frozenset({OPENING, SEALED, HEAD, RESUMED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +149,13 @@ class Links:
             return self._refuse("after_seal", f"a `{kind}` entry follows the end of a sealed ledger")
         elif kind == SEALED:
             self.stage = Stage.SEALING
+        elif kind == RESUMED:
+            if body["from_size"] != index:
+                return self._refuse(
+                    "wrong_size", f"a run resumed from {body['from_size']} entries, not {index}"
+                )
+            if body["root"] != self.tree.root().hex():
+                return self._refuse("wrong_root", "a run resumed from other entries than the ones before it")
         elif kind == HEAD:
             if not self._head(index, body):
                 return False

@@ -22,6 +22,7 @@ from gradwarden.policy.replay import Class, Replayer
 from gradwarden.runtime.budget_audit import BudgetAudit, PrivateLimit, private_limits
 from gradwarden.runtime.chain import ChainReport, Finding
 from gradwarden.runtime.entries import Entry
+from gradwarden.runtime.example_audit import ExampleAudit
 from gradwarden.runtime.history import History, PendingStep
 from gradwarden.runtime.recorder import decision_body
 from gradwarden.runtime.violation import ViolationError, names, number
@@ -45,8 +46,10 @@ class RunReplay:
         """Pairs of a decision and the number that it was recorded under, found equal; keeps the decisions."""
         self._first: Finding | None = None
         self._audit = BudgetAudit((), None)
+        self._examples = ExampleAudit()
         self._private: tuple[PrivateLimit, ...] = ()
         self._caps: list[float] = []
+        self._signals: frozenset[str] = frozenset()
         self._policy: Mapping[str, Any] = {}
         self.decided = 0
         self.verdicts: Counter[str] = Counter()
@@ -103,6 +106,8 @@ class RunReplay:
         match kind:
             case "step":
                 self._check_order(body)
+            case "examples":
+                self._check_part(body)
             case "committed":
                 self._check_committed(body)
             case "refused":
@@ -135,6 +140,7 @@ class RunReplay:
     def _forget_numbers(self) -> None:
         self._classes.clear()
         self._agreed.clear()
+        self._examples.forget()
 
     def _check_change(self, body: Mapping[str, Any]) -> None:
         if body["step"] != self._history.next_step or self._history.pending is not None:
@@ -154,6 +160,7 @@ class RunReplay:
         self._check_expected(program)
         self._audit.check_terms(program)
         self._replayer = Replayer(program)
+        self._signals = frozenset(spec.name for spec in program.signals)
         self._private = private_limits(program)
         self._caps = [float(cap.norm) * (1 + NORM_ROUNDING) for cap in program.gradient_caps]
 
@@ -185,6 +192,7 @@ class RunReplay:
             if described["id"] != len(self._classes):
                 raise ViolationError("wrong_classes", f"decision class {described['id']} is out of order")
             self._classes.append(replayer.class_of(described))
+            self._examples.declare(self._classes[-1], self._signals)
 
     def _check_decisions(self, body: Mapping[str, Any]) -> None:
         declared = len(self._history.decisions)
@@ -208,6 +216,12 @@ class RunReplay:
             )
         if body["step"] != due:
             raise ViolationError("wrong_step", f"step {body['step']} comes where step {due} was due")
+
+    def _check_part(self, body: Mapping[str, Any]) -> None:
+        history = self._history
+        due = (history.next_step, history.parts)
+        if (body["step"], body["part"]) != due or history.pending is not None:
+            raise ViolationError("wrong_step", "commitments come out of turn, or belong to another step")
 
     def _check_step(self, body: Mapping[str, Any]) -> None:
         decisions = self._decide(body)
@@ -255,6 +269,7 @@ class RunReplay:
         recorded, pending = body["exposures"], self._history.pending
         if pending is None or len(pending.commitments) != body["count"]:
             raise ViolationError("wrong_step", f"step {body['step']} has not one commitment per example")
+        self._examples.check(body, pending.commitments)
         if recorded is None:
             return
         before = self._history.exposures
@@ -307,6 +322,15 @@ class RunReplay:
                 "wrong_outcome",
                 f"step {body['step']} has a gradient in {names(stray)}, which it may not reach",
             )
+        norms = body["norms"]
+        if norms.keys() != set(program.band_names) or not all(
+            number(norm) >= 0.0 for norm in norms.values() if norm is not None
+        ):
+            raise ViolationError(
+                "wrong_outcome", f"step {body['step']} does not record the gradient norm of each band"
+            )
+        if body["loss"] not in (None, "inf", "-inf"):
+            number(body["loss"])
         for cap, greatest in zip(program.gradient_caps, self._caps, strict=True):
             norm = body["norms"].get(cap.band)
             if norm is not None and not number(norm) <= greatest:

@@ -262,7 +262,40 @@ def other_model(entries):
     of(entries, "opened")["model_map"] = "0" * 64
 
 
+def norm_below_zero(entries):
+    of(entries, "committed")["norms"]["shallow"] = "-1e9"
+
+
+def norm_left_out(entries):
+    del of(entries, "committed")["norms"]["deep"]
+
+
+def norm_not_a_number(entries):
+    of(entries, "committed")["norms"]["deep"] = "NaN"
+
+
+def loss_in_words(entries):
+    of(entries, "committed")["loss"] = "0x10"
+
+
+def stray_commitments(entries):
+    body = {"step": 7, "part": 3, "commitments": ""}
+    entries.insert(place_of(entries, "step", 1), ("examples", body))
+
+
+def one_example_in_two_classes(entries):
+    """Step 2 says that the first example of step 0 has the metadata of another."""
+    first, third = b64decode(of(entries, "step")["commitments"]), of(entries, "step", 2)
+    third["commitments"] = b64encode(first[:32] + b64decode(third["commitments"])[32:]).decode()
+
+
 FORGERIES = [
+    (norm_below_zero, "wrong_outcome", "committed"),
+    (norm_left_out, "wrong_outcome", "committed"),
+    (norm_not_a_number, "wrong_outcome", "committed"),
+    (loss_in_words, "wrong_outcome", "committed"),
+    (stray_commitments, "wrong_step", "examples"),
+    (one_example_in_two_classes, "wrong_classes", "step"),
     (heavier, "wrong_decision", "step"),
     (other_verdict, "wrong_decision", "step"),
     (without_rules, "wrong_decision", "step"),

@@ -213,6 +213,25 @@ def test_nothing_may_follow_the_seal(copy: Path, signer: Signer, kind: str) -> N
     assert (report.status, report.first_bad, report.findings[0].code) == ("TAMPERED", 9, "after_seal")
 
 
+@pytest.mark.parametrize(
+    ("change", "code"), [({"from_size": 1}, "wrong_size"), ({"root": "0" * 64}, "wrong_root")]
+)
+def test_a_ledger_resumes_from_the_entries_that_it_has(
+    path: Path, cases: Any, signer: Signer, change: dict[str, Any], code: str
+) -> None:
+    ledger = Ledger.open(cases.build(path, signer, seal=False), signer)
+    ledger.close({"steps": 3, "committed": 3, "refused": 0, "examples": 6})
+    assert check(path, signer).status == "OK"
+    lines = lines_of(path)
+    place = next(i for i, line in enumerate(lines) if decode(line)[1] == "resumed")
+    index, kind, prev, body = decode(lines[place])
+    lines[place] = compose(kind, index, prev, encode_body(kind, {**body, **change}))
+    write(path, resigned(lines, signer, ledger.origin))
+    report = check(path, signer)
+    assert (report.status, report.first_bad) == ("TAMPERED", place)
+    assert next(finding.code for finding in report.findings if finding.severity == "error") == code
+
+
 def test_a_ledger_begins_with_its_opening_and_has_one(copy: Path, signer: Signer) -> None:
     lines = lines_of(copy)
     report = check(write(copy, relinked(lines[1:])), signer)
