@@ -287,7 +287,12 @@ class Governor:
         """Sum over ranks, noise what is private, check that all is finite, cap norms. Fails closed."""
         try:
             self.ranks.sum_gradients([p for i, p in enumerate(self.every_parameter()) if graded >> i & 1])
-            self.budgets.release(self.parameters, proposal.normaliser)
+            if self.budgets:
+                # Before anything private is added: a refused step is not paid for, so it may not tell of it.
+                findings = check_gradients(self.parameters)
+                if findings:
+                    return findings[0]
+                self.budgets.release(self.parameters, proposal.normaliser)
             proposal.norms = band_norms(self.parameters)
             findings = check_gradients(self.parameters, proposal.norms)
             findings += check_reach(proposal.norms, proposal.active)

@@ -84,10 +84,16 @@ def add_noise(sums: GradientSum, sigma: float, generator: torch.Generator) -> No
 
 
 def add_to_gradients(sums: GradientSum, normaliser: float) -> None:
-    """Add the sums, divided by a constant, to the parameters' gradients."""
+    """Add the sums, divided by a constant, to the parameters' gradients.
+
+    What a parameter's precision cannot hold becomes the greatest number that it can: an infinite gradient
+    would refuse the step, and so tell of noised values in a step that no budget pays for.
+    """
     for parameter, total in sums.items():
-        share = (total / normaliser).to(parameter.dtype)
-        parameter.grad = share if parameter.grad is None else parameter.grad.add_(share)
+        greatest = torch.finfo(parameter.dtype).max
+        share = (total / normaliser).clamp(-greatest, greatest).to(parameter.dtype)
+        grad = share if parameter.grad is None else parameter.grad.add_(share)
+        parameter.grad = grad.clamp_(-greatest, greatest)
 
 
 def _unit_gradient(

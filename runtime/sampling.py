@@ -67,7 +67,16 @@ class PoissonSampler:
         return {"generator": self._generator.bit_generator.state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a sampler was saved. If steps were taken after that, call `renew` as well."""
         self._generator.bit_generator.state = state["generator"]
+
+    def renew(self) -> None:
+        """Draw from a new stream, seeded by the operating system.
+
+        A resumed run whose saved state is older than its last step would draw the units of those steps again:
+        two releases about the same units, where the accountant counts two independent draws.
+        """
+        self._generator = np.random.default_rng()
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +150,16 @@ class MixedSampler:
         return {"epoch": self.epoch, "position": self._position, "private": self._private.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a sampler over the same rows, with the same seed, was saved."""
+        """Go on where a sampler over the same rows, with the same seed, was saved.
+
+        If steps were taken after that, call `renew` as well.
+        """
         self.epoch, self._position = state["epoch"], state["position"]
         self._private.load_state_dict(state["private"])
+
+    def renew(self) -> None:
+        """Draw private units from a new stream (`PoissonSampler.renew`); the public order stays."""
+        self._private.renew()
 
 
 def _joined(parts: Sequence[IntArray]) -> IntArray:

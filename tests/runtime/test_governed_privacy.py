@@ -332,6 +332,17 @@ def test_the_terms_cannot_change_within_a_run_but_the_bands_may_be_reordered(lab
     assert lab.verify().ok
 
 
+def test_a_step_whose_public_gradient_is_not_finite_is_refused_before_anything_is_noised(lab, text):
+    governor = open_run(lab, text)
+    before = governor.budgets._generator.get_state()
+    with governor.step([lab.example("p"), patient(lab, "x")]) as proposal:
+        losses = lab.losses(governor.model, lab.inputs(2))
+        proposal.backward(losses)
+        governor.model[0].weight.grad.fill_(torch.inf)
+    assert proposal.refusal.reason == "gradient_not_finite"
+    assert torch.equal(governor.budgets._generator.get_state(), before)
+
+
 # --- what a verifier finds ----------------------------------------------------------------------------------
 
 

@@ -255,3 +255,10 @@ def test_losses_without_a_graph_are_refused():
         private_sum(
             losses_of(model, batch()).detach(), [Unit((0,), 1.0)], torch.ones(ROWS, 3), bands_of(model)
         )
+
+
+def test_noised_gradients_never_overflow_so_that_no_refusal_tells_of_them():
+    parameter = torch.nn.Parameter(torch.zeros(3, dtype=torch.float16))
+    parameter.grad = torch.tensor([60000.0, -60000.0, 1.0], dtype=torch.float16)
+    add_to_gradients({parameter: torch.tensor([1e4, -1e9, 2.0])}, 1.0)
+    assert parameter.grad.tolist() == [65504.0, -65504.0, 3.0]

@@ -129,3 +129,17 @@ def test_the_normaliser_is_the_expected_size_whatever_was_drawn():
 def test_nothing_to_sample_is_refused():
     with pytest.raises(PrivacyError, match="nothing to sample"):
         MixedSampler([], [], batch_size=4, rate=0.0, seed=0)
+
+
+def test_a_renewed_sampler_does_not_repeat_draws_and_keeps_the_public_order():
+    def sampler() -> MixedSampler:
+        return MixedSampler(range(60), [[60 + i] for i in range(40)], batch_size=4, rate=0.5, seed=3)
+
+    lost = sampler()
+    before = list(lost)
+    resumed = sampler()
+    resumed.load_state_dict(sampler().state_dict())
+    resumed.renew()
+    after = list(resumed)
+    assert [batch.public.tolist() for batch in after] == [batch.public.tolist() for batch in before]
+    assert all(a.private.tolist() != b.private.tolist() for a, b in zip(after, before, strict=True))
