@@ -30,11 +30,11 @@ import pyarrow.parquet as pq
 from benchmarks.policy_eval_cases import CEDAR, CEL, RUN_POLICY, STATIC_POLICY, examples
 from benchmarks.results import write_results
 from gradwarden.policy import Context, Program, compile_policy, parse_policy
-from gradwarden.policy.admission import Admission, classify
-from gradwarden.policy.batch import decide_columns
-from gradwarden.policy.columns import encode_columns
-from gradwarden.policy.outcomes import Outcomes
-from gradwarden.policy.replay import Replayer
+from gradwarden.policy.evaluation.admission import Admission, classify
+from gradwarden.policy.evaluation.batch import decide_columns
+from gradwarden.policy.evaluation.columns import encode_columns
+from gradwarden.policy.evaluation.outcomes import Outcomes
+from gradwarden.policy.evaluation.replay import Replayer
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ import click
 
 from gradwarden.cli.diagnostics import printable
 from gradwarden.policy.decision import Decision, Obligation
-from gradwarden.policy.explain import ConditionTrace, Explanation, RuleTrace
-from gradwarden.policy.testing import show_weight
+from gradwarden.policy.evaluation.explain import ConditionTrace, Explanation, RuleTrace
+from gradwarden.policy.testing.runner import show_weight
 
 COLOURS = {"admit": "green", "limit": "yellow", "defer": "blue", "refuse": "red", "invalid": "magenta"}
 

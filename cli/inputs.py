@@ -95,7 +95,7 @@ def load_model_map(path: Path) -> ModelMap:
 def read_example(path: Path) -> dict[str, Any]:
     """Return the metadata of one example from a JSON or YAML mapping; its `id`, if any, is left out."""
     from gradwarden.policy.source import Source
-    from gradwarden.policy.yaml_text import read_yaml
+    from gradwarden.policy.testing.yaml_text import read_yaml
 
     text = read_text(path, MAX_EXAMPLE_BYTES)
     name = "standard input" if path == STDIN else str(path)

@@ -10,11 +10,11 @@ from xml.etree import ElementTree
 import click
 
 from gradwarden.cli.explanation import explanation_lines
-from gradwarden.policy.explain import explain
+from gradwarden.policy.evaluation.explain import explain
 
 if TYPE_CHECKING:
     from gradwarden.policy.program import Program
-    from gradwarden.policy.testing import CaseResult
+    from gradwarden.policy.testing.runner import CaseResult
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 

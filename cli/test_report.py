@@ -14,11 +14,11 @@ from gradwarden.cli.diagnostics import plural
 from gradwarden.cli.output import emit_json, emit_table
 
 if TYPE_CHECKING:
-    from gradwarden.policy.coverage import Coverage
-    from gradwarden.policy.mutation import Mutant
     from gradwarden.policy.program import Program
-    from gradwarden.policy.test_file import TestFile
-    from gradwarden.policy.testing import CaseResult
+    from gradwarden.policy.testing.coverage import Coverage
+    from gradwarden.policy.testing.mutation import Mutant
+    from gradwarden.policy.testing.runner import CaseResult
+    from gradwarden.policy.testing.test_file import TestFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def show(reports: Sequence[Report], output_format: str, minimum: float | None) -
 
 def _show_text(report: Report, minimum: float | None) -> None:
     from gradwarden.cli.explanation import explanation_lines
-    from gradwarden.policy.explain import explain
+    from gradwarden.policy.evaluation.explain import explain
 
     suite = report.suite
     for result in suite.failures:

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from gradwarden.policy.context import Context
     from gradwarden.policy.decision import Decision
     from gradwarden.policy.errors import Diagnostic, GradwardenError, PolicyError
-    from gradwarden.policy.format import format_policy
     from gradwarden.policy.load import Policy, load_policy, parse_policy
     from gradwarden.policy.model_map import ModelMap
     from gradwarden.policy.program import Program
+    from gradwarden.policy.syntax.format import format_policy
 
 __all__ = [
     "Context",
@@ -43,7 +43,7 @@ _HOMES = {
     "PolicyError": "errors",
     "Program": "program",
     "compile_policy": "compile",
-    "format_policy": "format",
+    "format_policy": "syntax.format",
     "load_policy": "load",
     "parse_policy": "load",
 }

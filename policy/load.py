@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gradwarden.policy import syntax as s
-from gradwarden.policy.check import check
+from gradwarden.policy.checking.check import check
 from gradwarden.policy.errors import Diagnostic, PolicyError
-from gradwarden.policy.parse import MAX_TEXT, parse
 from gradwarden.policy.program import Program
 from gradwarden.policy.source import Source, Span
+from gradwarden.policy.syntax import tree as s
+from gradwarden.policy.syntax.parse import MAX_TEXT, parse
 
 MAX_FILE_BYTES = MAX_TEXT
 MAX_FILES = 256

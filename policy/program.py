@@ -430,12 +430,12 @@ class Program:
 
     def decide(self, metadata: Mapping[str, object], context: Context) -> Decision:
         """Return the decision for one example (`evaluate`)."""
-        from gradwarden.policy.evaluate import decide
+        from gradwarden.policy.evaluation.evaluate import decide
 
         return decide(self, metadata, context)
 
     def decide_columns(self, columns: Mapping[str, Any], context: Context) -> Any:
         """Return decisions for columns of examples (`batch`)."""
-        from gradwarden.policy.batch import decide_columns
+        from gradwarden.policy.evaluation.batch import decide_columns
 
         return decide_columns(self, columns, context)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from gradwarden.policy import program as p
-from gradwarden.policy.types import EXACT, MAX_COUNT, MAX_DAY, MAX_SET_VALUES, MIN_DAY
-from gradwarden.policy.walk import MAX_HEIGHT, MAX_SIZE, Measure, Node, children
+from gradwarden.policy.checking.types import EXACT, MAX_COUNT, MAX_DAY, MAX_SET_VALUES, MIN_DAY
+from gradwarden.policy.checking.walk import MAX_HEIGHT, MAX_SIZE, Measure, Node, children
 
 
 def program_faults(program: p.Program) -> Iterator[str]:

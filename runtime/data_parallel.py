@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gradwarden.policy.context import FloatArray, IntArray
 from gradwarden.policy.errors import GradwardenError
-from gradwarden.policy.evaluate import ContextError
+from gradwarden.policy.evaluation.evaluate import ContextError
 from gradwarden.runtime.errors import LedgerError, MaskError, RankError
 from gradwarden.runtime.gates import Finding
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from gradwarden.policy.replay import Class
+from gradwarden.policy.evaluation.replay import Class
 from gradwarden.runtime.violation import ViolationError
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gradwarden.policy.admission import Admitted
+from gradwarden.policy.evaluation.admission import Admitted
 
 EFFECTS = ("expired", "exposures_spent", "epochs_spent")
 """What retention rules do to an example whose time is over."""

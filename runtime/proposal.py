@@ -17,9 +17,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gradwarden.policy.admission import Admitted
 from gradwarden.policy.context import Context
 from gradwarden.policy.decision import VERDICTS, Decision
+from gradwarden.policy.evaluation.admission import Admitted
 from gradwarden.policy.program import SCALE
 from gradwarden.runtime.data_parallel import ROOT, Part, Share, join_signals
 from gradwarden.runtime.errors import MaskError, PrivacyError

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from gradwarden.policy.admission import Admitted
 from gradwarden.policy.context import Context
 from gradwarden.policy.decision import Decision
+from gradwarden.policy.evaluation.admission import Admitted
 from gradwarden.policy.program import Program
 from gradwarden.runtime.entries import encode_body
 from gradwarden.runtime.errors import EntryInvalid

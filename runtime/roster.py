@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from gradwarden.policy.admission import Admission, Admitted
 from gradwarden.policy.context import Context, IntArray
+from gradwarden.policy.evaluation.admission import Admission, Admitted
 from gradwarden.policy.program import Program
 from gradwarden.runtime.commitments import Committer
 from gradwarden.runtime.errors import ExampleError

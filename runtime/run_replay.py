@@ -16,9 +16,9 @@ from typing import Any
 
 from gradwarden.policy.decision import Decision
 from gradwarden.policy.errors import GradwardenError
+from gradwarden.policy.evaluation.replay import Class, Replayer
 from gradwarden.policy.program import Program
 from gradwarden.policy.program_json import program_from_json
-from gradwarden.policy.replay import Class, Replayer
 from gradwarden.runtime.budget_audit import BudgetAudit, PrivateLimit, private_limits
 from gradwarden.runtime.chain import ChainReport, Finding
 from gradwarden.runtime.entries import Entry

@@ -109,9 +109,9 @@ def _check_all(
 def _imports(path: Path) -> Iterator[Path]:
     """Yield what a policy file imports itself; nothing where it cannot be read."""
     from gradwarden.policy.load import read_text
-    from gradwarden.policy.parse import parse
     from gradwarden.policy.source import Source
-    from gradwarden.policy.syntax import Import
+    from gradwarden.policy.syntax.parse import parse
+    from gradwarden.policy.syntax.tree import Import
 
     text = read_text(path)
     if isinstance(text, str):

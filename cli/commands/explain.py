@@ -39,7 +39,7 @@ def command(policy: Path, example: Path, given: ContextOptions, output_format: s
     Exit status: 0 a decision was made, whatever it is; 2 misuse or unreadable input.
     """
     from gradwarden.cli.explanation import explanation_lines
-    from gradwarden.policy.explain import explain
+    from gradwarden.policy.evaluation.explain import explain
 
     program = load_program(policy)
     metadata = read_example(example)

@@ -60,7 +60,7 @@ def command(paths: tuple[Path, ...], check: bool, diff: bool) -> int:
 
 
 def _format(text: str, path: Path) -> str:
-    from gradwarden.policy.format import format_policy
+    from gradwarden.policy.syntax.format import format_policy
 
     return format_policy(text, "standard input" if path == STDIN else str(path))
 

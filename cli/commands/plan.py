@@ -20,8 +20,8 @@ from gradwarden.policy.decision import VERDICTS
 from gradwarden.policy.program import SCALE
 
 if TYPE_CHECKING:
-    from gradwarden.policy.columns import Columns
     from gradwarden.policy.context import Context
+    from gradwarden.policy.evaluation.columns import Columns
     from gradwarden.policy.program import Program
 
 
@@ -105,9 +105,9 @@ def command(
 
 def _count(program: Program, context: Context, piece: Piece, tally: Tally, show: int) -> None:
     """Decide the records of a piece and add them up."""
-    from gradwarden.policy.arrays import CODES
-    from gradwarden.policy.batch import decide_columns
-    from gradwarden.policy.columns import encode_columns
+    from gradwarden.policy.evaluation.arrays import CODES
+    from gradwarden.policy.evaluation.batch import decide_columns
+    from gradwarden.policy.evaluation.columns import encode_columns
 
     columns = encode_columns(program, piece.columns, len(piece.places))
     decisions = decide_columns(program, columns, context)

@@ -17,7 +17,7 @@ from gradwarden.policy.errors import Diagnostic, PolicyError
 
 if TYPE_CHECKING:
     from gradwarden.policy.program import Program
-    from gradwarden.policy.test_file import TestFile
+    from gradwarden.policy.testing.test_file import TestFile
 
 MAX_BYTES = 1 << 20
 
@@ -72,7 +72,7 @@ def command(
 
 def _test_files(paths: tuple[Path, ...]) -> list[Path]:
     """Return the test files that are meant; a policy stands for the tests beside it."""
-    from gradwarden.policy.test_file import SUFFIX, sibling_tests
+    from gradwarden.policy.testing.test_file import SUFFIX, sibling_tests
 
     files: dict[Path, None] = {}
     for path in paths:
@@ -93,8 +93,8 @@ def _test_files(paths: tuple[Path, ...]) -> list[Path]:
 
 def _run(paths: list[Path]) -> list[Suite]:
     """Read every test file, then run them policy by policy. Faults of all files are told at once."""
-    from gradwarden.policy.test_file import read_tests
-    from gradwarden.policy.testing import fit_faults, run_cases
+    from gradwarden.policy.testing.runner import fit_faults, run_cases
+    from gradwarden.policy.testing.test_file import read_tests
 
     faults: list[Diagnostic] = []
     files: dict[Path, list[TestFile]] = {}
@@ -135,8 +135,8 @@ def _load(policy: Path, tests: Path) -> Program:
 
 
 def _measure(suite: Suite, *, coverage: bool, mutate: bool) -> Report:
-    from gradwarden.policy.coverage import measure
-    from gradwarden.policy.mutation import mutants, survivors
+    from gradwarden.policy.testing.coverage import measure
+    from gradwarden.policy.testing.mutation import mutants, survivors
 
     measured = measure(suite.program, suite.results) if coverage else None
     if not mutate:

@@ -79,7 +79,7 @@ def gather(entries: Iterable[Entry], groups: Mapping[bytes, str]) -> Evidence:
                 evidence.committed += 1
                 for commitment, number in zip(step.commitments, step.body["decision"], strict=True):
                     influence = evidence.groups.setdefault(groups[commitment], Influence())
-                    influence.add(evidence.bands, step.decisions[number])
+                    influence.add(evidence.bands, history.decisions[number])
             case "refused":
                 evidence.refused += 1
     return evidence

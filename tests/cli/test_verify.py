@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from gradwarden.policy import compile_policy, parse_policy
-from gradwarden.policy.admission import Admission
 from gradwarden.policy.context import Context
+from gradwarden.policy.evaluation.admission import Admission
 from gradwarden.policy.program import Program
 from gradwarden.runtime.commitments import Committer
 from gradwarden.runtime.keys import Signer

@@ -35,7 +35,7 @@ def test_every_package_is_typed(package: str) -> None:
     "statement",
     [
         "import gradwarden.policy; gradwarden.policy.load_policy; gradwarden.policy.compile_policy",
-        "import gradwarden.policy.batch, gradwarden.policy.admission, gradwarden.policy.evaluate",
+        "from gradwarden.policy.evaluation import admission, batch, evaluate, replay",
         "import gradwarden.runtime; gradwarden.runtime.Ledger; gradwarden.runtime.Signer",
         "import gradwarden.runtime.verify",
         "import gradwarden.cli",

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from gradwarden.policy import compile_policy, load_policy
-from gradwarden.policy.coverage import measure
-from gradwarden.policy.mutation import survivors
-from gradwarden.policy.test_file import parse_tests, sibling_tests
-from gradwarden.policy.testing import check_fit, run_cases
+from gradwarden.policy.testing.coverage import measure
+from gradwarden.policy.testing.mutation import survivors
+from gradwarden.policy.testing.runner import check_fit, run_cases
+from gradwarden.policy.testing.test_file import parse_tests, sibling_tests
 
 FOLDER = Path(str(files("gradwarden.policies")))
 POLICIES = sorted(FOLDER.glob("*.policy"))

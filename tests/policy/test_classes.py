@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from gradwarden.policy import classes, lookup
-from gradwarden.policy.classes import number_rows
-from gradwarden.policy.columns import encode_columns
-from gradwarden.policy.lookup import Lookup
+from gradwarden.policy.evaluation import classes, lookup
+from gradwarden.policy.evaluation.classes import number_rows
+from gradwarden.policy.evaluation.columns import encode_columns
+from gradwarden.policy.evaluation.lookup import Lookup
+from gradwarden.policy.evaluation.tape import CHUNK, RowInputs, Tape
 from gradwarden.policy.program import AttributeSpec, Constant, Flag
-from gradwarden.policy.tape import CHUNK, RowInputs, Tape
 from tests.policy.test_values import program_of
 
 

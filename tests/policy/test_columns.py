@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradwarden.policy.arrays import CODES
-from gradwarden.policy.batch import decide_columns
-from gradwarden.policy.columns import Columns, ColumnsError, encode_columns
 from gradwarden.policy.context import Context
+from gradwarden.policy.evaluation.arrays import CODES
+from gradwarden.policy.evaluation.batch import decide_columns
+from gradwarden.policy.evaluation.columns import Columns, ColumnsError, encode_columns
+from gradwarden.policy.evaluation.values import encode_metadata
 from gradwarden.policy.program import AttributeSpec, Program
-from gradwarden.policy.values import encode_metadata
 from tests.policy.test_values import program_of
 from tests.strategies import ATTRIBUTES, SPECS, examples, valid_examples
 
@@ -218,7 +218,6 @@ def test_many_rows_and_many_text_values_cross_chunks() -> None:
 
 
 def test_the_language_does_not_import_pyarrow() -> None:
-    code = (
-        "import sys, gradwarden.policy.batch, gradwarden.policy.admission; sys.exit('pyarrow' in sys.modules)"
-    )
+    imports = "import sys; from gradwarden.policy.evaluation import admission, batch"
+    code = f"{imports}; sys.exit('pyarrow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

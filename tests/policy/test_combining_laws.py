@@ -11,10 +11,10 @@ import numpy as np
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from gradwarden.policy.batch import decide_columns
 from gradwarden.policy.context import Context
 from gradwarden.policy.decision import VERDICTS, Decision
-from gradwarden.policy.evaluate import decide, read_facts, truth_of
+from gradwarden.policy.evaluation.batch import decide_columns
+from gradwarden.policy.evaluation.evaluate import decide, read_facts, truth_of
 from gradwarden.policy.program import (
     SCALE,
     And,

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradwarden.policy.admission import Admission, classify
-from gradwarden.policy.batch import decide_columns
-from gradwarden.policy.columns import ColumnsError
 from gradwarden.policy.context import Context
 from gradwarden.policy.decision import VERDICTS, Decision
-from gradwarden.policy.evaluate import ContextError, decide
+from gradwarden.policy.evaluation.admission import Admission, classify
+from gradwarden.policy.evaluation.batch import decide_columns
+from gradwarden.policy.evaluation.columns import ColumnsError
+from gradwarden.policy.evaluation.evaluate import ContextError, decide
+from gradwarden.policy.evaluation.replay import Replayer, ReplayError
 from gradwarden.policy.program import (
     SCALE,
     AttributeSpec,
@@ -29,7 +30,6 @@ from gradwarden.policy.program import (
     Number,
     Program,
 )
-from gradwarden.policy.replay import Replayer, ReplayError
 from tests.strategies import contexts, examples, programs, row_contexts
 
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 
 from gradwarden.policy import compile_policy, parse_policy
 from gradwarden.policy.context import Context
-from gradwarden.policy.evaluate import decide
-from gradwarden.policy.explain import explain
+from gradwarden.policy.evaluation.evaluate import decide
+from gradwarden.policy.evaluation.explain import explain
 from gradwarden.policy.program import Program
 from tests.strategies import contexts, examples, programs
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradwarden.policy import PolicyError, compile_policy, format_policy, load_policy, parse_policy
-from gradwarden.policy.format import WIDTH
-from gradwarden.policy.lexemes import lexemes
+from gradwarden.policy.syntax.format import WIDTH
+from gradwarden.policy.syntax.lexemes import lexemes
 from tests.policy.strategies_text import declarations, text_of
 
 CORPUS = Path(__file__).parent.parent / "corpus"

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradwarden.policy import PolicyError, load_policy, parse_policy
-from gradwarden.policy.parse import MAX_FAULTS, MAX_TEXT, parse
 from gradwarden.policy.source import Source
+from gradwarden.policy.syntax.parse import MAX_FAULTS, MAX_TEXT, parse
 
 CORPUS = Path(__file__).parent.parent / "corpus"
 GOOD = [path.read_text("utf-8") for path in sorted(CORPUS.glob("good/*.policy"))]

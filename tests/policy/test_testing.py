@@ -13,12 +13,12 @@ import pytest
 import yaml
 
 from gradwarden.policy import compile_policy, parse_policy
-from gradwarden.policy.coverage import condition_labels, measure
 from gradwarden.policy.errors import PolicyError
-from gradwarden.policy.mutation import mutants, survivors
 from gradwarden.policy.program import Program
-from gradwarden.policy.test_file import EXPECTATIONS, STAGES, Case, TestFile, parse_tests
-from gradwarden.policy.testing import CaseResult, check_fit, run_cases
+from gradwarden.policy.testing.coverage import condition_labels, measure
+from gradwarden.policy.testing.mutation import mutants, survivors
+from gradwarden.policy.testing.runner import CaseResult, check_fit, run_cases
+from gradwarden.policy.testing.test_file import EXPECTATIONS, STAGES, Case, TestFile, parse_tests
 
 POLICY = """
 policy sample version 1 language 1

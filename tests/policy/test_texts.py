@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gradwarden.policy.evaluation.texts import glob_matches, text_holds
 from gradwarden.policy.program import Text
-from gradwarden.policy.texts import glob_matches, text_holds
 
 few_letters = st.text("ab*?\n.", max_size=8)
 

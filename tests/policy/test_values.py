@@ -13,11 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradwarden.policy.columns import encode_columns
 from gradwarden.policy.context import Context
-from gradwarden.policy.evaluate import decide
-from gradwarden.policy.program import SCALE, AttributeSpec, Band, Constant, Grant, Program, SignalSpec
-from gradwarden.policy.values import (
+from gradwarden.policy.evaluation.columns import encode_columns
+from gradwarden.policy.evaluation.evaluate import decide
+from gradwarden.policy.evaluation.values import (
     Fault,
     decode_value,
     encode_metadata,
@@ -25,6 +24,7 @@ from gradwarden.policy.values import (
     encode_value,
     shown,
 )
+from gradwarden.policy.program import SCALE, AttributeSpec, Band, Constant, Grant, Program, SignalSpec
 
 BIG = 2**53
 WHOLE = AttributeSpec("x", "number", lo=-BIG, hi=BIG)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gradwarden.policy.errors import PolicyError
 from gradwarden.policy.source import Source
-from gradwarden.policy.yaml_text import MAX_CHARACTERS, read_yaml
+from gradwarden.policy.testing.yaml_text import MAX_CHARACTERS, read_yaml
 
 
 def plain(text: str) -> object:

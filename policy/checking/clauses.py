@@ -1,0 +1,172 @@
+"""Sorts the clauses of a rule by kind, and reports those that do not belong, are missing or repeated."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+from gradwarden.policy.checking.check_schema import MAX_NAME
+from gradwarden.policy.checking.scope import Scope
+from gradwarden.policy.decimals import decimal_text, scaled, unscaled
+from gradwarden.policy.program import SCALE
+from gradwarden.policy.source import Span
+from gradwarden.policy.syntax import tree as s
+
+Weights = tuple[int, ...]
+
+_ALLOWED: dict[s.RuleKind, tuple[str, ...]] = {
+    "depth": ("when", "reach", "because"),
+    "suppress": ("when", "cap", "route", "because"),
+    "retain": ("when", "from", "until", "at most", "because"),
+    "privacy": ("when", "within", "epsilon", "delta", "clip", "unit", "because"),
+    "memorization": ("when", "refuse", "cap", "route", "because"),
+    "curriculum": ("when", "before", "from", "in", "during", "reach", "because"),
+    "modulate": ("when", "scale", "because"),
+    "waive": ("when", "approved", "until", "because"),
+}
+
+_REPEATABLE = {"curriculum": {"before", "from", "in", "during", "reach"}}
+
+ClauseT = TypeVar("ClauseT", bound=s.Clause)
+
+
+def word_of(clause: s.Clause) -> str:
+    """Return the word that a clause begins with."""
+    match clause:
+        case s.Targets(verb):
+            return verb
+        case s.Timing(word):
+            return word
+        case s.PrivacyNumber(term):
+            return term
+        case s.AtMost():
+            return "at most"
+        case s.InPhase():
+            return "in"
+        case s.UnitOf():
+            return "unit"
+        case _:
+            return type(clause).__name__.lower()
+
+
+class Clauses:
+    """The clauses of one rule that belong there."""
+
+    def __init__(self, rule: s.Rule, scope: Scope) -> None:
+        self.rule = rule
+        self.scope = scope
+        self.faults = scope.faults
+        self.all: list[s.Clause] = list(self._fitting())
+
+    def _fitting(self) -> Iterator[s.Clause]:
+        seen: dict[str, Span] = {}
+        kind = self.rule.kind
+        for clause in self.rule.clauses:
+            word = word_of(clause)
+            key = f"{word} {clause.noun}" if isinstance(clause, s.AtMost) else word
+            if word not in _ALLOWED[kind]:
+                self._misplaced(clause, word)
+            elif key in seen and word not in _REPEATABLE.get(kind, ()):
+                help = (
+                    f"it stands at {seen[key]}; join conditions with `and`, `or`" if word == "when" else None
+                )
+                self.faults.error("GW452", f"`{key}` is given twice", clause.span, help)
+            else:
+                seen[key] = clause.span
+                yield clause
+
+    def _misplaced(self, clause: s.Clause, word: str) -> None:
+        help = f"it takes {_listed(_ALLOWED[self.rule.kind])}"
+        if isinstance(clause, s.InPhase):
+            if self._tests_set(clause):
+                return
+            name = clause.phase.text
+            help = "to test membership, write the values in brackets: `in [ … ]`"
+            if self.rule.kind == "privacy" and name in self.scope.band_names:
+                help = f"write `within {name}`"
+        self.faults.error(
+            "GW450", f"`{word}` does not belong in a `{self.rule.kind}` rule", clause.span, help
+        )
+
+    def _tests_set(self, clause: s.InPhase) -> bool:
+        """Whether this is the rest of `when pii in tags`, whose member is reported as an undeclared name."""
+        attribute = self.scope.attributes.get(clause.phase.text)
+        start = clause.span.start
+        member = re.search(r"(\w+)\s+$", clause.span.source.text[max(0, start - 2 * MAX_NAME) : start])
+        if attribute is None or member is None or self.faults.cascading:
+            return False
+        return member[1] in attribute.spec.values and member[1] not in self.scope.terms()
+
+    def one(self, kind: type[ClauseT]) -> ClauseT | None:
+        """Return the clause of a kind, if there is one."""
+        return next((clause for clause in self.all if isinstance(clause, kind)), None)
+
+    def need(self, kind: type[ClauseT], example: str) -> ClauseT | None:
+        """Return the clause of a kind, or report that it is missing."""
+        clause = self.one(kind)
+        if clause is None:
+            self.missing(example)
+        return clause
+
+    def missing(self, example: str) -> None:
+        rule = self.rule
+        self.faults.error(
+            "GW451", f"the `{rule.kind}` rule `{rule.name.text}` lacks {example}", rule.name.span
+        )
+
+    @property
+    def because(self) -> str:
+        clause = self.one(s.Because)
+        return clause.text.text if clause else ""
+
+    @property
+    def when(self) -> s.Expr | None:
+        clause = self.one(s.When)
+        return clause.condition if clause else None
+
+
+def weight(scope: Scope, quantity: s.Quantity | None, ceiling: int | None = None) -> int:
+    """Return a weight in millionths; none means the ceiling for caps, one for grants (`ceiling`)."""
+    most = scope.ceiling if ceiling is None else ceiling
+    if quantity is None:
+        return most
+    value = scaled(quantity.value, 6)
+    if value is None:
+        scope.faults.error("GW309", "a weight has at most 6 decimal places", quantity.span)
+        return 0
+    if not 0 <= value <= scope.ceiling:
+        greatest = decimal_text(unscaled(scope.ceiling, 6))
+        help = "declare `max weight`, at most 4" if value <= 4 * SCALE else None
+        scope.faults.error("GW453", f"a weight lies from 0 to {greatest}", quantity.span, help)
+        return 0
+    return value
+
+
+def target_weights(scope: Scope, targets: Sequence[s.Target], other: int, unweighted: int) -> Weights:
+    """Return the weight per band that targets name; `other` for bands not named.
+
+    `unweighted` is the weight of a target without `at`. `all` is every band but `quarantine`; a band named
+    beside it keeps its own weight.
+    """
+    named: dict[str, int] = {}
+    every: int | None = None
+    for target in targets:
+        value = unweighted if target.weight is None else weight(scope, target.weight)
+        if target.band is None:
+            if every is not None:
+                scope.faults.error("GW465", "`all` is listed twice", target.span)
+            every = value
+            continue
+        band = scope.band(target.band, also=("all",))
+        if band in named:
+            scope.faults.error("GW465", f"the band `{band}` is listed twice", target.span)
+        if band:
+            named[band] = value
+    if every is not None:
+        named = dict.fromkeys(scope.all_but_quarantine(), every) | named
+    return tuple(named.get(band, other) for band in scope.band_names)
+
+
+def _listed(words: Sequence[str]) -> str:
+    return ", ".join(f"`{word}`" for word in words)

@@ -1,0 +1,60 @@
+"""Builds typed conditions out of typed conditions, and keeps track of which attributes they show present."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gradwarden.policy.checking.types import Checked
+from gradwarden.policy.program import And, Condition, Constant, Not, Or
+
+_NOTHING: frozenset[str] = frozenset()
+
+
+def negation(checked: Checked) -> Checked:
+    """Return the opposite of a condition; double negation and constants are folded."""
+    match checked.condition:
+        case Not(term):
+            condition = term
+        case Constant(value):
+            condition = Constant(not value)
+        case other:
+            condition = Not(other)
+    return Checked(condition, checked.no, checked.yes, checked.signals)
+
+
+def junction(op: str, terms: Sequence[Checked]) -> Checked:
+    """Join conditions, flattened, without neutral constants.
+
+    All terms hold where a conjunction does, so what any of them shows to be present is; where it does not
+    hold, the first failing term shows what all terms before it do. Disjunction is the mirror image.
+    """
+    every = _NOTHING
+    some: frozenset[str] | None = None
+    for term in terms:
+        shows, mirror = (term.yes, term.no) if op == "and" else (term.no, term.yes)
+        failing = every | mirror
+        some = failing if some is None else some & failing
+        every |= shows
+    conditions = [term.condition for term in terms]
+    signals = _NOTHING.union(*(term.signals for term in terms))
+    if op == "and":
+        return Checked(conjunction(*conditions), every, some or _NOTHING, signals)
+    return Checked(disjunction(*conditions), some or _NOTHING, every, signals)
+
+
+def conjunction(*terms: Condition) -> Condition:
+    """Return the flattened conjunction of conditions; constants are folded."""
+    flat = [x for term in terms for x in (term.terms if isinstance(term, And) else (term,))]
+    kept = tuple(dict.fromkeys(term for term in flat if term != Constant(True)))
+    if Constant(False) in kept:
+        return Constant(False)
+    return kept[0] if len(kept) == 1 else And(kept) if kept else Constant(True)
+
+
+def disjunction(*terms: Condition) -> Condition:
+    """Return the flattened disjunction of conditions; constants are folded."""
+    flat = [x for term in terms for x in (term.terms if isinstance(term, Or) else (term,))]
+    kept = tuple(dict.fromkeys(term for term in flat if term != Constant(False)))
+    if Constant(True) in kept:
+        return Constant(True)
+    return kept[0] if len(kept) == 1 else Or(kept) if kept else Constant(False)

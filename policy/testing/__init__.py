@@ -1,0 +1,1 @@
+"""Unit tests of policies: the YAML files, running them, coverage and mutation."""
