@@ -224,8 +224,9 @@ class RunReplay:
             raise ViolationError("wrong_step", "commitments come out of turn, or belong to another step")
 
     def _check_step(self, body: Mapping[str, Any]) -> None:
-        decisions = self._decide(body)
+        self._check_numbers(body)
         self._check_exposures(body)
+        decisions = self._decide(body)
         self._audit.check_spent(body, self._history.private_steps)
         numbers = body["decision"]
         if not self._agreed.keys() >= set(zip(map(id, decisions), numbers, strict=True)):
@@ -249,11 +250,14 @@ class RunReplay:
             raise ViolationError("wrong_decision", _difference(step, place, expected, recorded))
         self._agreed[id(decision), number] = decision
 
-    def _decide(self, body: Mapping[str, Any]) -> list[Decision]:
+    def _check_numbers(self, body: Mapping[str, Any]) -> None:
         if body["classes"] and max(body["classes"]) >= len(self._classes):
             raise ViolationError("wrong_classes", f"step {body['step']} names an unknown decision class")
         if body["decision"] and max(body["decision"]) >= len(self._history.decisions):
             raise ViolationError("wrong_decision", f"step {body['step']} names an unknown decision")
+
+    def _decide(self, body: Mapping[str, Any]) -> list[Decision]:
+        step, numbers = body["step"], body["decision"]
         return self._ready().replay_step(
             [self._classes[number] for number in body["classes"]],
             slots=body["slots"],
@@ -263,6 +267,7 @@ class RunReplay:
             epoch=body["epoch"],
             today=body["today"],
             spent=frozenset(body["spent"]),
+            found=lambda place, decision: self._agree(step, place, decision, numbers[place]),
         )
 
     def _check_exposures(self, body: Mapping[str, Any]) -> None:

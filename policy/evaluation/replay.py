@@ -7,7 +7,7 @@ A `Replayer` remembers every combination that it has met.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from itertools import repeat
 from typing import Any, TypeAlias
 
@@ -100,11 +100,13 @@ class Replayer:
         epoch: int,
         today: int | None,
         spent: Set[str],
+        found: Callable[[int, Decision], None] | None = None,
     ) -> list[Decision]:
         """Return the decisions for the examples of one step.
 
         exposures, and each slot and signal, have one entry per example; exactly those that the program reads
-        are given. Raises ReplayError.
+        are given. found: called with the place of an example and its decision where that had to be worked
+        out; what it raises ends the work, which a hostile ledger can make long. Raises ReplayError.
         """
         columns = self._columns(len(classes), slots, exposures, signals)
         clock: dict[str, Any] = {"step": step, "epoch": epoch, "today": self._day(today), "spent": spent}
@@ -113,12 +115,14 @@ class Replayer:
         known = self._remembered.get(state)
         if known is None:
             known = self._remembered[state] = {}
-        decisions = []
+        decisions: list[Decision] = []
         for key in zip(classes, *columns, strict=False):
             decision = known.get(key)
             if decision is None:
                 decision = self._decide(key, bits, clock)
                 self._remember(state, key, decision)
+                if found is not None:
+                    found(len(decisions), decision)
             decisions.append(decision)
         return decisions
 

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gradwarden.policy.evaluation.replay import Replayer
 from gradwarden.runtime.accounting import JointPlan, privacy_rules
 from gradwarden.runtime.chain import ChainReport
 from gradwarden.runtime.entries import Entry, encode_body
@@ -356,6 +357,20 @@ def test_a_forged_entry_is_found_and_named(run, change, code, kind):
     errors = [finding for finding in report.findings if finding.severity == "error"]
     assert [finding.code for finding in errors] == [code]
     assert run.entries("forged")[errors[0].index].kind == kind
+
+
+def test_the_first_wrong_decision_of_a_step_ends_the_work(run, monkeypatch):
+    """A step of some kilobytes can ask for thousands of decisions, each as long as a program has rules."""
+    worked_out = []
+    decide = Replayer._decide
+
+    def counted(self, key, *rest):
+        worked_out.append(key)
+        return decide(self, key, *rest)
+
+    monkeypatch.setattr(Replayer, "_decide", counted)
+    assert run.forge(without_rules).status == "VIOLATION"
+    assert len(worked_out) == 1
 
 
 def test_forging_nothing_changes_nothing(run):
