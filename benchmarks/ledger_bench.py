@@ -20,9 +20,9 @@ import pymerkle
 
 from benchmarks.results import write_results
 from gradwarden.runtime import Ledger, Signer
-from gradwarden.runtime.chain import verify_chain
-from gradwarden.runtime.reader import read_entries
-from gradwarden.runtime.writer import Durability
+from gradwarden.runtime.ledger.chain import verify_chain
+from gradwarden.runtime.ledger.reader import read_entries
+from gradwarden.runtime.ledger.writer import Durability
 
 ENTRIES = 100_000
 EXAMPLES = 16

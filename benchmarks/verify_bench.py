@@ -29,7 +29,7 @@ from gradwarden.runtime import Ledger, Signer
 from gradwarden.runtime.commitments import Committer
 from gradwarden.runtime.recorder import Recorder
 from gradwarden.runtime.roster import Roster
-from gradwarden.runtime.verify import verify_ledger
+from gradwarden.runtime.verification.verify import verify_ledger
 
 POLICY = Path(__file__).parents[1] / "policies" / "code_licences.policy"
 STEPS = 50_000

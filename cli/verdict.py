@@ -12,7 +12,7 @@ import click
 from gradwarden.cli.diagnostics import plural, printable
 
 if TYPE_CHECKING:
-    from gradwarden.runtime.chain import Finding
+    from gradwarden.runtime.ledger.chain import Finding
 
 MEANINGS = {
     "OK": "intact, sealed, signed by a given key, and decided as its policy says",

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradwarden.runtime.governor import Governor
-    from gradwarden.runtime.keys import Signer
-    from gradwarden.runtime.ledger import Ledger
+    from gradwarden.runtime.ledger.keys import Signer
+    from gradwarden.runtime.ledger.ledger import Ledger
     from gradwarden.runtime.model_map import ModelMap
 
 __all__ = ["Governor", "Ledger", "ModelMap", "Signer"]
 
-_HOMES = {"Governor": "governor", "Ledger": "ledger", "ModelMap": "model_map", "Signer": "keys"}
+_HOMES = {"Governor": "governor", "Ledger": "ledger.ledger", "ModelMap": "model_map", "Signer": "ledger.keys"}
 
 
 def __getattr__(name: str) -> Any:

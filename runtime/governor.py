@@ -26,9 +26,7 @@ from torch import nn
 
 from gradwarden.policy.context import Context, IntArray
 from gradwarden.policy.program import Program
-from gradwarden.runtime.accounting import JointPlan
 from gradwarden.runtime.binding import bind_model
-from gradwarden.runtime.budget import BudgetBook
 from gradwarden.runtime.checkpoints import save_checkpoint
 from gradwarden.runtime.data_parallel import (
     check_equal,
@@ -49,9 +47,11 @@ from gradwarden.runtime.gates import (
     raised,
 )
 from gradwarden.runtime.history import read_history
-from gradwarden.runtime.ledger import Ledger
+from gradwarden.runtime.ledger.ledger import Ledger
 from gradwarden.runtime.masks import make_engine
 from gradwarden.runtime.memorization import LossReference
+from gradwarden.runtime.privacy.accounting import JointPlan
+from gradwarden.runtime.privacy.budget import BudgetBook
 from gradwarden.runtime.proposal import Proposal
 from gradwarden.runtime.recorder import Recorder
 from gradwarden.runtime.roster import Examples, Roster

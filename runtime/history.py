@@ -18,7 +18,7 @@ from itertools import islice
 from typing import Any
 
 from gradwarden.runtime.commitments import SIZE
-from gradwarden.runtime.reader import read_entries
+from gradwarden.runtime.ledger.reader import read_entries
 
 
 @dataclass(slots=True)

@@ -20,10 +20,10 @@ from gradwarden.policy.context import Context
 from gradwarden.policy.decision import Decision
 from gradwarden.policy.evaluation.admission import Admitted
 from gradwarden.policy.program import Program
-from gradwarden.runtime.entries import encode_body
 from gradwarden.runtime.errors import EntryInvalid
-from gradwarden.runtime.ledger import Ledger
-from gradwarden.runtime.unwritten import Unwritten
+from gradwarden.runtime.ledger.entries import encode_body
+from gradwarden.runtime.ledger.ledger import Ledger
+from gradwarden.runtime.ledger.unwritten import Unwritten
 
 FORMAT = "gradwarden/ledger/1"
 

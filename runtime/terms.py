@@ -11,8 +11,8 @@ from typing import Any
 from gradwarden.runtime.commitments import SIZE, Committer
 from gradwarden.runtime.data_parallel import ROOT
 from gradwarden.runtime.errors import LedgerError
-from gradwarden.runtime.ledger import Ledger
-from gradwarden.runtime.unwritten import Unwritten
+from gradwarden.runtime.ledger.ledger import Ledger
+from gradwarden.runtime.ledger.unwritten import Unwritten
 
 
 @dataclass(frozen=True, slots=True)

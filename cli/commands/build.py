@@ -43,8 +43,8 @@ def command(
     \b
     Exit status: 0 the program was written, 2 it was not.
     """
-    from gradwarden.runtime.keys import Signer
-    from gradwarden.runtime.program_signature import note_path, sign_program
+    from gradwarden.runtime.ledger.keys import Signer
+    from gradwarden.runtime.ledger.program_signature import note_path, sign_program
 
     if output.suffix != ".json":
         raise click.UsageError(f"`{output}`: the name of a program ends in `.json`")

@@ -32,7 +32,7 @@ def command(name: Path, passphrase: bytes | None, output_format: str) -> int:
     \b
     Exit status: 0 the pair was written, 2 it was not.
     """
-    from gradwarden.runtime.keys import Signer
+    from gradwarden.runtime.ledger.keys import Signer
 
     if name.name in ("", ".."):
         raise InputError(f"`{name}` cannot name a key", help="give it a name, such as `keys/release`")

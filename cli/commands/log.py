@@ -19,7 +19,7 @@ from gradwarden.cli.output import emit_json, format_option
 from gradwarden.policy.decision import VERDICTS
 
 if TYPE_CHECKING:
-    from gradwarden.runtime.entries import Entry
+    from gradwarden.runtime.ledger.entries import Entry
 
 KINDS = (
     "opened", "program", "classes", "decisions", "examples", "step", "committed", "refused", "starved",
@@ -190,10 +190,10 @@ def _entries(ledger: Path, *, follow: bool) -> Iterator[Entry | None]:
 
     An unfinished last line is being written, and is waited for. A sealed ledger ends with its last head.
     """
-    from gradwarden.runtime.entries import HEAD, SEALED, ZERO_HASH
     from gradwarden.runtime.errors import LedgerDamaged
-    from gradwarden.runtime.merkle import leaf_hash
-    from gradwarden.runtime.reader import open_ledger, pieces, read_line
+    from gradwarden.runtime.ledger.entries import HEAD, SEALED, ZERO_HASH
+    from gradwarden.runtime.ledger.merkle import leaf_hash
+    from gradwarden.runtime.ledger.reader import open_ledger, pieces, read_line
 
     index, prev, offset = 0, ZERO_HASH, 0
     sealed = ended = False

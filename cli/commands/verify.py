@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from gradwarden.policy.program import Program
-    from gradwarden.runtime.keys import PublicKey
+    from gradwarden.runtime.ledger.keys import PublicKey
 
 MAX_NOTE_BYTES = 1 << 20
 
@@ -72,7 +72,7 @@ def command(
     \b
     Exit status: 0 it holds (OK), 1 it does not hold, 2 misuse or unreadable input.
     """
-    from gradwarden.runtime.keys import PublicKey
+    from gradwarden.runtime.ledger.keys import PublicKey
 
     if model_map is not None and not policies:
         raise click.UsageError("--model-map says how to bind the --policy, and there is none")
@@ -100,8 +100,8 @@ def _verify_ledger(
     weights: Path | None,
     signatures: Sequence[Signature],
 ) -> Verdict:
-    from gradwarden.runtime.archived_head import compare_head
-    from gradwarden.runtime.verify import verify_ledger
+    from gradwarden.runtime.ledger.archived_head import compare_head
+    from gradwarden.runtime.verification.verify import verify_ledger
 
     note = _read_note(checkpoint) if checkpoint is not None else None
     if weights is not None:
@@ -155,7 +155,7 @@ def _signature(policy: Path, program: Program, keys: Sequence[PublicKey]) -> Sig
     Raises NoteError where there is one by a given key and it does not hold.
     """
     from gradwarden.runtime.errors import NoteError
-    from gradwarden.runtime.program_signature import check_signature, note_path
+    from gradwarden.runtime.ledger.program_signature import check_signature, note_path
 
     if policy.suffix != ".json" or not note_path(policy).exists():
         return None
@@ -171,7 +171,7 @@ def _signature(policy: Path, program: Program, keys: Sequence[PublicKey]) -> Sig
 def _verify_program(path: Path, keys: Sequence[PublicKey], output_format: str) -> int:
     """Check the signature of a compiled program."""
     from gradwarden.runtime.errors import NoteError
-    from gradwarden.runtime.program_signature import check_signature, note_path
+    from gradwarden.runtime.ledger.program_signature import check_signature, note_path
 
     program = load_program(path)
     beside = note_path(path)

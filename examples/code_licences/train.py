@@ -30,7 +30,7 @@ from gradwarden.policy import Program, compile_policy, load_policy
 from gradwarden.policy.errors import GradwardenError
 from gradwarden.runtime import Governor, Ledger, ModelMap, Signer
 from gradwarden.runtime.commitments import Committer
-from gradwarden.runtime.reader import read_entries
+from gradwarden.runtime.ledger.reader import read_entries
 
 Engine = Literal["auto", "fused", "split"]
 

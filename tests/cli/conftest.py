@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gradwarden.cli.app import cli
-from gradwarden.runtime.keys import Signer
-from gradwarden.runtime.ledger import Ledger
+from gradwarden.runtime.ledger.keys import Signer
+from gradwarden.runtime.ledger.ledger import Ledger
 
 Run = Callable[..., Result]
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from gradwarden.cli.commands import log
-from gradwarden.runtime.keys import Signer
-from gradwarden.runtime.ledger import Ledger
-from gradwarden.runtime.shapes import SHAPES
+from gradwarden.runtime.ledger.keys import Signer
+from gradwarden.runtime.ledger.ledger import Ledger
+from gradwarden.runtime.ledger.shapes import SHAPES
 from tests.cli.conftest import OPENED, Run, committed
 
 Write = Callable[..., Path]

@@ -14,7 +14,7 @@ import yaml
 from gradwarden.policy import ModelMap
 from gradwarden.policy.program_json import program_from_json
 from gradwarden.runtime.errors import KeyFileError
-from gradwarden.runtime.keys import PublicKey, Signer
+from gradwarden.runtime.ledger.keys import PublicKey, Signer
 from tests.cli.conftest import Run
 
 SCAFFOLD = ["training.policy", "training_test.yaml", "model.yaml", ".github/workflows/gradwarden.yml"]

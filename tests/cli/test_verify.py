@@ -17,10 +17,10 @@ from gradwarden.policy.context import Context
 from gradwarden.policy.evaluation.admission import Admission
 from gradwarden.policy.program import Program
 from gradwarden.runtime.commitments import Committer
-from gradwarden.runtime.keys import Signer
-from gradwarden.runtime.ledger import Ledger
-from gradwarden.runtime.merkle import leaf_hash, tree_root
-from gradwarden.runtime.note import Checkpoint, sign_note
+from gradwarden.runtime.ledger.keys import Signer
+from gradwarden.runtime.ledger.ledger import Ledger
+from gradwarden.runtime.ledger.merkle import leaf_hash, tree_root
+from gradwarden.runtime.ledger.note import Checkpoint, sign_note
 from gradwarden.runtime.recorder import Recorder
 from tests.cli.conftest import POLICY, Run
 

@@ -5,7 +5,7 @@ from base64 import b64encode
 import pytest
 
 from examples.code_licences.evidence import gather
-from gradwarden.runtime.entries import Entry
+from gradwarden.runtime.ledger.entries import Entry
 
 A, B = b"a" * 32, b"b" * 32
 GROUPS = {A: "MIT", B: "GPL-3.0-only"}

@@ -37,7 +37,7 @@ def test_every_package_is_typed(package: str) -> None:
         "import gradwarden.policy; gradwarden.policy.load_policy; gradwarden.policy.compile_policy",
         "from gradwarden.policy.evaluation import admission, batch, evaluate, replay",
         "import gradwarden.runtime; gradwarden.runtime.Ledger; gradwarden.runtime.Signer",
-        "import gradwarden.runtime.verify",
+        "import gradwarden.runtime.verification.verify",
         "import gradwarden.cli",
     ],
 )

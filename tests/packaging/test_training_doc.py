@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from gradwarden.runtime.keys import PublicKey
-from gradwarden.runtime.reader import read_entries
-from gradwarden.runtime.verify import verify_ledger
+from gradwarden.runtime.ledger.keys import PublicKey
+from gradwarden.runtime.ledger.reader import read_entries
+from gradwarden.runtime.verification.verify import verify_ledger
 
 PAGE = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)

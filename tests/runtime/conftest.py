@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from gradwarden.policy import Program, compile_policy, parse_policy
 from gradwarden.runtime import Governor, Ledger, ModelMap, Signer
-from gradwarden.runtime.entries import Entry
+from gradwarden.runtime.ledger.entries import Entry
+from gradwarden.runtime.ledger.reader import read_entries
 from gradwarden.runtime.proposal import Proposal
-from gradwarden.runtime.reader import read_entries
-from gradwarden.runtime.verify import VerifyReport, verify_ledger
+from gradwarden.runtime.verification.verify import VerifyReport, verify_ledger
 
 TODAY = date(2026, 1, 31)
 

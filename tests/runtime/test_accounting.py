@@ -15,8 +15,9 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from gradwarden.policy.program import SCALE, Band, Clause, Constant, Limit, PrivacyTerms, Program
-from gradwarden.runtime import accounting
-from gradwarden.runtime.accounting import (
+from gradwarden.runtime.errors import PrivacyError
+from gradwarden.runtime.privacy import accounting
+from gradwarden.runtime.privacy.accounting import (
     JointPlan,
     PrivacyRule,
     epsilon,
@@ -25,7 +26,6 @@ from gradwarden.runtime.accounting import (
     privacy_rules,
     steps_within,
 )
-from gradwarden.runtime.errors import PrivacyError
 
 USUAL = [(1.0, 0.01, 1000, 1e-5), (1.1, 0.02, 500, 1e-6), (0.7, 0.004, 2000, 1e-6), (2.0, 0.1, 300, 1e-5)]
 
@@ -148,7 +148,7 @@ def test_a_missing_library_is_named_with_its_extra(monkeypatch):
 
 def test_accounting_never_imports_torch():
     code = (
-        "import sys; from gradwarden.runtime.accounting import epsilon; epsilon(1, 1, 1, 1e-5);"
+        "import sys; from gradwarden.runtime.privacy.accounting import epsilon; epsilon(1, 1, 1, 1e-5);"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

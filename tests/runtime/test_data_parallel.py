@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from gradwarden.runtime import Signer
-from gradwarden.runtime.reader import read_entries
-from gradwarden.runtime.verify import verify_ledger
+from gradwarden.runtime.ledger.reader import read_entries
+from gradwarden.runtime.verification.verify import verify_ledger
 
 WORKER = Path(__file__).with_name("rank_worker.py")
 PATIENCE = 40.0

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradwarden.runtime.accounting import JointPlan, epsilon, privacy_rules, steps_within
 from gradwarden.runtime.errors import PrivacyError
+from gradwarden.runtime.privacy.accounting import JointPlan, epsilon, privacy_rules, steps_within
 
 ENGINES = ["fused", "split"]
 CLIP = 0.3

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from gradwarden.runtime import Governor, Ledger
-from gradwarden.runtime.accounting import JointPlan, privacy_rules
 from gradwarden.runtime.errors import KeyFileError, LedgerError, PrivacyError
-from gradwarden.runtime.reader import read_entries
+from gradwarden.runtime.ledger.reader import read_entries
+from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
 
 LIMITED = "retain few { when kind == a  at most 3 exposures }\n"
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradwarden.runtime.errors import PrivacyError
-from gradwarden.runtime.sampling import MixedSampler, PoissonSampler, group_rows
+from gradwarden.runtime.privacy.sampling import MixedSampler, PoissonSampler, group_rows
 
 
 def singles(count: int) -> list[list[int]]:

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradwarden.policy.evaluation.replay import Replayer
-from gradwarden.runtime.accounting import JointPlan, privacy_rules
-from gradwarden.runtime.chain import ChainReport
-from gradwarden.runtime.entries import Entry, encode_body
 from gradwarden.runtime.errors import EntryInvalid
-from gradwarden.runtime.run_replay import RunReplay
+from gradwarden.runtime.ledger.chain import ChainReport
+from gradwarden.runtime.ledger.entries import Entry, encode_body
+from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
+from gradwarden.runtime.verification.run_replay import RunReplay
 
 RULES = """
 retain often { when kind == a  at most 3 exposures }
@@ -579,8 +579,8 @@ def test_verifying_imports_no_torch(run):
     public.write_text(run.signer.public.vkey + "\n")
     script = (
         "import sys\n"
-        "from gradwarden.runtime.keys import PublicKey\n"
-        "from gradwarden.runtime.verify import verify_ledger\n"
+        "from gradwarden.runtime.ledger.keys import PublicKey\n"
+        "from gradwarden.runtime.verification.verify import verify_ledger\n"
         "report = verify_ledger(sys.argv[1], [PublicKey.load(sys.argv[2])])\n"
         "assert report.ok and report.facts['decisions_replayed'] == 13, report\n"
         "print(sorted(name for name in sys.modules if name.split('.')[0] in ('torch', 'safetensors')))\n"

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradwarden.runtime import Ledger, Signer, segments
-from gradwarden.runtime.chain import ChainReport, verify_chain
-from gradwarden.runtime.entries import Entry, compose, decode, encode_body
+from gradwarden.runtime import Ledger, Signer
 from gradwarden.runtime.errors import LedgerDamaged, LedgerError
-from gradwarden.runtime.merkle import Tree, leaf_hash, tree_root
-from gradwarden.runtime.note import Checkpoint, sign_note
-from gradwarden.runtime.reader import read_entries
+from gradwarden.runtime.ledger import segments
+from gradwarden.runtime.ledger.chain import ChainReport, verify_chain
+from gradwarden.runtime.ledger.entries import Entry, compose, decode, encode_body
+from gradwarden.runtime.ledger.merkle import Tree, leaf_hash, tree_root
+from gradwarden.runtime.ledger.note import Checkpoint, sign_note
+from gradwarden.runtime.ledger.reader import read_entries
 
 
 def lines_of(path: Path) -> list[bytes]:

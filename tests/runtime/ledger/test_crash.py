@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from gradwarden.runtime import Ledger, Signer
-from gradwarden.runtime.chain import verify_chain
-from gradwarden.runtime.reader import read_entries
+from gradwarden.runtime.ledger.chain import verify_chain
+from gradwarden.runtime.ledger.reader import read_entries
 
 WRITER = """
 import sys

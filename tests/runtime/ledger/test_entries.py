@@ -11,7 +11,8 @@ import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradwarden.runtime.entries import (
+from gradwarden.runtime.errors import EntryInvalid
+from gradwarden.runtime.ledger.entries import (
     CANONICAL,
     MAX_LINE,
     ZERO_HASH,
@@ -21,8 +22,7 @@ from gradwarden.runtime.entries import (
     encode_body,
     schema,
 )
-from gradwarden.runtime.errors import EntryInvalid
-from gradwarden.runtime.shapes import SHAPES
+from gradwarden.runtime.ledger.shapes import SHAPES
 
 validator = jsonschema.Draft202012Validator(schema())
 

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from gradwarden.runtime.errors import KeyFileError
-from gradwarden.runtime.keys import PublicKey, Signer
+from gradwarden.runtime.ledger.keys import PublicKey, Signer
 
 
 def test_wycheproof_verdicts(wycheproof: list[dict[str, Any]]) -> None:

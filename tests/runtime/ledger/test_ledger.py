@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from gradwarden.runtime import Ledger, Signer
-from gradwarden.runtime import writer as writer_module
-from gradwarden.runtime.chain import verify_chain
 from gradwarden.runtime.errors import EntryInvalid, LedgerBusy, LedgerDamaged, LedgerError, LedgerRollback
-from gradwarden.runtime.reader import read_entries
-from gradwarden.runtime.storage import LedgerFile
+from gradwarden.runtime.ledger import writer as writer_module
+from gradwarden.runtime.ledger.chain import verify_chain
+from gradwarden.runtime.ledger.reader import read_entries
+from gradwarden.runtime.ledger.storage import LedgerFile
 
 
 @pytest.mark.parametrize("durability", ["every", "group", "os"])

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradwarden.runtime.errors import ProofError
-from gradwarden.runtime.merkle import (
+from gradwarden.runtime.ledger.merkle import (
     EMPTY_ROOT,
     Tree,
     consistency_proof,

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradwarden.runtime.errors import NoteError
-from gradwarden.runtime.keys import PublicKey, Signer
-from gradwarden.runtime.note import Checkpoint, open_note, parse_checkpoint, parse_note, sign_note
+from gradwarden.runtime.ledger.keys import PublicKey, Signer
+from gradwarden.runtime.ledger.note import Checkpoint, open_note, parse_checkpoint, parse_note, sign_note
 
 FAULTS = {
     "unverified": "unknown_key",

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from gradwarden.policy.program import Program
 from gradwarden.runtime.errors import NoteError
-from gradwarden.runtime.keys import PublicKey, Signer
-from gradwarden.runtime.note import open_note, sign_note
+from gradwarden.runtime.ledger.keys import PublicKey, Signer
+from gradwarden.runtime.ledger.note import open_note, sign_note
 
 MAX_NOTE_BYTES = 1 << 16
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from gradwarden.policy.decision import Decision
 from gradwarden.policy.program import Program
-from gradwarden.runtime.accounting import JointPlan, PrivacyRule, epsilon_text, privacy_rules
 from gradwarden.runtime.errors import PrivacyError
-from gradwarden.runtime.privacy import GradientSum, Unit, add_noise, add_to_gradients, private_sum
+from gradwarden.runtime.privacy.accounting import JointPlan, PrivacyRule, epsilon_text, privacy_rules
+from gradwarden.runtime.privacy.clipping import GradientSum, Unit, add_noise, add_to_gradients, private_sum
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Literal
 
-from gradwarden.runtime.entries import HEAD, SEALED, compose, encode_body
 from gradwarden.runtime.errors import LedgerError
-from gradwarden.runtime.keys import Signer
-from gradwarden.runtime.links import Links
-from gradwarden.runtime.note import Checkpoint, sign_note
-from gradwarden.runtime.sidecar import write_sidecar
-from gradwarden.runtime.storage import LedgerFile
+from gradwarden.runtime.ledger.entries import HEAD, SEALED, compose, encode_body
+from gradwarden.runtime.ledger.keys import Signer
+from gradwarden.runtime.ledger.links import Links
+from gradwarden.runtime.ledger.note import Checkpoint, sign_note
+from gradwarden.runtime.ledger.sidecar import write_sidecar
+from gradwarden.runtime.ledger.storage import LedgerFile
 
 Durability = Literal["every", "group", "os"]
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from gradwarden.policy.evaluation.replay import Class
-from gradwarden.runtime.violation import ViolationError
+from gradwarden.runtime.verification.violation import ViolationError
 
 
 class ExampleAudit:

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gradwarden.runtime.errors import NoteError
-from gradwarden.runtime.keys import PublicKey, Signer
+from gradwarden.runtime.ledger.keys import PublicKey, Signer
 
 MAX_NOTE = 1_000_000
 MAX_SIGNATURES = 100

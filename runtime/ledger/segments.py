@@ -22,9 +22,9 @@ from itertools import pairwise
 
 import orjson
 
-from gradwarden.runtime.entries import MAX_LINE, MalformedLineError, decode
-from gradwarden.runtime.links import LANDMARKS
-from gradwarden.runtime.reader import open_ledger, pieces
+from gradwarden.runtime.ledger.entries import MAX_LINE, MalformedLineError, decode
+from gradwarden.runtime.ledger.links import LANDMARKS
+from gradwarden.runtime.ledger.reader import open_ledger, pieces
 
 SMALLEST = 24 << 20
 """Bytes below which one process is as fast."""
@@ -135,7 +135,7 @@ def _bounds(path: str) -> list[int]:
 
 
 def _start(path: str, start: int, stop: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "gradwarden.runtime.segments", path, str(start), str(stop)]
+    command = [sys.executable, "-m", "gradwarden.runtime.ledger.segments", path, str(start), str(stop)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL
     )

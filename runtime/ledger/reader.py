@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import BinaryIO
 
-from gradwarden.runtime.entries import MAX_LINE, ZERO_HASH, Entry, MalformedLineError, decode
 from gradwarden.runtime.errors import LedgerDamaged, LedgerError
+from gradwarden.runtime.ledger.entries import MAX_LINE, ZERO_HASH, Entry, MalformedLineError, decode
 
 CHUNK = 1 << 20
 

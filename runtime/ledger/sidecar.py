@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gradwarden.runtime.errors import LedgerError, NoteError
-from gradwarden.runtime.keys import PublicKey
-from gradwarden.runtime.note import Checkpoint, open_note, parse_checkpoint, parse_note
+from gradwarden.runtime.ledger.keys import PublicKey
+from gradwarden.runtime.ledger.note import Checkpoint, open_note, parse_checkpoint, parse_note
 
 SUFFIX = ".head"
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from gradwarden.runtime.chain import run_links
-from gradwarden.runtime.entries import MalformedLineError, decode
 from gradwarden.runtime.errors import LedgerDamaged, LedgerError, LedgerRollback
-from gradwarden.runtime.keys import PublicKey
-from gradwarden.runtime.links import Fault, Links
-from gradwarden.runtime.sidecar import Sidecar, read_sidecar, sync_directory
-from gradwarden.runtime.storage import LedgerFile
+from gradwarden.runtime.ledger.chain import run_links
+from gradwarden.runtime.ledger.entries import MalformedLineError, decode
+from gradwarden.runtime.ledger.keys import PublicKey
+from gradwarden.runtime.ledger.links import Fault, Links
+from gradwarden.runtime.ledger.sidecar import Sidecar, read_sidecar, sync_directory
+from gradwarden.runtime.ledger.storage import LedgerFile
 
 TORN = frozenset({"too_long", "not_json", "not_canonical", "not_an_entry", "unknown_kind", "wrong_shape"})
 """Faults of a line in itself, which a write that was cut short can leave."""

@@ -19,13 +19,13 @@ from gradwarden.policy.errors import GradwardenError
 from gradwarden.policy.evaluation.replay import Class, Replayer
 from gradwarden.policy.program import Program
 from gradwarden.policy.program_json import program_from_json
-from gradwarden.runtime.budget_audit import BudgetAudit, PrivateLimit, private_limits
-from gradwarden.runtime.chain import ChainReport, Finding
-from gradwarden.runtime.entries import Entry
-from gradwarden.runtime.example_audit import ExampleAudit
 from gradwarden.runtime.history import History, PendingStep
+from gradwarden.runtime.ledger.chain import ChainReport, Finding
+from gradwarden.runtime.ledger.entries import Entry
 from gradwarden.runtime.recorder import decision_body
-from gradwarden.runtime.violation import ViolationError, names, number
+from gradwarden.runtime.verification.budget_audit import BudgetAudit, PrivateLimit, private_limits
+from gradwarden.runtime.verification.example_audit import ExampleAudit
+from gradwarden.runtime.verification.violation import ViolationError, names, number
 
 NORM_ROUNDING = 1e-5
 """Norms are recorded with six significant digits."""

@@ -20,14 +20,14 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from gradwarden.runtime.entries import HEAD, OPENING, SEALED, encode_body
 from gradwarden.runtime.errors import EntryInvalid, LedgerError
-from gradwarden.runtime.keys import Signer
-from gradwarden.runtime.links import Stage
-from gradwarden.runtime.note import Checkpoint
-from gradwarden.runtime.recovery import Recovered, recover
-from gradwarden.runtime.storage import LedgerFile
-from gradwarden.runtime.writer import Durability, Writer
+from gradwarden.runtime.ledger.entries import HEAD, OPENING, SEALED, encode_body
+from gradwarden.runtime.ledger.keys import Signer
+from gradwarden.runtime.ledger.links import Stage
+from gradwarden.runtime.ledger.note import Checkpoint
+from gradwarden.runtime.ledger.recovery import Recovered, recover
+from gradwarden.runtime.ledger.storage import LedgerFile
+from gradwarden.runtime.ledger.writer import Durability, Writer
 
 _RESERVED = frozenset({HEAD, SEALED, "resumed"})
 

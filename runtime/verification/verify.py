@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from gradwarden.policy.program import Program
-from gradwarden.runtime.chain import ChainReport, Finding, verify_chain
 from gradwarden.runtime.digests import file_digest
-from gradwarden.runtime.keys import PublicKey
-from gradwarden.runtime.run_replay import RunReplay
+from gradwarden.runtime.ledger.chain import ChainReport, Finding, verify_chain
+from gradwarden.runtime.ledger.keys import PublicKey
+from gradwarden.runtime.verification.run_replay import RunReplay
 
 
 @dataclass(frozen=True, slots=True)

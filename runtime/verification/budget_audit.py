@@ -13,7 +13,8 @@ from math import inf, nan
 from typing import Any
 
 from gradwarden.policy.program import Program
-from gradwarden.runtime.accounting import (
+from gradwarden.runtime.errors import PrivacyError
+from gradwarden.runtime.privacy.accounting import (
     JointPlan,
     PrivacyRule,
     RulePlan,
@@ -22,8 +23,7 @@ from gradwarden.runtime.accounting import (
     privacy_rules,
     steps_within,
 )
-from gradwarden.runtime.errors import PrivacyError
-from gradwarden.runtime.violation import ViolationError, names, number
+from gradwarden.runtime.verification.violation import ViolationError, names, number
 
 EPSILON_ROUNDING = 1e-3
 """By how much an accounting library of another version may differ."""

@@ -23,7 +23,7 @@ from typing import Any
 import orjson
 
 from gradwarden.runtime.errors import EntryInvalid
-from gradwarden.runtime.shapes import SHAPES
+from gradwarden.runtime.ledger.shapes import SHAPES
 
 MAX_LINE = 65_535
 """The longest line, without its newline."""

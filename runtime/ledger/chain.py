@@ -26,13 +26,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
-from gradwarden.runtime.entries import Entry
 from gradwarden.runtime.errors import LedgerError
-from gradwarden.runtime.keys import PublicKey
-from gradwarden.runtime.links import Fault, Links, Stage
-from gradwarden.runtime.reader import open_ledger, pieces
-from gradwarden.runtime.segments import check_in_parallel
-from gradwarden.runtime.sidecar import Sidecar, read_sidecar
+from gradwarden.runtime.ledger.entries import Entry
+from gradwarden.runtime.ledger.keys import PublicKey
+from gradwarden.runtime.ledger.links import Fault, Links, Stage
+from gradwarden.runtime.ledger.reader import open_ledger, pieces
+from gradwarden.runtime.ledger.segments import check_in_parallel
+from gradwarden.runtime.ledger.sidecar import Sidecar, read_sidecar
 
 Status = Literal["OK", "INCOMPLETE", "UNTRUSTED", "TAMPERED"]
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from gradwarden.runtime.chain import Finding
 from gradwarden.runtime.errors import NoteError
-from gradwarden.runtime.keys import PublicKey
-from gradwarden.runtime.merkle import Tree, leaf_hash
-from gradwarden.runtime.note import Checkpoint, open_note, parse_checkpoint, parse_note
-from gradwarden.runtime.reader import open_ledger, pieces
+from gradwarden.runtime.ledger.chain import Finding
+from gradwarden.runtime.ledger.keys import PublicKey
+from gradwarden.runtime.ledger.merkle import Tree, leaf_hash
+from gradwarden.runtime.ledger.note import Checkpoint, open_note, parse_checkpoint, parse_note
+from gradwarden.runtime.ledger.reader import open_ledger, pieces
 
 
 def compare_head(

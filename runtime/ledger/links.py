@@ -11,11 +11,19 @@ from enum import Enum, auto
 from hashlib import sha256
 from typing import Any
 
-from gradwarden.runtime.entries import HEAD, OPENING, RESUMED, SEALED, ZERO_HASH, MalformedLineError, decode
 from gradwarden.runtime.errors import NoteError
-from gradwarden.runtime.keys import PublicKey
-from gradwarden.runtime.merkle import HASH_SIZE, Tree
-from gradwarden.runtime.note import Checkpoint, open_note, parse_checkpoint, parse_note
+from gradwarden.runtime.ledger.entries import (
+    HEAD,
+    OPENING,
+    RESUMED,
+    SEALED,
+    ZERO_HASH,
+    MalformedLineError,
+    decode,
+)
+from gradwarden.runtime.ledger.keys import PublicKey
+from gradwarden.runtime.ledger.merkle import HASH_SIZE, Tree
+from gradwarden.runtime.ledger.note import Checkpoint, open_note, parse_checkpoint, parse_note
 
 LANDMARKS = frozenset({OPENING, SEALED, HEAD, RESUMED})
 

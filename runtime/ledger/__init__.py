@@ -1,0 +1,3 @@
+"""The signed, hash-chained file: its lines, keys, heads, writing, recovery and the check of its chain.
+
+No torch."""

@@ -1,0 +1,1 @@
+"""Differential privacy on routed layers: sampling, clipping and noise, accounting, budgets."""

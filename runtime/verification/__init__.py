@@ -1,0 +1,1 @@
+"""Deciding a recorded run again, and saying whether it holds. No torch."""
