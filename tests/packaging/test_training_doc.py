@@ -59,13 +59,27 @@ def test_the_private_program_leaves_a_ledger_that_verifies(names, folder):
     assert report.facts["committed"] == len(names["sampler"])
 
 
-def test_the_script_for_several_processes_leaves_one_ledger_for_all(names, folder):
-    (folder / "train.py").write_text(SCRIPT)
+GLOO_TEARDOWN = "terminate called without an active exception"
+"""What torch's gloo backend aborts with now and then when a process ends, after the script is through."""
+
+
+def run_script(folder: Path) -> subprocess.CompletedProcess[str]:
+    for leftover in folder.glob("parallel.*"):
+        leftover.unlink()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(
+    return subprocess.run(
         [*command, "train.py"], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
     )
+
+
+def test_the_script_for_several_processes_leaves_one_ledger_for_all(names, folder):
+    (folder / "train.py").write_text(SCRIPT)
+    ran = run_script(folder)
+    for _ in range(3):
+        if GLOO_TEARDOWN not in ran.stderr:
+            break
+        ran = run_script(folder)
     assert ran.returncode == 0, ran.stderr
     report = report_of(folder, "parallel.ledger")
     assert report.ok
