@@ -40,7 +40,7 @@ class Call:
     def _rows(self, rows: Rows, parameter: int) -> Rows | None:
         if rows.empty or not self.plan.wants(parameter):
             return None
-        return rows.unweighted() if self.plan.raw else rows
+        return self.plan.every if self.plan.raw else rows
 
     def input_gradient(
         self, grad: Tensor, shape: torch.Size, compute: Callable[[Callable[[Tensor], Tensor]], Tensor]

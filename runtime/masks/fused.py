@@ -2,7 +2,8 @@
 
 Supported layers weigh the rows of their own weight gradients; input gradients stay exact. Nothing is assumed:
 where a parameter is used in any other way (found by walking the graph of every armed batch), its gradient is
-taken by the reference engine's rule unless its band's weights are the same for all examples. The plan of a
+taken by the reference engine's rule unless its band's weights are the same for all examples; and that rows
+belong to the examples they are credited to is checked again as training goes on (`ownership`). The plan of a
 batch is bound to its forward pass, so that recomputed layers (activation checkpointing) find their own.
 """
 
@@ -28,8 +29,9 @@ from gradwarden.runtime.masks.batch import (
     require_graph,
 )
 from gradwarden.runtime.masks.call import Call
-from gradwarden.runtime.masks.graph import uses
+from gradwarden.runtime.masks.graph import Uses, uses
 from gradwarden.runtime.masks.mixing import refuse_mixing
+from gradwarden.runtime.masks.ownership import Schedule, misplaced
 from gradwarden.runtime.masks.probe import Recorder, probe
 from gradwarden.runtime.masks.rows import Plan, Rows
 from gradwarden.runtime.masks.sites import Site, attach, detach, find_sites
@@ -52,7 +54,7 @@ class FusedEngine:
         self._model = model
         self._declared = tuple(bands)
         self._strict = strict
-        self._probed = False
+        self._probed = self._probing = False
         self._dim = 0
         self._plain = False
         self._reference: SplitEngine | None = None
@@ -64,6 +66,7 @@ class FusedEngine:
         covered = {id(parameter) for site in self.sites for parameter in site.parameters}
         self._loose = frozenset(key for key in self.bands.home if key not in covered)
         self._no_rows: dict[int, Rows] = {}
+        self._schedule = Schedule()
         for site in self.sites:
             attach(site, self._answer)
         self._watch = Watch(model, self._before_forward)
@@ -139,7 +142,7 @@ class FusedEngine:
         if not wanted:
             return
         require_graph(losses)
-        apart, ratios = self._loose_uses(plan, losses, wanted)
+        apart, ratios = self._apart(plan, losses, wanted, normaliser)
         together = [parameter for key, parameter in wanted.items() if key not in apart]
         if apart:
             keep = retain_graph or bool(together)
@@ -173,25 +176,53 @@ class FusedEngine:
         finally:
             self._plan, self._pending = before
 
-    def _loose_uses(
-        self, plan: Plan, losses: Tensor, wanted: dict[int, nn.Parameter]
+    def _apart(
+        self, plan: Plan, losses: Tensor, wanted: dict[int, nn.Parameter], normaliser: float
     ) -> tuple[frozenset[int], dict[int, float]]:
         """Return the parameters to differentiate apart, and the common weight of those that need not be.
 
         A loose use (outside a weighing layer) is unweighted in the joint pass. That is right if all examples
         have one weight for the parameter's band, if weighing layers do not use it as well (unless that weight
         is 1), and if the use was known before the forward pass, so that layers kept the gradients it needs.
+        Where rows are misplaced, everything is taken apart: without weights, layers are right about any row.
         """
         if plan.trivial:
             return frozenset(), {}
-        loose, weighed = uses(losses, wanted.keys())
+        found = uses(losses, wanted.keys())
+        self._loose |= found.ordinary
+        if plan.by_rows and not self._probing:
+            self._confirm_rows(plan, losses, found, normaliser)
+        if plan.misplaced:
+            return frozenset(wanted), {}
         ratios: dict[int, float] = {}
-        for key in loose & plan.loose:
+        for key in found.ordinary & plan.loose:
             ratio = plan.ratio(self.bands.home[key])
-            if ratio is not None and (ratio == 1.0 or key not in weighed):
+            if ratio is not None and (ratio == 1.0 or key not in found.weighing):
                 ratios[key] = ratio
-        self._loose |= loose
-        return frozenset(loose - ratios.keys()), ratios
+        return frozenset(found.ordinary - ratios.keys()), ratios
+
+    def _confirm_rows(self, plan: Plan, losses: Tensor, found: Uses, normaliser: float) -> None:
+        """Check, where it is due, that rows are those of their examples; layers that err are given up."""
+        if plan.misplaced or not self._schedule.due(plan.batch, found.moved, found.sign):
+            return
+        with self._replay(plan, raw=True, only=frozenset()):
+            wrong = {key for call in misplaced(plan, losses, found.calls, normaliser) for key in call.ids}
+        sites = [site for site in self.sites if id(site.parameters[0]) in wrong]
+        if not sites:
+            return
+        names = ", ".join(f"`{site.name}`" for site in sites[:3]) + (", …" if len(sites) > 3 else "")
+        reason = (
+            f"the rows of {names} are not where the probe has found them: the model moves rows by content"
+        )
+        if self._strict:
+            raise MaskError(reason, help="use the engine `auto` or `split`")
+        plan.misplaced = True
+        for site in sites:
+            site.layouts.clear()
+            site.shared.clear()
+            self._loose |= {id(p) for p in site.parameters if p is not None and id(p) in self.bands.home}
+        self.notes.append(f"{reason}; their parameters take the reference path from here on")
+        warnings.warn(f"gradwarden: {reason}; they take the slower reference path", stacklevel=2)
 
     def _before_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._replaying or self._reference is not None:
@@ -290,7 +321,7 @@ class FusedEngine:
 
     def _examine(self, args: tuple[Any, ...], kwargs: dict[str, Any], armed: Plan) -> None:
         """Probe the model with a few of the batch's examples; fall back or raise where the probe fails."""
-        self._pending = None
+        self._pending, self._probing = None, True
         try:
             trial = Trial(self._model, args, kwargs, armed.weights)
             # One example cannot be mixed with others. Until there are two, layers go the reference way.
@@ -302,7 +333,7 @@ class FusedEngine:
             self._fall_back(failure.message, armed.weights)
             return
         finally:
-            self._pending = armed
+            self._pending, self._probing = armed, False
         if self._probed and self._loose:
             names = sorted(self.bands.labels[key] for key in self._loose)
             shown = ", ".join(f"`{name}`" for name in names[:3]) + (", …" if len(names) > 3 else "")

@@ -1,8 +1,9 @@
-"""Reading an autograd graph: which parameters are used by something other than a weighing layer."""
+"""Reading an autograd graph: how parameters are used, and whether rows are moved on the way to the losses."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -11,26 +12,122 @@ from gradwarden.runtime.masks.layers import OPERATIONS
 
 _FUNCTIONS = tuple(operation.function for operation in OPERATIONS)
 
+_MOVERS = frozenset(
+    [
+        *("AsStrided", "EmbeddingBag", "Embedding", "GroupedMm", "Put", "SegmentReduce", "SparseAddmm"),
+        *("Index", "IndexAdd", "IndexCopy", "IndexPut", "IndexPutImpl", "IndexReduce", "IndexSelect"),
+        *("MaskedScatter", "MaskedSelect", "Scatter", "ScatterAdd", "ScatterReduce", "Sort", "Take", "Topk"),
+        *("PackPaddedSequence", "CopySlices"),
+    ]
+)
+"""Operations that place rows by the values of a tensor."""
 
-def uses(losses: Tensor, parameters: Collection[int]) -> tuple[set[int], set[int]]:
-    """Return which parameters (by `id`) the losses reach by ordinary operations, and which by layers.
+_DETAILS = {
+    "Roll": ("_saved_shifts",),
+    "Select": ("_saved_dim", "_saved_index"),
+    "Slice": ("_saved_start", "_saved_end"),
+    "SplitWithSizes": ("_saved_split_sizes",),
+}
+"""Operations that place rows by numbers, and the numbers."""
+
+_kinds: dict[type, str] = {}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Uses:
+    """What one walk of a graph has found.
+
+    ordinary, weighing: ids of the parameters reached by ordinary operations and by weighing layers. calls:
+    the nodes of weighing layers. moved: whether rows of such a layer's output are placed by content before
+    they reach the losses. sign: equal for graphs of the same operations, wired in the same way.
+    """
+
+    ordinary: set[int]
+    weighing: set[int]
+    calls: Sequence[Any]
+    moved: bool
+    sign: int
+
+
+def uses(losses: Tensor, parameters: Collection[int]) -> Uses:
+    """Walk the whole graph of the losses once. parameters: ids of those that are asked about.
 
     Weighing layers have their own autograd functions; every other edge into a parameter is a use whose
-    gradient is not weighed. Walks the whole graph once.
+    gradient is not weighed.
     """
     ordinary: set[int] = set()
     weighing: set[int] = set()
+    calls: list[Any] = []
+    movers: list[Any] = []
+    sign: list[Any] = []
     pending: list[Any] = [losses.grad_fn]
     seen: set[Any] = {None, losses.grad_fn}
     while pending:
         node = pending.pop()
         weighs = getattr(node, "_forward_cls", None) in _FUNCTIONS
-        for following, _ in node.next_functions:
+        kind = type(node)
+        sign.append(kind)
+        if weighs:
+            calls.append(node)
+        elif _kind(kind):
+            _note(node, movers, sign)
+        for following, output in node.next_functions:
             leaf = getattr(following, "variable", None)
             if leaf is not None:
                 if id(leaf) in parameters:
                     (weighing if weighs else ordinary).add(id(leaf))
-            elif following not in seen:
+                continue
+            sign.append(output)
+            if following not in seen:
                 seen.add(following)
                 pending.append(following)
-    return ordinary, weighing
+    return Uses(ordinary, weighing, calls, _above_a_layer(movers), hash(tuple(sign)))
+
+
+def _kind(kind: type) -> str:
+    """Return the name of an operation that may move rows; empty for all others."""
+    name = _kinds.get(kind)
+    if name is None:
+        name = kind.__name__.split("Backward")[0]
+        watched = name in _MOVERS or name in _DETAILS or name in ("Bmm", "Gather", "Mm")
+        name = _kinds[kind] = name if watched or name.startswith("Nested") else ""
+    return name
+
+
+def _note(node: Any, movers: list[Any], sign: list[Any]) -> None:
+    """Add a node to those that may move rows, or the numbers by which it does to the graph's sign."""
+    name = _kinds[type(node)]
+    edges = node.next_functions
+    if name in _DETAILS:
+        if getattr(edges[0][0], "variable", None) is None:
+            sign.extend(getattr(node, detail) for detail in _DETAILS[name])
+    elif name in ("Bmm", "Mm"):
+        # A constant matrix from the left can be a permutation (one-hot dispatch); from the right, for plain
+        # matrices, it is a frozen layer.
+        if edges[0][0] is None or (name == "Bmm" and edges[1][0] is None):
+            movers.append(node)
+    elif name != "Gather" or not _picks_one(node):
+        movers.append(node)
+
+
+def _picks_one(node: Any) -> bool:
+    """Return whether a gather takes one entry along its dimension, as losses take the target's."""
+    shape = node._input_metadata[0].shape
+    dim = node._saved_dim
+    dim = dim - 2**64 if dim >= 2**63 else dim
+    return len(shape) > 1 and shape[dim] == 1
+
+
+def _above_a_layer(movers: Sequence[Any]) -> bool:
+    """Return whether a weighing layer lies between the model's inputs and any of the nodes."""
+    pending = list(movers)
+    seen: set[Any] = {None, *movers}
+    while pending:
+        node = pending.pop()
+        if getattr(node, "_forward_cls", None) in _FUNCTIONS:
+            return True
+        for following, _ in node.next_functions:
+            if following not in seen:
+                seen.add(following)
+                pending.append(following)
+    return False

@@ -17,7 +17,7 @@ class Rows:
     Tensors of indices and weights are made once for each device, precision and layout.
     """
 
-    __slots__ = ("_indices", "_ones", "_weights", "batch", "chosen", "factor", "span", "weights")
+    __slots__ = ("_indices", "_weights", "batch", "chosen", "factor", "span", "weights")
 
     def __init__(self, weights: Tensor) -> None:
         """weights: float64 [B] on the CPU, finite, at least 0."""
@@ -33,7 +33,6 @@ class Rows:
             self.span = (int(chosen[0]), len(chosen))
         self._indices: dict[tuple[object, ...], Tensor] = {}
         self._weights: dict[tuple[object, ...], Tensor] = {}
-        self._ones: Rows | None = None
 
     @property
     def empty(self) -> bool:
@@ -86,16 +85,6 @@ class Rows:
         shape[layout.dim] = -1
         return picked * self._weights[key].view(shape)
 
-    def unweighted(self) -> Rows:
-        """Return the same choice with every weight 1."""
-        if self.weights is None and self.factor == 1.0:
-            return self
-        if self._ones is None:
-            ones = torch.zeros(self.batch, dtype=torch.float64)
-            ones[self.chosen] = 1.0
-            self._ones = Rows(ones)
-        return self._ones
-
     def _index(self, device: torch.device, per_example: int, interleaved: bool) -> Tensor:
         key = (device, per_example, interleaved)
         if key not in self._indices:
@@ -141,9 +130,11 @@ class Plan:
     """How the backward pass of one armed batch weighs rows.
 
     factors: float64 [B], by which each loss is scaled. bands: the rows of each band, weights relative to the
-    factors. raw: while set, layers ignore weights and compute every input gradient. only, skip: ids of the
-    parameters whose gradients layers are asked for (all where None), and of those they must leave out.
+    factors. every: all rows, with weight 1. raw: while set, layers take every row as it is, whosever it may
+    be. only, skip: ids of the parameters whose gradients layers are asked for (all where None), and of those
+    they must leave out.
     loose: ids of the parameters that were known, before the forward pass, to be used outside weighing layers.
+    misplaced: whether rows have been found that are not those of the examples they are credited to.
     whole_inputs: whether input gradients are needed for every row, because the caller's inputs ask for them.
     """
 
@@ -154,7 +145,9 @@ class Plan:
         self.bands = tuple(Rows(column) for column in scaled.unbind(dim=1))
         self._even = [self._ratio(column) for column in scaled.unbind(dim=1)]
         self._reach: dict[int, Rows] = {}
+        self.every = Rows(torch.ones(len(weights), dtype=torch.float64))
         self.raw = False
+        self.misplaced = False
         self.only: frozenset[int] | None = None
         self.skip: frozenset[int] = frozenset()
         self.loose: frozenset[int] = frozenset()
@@ -168,6 +161,11 @@ class Plan:
     def trivial(self) -> bool:
         """Whether plain back-propagation of the scaled losses is all there is to do."""
         return all(rows.plain for rows in self.bands)
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether it matters which rows are whose."""
+        return not all(rows.empty or (rows.whole and rows.weights is None) for rows in self.bands)
 
     def ratio(self, band: int) -> float | None:
         """Return the weight of a band for every example with any weight, if they agree."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 
 from gradwarden.policy.program import Band
 from gradwarden.runtime.errors import MaskError
@@ -118,7 +119,7 @@ def by_class(
 
 
 def gradients_of(
-    losses: Tensor, factors: Tensor, parameters: Sequence[nn.Parameter], retain_graph: bool
+    losses: Tensor, factors: Tensor, parameters: Sequence[Tensor] | Sequence[GradientEdge], retain_graph: bool
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of the losses' sum, each times its factor; None for a parameter not used."""
     require_graph(losses)

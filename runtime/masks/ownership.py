@@ -1,0 +1,101 @@
+"""Whether the rows that layers credit to examples are theirs, on the batch at hand.
+
+The probe learns where rows lie from a few examples of one batch. A model that moves rows by what the
+examples hold may place them otherwise in the next. So each loss is scaled by a number of its own: in a row of
+a layer's output that belongs to example i, the gradient must then be scaled by the number of example i.
+Examples without weight count with 0, so their rows must have no gradient at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from gradwarden.runtime.masks.call import Call
+from gradwarden.runtime.masks.rows import Plan
+from gradwarden.runtime.masks.split import gradients_of
+from gradwarden.runtime.masks.trial import tolerance
+
+_SEED = 31
+_SIGNS = 4096
+"""How many shapes of graph are remembered."""
+
+
+class Schedule:
+    """When to look: at batches 1, 2, 4, 8, …, at graphs of a new shape, and always where rows are moved."""
+
+    def __init__(self) -> None:
+        self._batches = 0
+        self._signs: set[tuple[int, int]] = set()
+
+    def due(self, batch: int, moved: bool, sign: int) -> bool:
+        """Count one backward pass of a batch of this size; return whether to check it."""
+        self._batches += 1
+        known = (batch, sign) in self._signs
+        if not known:
+            if len(self._signs) >= _SIGNS:
+                self._signs.clear()
+            self._signs.add((batch, sign))
+        return moved or not known or self._batches & (self._batches - 1) == 0
+
+
+def misplaced(plan: Plan, losses: Tensor, calls: Sequence[Any], normaliser: float) -> list[Call]:
+    """Return the calls, of these nodes, that credit rows to examples whose rows they are not.
+
+    Two backward passes, in a plan that is `raw` and wants no parameter. Rows whose gradient is not finite
+    are not compared.
+    """
+    nodes = [node for node in calls if node.call.plan is plan]
+    if not nodes:
+        return []
+    edges = [GradientEdge(node, 0) for node in nodes]
+    generator = torch.Generator().manual_seed(_SEED)
+    live = (plan.factors > 0).to(torch.float64) / normaliser
+    scales = live * (0.5 + 1.5 * torch.rand(plan.batch, generator=generator, dtype=torch.float64))
+    factors = [factor.to(device=losses.device, dtype=losses.dtype) for factor in (live, scales)]
+    plain, scaled = (
+        [None if g is None else _Digest(g) for g in gradients_of(losses, factor, edges, retain_graph=True)]
+        for factor in factors
+    )
+    ratios = torch.where(factors[0] > 0, factors[1].double() / factors[0].double(), 0.0)
+    allowed = max(tolerance(tensor) for tensor in (losses, *(digest.sample for digest in plain if digest)))
+    return [
+        node.call
+        for node, one, other in zip(nodes, plain, scaled, strict=True)
+        if one is not None and other is not None and not _owned(node.call, one, other, ratios, allowed)
+    ]
+
+
+class _Digest:
+    """A gradient [..., features], with its last dimension condensed by a random direction.
+
+    What does not agree in a row of features disagrees in its product with a random direction as well, and
+    gradients of all layers need not be held at once.
+    """
+
+    __slots__ = ("rows", "sample", "scale")
+
+    def __init__(self, gradient: Tensor) -> None:
+        self.sample = gradient.new_empty(0)
+        wide = gradient if gradient.dtype == torch.float64 else gradient.float()
+        generator = torch.Generator().manual_seed(_SEED)
+        direction = torch.randn(wide.shape[-1], generator=generator, dtype=torch.float64)
+        self.rows = wide @ direction.to(wide)
+        norms = torch.linalg.vector_norm(wide, dim=-1)
+        self.scale = torch.where(torch.isfinite(norms), norms, 0.0).amax() if norms.numel() else None
+
+
+def _owned(call: Call, plain: _Digest, scaled: _Digest, ratios: Tensor, allowed: float) -> bool:
+    """Return whether every row of a call's output is scaled by its example's ratio."""
+    if plain.scale is None:
+        return True
+    dim, per_example = call.layout.dim, plain.rows.shape[call.layout.dim] // call.plan.batch
+    owners = ratios.repeat(per_example) if call.layout.interleaved else ratios.repeat_interleave(per_example)
+    shape = [1] * plain.rows.dim()
+    shape[dim] = -1
+    error = (scaled.rows - plain.rows * owners.to(plain.rows).view(shape)).abs()
+    return not bool((error > allowed * plain.scale).any())

@@ -1,0 +1,272 @@
+"""Rows that a model moves by what its examples hold are never credited to the wrong example."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from gradwarden.policy.program import Band
+from gradwarden.runtime.errors import MaskError
+from gradwarden.runtime.masks import fused, make_engine
+from gradwarden.runtime.masks.call import Call
+from gradwarden.runtime.masks.ownership import misplaced
+
+BATCH, TOKENS, WORDS, WIDTH = 4, 6, 9, 5
+
+
+@pytest.fixture(autouse=True)
+def double() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def lengths_of(x: Tensor) -> Tensor:
+    """Return how many tokens of each example are not padding (0)."""
+    return (x > 0).sum(1)
+
+
+class Sorting(nn.Module):
+    """Runs its middle layers on examples sorted by length, longest first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(WORDS, WIDTH)
+        self.middle = nn.Linear(WIDTH, WIDTH)
+        self.head = nn.Linear(WIDTH, 3)
+
+    def move(self, h: Tensor, order: Tensor) -> Tensor:
+        return h[order]
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = lengths_of(x).argsort(descending=True, stable=True)
+        h = torch.tanh(self.middle(self.move(self.words(x).mean(1), order)))
+        return self.head(self.move(h, order.argsort()))
+
+
+class SortingByHand(Sorting):
+    """Leaves no trace of an index: only which row is taken is different."""
+
+    def move(self, h: Tensor, order: Tensor) -> Tensor:
+        return torch.stack([h[int(place)] for place in order])
+
+
+class SortingByMatrix(Sorting):
+    """Multiplies by a permutation matrix."""
+
+    def move(self, h: Tensor, order: Tensor) -> Tensor:
+        return functional.one_hot(order, len(order)).to(h.dtype) @ h
+
+
+class Packing(Sorting):
+    """Runs every layer on the valid tokens alone, packed into one dimension."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        valid = x > 0
+        h = torch.tanh(self.middle(self.words(x[valid])))
+        padded = h.new_zeros(*x.shape, WIDTH)
+        padded[valid] = h
+        return self.head(padded.sum(1))
+
+
+class Splitting(Sorting):
+    """Packs valid tokens and takes them apart by their lengths."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.middle(self.words(x[x > 0])))
+        return self.head(torch.stack([part.sum(0) for part in h.split(lengths_of(x).tolist())]))
+
+
+class PackedSequence(Sorting):
+    """Uses a packed sequence between its layers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        packed = pack_padded_sequence(self.words(x), lengths_of(x), batch_first=True, enforce_sorted=False)
+        h = packed._replace(data=torch.tanh(self.middle(packed.data)))
+        return self.head(pad_packed_sequence(h, batch_first=True)[0].sum(1))
+
+
+class Experts(nn.Module):
+    """Sends every example to the expert for its first token; padding goes to the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(WORDS, WIDTH)
+        self.experts = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(2))
+        self.head = nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.words(x)
+        tokens, choice = h.flatten(0, 1), (x.flatten() > 4).long()
+        out = torch.zeros_like(tokens)
+        for number, expert in enumerate(self.experts):
+            sent = (choice == number).nonzero().flatten()
+            out = out.index_add(0, sent, torch.tanh(expert(tokens[sent])))
+        return self.head(out.view_as(h).sum(1))
+
+
+MODELS = [Sorting, SortingByHand, SortingByMatrix, Packing, Splitting, PackedSequence, Experts]
+REGULAR = torch.tensor([[1, 2, 5, 6, 1, 7], [2, 3, 5, 7, 2, 8], [3, 4, 6, 8, 3, 5], [4, 1, 8, 5, 4, 6]])
+IRREGULAR = torch.tensor([[1, 2, 0, 0, 0, 0], [5, 3, 6, 7, 1, 8], [3, 6, 2, 8, 0, 0], [4, 6, 3, 5, 0, 0]])
+"""16 tokens are valid and 8 go to the second expert: both could be shared out evenly among four examples."""
+
+WEIGHTS = torch.tensor([[1.0, 0.0], [0.5, 1.0], [0.0, 0.0], [0.3, 0.7]])
+
+
+def bands_of(model: nn.Module) -> tuple[Band, ...]:
+    names = [name for name, _ in model.named_parameters()]
+    shallow = tuple(name for name in names if not name.startswith("words"))
+    return (Band("shallow", (), shallow), Band("deep", (), tuple(n for n in names if n not in shallow)))
+
+
+def losses_of(model: nn.Module, x: Tensor) -> Tensor:
+    return model(x).pow(2).mean(1)
+
+
+def definition(model: nn.Module, weights: Tensor, x: Tensor) -> dict[str, Tensor]:
+    """Return each example's own gradients, weighted and summed."""
+    total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    home = {name: k for k, band in enumerate(bands_of(model)) for name in band.parameters}
+    for number in range(len(x)):
+        loss = losses_of(model, x[number : number + 1])[0]
+        for name, gradient in zip(
+            total, torch.autograd.grad(loss, list(model.parameters()), allow_unused=True), strict=True
+        ):
+            if gradient is not None:
+                total[name] += weights[number, home[name]] * gradient
+    return total
+
+
+def assert_exact(model: nn.Module, want: dict[str, Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        torch.testing.assert_close(parameter.grad, want[name], rtol=1e-9, atol=1e-12, msg=name)
+
+
+@pytest.mark.filterwarnings("ignore:gradwarden. masks:UserWarning")
+@pytest.mark.parametrize("regular", [1, 3, 6])
+@pytest.mark.parametrize("kind", MODELS)
+def test_rows_moved_by_content_are_exact_from_the_first_irregular_batch_on(
+    kind: Callable[[], nn.Module], regular: int
+) -> None:
+    torch.manual_seed(0)
+    model = kind()
+    masks = make_engine(model, bands_of(model), "auto")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for x in [REGULAR] * regular + [IRREGULAR, IRREGULAR.flip(0), REGULAR, IRREGULAR.roll(1, 0)]:
+            model.zero_grad()
+            masks.disarm()
+            plain = definition(model, WEIGHTS, x)
+            masks.arm(WEIGHTS)
+            masks.backward(losses_of(model, x), 1.0)
+            assert_exact(model, plain)
+    assert len(caught) == sum("rows of" in note or "not used" in note for note in masks.notes)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_strict_engines_refuse_what_they_cannot_credit(kind: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = kind()
+    masks = make_engine(model, bands_of(model), "fused")
+    for x in (REGULAR, REGULAR, REGULAR, IRREGULAR):
+        model.zero_grad(set_to_none=True)
+        masks.disarm()
+        plain = definition(model, WEIGHTS, x)
+        masks.arm(WEIGHTS)
+        try:
+            masks.backward(losses_of(model, x), 1.0)
+        except MaskError:
+            assert all(p.grad is None for p in model.parameters())
+        else:
+            assert_exact(model, plain)
+
+
+def test_unweighted_gradients_do_not_depend_on_whose_rows_are_whose() -> None:
+    torch.manual_seed(0)
+    model = Sorting()
+    masks = make_engine(model, bands_of(model), "auto")
+    masks.arm(WEIGHTS)
+    masks.backward(losses_of(model, REGULAR), 1.0)
+    masks.disarm()
+    alone = torch.autograd.grad(losses_of(model, IRREGULAR[1:2])[0], list(model.parameters()))
+    masks.arm(WEIGHTS)
+    losses = losses_of(model, IRREGULAR)
+    with masks.unweighted():
+        got = torch.autograd.grad(losses[1], list(model.parameters()))
+    for gradient, expected in zip(got, alone, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12)
+
+
+class Plain(nn.Module):
+    """A small language model that indexes its positions, masks, slices and gathers its targets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(WORDS, WIDTH)
+        self.places = nn.Parameter(torch.randn(TOKENS, WIDTH))
+        self.norm, self.qkv = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3 * WIDTH)
+        self.head = nn.Linear(WIDTH, WORDS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.words(x) + self.places[torch.arange(x.shape[1])]
+        query, key, value = self.qkv(self.norm(h)).split(WIDTH, dim=2)
+        scores = (query @ key.transpose(1, 2)).masked_fill((x == 0)[:, None], -1e9)
+        h = h + scores.softmax(2) @ value
+        logits = self.head(h)[:, :-1].log_softmax(2)
+        return -logits.gather(2, x[:, 1:, None]).squeeze(2)
+
+
+def test_a_plain_language_model_stays_fused_and_is_checked_ever_more_rarely(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps: list[int] = []
+    checked: list[int] = []
+
+    def count(*args: Any) -> list[Call]:
+        checked.append(steps[-1])
+        return misplaced(*args)
+
+    monkeypatch.setattr(fused, "misplaced", count)
+    torch.manual_seed(0)
+    model = Plain()
+    masks = make_engine(model, bands_of(model), "auto")
+    assert isinstance(masks, fused.FusedEngine)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step in range(1, 12):
+            steps.append(step)
+            x = torch.randint(0, WORDS, (BATCH, TOKENS))
+            model.zero_grad()
+            masks.disarm()
+            plain = definition(model, WEIGHTS, x)
+            masks.arm(WEIGHTS)
+            masks.backward(losses_of(model, x), 1.0)
+            assert_exact(model, plain)
+    assert masks.name == "fused"
+    assert not [note for note in masks.notes if "rows of" in note]
+    assert checked == [1, 2, 4, 8]
+
+
+def test_an_example_that_is_not_finite_and_has_no_weight_is_no_offence() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.LayerNorm(4), nn.Linear(4, 2))
+    bands = (Band("all", (), tuple(name for name, _ in model.named_parameters())),)
+    masks = make_engine(model, bands, "fused")
+    x, weights = torch.randn(4, 3), torch.tensor([[1.0], [0.0], [0.5], [0.2]])
+    want = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for number in (0, 2, 3):
+        loss = losses_of(model, x[number : number + 1])[0]
+        for name, gradient in zip(want, torch.autograd.grad(loss, list(model.parameters())), strict=True):
+            want[name] += weights[number, 0] * gradient
+    x[1] = torch.nan
+    masks.arm(weights)
+    masks.backward(losses_of(model, x), 1.0)
+    assert_exact(model, want)
