@@ -67,6 +67,7 @@ class FusedEngine:
         self._loose = frozenset(key for key in self.bands.home if key not in covered)
         self._no_rows: dict[int, Rows] = {}
         self._schedule = Schedule()
+        self._given_up: frozenset[int] = frozenset()
         for site in self.sites:
             attach(site, self._answer)
         self._watch = Watch(model, self._before_forward)
@@ -217,9 +218,8 @@ class FusedEngine:
         if self._strict:
             raise MaskError(reason, help="use the engine `auto` or `split`")
         plan.misplaced = True
+        self._given_up |= {id(site) for site in sites}
         for site in sites:
-            site.layouts.clear()
-            site.shared.clear()
             self._loose |= {id(p) for p in site.parameters if p is not None and id(p) in self.bands.home}
         self.notes.append(f"{reason}; their parameters take the reference path from here on")
         warnings.warn(f"gradwarden: {reason}; they take the slower reference path", stacklevel=2)
@@ -240,7 +240,7 @@ class FusedEngine:
 
     def _begin(self, plan: Plan, whole_inputs: bool = False) -> None:
         """Bind a plan to the forward pass that starts now."""
-        plan.whole_inputs, plan.loose = whole_inputs, self._loose
+        plan.whole_inputs, plan.loose, plan.given_up = whole_inputs, self._loose, self._given_up
         self._reached = 0
         for key in self._loose:
             self._reached |= 1 << self.bands.home[key]
@@ -292,7 +292,7 @@ class FusedEngine:
         if weight_rows.empty and bias_rows.empty and not x.requires_grad:
             with torch.no_grad():
                 return site.stock(x)
-        if self._plain:
+        if self._plain or id(site) in plan.given_up:
             return site.stock(x)
         rank = x.dim() + site.operation.adds_rank
         if rank in site.shared:

@@ -102,9 +102,8 @@ def _note(node: Any, movers: list[Any], sign: list[Any]) -> None:
         if getattr(edges[0][0], "variable", None) is None:
             sign.extend(getattr(node, detail) for detail in _DETAILS[name])
     elif name in ("Bmm", "Mm"):
-        # A constant matrix from the left can be a permutation (one-hot dispatch); from the right, for plain
-        # matrices, it is a frozen layer.
-        if edges[0][0] is None or (name == "Bmm" and edges[1][0] is None):
+        # A constant matrix can be a permutation (one-hot dispatch).
+        if edges[0][0] is None or edges[1][0] is None:
             movers.append(node)
     elif name != "Gather" or not _picks_one(node):
         movers.append(node)

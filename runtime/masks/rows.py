@@ -135,6 +135,7 @@ class Plan:
     they must leave out.
     loose: ids of the parameters that were known, before the forward pass, to be used outside weighing layers.
     misplaced: whether rows have been found that are not those of the examples they are credited to.
+    given_up: ids of the layers that go the reference way, as known before the forward pass.
     whole_inputs: whether input gradients are needed for every row, because the caller's inputs ask for them.
     """
 
@@ -148,6 +149,7 @@ class Plan:
         self.every = Rows(torch.ones(len(weights), dtype=torch.float64))
         self.raw = False
         self.misplaced = False
+        self.given_up: frozenset[int] = frozenset()
         self.only: frozenset[int] | None = None
         self.skip: frozenset[int] = frozenset()
         self.loose: frozenset[int] = frozenset()

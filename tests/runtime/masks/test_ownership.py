@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils.checkpoint import checkpoint
 
 from gradwarden.policy.program import Band
 from gradwarden.runtime.errors import MaskError
@@ -65,6 +66,19 @@ class SortingByMatrix(Sorting):
         return functional.one_hot(order, len(order)).to(h.dtype) @ h
 
 
+class SortingRecomputed(Sorting):
+    """Recomputes its sorted part in the backward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = lengths_of(x).argsort(descending=True, stable=True)
+
+        def middle(h: Tensor) -> Tensor:
+            return torch.tanh(self.middle(self.move(h.mean(1), order)))
+
+        h = checkpoint(middle, self.words(x), use_reentrant=False)
+        return self.head(self.move(h, order.argsort()))
+
+
 class Packing(Sorting):
     """Runs every layer on the valid tokens alone, packed into one dimension."""
 
@@ -112,7 +126,16 @@ class Experts(nn.Module):
         return self.head(out.view_as(h).sum(1))
 
 
-MODELS = [Sorting, SortingByHand, SortingByMatrix, Packing, Splitting, PackedSequence, Experts]
+MODELS = [
+    Sorting,
+    SortingRecomputed,
+    SortingByHand,
+    SortingByMatrix,
+    Packing,
+    Splitting,
+    PackedSequence,
+    Experts,
+]
 REGULAR = torch.tensor([[1, 2, 5, 6, 1, 7], [2, 3, 5, 7, 2, 8], [3, 4, 6, 8, 3, 5], [4, 1, 8, 5, 4, 6]])
 IRREGULAR = torch.tensor([[1, 2, 0, 0, 0, 0], [5, 3, 6, 7, 1, 8], [3, 6, 2, 8, 0, 0], [4, 6, 3, 5, 0, 0]])
 """16 tokens are valid and 8 go to the second expert: both could be shared out evenly among four examples."""
