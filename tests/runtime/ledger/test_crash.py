@@ -82,7 +82,7 @@ def test_sigkill_at_any_moment_loses_nothing_durable(path: Path, tmp_path: Path,
 @pytest.mark.soak
 @pytest.mark.timeout(1_800)
 def test_many_sigkills(path: Path, tmp_path: Path, signer: Signer) -> None:
-    survive(path, tmp_path, signer, kills=120, longest=1.0)
+    survive(path, tmp_path, signer, kills=60, longest=1.0)
 
 
 class Crashes(RuleBasedStateMachine):
