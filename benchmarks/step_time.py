@@ -43,6 +43,9 @@ depth b { when kind == b  reach shallow at 0.7, middle at 0.6, deep at 0.4 }
 retain few { when kind == a  at most 1000000 exposures }
 """
 
+WARM_UP = 9
+"""Pairs before the measured ones: the engine checks itself on batches 1, 2, 4, 8, 16, …, ever more rarely."""
+
 BARS = {"fractional": 1.05, "half_rows": 0.92, "bottom_half": 0.70, "top_two_only": 0.60}
 """The greatest acceptable median ratio of each case."""
 
@@ -163,8 +166,8 @@ def governor_step(model: nn.Module, engine: str) -> Iterator[Step]:
 
 
 def ratios(plain: Step, governed: Step, pairs: int) -> Iterator[tuple[float, float]]:
-    """Yield the seconds of a plain and of a governed step, for each pair after two warm-up pairs."""
-    for number in range(pairs + 2):
+    """Yield the seconds of a plain and of a governed step, for each pair after the warm-up pairs."""
+    for number in range(pairs + WARM_UP):
         x, y = torch.randint(VOCABULARY, (2, BATCH, TOKENS))
         seconds = {}
         order = [("plain", plain), ("governed", governed)]
@@ -172,7 +175,7 @@ def ratios(plain: Step, governed: Step, pairs: int) -> Iterator[tuple[float, flo
             start = time.perf_counter()
             step(x, y)
             seconds[name] = time.perf_counter() - start
-        if number >= 2:
+        if number >= WARM_UP:
             yield seconds["plain"], seconds["governed"]
 
 

@@ -91,7 +91,8 @@ def write_run(path: Path, program: Program, signer: Signer) -> None:
         active = [band for band, reached in zip(program.band_names, hit, strict=True) if reached]
         committed += bool(active)
         if active:
-            recorder.commit(step, active, dict.fromkeys(active, "0.5"), "2.5", {})
+            norms = {band: "0.5" if band in active else None for band in program.band_names}
+            recorder.commit(step, active, norms, "2.5", {})
         else:
             recorder.refuse(step, "admission", "nothing_admitted", "no example may shape any band")
     totals = {"steps": STEPS, "committed": committed, "refused": STEPS - committed, "examples": exposed}
