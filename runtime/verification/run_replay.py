@@ -49,6 +49,7 @@ class RunReplay:
         self._examples = ExampleAudit()
         self._private: tuple[PrivateLimit, ...] = ()
         self._caps: list[float] = []
+        self._bands: frozenset[str] = frozenset()
         self._signals: frozenset[str] = frozenset()
         self._policy: Mapping[str, Any] = {}
         self.decided = 0
@@ -162,6 +163,7 @@ class RunReplay:
         self._replayer = Replayer(program)
         self._signals = frozenset(spec.name for spec in program.signals)
         self._private = private_limits(program)
+        self._bands = frozenset(program.band_names)
         self._caps = [float(cap.norm) * (1 + NORM_ROUNDING) for cap in program.gradient_caps]
 
     def _check_identity(self, program: Program) -> None:
@@ -321,28 +323,25 @@ class RunReplay:
         self._audit.check_charge(program, body, spent, self._history.private_steps)
 
     def _check_norms(self, program: Program, body: Mapping[str, Any], active: Sequence[str]) -> None:
-        stray = sorted([b for b, norm in body["norms"].items() if norm is not None and b not in active])
+        norms = {band: number(norm) for band, norm in body["norms"].items() if norm is not None}
+        stray = sorted(norms.keys() - set(active))
         if stray:
             raise ViolationError(
                 "wrong_outcome",
                 f"step {body['step']} has a gradient in {names(stray)}, which it may not reach",
             )
-        norms = body["norms"]
-        if norms.keys() != set(program.band_names) or not all(
-            number(norm) >= 0.0 for norm in norms.values() if norm is not None
-        ):
+        if body["norms"].keys() != self._bands or min(norms.values(), default=0.0) < 0.0:
             raise ViolationError(
                 "wrong_outcome", f"step {body['step']} does not record the gradient norm of each band"
             )
         if body["loss"] not in (None, "inf", "-inf"):
             number(body["loss"])
         for cap, greatest in zip(program.gradient_caps, self._caps, strict=True):
-            norm = body["norms"].get(cap.band)
-            if norm is not None and not number(norm) <= greatest:
+            if norms.get(cap.band, 0.0) > greatest:
                 raise ViolationError(
                     "wrong_outcome",
-                    f"the gradient of `{cap.band}` in step {body['step']} has norm {norm}, "
-                    f"above the cap of {cap.norm}",
+                    f"the gradient of `{cap.band}` in step {body['step']} has norm "
+                    f"{body['norms'][cap.band]}, above the cap of {cap.norm}",
                 )
 
     def _check_checkpoint(self, body: Mapping[str, Any]) -> None:
