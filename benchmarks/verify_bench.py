@@ -24,7 +24,7 @@ import numpy as np
 from benchmarks.results import write_results
 from gradwarden.policy import Program, compile_policy, load_policy
 from gradwarden.policy.context import Context
-from gradwarden.policy.decision import VERDICTS
+from gradwarden.policy.decision import VERDICTS, step_verdict
 from gradwarden.runtime import Ledger, Signer
 from gradwarden.runtime.commitments import Committer
 from gradwarden.runtime.recorder import Recorder
@@ -83,7 +83,12 @@ def write_run(path: Path, program: Program, signer: Signer) -> None:
         context = Context(step, at=date(2026, 1, 1), exposures=roster.exposures(rows), signals=signals)
         admitted = roster.admit(rows, context)
         recorder.classes(roster.new_classes())
-        recorder.propose(admitted, roster.commitments(rows), context, verdict_of(admitted.verdicts))
+        recorder.propose(
+            admitted,
+            roster.commitments(rows),
+            context,
+            step_verdict({VERDICTS[code] for code in admitted.verdicts.tolist()}),
+        )
         learned = admitted.micro.any(axis=1)
         roster.expose(rows[learned])
         exposed += int(learned.sum())
@@ -97,13 +102,6 @@ def write_run(path: Path, program: Program, signer: Signer) -> None:
             recorder.refuse(step, "admission", "nothing_admitted", "no example may shape any band")
     totals = {"steps": STEPS, "committed": committed, "refused": STEPS - committed, "examples": exposed}
     ledger.close(totals)
-
-
-def verdict_of(codes: np.ndarray[Any, Any]) -> str:
-    names = {VERDICTS[code] for code in codes.tolist()}
-    if not names & {"admit", "limit"}:
-        return "refuse"
-    return "admit" if names == {"admit"} else "limit"
 
 
 def timed(work: Callable[[], object]) -> dict[str, float]:

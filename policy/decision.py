@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -91,6 +92,16 @@ class Decision:
                 {"attribute": p.attribute, "code": p.code, "detail": p.detail} for p in self.problems
             ],
         }
+
+
+def step_verdict(verdicts: Collection[str]) -> str:
+    """Return the verdict of a step from those of its examples: `admit`, `limit` or `refuse`.
+
+    admit: every example at full weight. refuse: no example may shape anything, or there is none.
+    """
+    if "admit" not in verdicts and "limit" not in verdicts:
+        return "refuse"
+    return "admit" if set(verdicts) == {"admit"} else "limit"
 
 
 def invalid(bands: tuple[str, ...], problems: tuple[Problem, ...]) -> Decision:

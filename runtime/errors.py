@@ -18,12 +18,6 @@ class RuntimeGovernanceError(GradwardenError):
     code = "GW500"
 
 
-class StepRefused(RuntimeGovernanceError):
-    """A training step that no gate may let through, where the caller asked to be told by an exception."""
-
-    code = "GW510"
-
-
 class ExampleError(RuntimeGovernanceError):
     """A batch that names its examples wrongly: no id, an unknown id, or metadata that changed."""
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gradwarden.policy.context import Context
-from gradwarden.policy.decision import VERDICTS, Decision
+from gradwarden.policy.decision import VERDICTS, Decision, step_verdict
 from gradwarden.policy.evaluation.admission import Admitted
 from gradwarden.policy.program import SCALE
 from gradwarden.runtime.data_parallel import ROOT, Part, Share, join_signals
@@ -29,8 +29,6 @@ from gradwarden.runtime.roster import Examples
 
 if TYPE_CHECKING:
     from gradwarden.runtime.governor import Governor
-
-ADMIT, REFUSED_FROM = VERDICTS.index("admit"), VERDICTS.index("defer")
 
 
 class Proposal:
@@ -108,7 +106,7 @@ class Proposal:
         start = self._starts[governor.ranks.rank]
         self._own = slice(start, start + len(self.rows))
         self.weights: npt.NDArray[np.float64] = self.admitted.micro[self._own] / SCALE
-        self.verdict = _step_verdict(self.admitted.verdicts)
+        self.verdict = step_verdict({VERDICTS[code] for code in self.admitted.verdicts.tolist()})
         self.norms: dict[str, float | None] = {}
         self._private = governor.budgets.private_rows(self.decisions, self._unit)
         self._public = torch.from_numpy(self.weights.any(axis=1) & ~self._private.mask)
@@ -259,9 +257,3 @@ class Proposal:
     def mean_loss(self) -> float | None:
         """The mean loss of the public examples that shaped the step; None where there were none."""
         return sum(self._losses) / len(self._losses) if self._losses else None
-
-
-def _step_verdict(verdicts: npt.NDArray[np.uint8]) -> str:
-    if len(verdicts) == 0 or bool((verdicts >= REFUSED_FROM).all()):
-        return "refuse"
-    return "admit" if bool((verdicts == ADMIT).all()) else "limit"

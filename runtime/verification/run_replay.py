@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from gradwarden.policy.decision import Decision
+from gradwarden.policy.decision import Decision, step_verdict
 from gradwarden.policy.errors import GradwardenError
 from gradwarden.policy.evaluation.replay import Class, Replayer
 from gradwarden.policy.program import Program
@@ -237,7 +237,7 @@ class RunReplay:
         verdicts = [decision.verdict for decision in decisions]
         self.verdicts.update(verdicts)
         self.decided += len(decisions)
-        verdict = _step_verdict(verdicts)
+        verdict = step_verdict(verdicts)
         if body["verdict"] != verdict:
             raise ViolationError(
                 "wrong_decision",
@@ -374,12 +374,6 @@ def _difference(step: int, place: int, given: Mapping[str, Any], recorded: Mappi
         if given[name] != recorded[name]
     ]
     return f"step {step}, example {place}: " + "; ".join(parts)
-
-
-def _step_verdict(verdicts: Sequence[str]) -> str:
-    if "admit" not in verdicts and "limit" not in verdicts:
-        return "refuse"
-    return "admit" if set(verdicts) == {"admit"} else "limit"
 
 
 def _unbound(program: Program) -> Program:
