@@ -1,0 +1,1 @@
+"""The language server: findings, hover, completion and edits as an author types."""

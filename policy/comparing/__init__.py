@@ -1,0 +1,1 @@
+"""Comparisons of compiled programs, over examples and over time."""
