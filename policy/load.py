@@ -7,9 +7,10 @@ Imports are relative to the importing file and name `*.policy` files. Reading is
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from gradwarden.policy.checking.check import check
 from gradwarden.policy.errors import Diagnostic, PolicyError
@@ -23,6 +24,23 @@ MAX_FILES = 256
 MAX_DEPTH = 32
 
 SUFFIX = ".policy"
+
+ReadText: TypeAlias = Callable[[Path], str | Diagnostic]
+"""Returns the text of a file, or what stops it from being read."""
+
+Parse: TypeAlias = Callable[[Source], tuple[s.File, list[Diagnostic]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The files of a policy, the main one first, and what was wrong with reading and parsing them.
+
+    complete: False where a part that was not read may have declared names that other parts use.
+    """
+
+    files: tuple[s.File, ...]
+    faults: tuple[Diagnostic, ...]
+    complete: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,20 +109,34 @@ def read_text(path: Path) -> str | Diagnostic:
 
 
 def _check(source: Source, directory: Path | None) -> Policy:
-    reader = _Reader()
-    reader.read(source, directory, [])
-    checked, found = check(reader.files, reader.faults, reader.complete)
+    reading = read_files(source, directory)
+    checked, found = check(reading.files, reading.faults, reading.complete)
     if checked is None:
         raise PolicyError(found)
     warnings = tuple(sorted(found, key=Diagnostic.sort_key))
-    names = tuple(file.source.name for file in reader.files)
+    names = tuple(file.source.name for file in reading.files)
     return Policy(checked.program, warnings, names, checked.rules, checked.bands)
+
+
+def read_files(
+    source: Source, directory: Path | None, read: ReadText = read_text, parse: Parse = parse
+) -> Reading:
+    """Return a text with all that it imports, parsed. Never raises.
+
+    `directory` is where imports are looked up. An editor gives its own `read`, which knows texts that are not
+    saved, and a `parse` that remembers.
+    """
+    reader = _Reader(read, parse)
+    reader.read(source, directory, [])
+    return Reading(tuple(reader.files), tuple(reader.faults), reader.complete)
 
 
 class _Reader:
     """Reads a text and what it imports, depth first."""
 
-    def __init__(self) -> None:
+    def __init__(self, read_text: ReadText, parse: Parse) -> None:
+        self._read_text = read_text
+        self._parse = parse
         self.files: list[s.File] = []
         self.faults: list[Diagnostic] = []
         self.complete = True
@@ -112,7 +144,7 @@ class _Reader:
 
     def read(self, source: Source, directory: Path | None, chain: Sequence[str]) -> None:
         """Parse a text, then its imports. `chain` holds the real paths of the files that led here."""
-        file, faults = parse(source)
+        file, faults = self._parse(source)
         self.files.append(file)
         self.faults += faults
         self.complete = self.complete and file.complete
@@ -146,7 +178,7 @@ class _Reader:
             limit = f"a policy has at most {MAX_FILES} files, nested at most {MAX_DEPTH} deep"
             self._fault("GW105", limit, span)
             return
-        text = read_text(path)
+        text = self._read_text(path)
         if isinstance(text, Diagnostic):
             self._read.add(real)
             code = "GW209" if text.code == "GW112" else text.code
