@@ -233,7 +233,7 @@ def _lines(line: Sequence[Lexeme], indent: str, column: int = 0) -> list[str]:
         own_line = lexeme.kind == "comment" and lexeme.breaks > 0
         too_long = _may_break(line, index) and len(text + gap) + _reach(line, index) > WIDTH
         if filled and (own_line or too_long):
-            lines.append(text)
+            lines.append(text.rstrip())
             text, gap = indent + CONTINUED, ""
         text += gap + (lexeme.text.ljust(column) if index == 0 else lexeme.text)
         filled = True

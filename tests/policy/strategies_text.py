@@ -9,6 +9,8 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
+from gradwarden.policy.syntax.lexemes import lexemes
+
 HEADER = "policy drawn version 1 language 1"
 
 SCHEMA = (
@@ -141,3 +143,19 @@ def declarations(draw: DrawFn) -> list[str]:
 
 def text_of(parts: list[str]) -> str:
     return "\n".join([HEADER, *parts]) + "\n"
+
+
+@st.composite
+def commented(draw: DrawFn, text: str) -> str:
+    """A policy text with comments after any of its words, each on its own line or ending one."""
+    words = [lexeme for lexeme in lexemes(text) if lexeme.kind != "comment"]
+    ends = [lexeme.start + len(lexeme.text) for lexeme in words]
+    places = draw(st.sets(st.sampled_from([0, *ends]), min_size=1, max_size=12))
+    parts, before = [], 0
+    for number, at in enumerate(sorted(places)):
+        gap = draw(st.sampled_from([" ", "", "\n", "\n\n  ", "\r\n"]))
+        note = draw(st.sampled_from(["", " note", ' "quoted" {', " # twice", " é🜁\t", " depth x { reach all }"]))
+        after = draw(st.sampled_from(["\n", "\n\n\n", "\n    "]))
+        parts += [text[before:at], f"{gap}#{number}{note}{after}"]
+        before = at
+    return "".join([*parts, text[before:]])

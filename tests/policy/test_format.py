@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradwarden.policy import PolicyError, compile_policy, format_policy, load_policy, parse_policy
 from gradwarden.policy.syntax.format import WIDTH
 from gradwarden.policy.syntax.lexemes import lexemes
-from tests.policy.strategies_text import declarations, text_of
+from tests.policy.strategies_text import commented, declarations, text_of
 
 CORPUS = Path(__file__).parent.parent / "corpus"
 TEXTS = sorted(CORPUS.glob("good/**/*.policy"))
@@ -52,6 +52,30 @@ def test_comments_may_stand_between_any_two_clauses(parts: list[str], data: st.D
     once = format_policy(text)
     assert _words(once) == _words(text)
     assert format_policy(once) == once
+
+
+def assert_laid_out(text: str) -> None:
+    """The program is kept, every comment stays between the same two words, and once is enough.
+
+    The order of all words and comments is that of the text, so no comment is lost or crosses a declaration.
+    """
+    formatted = format_policy(text)
+    assert compile_policy(parse_policy(formatted)).digest == compile_policy(parse_policy(text)).digest
+    assert _words(formatted) == _words(text)
+    assert format_policy(formatted) == formatted
+    assert all(line == line.rstrip() for line in formatted.split("\n"))
+
+
+@given(declarations(), st.data())
+def test_comments_may_stand_between_any_two_words(parts: list[str], data: st.DataObject) -> None:
+    assert_laid_out(data.draw(commented(text_of(parts))))
+
+
+@pytest.mark.soak
+@settings(max_examples=5_000, deadline=None)
+@given(declarations(), st.data())
+def test_comments_between_any_two_words_at_length(parts: list[str], data: st.DataObject) -> None:
+    assert_laid_out(data.draw(commented(text_of(parts))))
 
 
 def test_blocks_that_fit_stay_on_one_line_with_clauses_two_spaces_apart() -> None:
