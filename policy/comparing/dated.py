@@ -1,4 +1,4 @@
-"""A program whose day is an attribute, so that examples can be decided in columns each on a day of its own."""
+"""A program whose day is an attribute, so that examples can be decided together, each on its own day."""
 
 from __future__ import annotations
 

@@ -100,15 +100,11 @@ def test_decisions_change_on_the_listed_days_and_on_no_others(
 @pytest.mark.soak
 @settings(max_examples=5000)
 @given(dated_programs(), st.lists(examples, max_size=8), contexts())
-def test_soak_of_the_listed_days(
-    program: Program, metadata: list[dict[str, Any]], context: Context
-) -> None:
+def test_soak_of_the_listed_days(program: Program, metadata: list[dict[str, Any]], context: Context) -> None:
     compare_with_every_day(program, metadata, context)
 
 
-SQUARE = Compare(
-    "lt", Arithmetic("mul", *[Arithmetic("sub", TODAY, Number(DAY))] * 2), Number(10)
-)
+SQUARE = Compare("lt", Arithmetic("mul", *[Arithmetic("sub", TODAY, Number(DAY))] * 2), Number(10))
 
 
 @given(programs(), st.lists(examples, max_size=3), contexts())
