@@ -23,18 +23,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import BinaryIO, Literal
+from hashlib import sha256
+from typing import BinaryIO, Literal, TypeAlias
+
+import orjson
 
 from gradwarden.runtime.errors import LedgerError
 from gradwarden.runtime.ledger.entries import Entry
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.links import Fault, Links, Stage
 from gradwarden.runtime.ledger.reader import open_ledger, pieces
-from gradwarden.runtime.ledger.segments import check_in_parallel
+from gradwarden.runtime.ledger.segments import OddSegmentError, Segment, check_ahead, check_in_parallel
 from gradwarden.runtime.ledger.sidecar import Sidecar, read_sidecar
 
 Status = Literal["OK", "INCOMPLETE", "UNTRUSTED", "TAMPERED"]
+
+Listener: TypeAlias = Callable[[Entry], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,21 +78,26 @@ class ChainReport:
 def verify_chain(
     path: str | os.PathLike[str],
     keys: Sequence[PublicKey],
-    on_entry: Callable[[Entry], None] | None = None,
+    listen: Callable[[], Listener] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ChainReport:
-    """Verify a ledger in one pass, in bounded memory, up to its first fault.
+    """Verify a ledger up to its first fault, in memory that its length does not change.
 
-    on_entry: called with each entry whose link holds, in order, before it is known whether a head covers it.
-    progress: called with (bytes done, bytes in all). Raises LedgerError only where the file cannot be read.
+    listen: gives who is told of each entry whose link holds, in order, before it is known whether a head
+    covers it. It is asked again, and the ledger told anew, where a fault shows while another process checks
+    ahead. progress: called with (bytes done, bytes in all). Raises LedgerError only where the file cannot be
+    read.
     """
     sidecar = read_sidecar(path, keys)
     watch = sidecar.size if sidecar else None
     links = Links(keys, watch)
-    tail = None if on_entry else _run_in_parallel(links, path, progress)
+    if listen is None:
+        tail = _run_in_parallel(links, path, progress)
+    else:
+        tail = _run_behind(links, path, listen(), progress)
     if tail is None:
         links = Links(keys, watch)
-        tail = run_links(links, path, on_entry, progress)
+        tail = run_links(links, path, None if listen is None else listen(), progress)
     findings = [*_chain_findings(links, tail), *_sidecar_findings(links, sidecar)]
     errors = [finding for finding in findings if finding.severity == "error"]
     if links.last_head is None and not errors:
@@ -118,10 +129,54 @@ def _run_in_parallel(
     return segments[-1].tail if segments else None
 
 
+def _run_behind(
+    links: Links,
+    path: str | os.PathLike[str],
+    listener: Listener,
+    progress: Callable[[int, int], None] | None,
+) -> bytes | None:
+    """Feed a large, sound file to `links` and tell of its entries while another process checks ahead.
+
+    None where that cannot be done and `links` is spoilt.
+    """
+    tail = None
+    with open_ledger(path) as file, closing(check_ahead(path)) as segments:
+        total = os.fstat(file.fileno()).st_size
+        try:
+            for segment in segments:
+                fits = segment.first == links.size and segment.prev == links.prev
+                if not (fits and links.absorb(segment.leaves, segment.landmarks)):
+                    return None
+                for entry in _read_again(file, segment):
+                    listener(entry)
+                links.offset += segment.size
+                tail = segment.tail
+                if progress is not None:
+                    progress(min(links.offset, total), total)
+        except (OddSegmentError, OSError):
+            return None
+    return tail
+
+
+def _read_again(file: BinaryIO, segment: Segment) -> Iterator[Entry]:
+    """Yield the entries of lines that were checked, read from where `file` stands.
+
+    Raises OddSegmentError where they are not the lines that were checked.
+    """
+    text = file.read(segment.size)
+    lines = text.split(b"\n")[:-1]
+    digests = b"".join([sha256(b"\x00" + line).digest() for line in lines])
+    if digests != segment.leaves:
+        raise OddSegmentError
+    for index, line in enumerate(lines, segment.first):
+        value = orjson.loads(line)
+        yield Entry(index, value["kind"], value["body"], line)
+
+
 def run_links(
     links: Links,
     path: str | os.PathLike[str],
-    on_entry: Callable[[Entry], None] | None = None,
+    listener: Listener | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> bytes:
     """Feed a file to `links` until its end or a fault. Return the unfinished last line (empty if none)."""
@@ -134,8 +189,8 @@ def run_links(
                 if accepted is None:
                     links.settle(next(lines, None))
                     return b""
-                if on_entry is not None:
-                    on_entry(Entry(links.size - 1, *accepted, line))
+                if listener is not None:
+                    listener(Entry(links.size - 1, *accepted, line))
         except OSError as error:
             raise LedgerError(f"cannot read the ledger `{os.fspath(path)}`: {error.strerror}") from error
     return bytes(tail)

@@ -122,7 +122,8 @@ class Links:
                 if not self._landmark(index, kind, body):
                     return False
             self.tree.append(leaves[at : at + HASH_SIZE])
-        self.prev = leaves[-HASH_SIZE:].hex()
+        if leaves:
+            self.prev = leaves[-HASH_SIZE:].hex()
         return True
 
     def settle(self, successor: bytes | None) -> None:

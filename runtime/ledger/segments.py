@@ -2,11 +2,14 @@
 
 Each line holds the hash of the line before, so a run of lines can be checked without what precedes it; runs
 are then stitched by comparing the first link of each with the last hash of the one before. Only what needs no
-state is done apart: form, shape, order and links. Whatever looks odd makes the whole attempt None, and the
-caller goes through the file once in order, which also says where the fault is.
+state is done apart: form, shape, order and links. Whatever looks odd ends the whole attempt, and the caller
+goes through the file once in order, which also says where the fault is.
 
-Run as a program, this module checks one run of lines and writes the result to its standard output: a line of
-JSON, then the leaf hashes.
+Either the file is divided among processes (`check_in_parallel`), or one process checks it from its beginning
+while the caller does something else with what is checked already (`check_ahead`).
+
+Run as a program, this module checks one run of lines and writes what it finds to its standard output, piece
+by piece: a line of JSON, then the leaf hashes.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import sha256
@@ -33,6 +36,8 @@ LARGEST = 1 << 30
 """Bytes above which the hashes kept for stitching would take too much memory."""
 
 MOST_PROCESSES = 4
+
+AHEAD = "ahead"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +60,20 @@ class OddSegmentError(ValueError):
     """A run of lines that is not sound in itself."""
 
 
-def check_segment(path: str, start: int, stop: int, progress: Callable[[int], None] | None = None) -> Segment:
-    """Check the lines that begin in [start, stop). Raises OddSegmentError where anything is wrong."""
-    first, first_prev, index, prev = -1, "", -1, ""
-    leaves: list[bytes] = []
-    landmarks: dict[int, bytes] = {}
-    tail, size = b"", 0
+def check_pieces(path: str, start: int, stop: int) -> Iterator[Segment]:
+    """Check the lines that begin in [start, stop), a piece at a time. Raises OddSegmentError at a fault."""
+    index, prev = -1, ""
     with open_ledger(path) as file:
         for piece in pieces(file, start, stop):
+            first, first_prev, size = index + 1, prev, 0
+            leaves: list[bytes] = []
+            landmarks: dict[int, bytes] = {}
             for line in piece.lines:
                 try:
                     found, kind, link, _ = decode(line)
                 except MalformedLineError:
                     raise OddSegmentError from None
-                if first < 0:
+                if index < 0:
                     first, first_prev = found, link
                 elif found != index + 1 or link != prev:
                     raise OddSegmentError
@@ -78,12 +83,7 @@ def check_segment(path: str, start: int, stop: int, progress: Callable[[int], No
                 if kind in LANDMARKS:
                     landmarks[index] = line
                 size += len(line) + 1
-            tail = piece.rest or b""
-            if progress is not None:
-                progress(size)
-    if first < 0:
-        raise OddSegmentError
-    return Segment(first, first_prev, b"".join(leaves), landmarks, size, tail)
+            yield Segment(first, first_prev, b"".join(leaves), landmarks, size, piece.rest or b"")
 
 
 def check_in_parallel(
@@ -94,21 +94,41 @@ def check_in_parallel(
     spans = list(pairwise(_bounds(name)))
     if len(spans) < 2:
         return None
+    scale = len(spans)
     with ExitStack() as stack:
         workers = [stack.enter_context(_start(name, *span)) for span in spans[1:]]
         for worker in workers:
             stack.callback(worker.kill)
         try:
-            first = check_segment(name, *spans[0], _scaled(progress, len(spans), spans[-1][1]))
-            return [first, *map(_result, workers)]
+            found = []
+            for segment in check_pieces(name, *spans[0]):
+                found.append(segment)
+                if progress is not None:
+                    done = sum(segment.size for segment in found)
+                    progress(min(done * scale, spans[-1][1]), spans[-1][1])
+            for worker in workers:
+                found += _results(worker)
         except (OddSegmentError, OSError):
             return None
+    return found
 
 
-def _scaled(
-    progress: Callable[[int, int], None] | None, processes: int, total: int
-) -> Callable[[int], None] | None:
-    return None if progress is None else lambda done: progress(min(done * processes, total), total)
+def check_ahead(path: str | os.PathLike[str]) -> Generator[Segment, None, None]:
+    """Yield the lines of a ledger, checked in order by another process that runs ahead of the caller.
+
+    Yields nothing where the ledger is too small for this or no second processor is there. Raises
+    OddSegmentError at a fault.
+    """
+    name = os.fspath(path)
+    with open_ledger(name) as file:
+        total = os.fstat(file.fileno()).st_size
+    if total < SMALLEST or _processors() < 2:
+        return
+    with _start(name, 0, total, AHEAD) as worker:
+        try:
+            yield from _results(worker)
+        finally:
+            worker.kill()
 
 
 def _processors() -> int:
@@ -134,22 +154,28 @@ def _bounds(path: str) -> list[int]:
         return [*bounds, total]
 
 
-def _start(path: str, start: int, stop: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "gradwarden.runtime.ledger.segments", path, str(start), str(stop)]
+def _start(path: str, start: int, stop: int, *mode: str) -> subprocess.Popen[bytes]:
+    module = "gradwarden.runtime.ledger.segments"
+    command = [sys.executable, "-m", module, path, str(start), str(stop), *mode]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL
     )
 
 
-def _result(worker: subprocess.Popen[bytes]) -> Segment:
-    output, _ = worker.communicate()
-    if worker.returncode != 0:
+def _results(worker: subprocess.Popen[bytes]) -> Iterator[Segment]:
+    """Yield what a worker writes. Raises OddSegmentError where it found a fault or came to grief."""
+    assert worker.stdout is not None, "every worker writes to a pipe"
+    for line in worker.stdout:
+        try:
+            facts = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            raise OddSegmentError from None
+        leaves = worker.stdout.read(facts["leaves"])
+        landmarks = {int(index): text.encode() for index, text in facts["landmarks"].items()}
+        tail = bytes.fromhex(facts["tail"])
+        yield Segment(facts["first"], facts["prev"], leaves, landmarks, facts["size"], tail)
+    if worker.wait() != 0:
         raise OddSegmentError
-    line, leaves = output.split(b"\n", 1)
-    facts = orjson.loads(line)
-    landmarks = {int(index): text.encode() for index, text in facts["landmarks"].items()}
-    tail = bytes.fromhex(facts["tail"])
-    return Segment(facts["first"], facts["prev"], leaves, landmarks, facts["size"], tail)
 
 
 def _output(segment: Segment) -> Iterator[bytes]:
@@ -157,6 +183,7 @@ def _output(segment: Segment) -> Iterator[bytes]:
         {
             "first": segment.first,
             "prev": segment.prev,
+            "leaves": len(segment.leaves),
             "landmarks": {str(index): line.decode() for index, line in segment.landmarks.items()},
             "size": segment.size,
             "tail": segment.tail.hex(),
@@ -167,12 +194,19 @@ def _output(segment: Segment) -> Iterator[bytes]:
 
 
 def main() -> int:
-    """Check the run of lines named by the arguments: path, start, stop. Status 1: something is odd."""
+    """Check the run of lines named by the arguments: path, start, stop. Status 1: something is odd.
+
+    A fourth argument, AHEAD: write each piece at once. Otherwise all is written at the end, since the caller
+    reads nothing before and a full pipe would bring this process to a halt.
+    """
+    path, start, stop, *mode = sys.argv[1:]
+    found = check_pieces(path, int(start), int(stop))
     try:
-        segment = check_segment(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+        for segment in found if AHEAD in mode else list(found):
+            sys.stdout.buffer.writelines(_output(segment))
+            sys.stdout.buffer.flush()
     except OddSegmentError:
         return 1
-    sys.stdout.buffer.writelines(_output(segment))
     return 0
 
 

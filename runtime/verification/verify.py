@@ -14,7 +14,7 @@ from typing import Any
 
 from gradwarden.policy.program import Program
 from gradwarden.runtime.digests import file_digest
-from gradwarden.runtime.ledger.chain import ChainReport, Finding, verify_chain
+from gradwarden.runtime.ledger.chain import ChainReport, Finding, Listener, verify_chain
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.verification.run_replay import RunReplay
 
@@ -52,8 +52,14 @@ def verify_ledger(
     Raises LedgerError only where the file cannot be read.
     """
     expected = () if program is None else (program,) if isinstance(program, Program) else program
-    replay = RunReplay(expected) if decisions else None
-    chain = verify_chain(path, keys, None if replay is None else replay.accept, progress)
+    replay = None
+
+    def listen() -> Listener:
+        nonlocal replay
+        replay = RunReplay(expected)
+        return replay.accept
+
+    chain = verify_chain(path, keys, listen if decisions else None, progress)
     findings = list(chain.findings)
     if replay is not None:
         findings += replay.findings(chain)

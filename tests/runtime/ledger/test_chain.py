@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gradwarden.runtime import Ledger, Signer
 from gradwarden.runtime.errors import LedgerDamaged, LedgerError
-from gradwarden.runtime.ledger import segments
+from gradwarden.runtime.ledger import chain, segments
 from gradwarden.runtime.ledger.chain import ChainReport, verify_chain
 from gradwarden.runtime.ledger.entries import Entry, compose, decode, encode_body
 from gradwarden.runtime.ledger.merkle import Tree, leaf_hash, tree_root
@@ -78,7 +78,7 @@ def test_a_sealed_ledger_holds(sealed: Path, signer: Signer) -> None:
     seen: list[Entry] = []
     progress: list[tuple[int, int]] = []
     report = verify_chain(
-        sealed, [signer.public], seen.append, lambda done, total: progress.append((done, total))
+        sealed, [signer.public], lambda: seen.append, lambda done, total: progress.append((done, total))
     )
     lines = lines_of(sealed)
     assert (report.status, report.findings, report.first_bad, report.sealed) == ("OK", (), None, True)
@@ -357,3 +357,66 @@ def test_several_processes_find_what_one_finds(
         50,
         ["unsigned", "torn_tail", "not_sealed"],
     )
+
+
+@pytest.fixture
+def two_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "SMALLEST", 1)
+    monkeypatch.setattr(segments.os, "sched_getaffinity", lambda _: {0, 1})
+
+
+class Listeners:
+    """Hands out listeners and keeps what each was told."""
+
+    def __init__(self) -> None:
+        self.told: list[list[Any]] = []
+
+    def __call__(self) -> Any:
+        self.told.append([])
+        return self.told[-1].append
+
+
+@pytest.mark.usefixtures("two_processors")
+def test_a_process_that_checks_ahead_leaves_nothing_out(path: Path, cases: Any, signer: Signer) -> None:
+    cases.build(path, signer, steps=40)
+    listeners, steps = Listeners(), []
+    report = verify_chain(path, [signer.public], listeners, lambda done, total: steps.append((done, total)))
+    assert report == check(path, signer)
+    (told,) = listeners.told
+    assert [entry.line for entry in told] == lines_of(path)
+    assert told == list(read_entries(path))
+    assert steps[-1] == (path.stat().st_size,) * 2
+
+
+@pytest.mark.usefixtures("two_processors")
+@pytest.mark.parametrize("index", [0, 1, 20, -2, -1])
+def test_after_a_fault_ahead_the_ledger_is_told_anew(
+    path: Path, cases: Any, signer: Signer, index: int
+) -> None:
+    cases.build(path, signer, steps=40)
+    lines = lines_of(path)
+    spoilt = list(lines)
+    spoilt[index] = spoilt[index][:-9] + (b"0" if spoilt[index][-9:-8] != b"0" else b"1") + spoilt[index][-8:]
+    listeners = Listeners()
+    report = verify_chain(write(path, spoilt), [signer.public], listeners)
+    assert report == check(path, signer)
+    assert report.status == "TAMPERED"
+    assert len(listeners.told) == 2
+    assert [entry.line for entry in listeners.told[-1]] == spoilt[: len(listeners.told[-1])]
+    assert len(listeners.told[-1]) >= report.size
+
+
+@pytest.mark.usefixtures("two_processors")
+def test_what_is_told_is_what_was_checked(
+    path: Path, cases: Any, signer: Signer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that changes between the check and the second reading is read in order instead."""
+    cases.build(path, signer, steps=40)
+    checked = list(segments.check_ahead(path))
+    lines = lines_of(path)
+    write(path, [*lines[:20], lines[20].replace(b'"step":', b'"step":1'), *lines[21:]])
+    monkeypatch.setattr(chain, "check_ahead", lambda _: (segment for segment in checked))
+    listeners = Listeners()
+    report = verify_chain(path, [signer.public], listeners)
+    assert (report.status, report.first_bad) == ("TAMPERED", 20)
+    assert listeners.told[0] == []
