@@ -15,7 +15,7 @@ from gradwarden.policy.syntax import tree as s
 
 Weights = tuple[int, ...]
 
-_ALLOWED: dict[s.RuleKind, tuple[str, ...]] = {
+ALLOWED: dict[s.RuleKind, tuple[str, ...]] = {
     "depth": ("when", "reach", "because"),
     "suppress": ("when", "cap", "route", "because"),
     "retain": ("when", "from", "until", "at most", "because"),
@@ -25,6 +25,7 @@ _ALLOWED: dict[s.RuleKind, tuple[str, ...]] = {
     "modulate": ("when", "scale", "because"),
     "waive": ("when", "approved", "until", "because"),
 }
+"""The clauses that a rule of each kind may have, by the words that they begin with."""
 
 _REPEATABLE = {"curriculum": {"before", "from", "in", "during", "reach"}}
 
@@ -65,7 +66,7 @@ class Clauses:
         for clause in self.rule.clauses:
             word = word_of(clause)
             key = f"{word} {clause.noun}" if isinstance(clause, s.AtMost) else word
-            if word not in _ALLOWED[kind]:
+            if word not in ALLOWED[kind]:
                 self._misplaced(clause, word)
             elif key in seen and word not in _REPEATABLE.get(kind, ()):
                 help = (
@@ -77,7 +78,7 @@ class Clauses:
                 yield clause
 
     def _misplaced(self, clause: s.Clause, word: str) -> None:
-        help = f"it takes {_listed(_ALLOWED[self.rule.kind])}"
+        help = f"it takes {_listed(ALLOWED[self.rule.kind])}"
         if isinstance(clause, s.InPhase):
             if self._tests_set(clause):
                 return
