@@ -1,0 +1,190 @@
+"""How one program sees shared inputs: its conditions as expressions, and whether examples fit its schema.
+
+Every case follows `evaluation/evaluate.py` line by line; `tests/policy/proving` hold the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from typing import assert_never
+
+from gradwarden.policy.program import (
+    And,
+    Arithmetic,
+    AttributeSpec,
+    AttributeValue,
+    ClockValue,
+    Compare,
+    CompareOp,
+    Condition,
+    Constant,
+    Flag,
+    Has,
+    Not,
+    Number,
+    NumericExpr,
+    OneOf,
+    Or,
+    Program,
+    SetTest,
+    SignalSpec,
+    SignalValue,
+    Spent,
+    Text,
+)
+from gradwarden.policy.proving.inputs import AttributeInput, Inputs, rounded, words
+from gradwarden.policy.proving.smt import (
+    FALSE,
+    TRUE,
+    Truth,
+    Whole,
+    conjunction,
+    disjunction,
+    negation,
+    z3,
+)
+
+
+class View:
+    """The conditions of one program over inputs that it may share with others."""
+
+    def __init__(self, program: Program, inputs: Inputs) -> None:
+        self.inputs = inputs
+        self._specs = {spec.name: spec for spec in program.attributes}
+        self._known: dict[int, tuple[Condition, Truth]] = {}
+        self._signals = {spec.name: self._signal(spec) for spec in program.signals}
+        self._wholes = {
+            spec.name: self._whole(spec) for spec in program.attributes if spec.type in ("number", "date")
+        }
+
+    def valid(self) -> Truth:
+        """Return whether the example's metadata fit the program's schema."""
+        return conjunction(self._fits())
+
+    def _fits(self) -> Iterator[Truth]:
+        for (name, kind), made in self.inputs.attributes.items():
+            spec = self._specs.get(name)
+            if spec is None or spec.type != kind:
+                yield negation(made.present)
+                continue
+            if not spec.optional:
+                yield made.present
+            if spec != made.spec:
+                yield disjunction((negation(made.present), conjunction(self._in_range(spec, made))))
+
+    def _in_range(self, spec: AttributeSpec, made: AttributeInput) -> Iterator[Truth]:
+        """Yield what a present value must satisfy besides the union of all declarations."""
+        match spec.type:
+            case "number" | "date":
+                value = rounded(made.whole, made.spec.places, spec.places)
+                yield from (value >= spec.lo, value <= spec.hi)
+            case "enum":
+                assert made.choice is not None
+                yield made.choice.passes(frozenset(spec.values))
+            case "set":
+                yield from (negation(flag) for word, flag in made.members.items() if word not in spec.values)
+            case "string":
+                assert made.choice is not None
+                yield made.choice.fits(spec.hi)
+            case "bool":
+                pass
+
+    def _signal(self, spec: SignalSpec) -> Whole:
+        made = self.inputs.signals[spec.name]
+        value = rounded(made.whole, made.places, spec.places)
+        if (made.lo, made.hi, made.places) != (spec.lo, spec.hi, spec.places):
+            value = z3.If(value < spec.lo, spec.lo, z3.If(value > spec.hi, spec.hi, value))
+        return value if z3.is_true(made.given) else z3.If(made.given, value, spec.default)
+
+    def _whole(self, spec: AttributeSpec) -> Whole:
+        made = self._input(spec.name)
+        value = rounded(made.whole, made.spec.places, spec.places)
+        return value if z3.is_true(made.present) else z3.If(made.present, value, 0)
+
+    def _input(self, name: str) -> AttributeInput:
+        return self.inputs.attributes[name, self._specs[name].type]
+
+    def signal(self, name: str) -> Whole:
+        """Return the encoded, clamped value of a signal."""
+        return self._signals[name]
+
+    def truth(self, condition: Condition) -> Truth:
+        """Return a condition as an expression."""
+        # The condition is kept beside its expression: an id is only unique while its object lives.
+        known = self._known.get(id(condition))
+        if known is None:
+            known = self._known[id(condition)] = (condition, self._truth(condition))
+        return known[1]
+
+    def _truth(self, condition: Condition) -> Truth:
+        match condition:
+            case Constant(value):
+                return TRUE if value else FALSE
+            case Not(term):
+                return negation(self.truth(term))
+            case And(terms):
+                return conjunction([self.truth(term) for term in terms])
+            case Or(terms):
+                return disjunction([self.truth(term) for term in terms])
+            case Has(attribute):
+                return self._input(attribute).present
+            case Flag(attribute):
+                made = self._input(attribute)
+                return conjunction((made.present, made.flag))
+            case OneOf(attribute, codes):
+                return self._passes(attribute, [words(self._specs[attribute], codes)])
+            case Text(attribute, test, operands):
+                return self._passes(attribute, [(test, operand) for operand in operands])
+            case SetTest(attribute, test, codes):
+                return self._members(attribute, test, codes)
+            case Compare(op, left, right):
+                return _compare(op, self.number(left), self.number(right))
+            case Spent(rule):
+                return self.inputs.spent[rule]
+            case _:
+                assert_never(condition)
+
+    def _passes(self, attribute: str, tests: Sequence[Hashable]) -> Truth:
+        made = self._input(attribute)
+        assert made.choice is not None
+        return conjunction((made.present, disjunction(made.choice.passes(test) for test in tests)))
+
+    def _members(self, attribute: str, test: str, codes: tuple[int, ...]) -> Truth:
+        made, values = self._input(attribute), self._specs[attribute].values
+        members = [conjunction((made.present, made.members[values[code]])) for code in codes]
+        return disjunction(members) if test == "any" else conjunction(members)
+
+    def number(self, expression: NumericExpr) -> Whole:
+        """Return a numeric expression; z3's integers have no bounds."""
+        match expression:
+            case Number(value):
+                return z3.IntVal(value)
+            case AttributeValue(name):
+                return self._wholes[name]
+            case SignalValue(name):
+                return self._signals[name]
+            case ClockValue(name):
+                return self.inputs.clocks[name]
+            case Arithmetic(op, left, right):
+                a, b = self.number(left), self.number(right)
+                return a + b if op == "add" else a - b if op == "sub" else a * b
+            case _:
+                assert_never(expression)
+
+
+def _compare(op: CompareOp, a: Whole, b: Whole) -> Truth:
+    match op:
+        case "lt":
+            made = a < b
+        case "le":
+            made = a <= b
+        case "eq":
+            made = a == b
+        case "ne":
+            made = a != b
+        case "ge":
+            made = a >= b
+        case "gt":
+            made = a > b
+    # A comparison of two constants is one: the folding of conjunctions sees through it.
+    return z3.simplify(made) if z3.is_int_value(a) and z3.is_int_value(b) else made
