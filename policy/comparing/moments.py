@@ -10,11 +10,12 @@ listed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeAlias, assert_never
 
 import numpy as np
 
+from gradwarden.policy.evaluation.evaluate import compare
 from gradwarden.policy.evaluation.partition import partition, reads_of
 from gradwarden.policy.program import (
     Arithmetic,
@@ -44,9 +45,14 @@ def comparisons(program: Program, clock: Clock) -> Iterator[Compare]:
 
 
 def is_fixed(leaf: Compare, clock: Clock) -> bool:
-    """Return whether a comparison reads a clock and constants alone: it turns at the same time for all."""
+    """Return whether a comparison turns at the same times for all examples, and these can be listed.
+
+    So it is where it reads the clock and constants alone. A difference of a higher degree is tried on every
+    day; over steps and epochs, which have no such bounds, it counts as not fixed.
+    """
     reads = reads_of(leaf)
-    return not reads.attributes and not reads.signals and reads.clocks == {clock}
+    alone = not reads.attributes and not reads.signals and reads.clocks == {clock}
+    return alone and (clock == "today" or is_linear(leaf, clock))
 
 
 def degree(expression: NumericExpr, clock: Clock) -> int:
@@ -103,18 +109,19 @@ def _difference(leaf: Compare, values: Values) -> Any:
     return value_of(leaf.left, values) - value_of(leaf.right, values)
 
 
-def fixed_turns(leaves: Iterable[Compare], clock: Clock) -> list[int]:
-    """Return, sorted, the turns of linear comparisons that read a clock and constants alone."""
-    found = {int(turn) for leaf in leaves for turn in turns(leaf, clock, {})} - {NEVER}
-    return sorted(turn for turn in found if any(_turns_at(leaf, clock, turn) for leaf in leaves))
+def fixed_turns(leaf: Compare, clock: Clock, first: int, last: int) -> list[int]:
+    """Return the times from `first` to `last`, sorted, at which the truth of a fixed comparison changes."""
+    if is_linear(leaf, clock):
+        candidates = sorted({int(turn) for turn in turns(leaf, clock, {})})
+    else:
+        candidates = list(range(first, last + 1))
+    return [t for t in candidates if first <= t <= last and direction(leaf, clock, t)]
 
 
-def _turns_at(leaf: Compare, clock: Clock, turn: int) -> bool:
-    from gradwarden.policy.evaluation.evaluate import compare
-
+def direction(leaf: Compare, clock: Clock, at: int) -> int:
+    """Return 1 where a fixed comparison becomes true at a time, -1 where it becomes false, else 0."""
     now = ClockValue(clock)
     before, after = (
-        compare(leaf.op, value_of(leaf.left, {now: t}), value_of(leaf.right, {now: t}))
-        for t in (turn - 1, turn)
+        compare(leaf.op, value_of(leaf.left, {now: t}), value_of(leaf.right, {now: t})) for t in (at - 1, at)
     )
-    return before != after
+    return int(after) - int(before)
