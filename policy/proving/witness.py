@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
@@ -24,6 +24,9 @@ from gradwarden.policy.program import Program
 from gradwarden.policy.proving.encoding import Encoding
 from gradwarden.policy.proving.inputs import AttributeInput, Inputs, SignalInput
 from gradwarden.policy.proving.smt import Truth, negation, z3
+
+Holds = Callable[[Mapping[str, object], Context], bool]
+"""Whether the reference evaluator agrees that an example, in a context, shows what was asked for."""
 
 
 class DisagreementError(GradwardenError):
@@ -75,7 +78,7 @@ def read_witness(model: Any, inputs: Inputs) -> Witness:
     }
     clocks = {name: _int(model, whole) for name, whole in inputs.clocks.items()}
     signals = {
-        name: _number(_int(model, made.whole), made.places)
+        name: number(_int(model, made.whole), made.places)
         for name, made in inputs.signals.items()
         if _holds(model, made.given)
     }
@@ -91,7 +94,7 @@ def _value(model: Any, made: AttributeInput) -> object:
         case "bool":
             return _holds(model, made.flag)
         case "number":
-            return _number(_int(model, made.whole), made.spec.places)
+            return number(_int(model, made.whole), made.spec.places)
         case "date":
             return (EPOCH_DAY + timedelta(_int(model, made.whole))).isoformat()
         case "set":
@@ -101,7 +104,7 @@ def _value(model: Any, made: AttributeInput) -> object:
             return made.choice.read(model)
 
 
-def _number(value: int, places: int) -> Any:
+def number(value: int, places: int) -> Any:
     """Return a scaled number as metadata that encode to it at any number of places up to its own."""
     exact = unscaled(value, places)
     if exact == int(exact):
@@ -148,9 +151,8 @@ def pin(inputs: Inputs, metadata: Mapping[str, object], context: Context) -> lis
         "exposures": context.exposures,
     }
     pinned += [whole == clocks[name] for name, whole in inputs.clocks.items()]
-    return pinned + [
-        truth if rule in context.spent else negation(truth) for rule, truth in inputs.spent.items()
-    ]
+    pinned += [t if rule in context.spent else negation(t) for rule, t in inputs.spent.items()]
+    return pinned
 
 
 def _pinned(made: Sequence[AttributeInput], raw: object) -> list[Truth]:
