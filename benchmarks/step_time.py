@@ -1,11 +1,13 @@
-"""Time of a governed training step over the plain one, on a small GPT.
+"""Time of a governed training step over the plain one, on a GPT.
 
 Six blocks, width 384, 128 tokens, batch 16, float32, AdamW; forward, backward and optimizer step. Plain and
 governed steps alternate, each on its own copy of the model, and the median of the pairs' ratios is reported
 with its quartiles. The cases time the mask engine; `whole_governor` times all of it, admission, gates and a
-ledger on disk included, under a policy with fractional weights.
+ledger on disk included, under a policy with fractional weights. The bars are for this shape on a processor;
+on an accelerator a step of it is too short to tell anything but the cost of launching, so give a larger one.
 
     python -m benchmarks.step_time [--pairs 9] [--threads 2] [--only CASE]
+    python -m benchmarks.step_time --device cuda --width 1024 --tokens 1024 --pairs 50
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -30,7 +33,7 @@ from gradwarden.policy.program import Band
 from gradwarden.runtime import Governor, Ledger, ModelMap, Signer
 from gradwarden.runtime.masks import make_engine
 
-BLOCKS, WIDTH, HEADS, TOKENS, BATCH, VOCABULARY = 6, 384, 6, 128, 16, 256
+BLOCKS, BATCH, VOCABULARY, HEAD_WIDTH = 6, 16, 256, 64
 
 Step: TypeAlias = Callable[[Tensor, Tensor], None]
 
@@ -50,35 +53,52 @@ BARS = {"fractional": 1.05, "half_rows": 0.92, "bottom_half": 0.70, "top_two_onl
 """The greatest acceptable median ratio of each case."""
 
 
-class Block(nn.Module):
-    """Pre-norm attention and MLP: [B, T, WIDTH] -> [B, T, WIDTH]."""
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a run measures on. width: of the model, a multiple of 64. amp: bfloat16 autocast."""
 
-    def __init__(self) -> None:
+    device: str = "cpu"
+    width: int = 384
+    tokens: int = 128
+    amp: bool = False
+    engine: str = "fused"
+    pairs: int = 9
+
+    def synchronize(self) -> None:
+        """Wait for the device, so that a clock tells the time of its work."""
+        if torch.device(self.device).type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP: [B, T, width] -> [B, T, width]."""
+
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm_1, self.norm_2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.qkv, self.proj = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+        self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, tokens, _ = x.shape
-        qkv = self.qkv(self.norm_1(x)).view(batch, tokens, 3, HEADS, WIDTH // HEADS)
+        batch, tokens, width = x.shape
+        qkv = self.qkv(self.norm_1(x)).view(batch, tokens, 3, width // HEAD_WIDTH, HEAD_WIDTH)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        x = x + self.proj(mixed.transpose(1, 2).reshape(batch, tokens, WIDTH))
+        x = x + self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
         return x + self.down(functional.gelu(self.up(self.norm_2(x))))
 
 
 class GPT(nn.Module):
     """Byte-level language model: [B, T] -> [B, T, VOCABULARY]."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int, tokens: int) -> None:
         super().__init__()
-        self.tokens, self.positions = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(TOKENS, WIDTH)
-        self.blocks = nn.ModuleList(Block() for _ in range(BLOCKS))
-        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, VOCABULARY, bias=False)
+        self.tokens, self.positions = nn.Embedding(VOCABULARY, width), nn.Embedding(tokens, width)
+        self.blocks = nn.ModuleList(Block(width) for _ in range(BLOCKS))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, VOCABULARY, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.tokens(x) + self.positions(torch.arange(x.shape[1]))
+        h = self.tokens(x) + self.positions(torch.arange(x.shape[1], device=x.device))
         for block in self.blocks:
             h = block(h)
         return self.head(self.norm(h))
@@ -116,82 +136,86 @@ def cases() -> dict[str, Tensor | None]:
     }
 
 
-def losses_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def losses_of(model: nn.Module, x: Tensor, y: Tensor, setting: Setting) -> Tensor:
     """Return one loss per example [B]."""
-    logits = model(x)
-    return functional.cross_entropy(logits.transpose(1, 2), y, reduction="none").mean(1)
+    with torch.autocast(torch.device(setting.device).type, torch.bfloat16, enabled=setting.amp):
+        logits = model(x)
+    losses = functional.cross_entropy(logits.float().flatten(0, 1), y.flatten(), reduction="none")
+    return losses.view(y.shape).mean(1)
 
 
-def plain_step(model: nn.Module) -> Step:
+def plain_step(model: nn.Module, setting: Setting) -> Step:
     """Return an ordinary training step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
     def step(x: Tensor, y: Tensor) -> None:
         optimizer.zero_grad(set_to_none=True)
-        losses_of(model, x, y).mean().backward()
+        losses_of(model, x, y, setting).mean().backward()
         optimizer.step()
 
     return step
 
 
-def governed_step(model: nn.Module, weights: Tensor, engine: str) -> Step:
+def governed_step(model: nn.Module, weights: Tensor, setting: Setting) -> Step:
     """Return a training step under weights."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    masks = make_engine(model, bands(model), engine)
+    masks = make_engine(model, bands(model), setting.engine)
 
     def step(x: Tensor, y: Tensor) -> None:
         optimizer.zero_grad(set_to_none=True)
         masks.arm(weights)
-        masks.backward(losses_of(model, x, y), BATCH)
+        masks.backward(losses_of(model, x, y, setting), BATCH)
         optimizer.step()
 
     return step
 
 
 @contextmanager
-def governor_step(model: nn.Module, engine: str) -> Iterator[Step]:
+def governor_step(model: nn.Module, setting: Setting) -> Iterator[Step]:
     """Give a training step under a governor with a ledger on disk."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     program = compile_policy(parse_policy(POLICY), ModelMap.from_module(model))
     batch = [{"id": f"example {number}", "kind": "ab"[number % 2]} for number in range(BATCH)]
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger.open(Path(folder, "run.ledger"), signer=Signer.generate("benchmark"))
-        with Governor(program, model, optimizer, ledger=ledger, engine=engine) as governor:
+        with Governor(program, model, optimizer, ledger=ledger, engine=setting.engine) as governor:
 
             def step(x: Tensor, y: Tensor) -> None:
                 with governor.step(batch) as proposal:
-                    proposal.backward(losses_of(model, x, y))
+                    proposal.backward(losses_of(model, x, y, setting))
 
             yield step
 
 
-def ratios(plain: Step, governed: Step, pairs: int) -> Iterator[tuple[float, float]]:
+def ratios(plain: Step, governed: Step, setting: Setting) -> Iterator[tuple[float, float]]:
     """Yield the seconds of a plain and of a governed step, for each pair after the warm-up pairs."""
-    for number in range(pairs + WARM_UP):
-        x, y = torch.randint(VOCABULARY, (2, BATCH, TOKENS))
+    for number in range(setting.pairs + WARM_UP):
+        x, y = torch.randint(VOCABULARY, (2, BATCH, setting.tokens)).to(setting.device)
         seconds = {}
         order = [("plain", plain), ("governed", governed)]
         for name, step in order if number % 2 else reversed(order):
+            setting.synchronize()
             start = time.perf_counter()
             step(x, y)
+            setting.synchronize()
             seconds[name] = time.perf_counter() - start
         if number >= WARM_UP:
             yield seconds["plain"], seconds["governed"]
 
 
-def measure(weights: Tensor | None, pairs: int, engine: str) -> dict[str, float]:
+def measure(weights: Tensor | None, setting: Setting) -> dict[str, float]:
     """Return the median ratio of a case with its quartiles and the median seconds of a plain step.
 
     weights: [BATCH, bands] for the engine alone; None: the whole governor.
     """
     torch.manual_seed(0)
-    model = GPT()
-    plain, copy = plain_step(model), deepcopy(model)
+    model = GPT(setting.width, setting.tokens).to(setting.device)
+    plain, copy = plain_step(model, setting), deepcopy(model)
     if weights is None:
-        with governor_step(copy, engine) as governed:
-            times = list(ratios(plain, governed, pairs))
+        with governor_step(copy, setting) as governed:
+            times = list(ratios(plain, governed, setting))
     else:
-        times = list(ratios(plain, governed_step(copy, weights, engine), pairs))
+        times = list(ratios(plain, governed_step(copy, weights, setting), setting))
     quotients = sorted(governed / plain for plain, governed in times)
     low, median, high = statistics.quantiles(quotients, n=4, method="inclusive")
     return {
@@ -202,8 +226,8 @@ def measure(weights: Tensor | None, pairs: int, engine: str) -> dict[str, float]
     }
 
 
-def main() -> None:
-    """Measure every case; write the results where all were."""
+def options_of() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -211,19 +235,46 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", choices=sorted(cases()), action="append")
     parser.add_argument("--engine", choices=("fused", "split"), default="fused")
-    options = parser.parse_args()
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--width", type=int, default=384)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure every case; write the results where all were."""
+    options = options_of()
     torch.set_num_threads(options.threads)
+    setting = Setting(
+        options.device, options.width, options.tokens, options.amp, options.engine, options.pairs
+    )
+    own_shape = setting == Setting(engine=setting.engine, pairs=setting.pairs)
     results: dict[str, dict[str, float]] = {}
     for name, weights in cases().items():
         if options.only and name not in options.only:
             continue
-        results[name] = measure(weights, options.pairs, options.engine)
-        bar = f"  bar {BARS[name]:.2f}" if name in BARS else ""
+        results[name] = measure(weights, setting)
+        bar = f"  bar {BARS[name]:.2f}" if name in BARS and own_shape else ""
         spread = f"{results[name]['quartile_1']:.3f}-{results[name]['quartile_3']:.3f}"
         print(f"{name:20s} {results[name]['ratio']:.3f}  ({spread}){bar}", flush=True)
     if not options.only:
-        figures = {"engine": options.engine, "threads": options.threads, "pairs": options.pairs}
-        write_results("step_time", {**figures, "bars": BARS, "ratios": results}, ["torch"])
+        write(setting, options.threads, results, own_shape)
+
+
+def write(setting: Setting, threads: int, results: dict[str, dict[str, float]], own_shape: bool) -> None:
+    """Write the results; those of another device or shape under a name that says so."""
+    figures: dict[str, object] = {"engine": setting.engine, "threads": threads, "pairs": setting.pairs}
+    name, kind = "step_time", torch.device(setting.device).type
+    if own_shape:
+        figures["bars"] = BARS
+    else:
+        precision = "bf16" if setting.amp else "fp32"
+        name += f"_{kind}_{setting.width}x{setting.tokens}_{precision}"
+        figures |= {"width": setting.width, "tokens": setting.tokens, "amp": setting.amp}
+    if kind == "cuda":
+        figures["accelerator"] = torch.cuda.get_device_name(setting.device)
+    write_results(name, {**figures, "ratios": results}, ["torch"])
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def checked_normaliser(normaliser: float) -> float:
 def chosen_rows(rows: Tensor | None, batch: int) -> Tensor:
     """Return which examples a backward pass is for, as bool [B] on the CPU; all where none are named."""
     if rows is None:
-        return torch.ones(batch, dtype=torch.bool)
+        return torch.ones(batch, dtype=torch.bool, device="cpu")
     if rows.dtype != torch.bool or rows.shape != (batch,):
         raise MaskError(f"rows must be a bool tensor of shape ({batch},)")
     return rows.cpu()

@@ -315,7 +315,7 @@ class FusedEngine:
         """Return the rows that count for a parameter: none where it is absent or frozen."""
         if parameter is None or not parameter.requires_grad:
             if plan.batch not in self._no_rows:
-                self._no_rows[plan.batch] = Rows(torch.zeros(plan.batch, dtype=torch.float64))
+                self._no_rows[plan.batch] = Rows(torch.zeros(plan.batch, dtype=torch.float64, device="cpu"))
             return self._no_rows[plan.batch]
         return plan.bands[self.bands.home[id(parameter)]]
 

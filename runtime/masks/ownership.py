@@ -55,7 +55,9 @@ def misplaced(plan: Plan, losses: Tensor, calls: Sequence[Any], normaliser: floa
     edges = [GradientEdge(node, 0) for node in nodes]
     generator = torch.Generator().manual_seed(_SEED)
     live = (plan.factors > 0).to(torch.float64) / normaliser
-    scales = live * (0.5 + 1.5 * torch.rand(plan.batch, generator=generator, dtype=torch.float64))
+    scales = live * (
+        0.5 + 1.5 * torch.rand(plan.batch, generator=generator, dtype=torch.float64, device="cpu")
+    )
     factors = [factor.to(device=losses.device, dtype=losses.dtype) for factor in (live, scales)]
     plain, scaled = (
         [None if g is None else _Digest(g) for g in gradients_of(losses, factor, edges, retain_graph=True)]
@@ -83,7 +85,7 @@ class _Digest:
         self.sample = gradient.new_empty(0)
         wide = gradient if gradient.dtype == torch.float64 else gradient.float()
         generator = torch.Generator().manual_seed(_SEED)
-        direction = torch.randn(wide.shape[-1], generator=generator, dtype=torch.float64)
+        direction = torch.randn(wide.shape[-1], generator=generator, dtype=torch.float64, device="cpu")
         self.rows = wide @ direction.to(wide)
         norms = torch.linalg.vector_norm(wide, dim=-1)
         self.scale = torch.where(torch.isfinite(norms), norms, 0.0).amax() if norms.numel() else None

@@ -127,7 +127,7 @@ def _compare(
     engine: FusedEngine, trial: Trial, located: Located, reference: Sequence[dict[int, Tensor]]
 ) -> None:
     """Raise TrialError unless the engine gives the weighted sum of the reference gradients."""
-    rows = torch.ones(SIZES[1], dtype=torch.bool)
+    rows = torch.ones(SIZES[1], dtype=torch.bool, device="cpu")
     for weights in _trial_weights(engine.bands.count):
         plan = engine.plan(weights)
         with engine.following(plan):
@@ -169,16 +169,16 @@ def _check(
 def _precision(parameter: nn.Parameter) -> float:
     kind = parameter.device.type
     if torch.is_autocast_enabled(kind):
-        return tolerance(torch.empty(0, dtype=torch.get_autocast_dtype(kind)))
+        return tolerance(torch.empty(0, dtype=torch.get_autocast_dtype(kind), device="cpu"))
     return tolerance(parameter)
 
 
 def _trial_weights(bands: int) -> Iterator[Tensor]:
     """Yield random weights with zeros, then a staircase: all bands, the shallower half, nothing."""
     generator = torch.Generator().manual_seed(_SEED)
-    values = torch.tensor([0.0, 0.25, 0.5, 1.0, 1.5], dtype=torch.float64)
-    yield values[torch.randint(len(values), (SIZES[1], bands), generator=generator)]
-    staircase = torch.zeros(SIZES[1], bands, dtype=torch.float64)
+    values = torch.tensor([0.0, 0.25, 0.5, 1.0, 1.5], dtype=torch.float64, device="cpu")
+    yield values[torch.randint(len(values), (SIZES[1], bands), generator=generator, device="cpu")]
+    staircase = torch.zeros(SIZES[1], bands, dtype=torch.float64, device="cpu")
     staircase[0] = 1.0
     staircase[1, : (bands + 1) // 2] = 1.0
     yield staircase
@@ -192,7 +192,7 @@ def _losses(outputs: Sequence[Tensor], located: Located) -> Tensor:
         output = outputs[number]
         if output.requires_grad:
             wide = output if output.dtype == torch.float64 else output.float()
-            direction = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+            direction = torch.randn(output.shape, generator=generator, dtype=torch.float64, device="cpu")
             product = wide * direction.to(wide)
             losses.append(torch.stack([layout.example(product, SIZES[1], i).sum() for i in _EXAMPLES]))
     if not losses:

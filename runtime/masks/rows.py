@@ -88,7 +88,7 @@ class Rows:
     def _index(self, device: torch.device, per_example: int, interleaved: bool) -> Tensor:
         key = (device, per_example, interleaved)
         if key not in self._indices:
-            inner = torch.arange(per_example)
+            inner = torch.arange(per_example, device="cpu")
             index = (
                 inner[:, None] * self.batch + self.chosen
                 if interleaved
@@ -110,7 +110,7 @@ def row_factors(weights: Tensor, costs: Sequence[float]) -> Tensor:
     choices = [base, active]
     if not bool(((weights == 0) | (weights == 1)).all()):
         choices += [torch.where(band > 0, band, active) for band in weights[:, :, None].unbind(dim=1)]
-    price = torch.tensor(costs, dtype=torch.float64)
+    price = torch.tensor(costs, dtype=torch.float64, device="cpu")
     prices = [float(price[_uneven(relative(weights, choice[:, 0]))].sum()) for choice in choices]
     return choices[min(range(len(choices)), key=prices.__getitem__)][:, 0]
 
@@ -146,7 +146,7 @@ class Plan:
         self.bands = tuple(Rows(column) for column in scaled.unbind(dim=1))
         self._even = [self._ratio(column) for column in scaled.unbind(dim=1)]
         self._reach: dict[int, Rows] = {}
-        self.every = Rows(torch.ones(len(weights), dtype=torch.float64))
+        self.every = Rows(torch.ones(len(weights), dtype=torch.float64, device="cpu"))
         self.raw = False
         self.misplaced = False
         self.given_up: frozenset[int] = frozenset()

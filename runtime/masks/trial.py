@@ -71,7 +71,7 @@ class Trial:
 
     def run(self, examples: Sequence[int]) -> list[Tensor]:
         """Return the floating-point outputs for the given examples (numbers are taken modulo `distinct`)."""
-        rows = torch.tensor([self._order[number % self.distinct] for number in examples])
+        rows = torch.tensor([self._order[number % self.distinct] for number in examples], device="cpu")
         leaves = [self._select(leaf, rows) for leaf in self._leaves]
         args, kwargs = pytree.tree_unflatten(leaves, self._spec)
         self._seed()

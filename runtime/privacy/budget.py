@@ -129,7 +129,9 @@ class BudgetBook:
             return
         sums = self._sums
         if sums is None:
-            sums = private_sum(torch.zeros(0), (), torch.zeros(0, len(self._bands)), noised)
+            sums = private_sum(
+                torch.zeros(0, device="cpu"), (), torch.zeros(0, len(self._bands), device="cpu"), noised
+            )
         add_noise(sums, self._plan.sigma, self._generator)
         add_to_gradients(sums, normaliser)
 

@@ -64,7 +64,9 @@ def private_sum(
     sums = {p: total for p, total in sums.items() if p.requires_grad}
     for unit in units:
         # A row of weight zero must not even spoil its own unit.
-        rows = torch.tensor([row for row in unit.rows if bool(weights[row].any())], dtype=torch.long)
+        rows = torch.tensor(
+            [row for row in unit.rows if bool(weights[row].any())], dtype=torch.long, device="cpu"
+        )
         chosen, place = weights[rows], rows.to(losses.device)
         gradient = _unit_gradient(losses.index_select(0, place), chosen, parameters)
         if isolate is not None and not _finite(gradient):
@@ -157,7 +159,7 @@ def _add_clipped(sums: GradientSum, gradient: GradientSum, clip: float) -> None:
 def _norm(gradient: GradientSum) -> float:
     """Return the L2 norm over all parameters, accumulated in float64; NaN or infinite where an element is."""
     squares = [torch.linalg.vector_norm(part, dtype=torch.float64) ** 2 for part in gradient.values()]
-    return float(sum(squares, torch.zeros((), dtype=torch.float64)).sqrt()) if squares else 0.0
+    return float(sum(squares, torch.zeros((), dtype=torch.float64, device="cpu")).sqrt()) if squares else 0.0
 
 
 def _finite(gradient: GradientSum) -> bool:

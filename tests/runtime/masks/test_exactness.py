@@ -20,11 +20,17 @@ EXACT = 1e-9
 """The greatest relative error of a float64 gradient."""
 
 
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+@pytest.fixture(autouse=True, params=DEVICES)
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run each test in float64, on the processor and, where there is one, on the accelerator."""
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
-    yield
+    torch.set_default_device(request.param)
+    yield request.param
+    torch.set_default_device(None)
     torch.set_default_dtype(torch.float32)
 
 
@@ -302,14 +308,14 @@ def test_gradients_accumulate_over_batches_and_a_band_nobody_reaches_stays_as_it
             torch.testing.assert_close(parameter.grad, want[0][name] + want[1][name], rtol=1e-9, atol=1e-12)
 
 
-def test_half_precision_autocast_is_exact_to_its_own_precision() -> None:
+def test_half_precision_autocast_is_exact_to_its_own_precision(device: str) -> None:
     torch.set_default_dtype(torch.float32)
     torch.manual_seed(4)
     model = GPT(4, 2, nn.LayerNorm, "no", False)
     names = [name for name, _ in model.named_parameters()]
     bands = (Band("a", (), tuple(names[::2])), Band("b", (), tuple(names[1::2])))
     weights, x = torch.tensor([[1.0, 0.0], [0.3, 1.0], [0.0, 0.0], [1.0, 1.0]]), torch.randint(7, (4, 4))
-    with torch.autocast("cpu", torch.bfloat16), warnings.catch_warnings():
+    with torch.autocast(device, torch.bfloat16), warnings.catch_warnings():
         warnings.simplefilter("error")
         fused = engine_gradients(model, bands, weights, x, "fused")
         split = engine_gradients(model, bands, weights, x, "split")
