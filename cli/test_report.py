@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from gradwarden.cli.case_report import context_json, counterexample_lines, difference_lines, plain
 from gradwarden.cli.diagnostics import plural
 from gradwarden.cli.output import emit_json, emit_table
 
@@ -29,6 +31,8 @@ class Suite:
     program: Program
     files: tuple[TestFile, ...]
     results: tuple[CaseResult, ...]
+    seconds: tuple[float, ...]
+    """How long each result took."""
 
     @property
     def failures(self) -> list[CaseResult]:
@@ -57,7 +61,7 @@ def show(reports: Sequence[Report], output_format: str, minimum: float | None) -
     elif output_format == "junit":
         from gradwarden.cli.junit import to_junit
 
-        click.echo(to_junit([(str(r.suite.policy), r.suite.program, r.suite.results) for r in reports]))
+        click.echo(to_junit([report.suite for report in reports], datetime.now(UTC)))
     else:
         for report in reports:
             _show_text(report, minimum)
@@ -71,10 +75,8 @@ def _show_text(report: Report, minimum: float | None) -> None:
     for result in suite.failures:
         span = result.case.span
         click.echo(f"{click.style('FAILED', fg='red', bold=True)} {span}: {result.case.name}")
-        for mismatch in result.mismatches:
-            click.echo(f"    {mismatch.key}")
-            click.echo(click.style(f"      - expected  {mismatch.expected}", fg="green"))
-            click.echo(click.style(f"      + decided   {mismatch.actual}", fg="red"))
+        for line in (*difference_lines(result), *counterexample_lines(result)):
+            click.echo(f"    {line}")
         explanation = explain(suite.program, result.case.example, result.case.context)
         for line in explanation_lines(explanation):
             click.echo(f"    | {line}")
@@ -136,19 +138,7 @@ def _suite_json(report: Report) -> dict[str, Any]:
         "policy": str(suite.policy),
         "name": suite.program.name,
         "files": [str(tests.path) for tests in suite.files],
-        "cases": [
-            {
-                "name": result.case.name,
-                "file": result.case.span.source.name,
-                "line": result.case.span.line,
-                "passed": result.passed,
-                "mismatches": [
-                    {"key": m.key, "expected": m.expected, "actual": m.actual} for m in result.mismatches
-                ],
-                "decision": result.decision.to_json(),
-            }
-            for result in suite.results
-        ],
+        "cases": [_case_json(result) for result in suite.results],
     }
     if report.coverage is not None:
         data["coverage"] = _coverage_json(report.coverage)
@@ -156,6 +146,24 @@ def _suite_json(report: Report) -> dict[str, Any]:
         data["mutation"] = {
             "mutants": report.mutants,
             "survivors": [{"rule": m.rule, "change": m.change} for m in report.survivors],
+        }
+    return data
+
+
+def _case_json(result: CaseResult) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "name": result.case.name,
+        "file": result.case.span.source.name,
+        "line": result.case.span.line,
+        "passed": result.passed,
+        "tried": len(result.tried),
+        "mismatches": [{"key": m.key, "expected": m.expected, "actual": m.actual} for m in result.mismatches],
+        "decision": result.decision.to_json(),
+    }
+    if result.is_counterexample:
+        data["counterexample"] = {
+            "example": plain(result.case.example),
+            "context": context_json(result.case.context),
         }
     return data
 

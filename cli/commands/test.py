@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import click
@@ -93,7 +94,7 @@ def _test_files(paths: tuple[Path, ...]) -> list[Path]:
 
 def _run(paths: list[Path]) -> list[Suite]:
     """Read every test file, then run them policy by policy. Faults of all files are told at once."""
-    from gradwarden.policy.testing.runner import fit_faults, run_cases
+    from gradwarden.policy.testing.runner import fit_faults
     from gradwarden.policy.testing.test_file import read_tests
 
     faults: list[Diagnostic] = []
@@ -120,11 +121,21 @@ def _run(paths: list[Path]) -> list[Suite]:
             unfit = fit_faults(program, tests)
             faults += [d for d in unfit if tests.path not in broken or d.code == UNKNOWN_NAME]
         if not faults:
-            results = [result for tests in group for result in run_cases(program, tests.cases)]
-            suites.append(Suite(policy, program, tuple(group), tuple(results)))
+            suites.append(_run_suite(policy, program, group))
     if faults:
         raise PolicyError(faults)
     return suites
+
+
+def _run_suite(policy: Path, program: Program, group: list[TestFile]) -> Suite:
+    from gradwarden.policy.testing.runner import run_cases
+
+    results, seconds = [], []
+    for case in (case for tests in group for case in tests.cases):
+        start = perf_counter()
+        results += run_cases(program, [case])
+        seconds.append(perf_counter() - start)
+    return Suite(policy, program, tuple(group), tuple(results), tuple(seconds))
 
 
 def _load(policy: Path, tests: Path) -> Program:
@@ -141,7 +152,7 @@ def _measure(suite: Suite, *, coverage: bool, mutate: bool) -> Report:
     measured = measure(suite.program, suite.results) if coverage else None
     if not mutate:
         return Report(suite, measured, 0, ())
-    cases = [result.case for result in suite.results]
+    cases = [case for tests in suite.files for case in tests.cases]
     total = sum(1 for _ in mutants(suite.program))
     with progress(f"mutating {suite.program.name}", total, "mutants") as advance:
         count, alive = survivors(suite.program, cases, advance)

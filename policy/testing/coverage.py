@@ -93,17 +93,18 @@ def condition_labels(program: Program) -> Iterator[tuple[str, str]]:
 
 def measure(program: Program, results: Iterable[CaseResult]) -> Coverage:
     """Return what the cases covered. Each case is evaluated once more, condition by condition."""
-    from gradwarden.policy.evaluation.evaluate import truth_of
+    from gradwarden.policy.evaluation.evaluate import holds, read_facts
 
     labels = list(condition_labels(program))
     true = [0] * len(labels)
     matched: dict[str, int] = dict.fromkeys((rule for rule, _ in labels), 0)
     valid = 0
-    for result in results:
-        if result.decision.verdict == "invalid":
+    for case in (case for result in results for case in result.tried):
+        facts, problems = read_facts(program, case.example, case.context)
+        if problems:
             continue
         valid += 1
-        truth = truth_of(program, result.case.example, result.case.context)
+        truth = [holds(condition, facts) for condition in program.conditions()]
         for index, value in enumerate(truth):
             true[index] += value
         for rule in {labels[index][0] for index, value in enumerate(truth) if value}:

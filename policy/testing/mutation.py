@@ -37,8 +37,8 @@ from gradwarden.policy.program import (
     SignalValue,
     Waiver,
 )
-from gradwarden.policy.testing.runner import run_case, show_weight
-from gradwarden.policy.testing.test_file import Case
+from gradwarden.policy.testing.runner import examples_of, run_case, show_weight
+from gradwarden.policy.testing.test_file import Entry
 
 Rule = TypeVar("Rule")
 
@@ -55,14 +55,15 @@ class Mutant:
 
 
 def survivors(
-    program: Program, cases: Sequence[Case], progress: Callable[[int], None] | None = None
+    program: Program, cases: Sequence[Entry], progress: Callable[[int], None] | None = None
 ) -> tuple[int, list[Mutant]]:
     """Return how many mutants there are, and those on which every case passes."""
     alive: list[Mutant] = []
     total = 0
+    examples = examples_of(program, cases)
     for mutant in mutants(program):
         total += 1
-        if all(run_case(mutant.program, case).passed for case in cases):
+        if all(run_case(mutant.program, case).passed for case in examples):
             alive.append(mutant)
         if progress is not None:
             progress(1)

@@ -13,45 +13,42 @@
           context: {at: 2026-01-01}
           rows:
             - {example: {license: MPL-2.0}, expect: {verdict: limit}}
+      - name: unknown licences shape nothing
+        for all: {license: [unknown], lines: any}
+        expect: {verdict: refuse}
 
-Only what `expect` names is compared. Bands left out of `weights` are not compared; lists are compared as
-sets. An attribute whose value is `null` is absent. `schemas/policy_test.schema.json` describes the format
-for editors; this module is what decides.
+Only what `expect` names is compared (`expectations`). Bands left out of `weights` are not compared; lists are
+compared as sets. An attribute whose value is `null` is absent. `for all` cases are described in `for_all`.
+`schemas/policy_test.schema.json` describes the format for editors; this module is what decides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import date
-from decimal import Decimal
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeAlias
 
 from gradwarden.policy.context import Context
-from gradwarden.policy.decision import VERDICTS, Stage
-from gradwarden.policy.errors import Diagnostic, PolicyError, did_you_mean
-from gradwarden.policy.program import MAX_CEILING, SCALE
+from gradwarden.policy.errors import Diagnostic, PolicyError
 from gradwarden.policy.source import Source, Span
+from gradwarden.policy.testing.expectations import EXPECTATIONS, STAGES, Expectation, read_expectations
+from gradwarden.policy.testing.for_all import (
+    DEFAULT_SAMPLES,
+    MAX_SAMPLES,
+    ForAll,
+    Generator,
+    is_domain,
+    read_generator,
+)
+from gradwarden.policy.testing.inputs import Variable
+from gradwarden.policy.testing.reading import Reader
 from gradwarden.policy.testing.yaml_text import Node, read_yaml
 
 FORMAT = "gradwarden/policy-test/1"
 SUFFIX = "_test.yaml"
 
-STAGES: tuple[str, ...] = get_args(Stage)
-NAME_LISTS = ("rules", "advisory", "waived")
-EXPECTATIONS = ("verdict", "weights", *NAME_LISTS, "obligations", "stage", "problems")
-
-
-@dataclass(frozen=True, slots=True)
-class Expectation:
-    """One thing a case expects. `value` has the form that `testing.observe` gives for the same key."""
-
-    key: str
-    value: Any
-    span: Span
-    names: tuple[Node, ...] = ()
-    """Where the names of bands or rules stand in the text."""
+__all__ = ["EXPECTATIONS", "STAGES", "Case", "Entry", "Expectation", "ForAll", "TestFile", "parse_tests"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +62,10 @@ class Case:
     span: Span
 
 
+Entry: TypeAlias = Case | ForAll
+"""What a test file is made of; a table is a case for each row."""
+
+
 @dataclass(frozen=True, slots=True)
 class TestFile:
     """The cases of one file. `policy` is the path of the policy they are about."""
@@ -73,7 +74,7 @@ class TestFile:
 
     path: Path
     policy: Path
-    cases: tuple[Case, ...]
+    cases: tuple[Entry, ...]
     source: Source
 
 
@@ -101,226 +102,140 @@ def read_tests(text: str, path: Path) -> tuple[TestFile, list[Diagnostic]]:
     Raises PolicyError where the text is no YAML.
     """
     source = Source(str(path), text)
-    reader = _Reader([])
-    return reader.file(read_yaml(source), path, source), reader.faults
+    reader = _CaseReader()
+    return reader.file(read_yaml(source), path, source), reader.read.faults
 
 
 @dataclass(frozen=True, slots=True)
-class _Reader:
-    """Turns nodes into cases and collects what is wrong on the way, so that all faults show at once."""
+class _CaseReader:
+    """Turns nodes into cases."""
 
-    faults: list[Diagnostic] = field(default_factory=list)
+    read: Reader = field(default_factory=Reader)
 
     def file(self, root: Node, path: Path, source: Source) -> TestFile:
-        fields = self.mapping(root, "a test file", ("format", "policy", "cases"), required=("cases",))
+        read = self.read
+        fields = read.mapping(root, "a test file", ("format", "policy", "cases"), required=("cases",))
         if "format" in fields and fields["format"].value != FORMAT:
-            self.fault("GW421", f"this version reads `format: {FORMAT}` only", fields["format"].span)
+            read.fault("GW421", f"this version reads `format: {FORMAT}` only", fields["format"].span)
         policy = sibling_policy(path)
         if "policy" in fields:
-            policy = path.parent / self.text(fields["policy"], "`policy`")
-        cases: list[Case] = []
+            policy = path.parent / read.text(fields["policy"], "`policy`")
+        cases: list[Entry] = []
         if "cases" in fields:
-            for node in self.sequence(fields["cases"], "`cases`"):
+            for node in read.sequence(fields["cases"], "`cases`"):
                 cases += self.case(node)
-        self.unique(cases)
+        read.unique((case.name, case.span) for case in cases)
         return TestFile(path, policy, tuple(cases), source)
 
-    def case(self, node: Node) -> Iterable[Case]:
+    def case(self, node: Node) -> Iterable[Entry]:
         """Return the cases of one entry of `cases`: one, or one per row of its table."""
-        allowed = ("name", "example", "context", "expect", "table")
-        fields = self.mapping(node, "a case", allowed, required=("name",))
+        read = self.read
+        allowed = ("name", "example", "context", "expect", "table", "for all", "samples", "seed")
+        fields = read.mapping(node, "a case", allowed, required=("name",))
         if not isinstance(node.value, dict):
             return []
-        name = self.text(fields["name"], "`name`") if "name" in fields else ""
+        name = read.text(fields["name"], "`name`") if "name" in fields else ""
         if "table" in fields:
-            for key in ("example", "context", "expect"):
-                if key in fields:
-                    self.fault(
-                        "GW424",
-                        f"a case with a `table` has no `{key}` of its own",
-                        fields[key].span,
-                        help="put it into `table`: `base`, `context`, or a row",
-                    )
+            self.alone(fields, "table", ("example", "context", "expect", "for all", "samples", "seed"))
             return self.table(fields["table"], name)
-        for key in ("example", "expect"):
-            if key not in fields and not self.misspelt(node, key, allowed):
-                self.fault("GW422", f"this case has no `{key}`", node.span, help="or a `table` of rows")
-        example = self.plain_mapping(fields.get("example"), "`example`")
+        required = ("expect",) if "for all" in fields else ("example", "expect")
+        for key in required:
+            if key not in fields and not read.misspelt(node, key, allowed):
+                read.fault("GW422", f"this case has no `{key}`", node.span, help="or a `table` of rows")
+        if "for all" in fields:
+            return [self.for_all(fields, name, node.span)]
+        for key in ("samples", "seed"):
+            if key in fields:
+                read.fault("GW424", f"`{key}` belongs to a case with `for all`", fields[key].span)
+        example = read.plain_mapping(fields.get("example"), "`example`")
         context = self.context(fields.get("context"))
-        return [Case(name, example, _context(context), self.expect(fields.get("expect")), node.span)]
+        expect = read_expectations(read, fields.get("expect"))
+        return [Case(name, example, _context(context), expect, node.span)]
+
+    def alone(self, fields: Mapping[str, Node], key: str, others: Iterable[str]) -> None:
+        for other in others:
+            if other in fields:
+                message = f"a case with a `{key}` has no `{other}` of its own"
+                help = "put it into `table`: `base`, `context`, or a row"
+                self.read.fault("GW424", message, fields[other].span, help)
+
+    def for_all(self, fields: Mapping[str, Node], name: str, span: Span) -> ForAll:
+        read = self.read
+        generators = read.mapping(fields["for all"], "`for all`", None)
+        example = read.mapping(fields["example"], "`example`", None) if "example" in fields else {}
+        for key in example.keys() & generators.keys():
+            read.fault("GW424", f"`{key}` has a value in `example` already", generators[key].span)
+        drawn: dict[Variable, Generator] = {}
+        context = self.context(fields.get("context"), drawn)
+        samples = read.count(fields["samples"], "`samples`") if "samples" in fields else DEFAULT_SAMPLES
+        if not 1 <= samples <= MAX_SAMPLES and "samples" in fields:
+            read.fault("GW423", f"`samples` must lie in 1..{MAX_SAMPLES}", fields["samples"].span)
+        return ForAll(
+            name=name,
+            generators={key: read_generator(node) for key, node in generators.items()},
+            example=example,
+            context=_context(context),
+            drawn=drawn,
+            expect=read_expectations(read, fields.get("expect")),
+            samples=samples,
+            seed=read.count(fields["seed"], "`seed`") if "seed" in fields else 0,
+            span=span,
+        )
 
     def table(self, node: Node, name: str) -> Iterable[Case]:
-        fields = self.mapping(node, "a table", ("base", "context", "rows"), required=("rows",))
-        base = self.plain_mapping(fields.get("base"), "`base`")
+        read = self.read
+        fields = read.mapping(node, "a table", ("base", "context", "rows"), required=("rows",))
+        base = read.plain_mapping(fields.get("base"), "`base`")
         shared = self.context(fields.get("context"))
         if "rows" not in fields:
             return []
         return [
             self.row(row, name, number, base, shared)
-            for number, row in enumerate(self.sequence(fields["rows"], "`rows`"), 1)
+            for number, row in enumerate(read.sequence(fields["rows"], "`rows`"), 1)
         ]
 
     def row(
         self, node: Node, table: str, number: int, base: Mapping[str, object], shared: Mapping[str, Any]
     ) -> Case:
-        fields = self.mapping(node, "a row", ("name", "example", "context", "expect"), required=("expect",))
-        label = self.text(fields["name"], "`name`") if "name" in fields else f"row {number}"
-        example = {**base, **self.plain_mapping(fields.get("example"), "`example`")}
+        read = self.read
+        fields = read.mapping(node, "a row", ("name", "example", "context", "expect"), required=("expect",))
+        label = read.text(fields["name"], "`name`") if "name" in fields else f"row {number}"
+        example = {**base, **read.plain_mapping(fields.get("example"), "`example`")}
         own = self.context(fields.get("context"))
         context = {**shared, **own, "signals": {**shared.get("signals", {}), **own.get("signals", {})}}
-        return Case(
-            f"{table}: {label}", example, _context(context), self.expect(fields.get("expect")), node.span
-        )
+        expect = read_expectations(read, fields.get("expect"))
+        return Case(f"{table}: {label}", example, _context(context), expect, node.span)
 
-    def context(self, node: Node | None) -> dict[str, Any]:
-        """Return the given fields of a context under the names of `Context`."""
+    def context(self, node: Node | None, drawn: dict[Variable, Generator] | None = None) -> dict[str, Any]:
+        """Return the given fields of a context under the names of `Context`.
+
+        Where domains are allowed, those found are put into `drawn`.
+        """
         if node is None:
             return {}
+        read = self.read
         known = ("step", "epoch", "at", "exposures", "signals", "spent")
-        fields = self.mapping(node, "`context`", known)
+        fields = read.mapping(node, "`context`", known)
         context: dict[str, Any] = {}
+
+        def varies(kind: str, name: str, value: Node) -> bool:
+            if drawn is None or not is_domain(value):
+                return False
+            drawn[Variable(kind, name)] = read_generator(value)  # type: ignore[arg-type]  # a literal below
+            return True
+
         for key in ("step", "epoch", "exposures"):
-            if key in fields:
-                context[key] = self.count(fields[key], f"`{key}`")
-        if "at" in fields:
-            context["at"] = self.date(fields["at"])
+            if key in fields and not varies("clock", key, fields[key]):
+                context[key] = read.count(fields[key], f"`{key}`")
+        if "at" in fields and not varies("clock", "at", fields["at"]):
+            context["at"] = read.date(fields["at"])
         if "signals" in fields:
-            signals = self.mapping(fields["signals"], "`signals`", None)
-            context["signals"] = {key: self.number(value, f"`{key}`") for key, value in signals.items()}
+            signals = read.mapping(fields["signals"], "`signals`", None)
+            fixed = {key: value for key, value in signals.items() if not varies("signal", key, value)}
+            context["signals"] = {key: read.number(value, f"`{key}`") for key, value in fixed.items()}
         if "spent" in fields:
-            context["spent"] = frozenset(name for name, _ in self.words(fields["spent"], "`spent`"))
+            context["spent"] = frozenset(name for name, _ in read.words(fields["spent"], "`spent`"))
         return context
-
-    def expect(self, node: Node | None) -> tuple[Expectation, ...]:
-        if node is None:
-            return ()
-        fields = self.mapping(node, "`expect`", EXPECTATIONS)
-        if node.value == {}:
-            self.fault("GW425", "`expect` is empty, so this case could never fail", node.span)
-        return tuple(self.expectation(key, value) for key, value in fields.items())
-
-    def expectation(self, key: str, node: Node) -> Expectation:
-        if key == "weights":
-            bands = self.mapping(node, "`weights`", None)
-            weights = {band: self.weight(value, band) for band, value in bands.items()}
-            keys = tuple(pair[0] for pair in node.value.values()) if isinstance(node.value, dict) else ()
-            return Expectation(key, weights, node.span, keys)
-        if key == "verdict":
-            return Expectation(key, self.choice(node, "a verdict", VERDICTS), node.span)
-        if key == "stage":
-            stage = None if node.value is None else self.choice(node, "a stage", STAGES)
-            return Expectation(key, stage, node.span)
-        pairs = self.words(node, f"`{key}`")
-        if key == "obligations":
-            for word, where in pairs:
-                self.check_choice(word, where, "an obligation", ("privacy", "quarantine"))
-        names = tuple(where for _, where in pairs) if key in NAME_LISTS else ()
-        return Expectation(key, tuple(sorted({word for word, _ in pairs})), node.span, names)
-
-    def unique(self, cases: Iterable[Case]) -> None:
-        seen: dict[str, Span] = {}
-        for case in cases:
-            if case.name in seen:
-                line = seen[case.name].line
-                self.fault(
-                    "GW426", f"two cases are named `{case.name}`; the other is on line {line}", case.span
-                )
-            seen.setdefault(case.name, case.span)
-
-    def fault(self, code: str, message: str, span: Span, help: str | None = None) -> None:
-        self.faults.append(Diagnostic(code, message, span, help))
-
-    def expected(self, node: Node, what: str, kind: str, help: str | None = None) -> None:
-        self.fault("GW423", f"{what} must be {kind}, not {node.describe()}", node.span, help)
-
-    def mapping(
-        self, node: Node, what: str, known: tuple[str, ...] | None, required: tuple[str, ...] = ()
-    ) -> dict[str, Node]:
-        if not isinstance(node.value, dict):
-            self.expected(node, what, "a mapping")
-            return {}
-        fields: dict[str, Node] = {}
-        for key, (where, value) in node.value.items():
-            if known is not None and key not in known:
-                choices = "known here: " + ", ".join(f"`{word}`" for word in known)
-                self.fault("GW420", f"{what} has no `{key}`", where.span, did_you_mean(key, known) or choices)
-            else:
-                fields[key] = value
-        for key in required:
-            if key not in fields and not self.misspelt(node, key, known or ()):
-                self.fault("GW422", f"{what} needs `{key}`", node.span)
-        return fields
-
-    def misspelt(self, node: Node, key: str, known: tuple[str, ...]) -> bool:
-        """Whether a key that is missing stands there under another name, which is reported as unknown."""
-        if not isinstance(node.value, dict):
-            return False
-        return any(word not in known and did_you_mean(word, [key]) for word in node.value)
-
-    def sequence(self, node: Node, what: str) -> tuple[Node, ...]:
-        if not isinstance(node.value, tuple):
-            self.expected(node, what, "a list")
-            return ()
-        return node.value
-
-    def plain_mapping(self, node: Node | None, what: str) -> dict[str, object]:
-        if node is None:
-            return {}
-        return {key: value.plain() for key, value in self.mapping(node, what, None).items()}
-
-    def words(self, node: Node, what: str) -> list[tuple[str, Node]]:
-        return [(self.text(item, f"an entry of {what}"), item) for item in self.sequence(node, what)]
-
-    def text(self, node: Node, what: str) -> str:
-        if isinstance(node.value, str):
-            return node.value
-        self.expected(node, what, "a text", "put it in quotes" if _is_scalar(node) else None)
-        return ""
-
-    def count(self, node: Node, what: str) -> int:
-        if isinstance(node.value, int) and not isinstance(node.value, bool) and 0 <= node.value < 2**53:
-            return node.value
-        self.fault("GW423", f"{what} must be a whole number from 0", node.span)
-        return 0
-
-    def number(self, node: Node, what: str) -> float:
-        if isinstance(node.value, int | float) and not isinstance(node.value, bool):
-            return node.value
-        self.expected(node, what, "a number")
-        return 0.0
-
-    def date(self, node: Node) -> date | None:
-        if isinstance(node.value, date):
-            return node.value
-        self.fault("GW423", "`at` must be a date such as 2026-01-31", node.span)
-        return None
-
-    def weight(self, node: Node, band: str) -> int:
-        """Return an expected weight in millionths, taken from its text so that no decimal is rounded."""
-        if not isinstance(node.value, int | float) or isinstance(node.value, bool):
-            self.expected(node, f"the weight of `{band}`", "a number")
-            return 0
-        if 0 <= node.value <= MAX_CEILING // SCALE:
-            micro = Decimal(node.span.text) * SCALE
-            if micro == micro.to_integral_value():
-                return int(micro)
-        self.fault("GW423", f"the weight of `{band}` must lie in 0..4, with at most 6 decimals", node.span)
-        return 0
-
-    def choice(self, node: Node, what: str, known: tuple[str, ...]) -> str:
-        word = self.text(node, what)
-        if isinstance(node.value, str):
-            self.check_choice(word, node, what, known)
-        return word
-
-    def check_choice(self, word: str, node: Node, what: str, known: tuple[str, ...]) -> None:
-        if word not in known:
-            choices = "one of " + ", ".join(f"`{choice}`" for choice in known)
-            self.fault("GW427", f"`{word}` is not {what}", node.span, did_you_mean(word, known) or choices)
-
-
-def _is_scalar(node: Node) -> bool:
-    return not isinstance(node.value, dict | tuple)
 
 
 def _context(fields: Mapping[str, Any]) -> Context:

@@ -3,7 +3,7 @@
 The subset is that of JSON plus dates: mappings with unique string keys, sequences and scalars. Scalars are
 resolved by the YAML 1.2 core schema (`null`, `true`, `false`, integers, floats), so that `no` is a word and
 not a truth value; plain `YYYY-MM-DD` is a date. Anchors, aliases, tags and several documents are refused.
-Sizes are bounded: MAX_CHARACTERS of text, MAX_DEPTH levels of nesting.
+Sizes are bounded: MAX_CHARACTERS of text, MAX_DEPTH levels of nesting, MAX_FAULTS of one text.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from gradwarden.policy.source import Source, Span
 
 MAX_CHARACTERS = 1 << 20
 MAX_DEPTH = 64
+MAX_FAULTS = 100
+"""How many faults of one text are kept."""
 
 Scalar: TypeAlias = bool | int | float | date | str | None
 
@@ -92,8 +94,12 @@ def read_yaml(source: Source) -> Node:
     except yaml.YAMLError as error:
         faults.append(_syntax_fault(source, error))
         root = None
+    except UnicodeEncodeError as error:
+        where = Span(source, error.start, error.start + 1)
+        faults.append(Diagnostic("GW410", "not valid YAML: the text holds half a character", where))
+        root = None
     if faults:
-        raise PolicyError(faults)
+        raise PolicyError(faults[:MAX_FAULTS])
     return root or Node(None, Span(source, 0, 0))
 
 
@@ -107,6 +113,8 @@ def _compose(source: Source, events: Iterator[Any], faults: list[Diagnostic]) ->
     stack: list[_Open] = []
     root: Node | None = None
     for event in events:
+        if len(faults) >= MAX_FAULTS:
+            return None
         span = Span(source, event.start_mark.index, event.end_mark.index)
         if refusal := _refusal(event):
             faults.append(Diagnostic("GW411", f"{refusal} are not allowed here", span))
@@ -150,6 +158,8 @@ def _close(source: Source, collection: _Open, end: int, faults: list[Diagnostic]
         return Node(tuple(collection.items), span)
     entries: dict[str, tuple[Node, Node]] = {}
     for key, value in zip(collection.items[::2], collection.items[1::2], strict=True):
+        if len(faults) >= MAX_FAULTS:
+            break
         name = key.value if isinstance(key.value, str) else key.span.text
         if not isinstance(key.value, str | int | float | bool | date):
             faults.append(Diagnostic("GW412", f"a key must be a word, not {key.describe()}", key.span))

@@ -233,7 +233,7 @@ def test_the_published_schema_admits_what_the_reader_reads() -> None:
     schema = published_schema()
     schema.validate(as_json(TESTS))
     schema.validate(as_json(CASE.replace("example", "context: {at: 2026-01-01, spent: [a]}, example")))
-    expect = schema.schema["$defs"]["expect"]["properties"]
+    expect = schema.schema["$defs"]["expectations"]["properties"]
     assert tuple(expect) == EXPECTATIONS
     assert set(expect["stage"]["enum"]) == {*STAGES, None}
 
