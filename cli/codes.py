@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from gradwarden.policy.linting.registry import RULES
+
 MEANINGS = {
     "GW100": "a policy, program, model map or test file cannot be used; the findings say why",
     "GW101": "something stands where the grammar does not allow it",
@@ -74,15 +76,5 @@ MEANINGS = {
     "GW469": "a modulation factor outside 0 to 1",
     "GW470": "an empty text",
     "GW471": "conditions that are too large once the conditions they name are written out",
-    "GW501": "the language version is not pinned",
-    "GW502": "a suppression without a reason",
-    "GW503": "a band that no rule grants",
-    "GW504": "attributes that no rule reads (a note)",
-    "GW505": "`has` of an attribute that is never absent",
-    "GW506": "a comparison that is always true or always false",
-    "GW507": "a route to quarantine without such a band",
-    "GW508": "a policy that grants nothing",
-    "GW509": "a signal that no rule reads",
-    "GW511": "a named condition that nothing uses",
-    "GW512": "a privacy rule that holds at some times only, and guarantees nothing at others",
+    **{rule.code: rule.summary for rule in RULES},
 }

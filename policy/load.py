@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
-from gradwarden.policy.checking.check import check
+from gradwarden.policy.checking.check import CheckedPolicy, check_types
 from gradwarden.policy.errors import Diagnostic, PolicyError
 from gradwarden.policy.program import Program
 from gradwarden.policy.source import Source, Span
@@ -43,20 +44,27 @@ class Reading:
     complete: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Policy:
     """A policy that parsed and type-checked.
 
-    program: its compiled form before bands are bound to a model (`compile_policy` binds them). warnings:
-    findings that do not stop it, sorted by position. files: the paths read, the main one first. rules: where
-    each rule is named. bands: where each band is.
+    program: its compiled form before bands are bound to a model (`compile_policy` binds them). files: the
+    paths read, the main one first. rules: where each rule is named. bands: where each band is. checked: what
+    lints look at.
     """
 
     program: Program
-    warnings: tuple[Diagnostic, ...]
     files: tuple[str, ...]
     rules: dict[str, Span]
     bands: dict[str, Span]
+    checked: CheckedPolicy
+
+    @cached_property
+    def warnings(self) -> tuple[Diagnostic, ...]:
+        """Findings that do not stop the policy, sorted by position. They are looked for when asked for."""
+        from gradwarden.policy.linting.lint import lint
+
+        return tuple(finding.diagnostic for finding in lint(self.checked))
 
     @property
     def name(self) -> str:
@@ -110,12 +118,11 @@ def read_text(path: Path) -> str | Diagnostic:
 
 def _check(source: Source, directory: Path | None) -> Policy:
     reading = read_files(source, directory)
-    checked, found = check(reading.files, reading.faults, reading.complete)
+    checked, found = check_types(reading.files, reading.faults, reading.complete)
     if checked is None:
         raise PolicyError(found)
-    warnings = tuple(sorted(found, key=Diagnostic.sort_key))
     names = tuple(file.source.name for file in reading.files)
-    return Policy(checked.program, warnings, names, checked.rules, checked.bands)
+    return Policy(checked.program, names, checked.rules, checked.bands, checked)
 
 
 def read_files(

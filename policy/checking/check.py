@@ -16,7 +16,6 @@ from gradwarden.policy.checking.check_guards import (
 )
 from gradwarden.policy.checking.check_rules import check_rule
 from gradwarden.policy.checking.check_schema import check_name, check_schema, whole
-from gradwarden.policy.checking.lints import lint
 from gradwarden.policy.checking.scope import Faults, Scope
 from gradwarden.policy.checking.types import MAX_COUNT
 from gradwarden.policy.errors import Diagnostic
@@ -30,20 +29,40 @@ MAX_RULES = 10_000
 
 @dataclass(frozen=True, slots=True)
 class CheckedPolicy:
-    """A policy without faults: its program, not bound to a model, and where its rules and bands are."""
+    """A policy without faults: its program, not bound to a model, and where its rules and bands are.
+
+    files and conditions are what lints look at: the syntax trees, and the names and conditions as checked.
+    """
 
     program: Program
     rules: dict[str, Span]
     bands: dict[str, Span]
+    files: tuple[s.File, ...]
+    conditions: Conditions
 
 
 def check(
     files: Sequence[s.File], syntax_faults: Sequence[Diagnostic], complete: bool
 ) -> tuple[CheckedPolicy | None, list[Diagnostic]]:
+    """Check the files of a policy, the main one first, and look them through for what is doubtful.
+
+    Returns the checked policy and its warnings, or None and all errors.
+    """
+    checked, found = check_types(files, syntax_faults, complete)
+    if checked is None:
+        return None, found
+    from gradwarden.policy.linting.lint import lint
+
+    return checked, [finding.diagnostic for finding in lint(checked)]
+
+
+def check_types(
+    files: Sequence[s.File], syntax_faults: Sequence[Diagnostic], complete: bool
+) -> tuple[CheckedPolicy | None, list[Diagnostic]]:
     """Check the files of a policy, the main one first.
 
-    Returns the checked policy and its warnings, or None and all errors. Where a text is not `complete`, names
-    that it may declare are not reported as undeclared.
+    Returns the checked policy and what the checker itself warns of (lints see more), or None and all errors.
+    Where a text is not `complete`, names that it may declare are not reported as undeclared.
     """
     faults = Faults(list(syntax_faults), cascading=not complete)
     header = _header(files, faults)
@@ -59,8 +78,8 @@ def check(
     check_bands(conditions)
     if header is None or faults.errors:
         return None, faults.errors
-    lint(scope, header, rules.grants)
-    return CheckedPolicy(_program(header, scope, rules), rules.spans, scope.band_spans), faults.found
+    program = _program(header, scope, rules)
+    return CheckedPolicy(program, rules.spans, scope.band_spans, tuple(files), conditions), faults.found
 
 
 def _header(files: Sequence[s.File], faults: Faults) -> s.Header | None:

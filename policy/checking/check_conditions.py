@@ -31,7 +31,6 @@ from gradwarden.policy.checking.types import (
     describe,
 )
 from gradwarden.policy.checking.walk import MAX_HEIGHT, MAX_SIZE, MAX_TOTAL, Measure, signals_of
-from gradwarden.policy.errors import did_you_mean
 from gradwarden.policy.program import (
     AttributeSpec,
     Condition,
@@ -75,6 +74,8 @@ class Conditions:
         self.scope = scope
         self.faults = scope.faults
         self.measure = Measure()
+        self.compiled: dict[int, Condition] = {}
+        """What whole conditions, and the terms of junctions, were compiled to, by the id of the node."""
         self._named: dict[str, Checked] = {}
         self._open: list[str] = []
         self._written_out = 0
@@ -86,6 +87,7 @@ class Conditions:
             return Checked(Constant(True))
         outer, self._written_out = self._written_out, 0
         checked = self._condition(expr, present)
+        self.compiled[id(expr)] = checked.condition
         written_out, self._written_out = self._written_out, outer
         size, height = self.measure(checked.condition)
         self._total += size
@@ -163,6 +165,7 @@ class Conditions:
         done: list[Checked] = []
         for term in terms:
             done.append(self._condition(term, present))
+            self.compiled[id(term)] = done[-1].condition
             present |= done[-1].yes if op == "and" else done[-1].no
         return junction(op, done)
 
@@ -398,7 +401,7 @@ class Conditions:
                     "GW208",
                     f"`{word.text}` is not a value of `{spec.name}`",
                     word.span,
-                    did_you_mean(word.text, spec.values) or f"it is one of {_listed(spec.values)}",
+                    self.faults.suggestion(word.text, spec.values) or f"it is one of {_listed(spec.values)}",
                 )
         return tuple(sorted(codes))
 

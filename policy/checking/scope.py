@@ -16,6 +16,9 @@ from gradwarden.policy.syntax import tree as s
 MAX_FAULTS = 1_000
 """How many errors, and how many warnings, of one policy are kept."""
 
+MAX_COMPARED = 10_000
+"""How many pairs of names of one policy are compared for suggestions."""
+
 
 @dataclass(slots=True)
 class Faults:
@@ -24,6 +27,7 @@ class Faults:
     found: list[Diagnostic] = field(default_factory=list)
     cascading: bool = False
     _counts: Counter[str] = field(default_factory=Counter)
+    _compared: int = 0
 
     def error(self, code: str, message: str, span: Span, help: str | None = None) -> None:
         self._add(Diagnostic(code, message, span, help))
@@ -41,7 +45,13 @@ class Faults:
         if self.cascading:
             return
         text = name.text if isinstance(name, s.Name) else name.name
-        self.error(code, f"undeclared {what} `{text}`", name.span, did_you_mean(text, known) or declare)
+        self.error(code, f"undeclared {what} `{text}`", name.span, self.suggestion(text, known) or declare)
+
+    def suggestion(self, word: str, known: Iterable[str]) -> str | None:
+        """Return the known word nearest to another, as a question; None once much has been compared."""
+        names = list(known)
+        self._compared += len(names)
+        return did_you_mean(word, names) if self._compared <= MAX_COMPARED else None
 
     def _add(self, diagnostic: Diagnostic) -> None:
         # INVARIANT: errors are counted apart, so that no number of warnings can hide one.

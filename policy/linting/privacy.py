@@ -1,0 +1,103 @@
+"""Lints of privacy rules: guarantees that are weaker than they read, or void."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+from gradwarden.policy.linting.possible import possible, variables
+from gradwarden.policy.linting.subject import Report, SourcedRule, Subject
+from gradwarden.policy.program import Condition, Grant, Limit, Modulation
+from gradwarden.policy.source import Span
+from gradwarden.policy.syntax import tree as s
+
+MAX_EPSILON = Decimal(10)
+"""Above it, the bound on what an attacker learns of one unit says next to nothing (e to the 10 is 22,026)."""
+
+MAX_DELTA = Decimal("0.001")
+"""A mechanism that publishes one unit in a thousand outright has this delta."""
+
+_SHOWN = 4
+"""How many names a finding lists."""
+
+
+def lint_privacy(subject: Subject, report: Report) -> None:
+    """Report privacy rules whose terms promise little, and rules that void what they promise."""
+    private = [
+        rule for rule in subject.rules if isinstance(rule.rule, Limit) and rule.rule.privacy is not None
+    ]
+    for rule in private:
+        _terms(report, rule)
+        if rule.is_hard and isinstance(rule.rule, Limit):
+            _exposures(subject, report, rule, rule.rule)
+
+
+def _terms(report: Report, rule: SourcedRule) -> None:
+    name = rule.item.name.text
+    terms = rule.rule.privacy if isinstance(rule.rule, Limit) else None
+    if terms is None:
+        return
+    if not rule.is_hard:
+        help = "a rule that protects is `hard`; leave the word out"
+        report.add(
+            "GW528", f"`{name}` only advises: nothing is clipped, noised or accounted", rule.name, help
+        )
+        return
+    if not terms.unit:
+        help = "name the attribute that says whose data an example is: `unit patient`"
+        message = f"`{name}` protects single examples, not the people that they are from"
+        report.add("GW521", message, rule.name, help)
+    if Decimal(terms.epsilon) > MAX_EPSILON:
+        message = f"an epsilon of {terms.epsilon} promises next to nothing"
+        help = "values up to 1 are strong, up to 10 are in use"
+        report.add("GW527", message, _number(rule, "epsilon"), help)
+    if Decimal(terms.delta) > MAX_DELTA:
+        message = f"a delta of {terms.delta} allows publishing one unit in {int(1 / Decimal(terms.delta)):,}"
+        help = "take it well below one over the number of privacy units, such as 1e-6"
+        report.add("GW526", message, _number(rule, "delta"), help)
+
+
+def _number(rule: SourcedRule, term: str) -> Span:
+    if isinstance(rule.item, s.Rule):
+        for clause in rule.item.clauses:
+            if isinstance(clause, s.PrivacyNumber) and clause.term == term:
+                return clause.span
+    return rule.name
+
+
+def _exposures(subject: Subject, report: Report, private: SourcedRule, limit: Limit) -> None:
+    """Report a guarantee that is void: what is learned depends on how often an example was drawn before."""
+    counting = [rule.item.name.text for rule in subject.rules if _counts_exposures(subject, rule, limit)]
+    if counting:
+        shown = [f"`{name}`" for name in counting[:_SHOWN]]
+        if len(counting) > _SHOWN:
+            shown.append(f"{len(counting) - _SHOWN} more")
+        listed = " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
+        verb = "counts" if len(counting) == 1 else "count"
+        message = f"{listed} {verb} the exposures of examples under `{limit.name}`"
+        help = "that voids the guarantee: exclude private examples there, or limit by `at most N epochs`"
+        report.add("GW525", message, private.name, help)
+
+
+def _counts_exposures(subject: Subject, rule: SourcedRule, limit: Limit) -> bool:
+    """Whether a rule limits, where the privacy rule can hold, by the exposures of an example."""
+    if not rule.is_hard or rule.rule is limit:
+        return False
+    confined, ceiling = limit.clauses[0], subject.program.max_weight
+    return any(
+        any(inside and cap < ceiling for inside, cap in zip(confined.caps, caps, strict=True))
+        and "c:exposures" in variables([condition])
+        and possible(subject.domain, (condition, True), (confined.when, True))
+        for condition, caps in _effects(subject, rule)
+    )
+
+
+def _effects(subject: Subject, rule: SourcedRule) -> list[tuple[Condition, tuple[int, ...]]]:
+    """Return the conditions of a rule with the weight per band that they leave at most."""
+    everywhere = (0,) * len(subject.program.bands)
+    match rule.rule:
+        case Limit(clauses=clauses):
+            return [(clause.when, clause.caps) for clause in clauses]
+        case Grant(when=when) | Modulation(when=when):
+            return [(when, everywhere)]
+        case _:
+            return []
