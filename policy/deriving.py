@@ -42,21 +42,34 @@ _CODE = re.compile(r"\s*[+-]?0[0-9]", re.ASCII)
 class _Numbers:
     """Numbers seen: their range, and the decimal places that the longest needs (at most `MAX_PLACES`)."""
 
-    lo: Decimal | int = 0
-    hi: Decimal | int = 0
+    lo: Decimal | None = None
+    hi: Decimal | None = None
     places: int = 0
-    seen: bool = False
 
     def see(self, values: Iterable[int | float | Decimal]) -> None:
-        for value in set(values):
-            exact = Decimal(repr(value)) if isinstance(value, float) else value
-            if not isinstance(exact, int):
-                exponent = exact.normalize().as_tuple().exponent
-                assert isinstance(exponent, int), "only finite numbers are seen"
-                self.places = max(self.places, min(MAX_PLACES, -exponent))
-            self.lo = min(self.lo, exact) if self.seen else exact
-            self.hi = max(self.hi, exact) if self.seen else exact
-            self.seen = True
+        exact = {Decimal(repr(value) if isinstance(value, float) else value) for value in set(values)}
+        if exact:
+            self.places = max(self.places, *map(_places, exact))
+            self.lo = min(exact if self.lo is None else (self.lo, *exact))
+            self.hi = max(exact if self.hi is None else (self.hi, *exact))
+
+    @property
+    def ends(self) -> tuple[Decimal, Decimal]:
+        """The least and the greatest; there must be some."""
+        assert self.lo is not None
+        assert self.hi is not None
+        return self.lo, self.hi
+
+    @property
+    def fit(self) -> bool:
+        """Whether all are computed exactly."""
+        return all(abs(end) <= EXACT for end in self.ends)
+
+
+def _places(value: Decimal) -> int:
+    exponent = value.normalize().as_tuple().exponent
+    assert isinstance(exponent, int), "only finite numbers are seen"
+    return min(MAX_PLACES, max(0, -exponent))
 
 
 @dataclass(slots=True)
@@ -179,7 +192,7 @@ class Column:
             return f"it holds {' and '.join(seen)}"
         if self.lists and self._members is None:
             return f"its lists hold more than {MAX_SET_VALUES} distinct texts, or texts that cannot be listed"
-        if self.numbers and max(abs(self._range.lo), abs(self._range.hi)) > EXACT:
+        if self.numbers and not self._range.fit:
             return f"it holds numbers beyond {EXACT:,}, which are not computed exactly"
         if self._longest > MAX_STRING:
             return f"it holds texts of {self._longest:,} characters, and metadata have at most {MAX_STRING:,}"
@@ -198,7 +211,7 @@ class Column:
             return "string", "no value seen"
         if self.bools or (self.cells and not self._unflagged):
             return "bool", "true or false"
-        if self.numbers or (self.cells and not self._uncounted and self._fits()):
+        if self.numbers or (self.cells and not self._uncounted and self._range.fit):
             return self._number()
         if self.dates or (self.texts and not self._undated):
             return "date", f"seen {self._days[0]} to {self._days[1]}"
@@ -209,27 +222,25 @@ class Column:
             return f"one of {', '.join(map(word, sorted(self._words)))}", f"{len(self._words):,} values seen"
         return "string", f"texts of at most {self._longest:,} characters seen"
 
-    def _fits(self) -> bool:
-        return max(abs(self._range.lo), abs(self._range.hi)) <= EXACT
-
     def _looks_like_sets(self) -> bool:
         """Whether cells are lists: some cell has several members, and all have few, which come again."""
         few = self._members is not None and self.texts >= REPEATED * len(self._members)
         return self._separated and few
 
     def _number(self) -> tuple[str, str]:
-        lo, hi = round_down(self._range.lo), round_up(self._range.hi)
+        least, greatest = self._range.ends
+        lo, hi = round_down(least), round_up(greatest)
         places = self._range.places
         while places and max(abs(lo), abs(hi)) * 10**places > EXACT:
             places -= 1
-        seen = f"seen {_text(self._range.lo)} to {_text(self._range.hi)}"
+        seen = f"seen {_text(least)} to {_text(greatest)}"
         if not self._range.places:
             return f"integer {lo}..{hi}", seen
         return f"number {lo}..{hi} places {places}", seen
 
 
-def _text(value: Decimal | int) -> str:
-    return f"{float(value):.12g}" if isinstance(value, Decimal) else str(value)
+def _text(value: Decimal) -> str:
+    return str(int(value)) if value == int(value) else f"{float(value):.12g}"
 
 
 def round_up(value: Decimal | int) -> int:
