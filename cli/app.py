@@ -23,6 +23,7 @@ VERBS = {
     "test": "Run the unit tests of policies.",
     "explain": "Show the decision for one example, and the rules behind it.",
     "plan": "Dry-run a policy over a data set.",
+    "prove": "Prove what a policy asserts, or show an example that breaks it.",
     "calendar": "List the dates on which decisions change, and what changes.",
     "schema": "Export the expected metadata as JSON Schema or Croissant, or check a description.",
     "build": "Compile a policy to the program that runs, and sign it.",

@@ -86,7 +86,9 @@ class ListedText(Listed):
         self.tests = tests
 
     def equals(self, value: str) -> Truth:
-        return self.outcome(tuple(text_holds(Text("", kind, (by,)), value) for kind, by in self.tests))
+        return self.outcome(
+            tuple(text_holds(Text("", kind, operands), value) for kind, operands in self.tests)
+        )
 
 
 class ListedWord(Listed):
@@ -130,7 +132,10 @@ class SolverText:
         text = model.eval(self._variable, model_completion=True).as_string()
         return re.sub(r"\\u\{([0-9a-fA-F]+)\}", lambda found: chr(int(found[1], 16)), text)
 
-    def _test(self, kind: TextTest, operand: str) -> Truth:
+    def _test(self, kind: TextTest, operands: Sequence[str]) -> Truth:
+        return disjunction(self._single(kind, operand) for operand in operands)
+
+    def _single(self, kind: TextTest, operand: str) -> Truth:
         match kind:
             case "equals":
                 return self._variable == literal(operand)
@@ -146,7 +151,7 @@ class SolverText:
 
 def encodable(tests: Sequence[languages.Test]) -> bool:
     """Return whether z3's strings hold every character of the operands."""
-    return all(ord(letter) <= GREATEST_CHARACTER for _, operand in tests for letter in operand)
+    return all(ord(letter) <= GREATEST_CHARACTER for _, operands in tests for letter in "".join(operands))
 
 
 def literal(text: str) -> Any:

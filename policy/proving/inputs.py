@@ -120,8 +120,7 @@ class _Maker:
                 self.words.setdefault(spec.name, {})[frozenset(spec.values)] = None
         for node in nodes(program.conditions()):
             if isinstance(node, Text):
-                tests = self.texts.setdefault(node.attribute, {})
-                tests.update(dict.fromkeys((node.test, operand) for operand in node.operands))
+                self.texts.setdefault(node.attribute, {})[node.test, node.operands] = None
             elif isinstance(node, OneOf):
                 self.words[node.attribute][words(specs[node.attribute], node.codes)] = None
             elif isinstance(node, Spent):

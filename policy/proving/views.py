@@ -5,7 +5,7 @@ Every case follows `evaluation/evaluate.py` line by line; `tests/policy/proving`
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator
 from typing import assert_never
 
 from gradwarden.policy.program import (
@@ -132,9 +132,9 @@ class View:
                 made = self._input(attribute)
                 return conjunction((made.present, made.flag))
             case OneOf(attribute, codes):
-                return self._passes(attribute, [words(self._specs[attribute], codes)])
+                return self._passes(attribute, words(self._specs[attribute], codes))
             case Text(attribute, test, operands):
-                return self._passes(attribute, [(test, operand) for operand in operands])
+                return self._passes(attribute, (test, operands))
             case SetTest(attribute, test, codes):
                 return self._members(attribute, test, codes)
             case Compare(op, left, right):
@@ -144,10 +144,10 @@ class View:
             case _:
                 assert_never(condition)
 
-    def _passes(self, attribute: str, tests: Sequence[Hashable]) -> Truth:
+    def _passes(self, attribute: str, test: Hashable) -> Truth:
         made = self._input(attribute)
         assert made.choice is not None
-        return conjunction((made.present, disjunction(made.choice.passes(test) for test in tests)))
+        return conjunction((made.present, made.choice.passes(test)))
 
     def _members(self, attribute: str, test: str, codes: tuple[int, ...]) -> Truth:
         made, values = self._input(attribute), self._specs[attribute].values

@@ -48,10 +48,11 @@ class Witness:
 
     def command(self, policy: str, program: Program) -> str:
         """Return the command line that explains this example under a policy."""
-        words = ["gradwarden", "explain", policy, "--example", "-", *self._options(program)]
+        words = ["gradwarden", "explain", policy, "--example", "-", *self.options(program)]
         return f"echo {shlex.quote(self.to_json())} | {shlex.join(words)}"
 
-    def _options(self, program: Program) -> Iterator[str]:
+    def options(self, program: Program) -> Iterator[str]:
+        """Yield the options of `explain` that give the context; what is as by default is left out."""
         context = self.context
         for name in ("step", "epoch", "exposures"):
             if getattr(context, name):
@@ -62,8 +63,22 @@ class Witness:
         for name, value in sorted(context.signals.items()):
             if name in declared:
                 yield from ("--set", f"{name}={value}")
-        for rule in sorted(context.spent):
+        private = {limit.name for limit in program.limits if limit.privacy is not None}
+        for rule in sorted(context.spent & private):
             yield from ("--spent", rule)
+
+    def context_json(self, program: Program) -> dict[str, Any]:
+        """Return the context as JSON data; the day only where the program reads it."""
+        context = self.context
+        at = context.at if partition(program).uses_today else None
+        return {
+            "step": context.step,
+            "epoch": context.epoch,
+            "at": at and at.isoformat(),
+            "exposures": context.exposures,
+            "signals": {name: float(value) for name, value in sorted(context.signals.items())},
+            "spent": sorted(context.spent),
+        }
 
 
 # --- out of a model -----------------------------------------------------------------------------------------
