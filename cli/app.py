@@ -31,6 +31,7 @@ VERBS = {
     "keygen": "Make an Ed25519 key pair.",
     "verify": "Check a ledger, offline, and replay its decisions.",
     "log": "Show, filter and follow the entries of a ledger.",
+    "lsp": "Serve editors: the language server, over standard input and output.",
 }
 """Every verb and its one-line description, in the order of a policy's life."""
 
