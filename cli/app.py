@@ -26,6 +26,7 @@ VERBS = {
     "prove": "Prove what a policy asserts, or show an example that breaks it.",
     "calendar": "List the dates on which decisions change, and what changes.",
     "schema": "Export the expected metadata as JSON Schema or Croissant, or check a description.",
+    "diff": "Say what a new policy lets a model learn that an old one did not.",
     "build": "Compile a policy to the program that runs, and sign it.",
     "map": "Derive a model map from a live module.",
     "keygen": "Make an Ed25519 key pair.",

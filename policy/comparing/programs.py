@@ -1,0 +1,287 @@
+"""How a new program's decisions differ from an old one's: over all examples and contexts, by a solver.
+
+For each part of the model, some example is asked for that gets a greater weight (wider), and one that gets a
+smaller one (narrower). What no example shows, in the whole domain of both schemas, is the same: so nothing
+differs between programs whose rules were renamed, reordered or rewritten and decide alike. An example that
+breaks a schema has the weight 0 under it. Every example that is shown was decided by the evaluator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Literal, TypeAlias
+
+from gradwarden.policy.comparing.pairs import Cell, cells
+from gradwarden.policy.context import Context
+from gradwarden.policy.decision import Decision
+from gradwarden.policy.evaluation.evaluate import decide
+from gradwarden.policy.program import Limit, PrivacyTerms, Program
+from gradwarden.policy.proving.encoding import Encoding
+from gradwarden.policy.proving.inputs import Inputs
+from gradwarden.policy.proving.questions import Asker, confirmed
+from gradwarden.policy.proving.smt import FALSE, Truth, Whole, conjunction, disjunction, negation, z3
+from gradwarden.policy.proving.witness import Holds, Witness
+
+Relation: TypeAlias = Literal["same", "wider", "narrower", "both", "unknown"]
+
+TIMEOUT = 10.0
+"""Seconds for one question."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """An example that shows a difference, and what the old and the new program decide on it."""
+
+    witness: Witness
+    before: Decision
+    after: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How one thing differs. subject: a part of the model, or a rule.
+
+    wider, narrower: an example for either. notes: what differs besides decisions, or why nothing can be said.
+    """
+
+    subject: str
+    relation: Relation
+    wider: Shown | None = None
+    narrower: Shown | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def widens(self) -> bool:
+        """Whether more may be learned; what is not known may be wider."""
+        return self.relation in ("wider", "both", "unknown")
+
+
+class UnansweredError(Exception):
+    """A question without an answer; the reason in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two programs as expressions over the same inputs."""
+
+    before: Encoding
+    after: Encoding
+
+    @property
+    def both(self) -> Truth:
+        """Whether an example fits both schemas."""
+        return conjunction((self.before.valid, self.after.valid))
+
+    def turned(self) -> Pair:
+        return Pair(self.after, self.before)
+
+    def decided(self, test: Callable[[Decision, Decision], bool]) -> Holds:
+        """Return a test of both decisions as a test of an example."""
+        old, new = self.before.program, self.after.program
+
+        def holds(metadata: Mapping[str, object], context: Context) -> bool:
+            return test(decide(old, metadata, context), decide(new, metadata, context))
+
+        return holds
+
+
+class Comparer:
+    """Compares two programs. `timeout` is in seconds, for each question."""
+
+    def __init__(self, old: Program, new: Program, timeout: float = TIMEOUT) -> None:
+        self.old, self.new = old, new
+        self.inputs = Inputs.of(old, new)
+        self.cells = cells(old, new)
+        self.whole = self.pair(old, new)
+        self._asker = Asker(self.inputs, timeout)
+
+    def pair(self, old: Program, new: Program) -> Pair:
+        """Return two programs over the same inputs as the whole ones, whose declarations they must have."""
+        return Pair(Encoding(old, self.inputs), Encoding(new, self.inputs))
+
+    def comparable(self) -> bool:
+        """Return whether some example may fit both schemas."""
+        self._asker.restart()
+        return self._asker.ask(self.whole.both).answer != "no"
+
+    def bands(self) -> Iterator[Difference]:
+        """Yield how the decisions differ in each part of the model."""
+        for cell in self.cells:
+            found = self.contribution(cell.name, self.whole, (cell,), _notes(cell, self.old, self.new))
+            if cell.moved and not found.widens:
+                found = replace(found, relation="unknown")
+            yield found
+
+    def privacy(self) -> Iterator[Difference]:
+        """Yield for each privacy rule whether examples lose its protection, or gain it."""
+        before, after = _private(self.old), _private(self.new)
+        for name in sorted({*before, *after}):
+            old, new = before.get(name), after.get(name)
+            lost, gained = Question(FALSE), Question(FALSE)
+            if old is not None:
+                lost = _unprotected(self.whole, old, after.values())
+            if new is not None:
+                gained = _unprotected(self.whole.turned(), new, before.values())
+            yield self.settle(name, lost, gained, _terms(old, new))
+
+    def gradients(self) -> Iterator[Difference]:
+        """Yield the bands whose greatest gradient norm differs."""
+        before = {cap.band: Decimal(cap.norm) for cap in self.old.gradient_caps}
+        after = {cap.band: Decimal(cap.norm) for cap in self.new.gradient_caps}
+        for cell in self.cells:
+            if cell.old is None or cell.new is None:
+                continue
+            was, now = before.get(self.old.band_names[cell.old]), after.get(self.new.band_names[cell.new])
+            if was != now:
+                wider = now is None or (was is not None and now > was)
+                notes = (f"norm at most {_norm(was)}, now {_norm(now)}",)
+                yield Difference(cell.name, "wider" if wider else "narrower", notes=notes)
+
+    def contribution(
+        self,
+        subject: str,
+        pair: Pair,
+        parts: Collection[Cell],
+        notes: tuple[str, ...] = (),
+        *,
+        fitting: bool = False,
+    ) -> Difference:
+        """Return whether some part of the model gets a greater or a smaller weight.
+
+        fitting: of the examples that fit both schemas only.
+        """
+        more = disjunction(_at(pair.after, part.new) > _at(pair.before, part.old) for part in parts)
+        less = disjunction(_at(pair.after, part.new) < _at(pair.before, part.old) for part in parts)
+
+        def compare(sign: int) -> Callable[[Decision, Decision], bool]:
+            def test(old: Decision, new: Decision) -> bool:
+                if fitting and "invalid" in (old.verdict, new.verdict):
+                    return False
+                return any(sign * (_micro(new, part.new) - _micro(old, part.old)) > 0 for part in parts)
+
+            return test
+
+        if fitting:
+            more, less = conjunction((pair.both, more)), conjunction((pair.both, less))
+        return self.settle(
+            subject,
+            Question(more, pair.decided(compare(1)), pair.both),
+            Question(less, pair.decided(compare(-1)), pair.both),
+            notes,
+        )
+
+    def settle(
+        self, subject: str, wider: Question, narrower: Question, notes: tuple[str, ...] = ()
+    ) -> Difference:
+        """Return the difference that the answers to two questions make."""
+        answers: list[Shown | None] = []
+        whys: list[str] = []
+        for question in (wider, narrower):
+            try:
+                answers.append(self._answer(question))
+            except UnansweredError as unanswered:
+                answers.append(None)
+                whys.append(str(unanswered))
+        more, less = answers
+        relation: Relation = "both" if more and less else "wider" if more else "narrower" if less else "same"
+        if whys and relation in ("same", "narrower"):
+            relation = "unknown"
+        return Difference(subject, relation, more, less, (*notes, *dict.fromkeys(whys)))
+
+    def _answer(self, question: Question) -> Shown | None:
+        """Return an example for a question. One that fits both schemas is tried first, as the plainer one."""
+        if z3.is_false(question.truth):
+            return None
+        self._asker.restart()
+        for preferred in (True, False):
+            found = self._asker.ask(question.truth, *([question.preferred] if preferred else []))
+            if found.answer == "unknown":
+                raise UnansweredError("the solver gave up: give it more time with --timeout")
+            if found.answer == "yes":
+                witness = confirmed(self.inputs, found.model, question.holds)
+                if witness is None:
+                    raise UnansweredError("the solver cannot represent the tests of strings exactly")
+                before, after = (
+                    decide(program, witness.metadata, witness.context) for program in (self.old, self.new)
+                )
+                return Shown(witness, before, after)
+        return None
+
+
+def _never(_metadata: Mapping[str, object], _context: Context) -> bool:
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What an example is asked for. holds: whether the evaluator agrees that an example shows it."""
+
+    truth: Truth
+    holds: Holds = _never
+    preferred: Truth = FALSE
+
+
+# --- weights ------------------------------------------------------------------------------------------------
+
+
+def _at(encoding: Encoding, band: int | None) -> Whole:
+    return z3.IntVal(0) if band is None else encoding.weights[band]
+
+
+def _micro(decision: Decision, band: int | None) -> int:
+    return 0 if band is None else decision.micro[band]
+
+
+def _notes(cell: Cell, old: Program, new: Program) -> tuple[str, ...]:
+    if cell.new is None:
+        return (f"the band `{old.band_names[cell.old or 0]}` is gone",)
+    if cell.old is None:
+        return (f"the band `{new.band_names[cell.new]}` is new",)
+    if cell.moved:
+        return ("its part of the model may be another: compare programs that are bound (--model-map)",)
+    return ()
+
+
+def _norm(norm: Decimal | None) -> str:
+    return "unlimited" if norm is None else f"{norm:f}"
+
+
+# --- privacy ------------------------------------------------------------------------------------------------
+
+
+def _private(program: Program) -> dict[str, Limit]:
+    return {rule.name: rule for rule in program.limits if rule.level == "hard" and rule.privacy is not None}
+
+
+def _as_strict(terms: PrivacyTerms, others: PrivacyTerms) -> bool:
+    """Return whether terms protect at least as well as others: no number is greater, the unit is the same."""
+    numbers = ("epsilon", "delta", "clip")
+    return terms.unit == others.unit and all(
+        Decimal(getattr(terms, name)) <= Decimal(getattr(others, name)) for name in numbers
+    )
+
+
+def _unprotected(pair: Pair, rule: Limit, others: Collection[Limit]) -> Question:
+    """Ask for an example that a rule protects before and none as strict after, and that is learned from."""
+    assert rule.privacy is not None, "only privacy rules are asked about"
+    strict = {o.name for o in others if o.privacy is not None and _as_strict(o.privacy, rule.privacy)}
+    protected = pair.before.obligations.get(("privacy", rule.name), FALSE)
+    still = disjunction(pair.after.obligations.get(("privacy", name), FALSE) for name in sorted(strict))
+
+    def lost(before: Decision, after: Decision) -> bool:
+        was = any(o.kind == "privacy" and o.rule == rule.name for o in before.obligations)
+        now = any(o.kind == "privacy" and o.rule in strict for o in after.obligations)
+        return was and not now and any(after.micro)
+
+    truth = conjunction((pair.before.valid, protected, negation(still), negation(pair.after.nothing)))
+    return Question(truth, pair.decided(lost), pair.both)
+
+
+def _terms(old: Limit | None, new: Limit | None) -> tuple[str, ...]:
+    if old is None or new is None or old.privacy is None or new.privacy is None:
+        return ("the rule is new",) if old is None else ("the rule is gone",) if new is None else ()
+    names = ("epsilon", "delta", "clip", "unit")
+    pairs = [(name, getattr(old.privacy, name), getattr(new.privacy, name)) for name in names]
+    return tuple(f"{name} {was or 'none'}, now {now or 'none'}" for name, was, now in pairs if was != now)

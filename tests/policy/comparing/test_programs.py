@@ -1,0 +1,329 @@
+"""What `diff` says of two programs agrees with what the evaluator decides about examples."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gradwarden.policy import Context, compile_policy, parse_policy
+from gradwarden.policy.comparing.counts import DataDifference
+from gradwarden.policy.comparing.pairs import rename_attributes
+from gradwarden.policy.comparing.programs import Comparer, Difference
+from gradwarden.policy.comparing.rules import rule_differences
+from gradwarden.policy.comparing.schemas import schema_changes
+from gradwarden.policy.evaluation.columns import encode_columns
+from gradwarden.policy.evaluation.evaluate import decide
+from gradwarden.policy.program import Program
+from tests.strategies import contexts, programs, valid_examples
+
+BASE = """policy p version 1 language 1
+examples {
+  license : one of mit, gpl, unknown
+  lines : integer 0..1000
+  person : string optional
+  erase : date optional
+}
+signals { loss : number 0..10 default 1 }
+model { shallow = top 25%  middle = next 50%  deep = rest }
+depth open { when license == mit  reach all }
+depth close { when license == gpl  reach shallow at 0.5 }
+suppress long { when lines > 500  because "too long" }
+retain kept { when has erase  until erase }
+privacy people { when has person  within shallow  epsilon 3  delta 1e-6  clip 1  unit person }
+waive long { when license == mit  approved by "Dr. X"  until 2030-01-01  because "agreed" }
+assert shallow_people { never reach deep when has person }
+gradient { deep at most 1 }
+"""
+
+
+def program(text: str = BASE, *changes: tuple[str, str]) -> Program:
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    return compile_policy(parse_policy(text))
+
+
+def relations(differences: Sequence[Difference]) -> dict[str, str]:
+    return {difference.subject: difference.relation for difference in differences}
+
+
+def compare(*changes: tuple[str, str]) -> Comparer:
+    return Comparer(program(), program(BASE, *changes))
+
+
+def changed_rules(comparer: Comparer) -> dict[str, str]:
+    return {
+        f"{rule.kind} {rule.title}": rule.difference.relation
+        for rule in rule_differences(comparer)
+        if rule.difference.relation != "same" or rule.was != rule.now
+    }
+
+
+def test_a_policy_is_the_same_as_itself() -> None:
+    comparer = compare()
+    found = [*comparer.bands(), *comparer.privacy(), *comparer.gradients()]
+    assert relations(found) == {"shallow": "same", "middle": "same", "deep": "same", "people": "same"}
+    assert changed_rules(comparer) == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "bands", "rules"),
+    [
+        (("lines > 500", "lines > 600"), {}, {"suppress long": "wider"}),
+        (("lines > 500", "lines > 400"), {}, {"suppress long": "narrower"}),
+        (("license == gpl  reach shallow at 0.5", "license == gpl  reach shallow"), {"shallow": "wider"},
+         {"depth close": "wider"}),
+        (("license == gpl  reach shallow at 0.5", "license == gpl  reach deep"),
+         {"shallow": "narrower", "deep": "wider"}, {"depth close": "both"}),
+        (("until 2030-01-01", "until 2031-01-01"), {"shallow": "wider", "middle": "wider", "deep": "wider"},
+         {"waive waive:long": "wider"}),
+        (("until erase", "until erase  at most 2 exposures"),
+         {"shallow": "narrower", "middle": "narrower", "deep": "narrower"}, {"retain kept": "narrower"}),
+        (("has person  within shallow", "has person  within shallow, middle"), {"middle": "wider"},
+         {"privacy people": "wider"}),
+        (("never reach deep when has person", "never reach deep"),
+         dict.fromkeys(("shallow", "middle", "deep"), "narrower"), {"assert shallow_people": "narrower"}),
+    ],
+)  # fmt: skip
+def test_a_change_is_found_where_it_is(
+    change: tuple[str, str], bands: dict[str, str], rules: dict[str, str]
+) -> None:
+    comparer = compare(change)
+    if change[0] == "lines > 500":  # only gpl is suppressed for good: mit is waived until 2030
+        bands = dict.fromkeys(("shallow", "middle", "deep"), rules["suppress long"])
+    found = list(comparer.bands())
+    assert relations(found) == {"shallow": "same", "middle": "same", "deep": "same", **bands}
+    assert changed_rules(comparer) == rules
+    for place, difference in enumerate(found):
+        for shown, sign in ((difference.wider, 1), (difference.narrower, -1)):
+            if shown is not None:
+                before, after = (
+                    decide(side, shown.witness.metadata, shown.witness.context)
+                    for side in (comparer.old, comparer.new)
+                )
+                assert (before, after) == (shown.before, shown.after)
+                assert sign * (after.micro[place] - before.micro[place]) > 0
+
+
+def test_renamed_reordered_and_rewritten_rules_change_nothing() -> None:
+    text = BASE.replace("depth open {", "depth permissive {").replace("suppress long", "suppress too_long")
+    text = text.replace("waive long", "waive too_long").replace("lines > 500", "not lines <= 500")
+    lines = text.splitlines()
+    moved = [line for line in lines if line.startswith(("retain", "privacy", "assert"))]
+    text = "\n".join([line for line in lines if line not in moved] + moved[::-1])
+    comparer = Comparer(program(), program(text))
+    assert set(relations(list(comparer.bands())).values()) == {"same"}
+    assert changed_rules(comparer) == {
+        "depth open -> permissive": "same",
+        "suppress long -> too_long": "same",
+        "waive waive:long -> waive:too_long": "same",
+    }
+
+
+def test_a_rule_may_be_wider_while_no_decision_changes() -> None:
+    comparer = compare(
+        ("depth close {", "depth again { when license == mit and lines < 9  reach deep }\ndepth close {")
+    )
+    assert set(relations(list(comparer.bands())).values()) == {"same"}
+    assert changed_rules(comparer) == {"depth again": "wider"}
+
+
+def test_what_is_new_and_what_is_gone_is_said() -> None:
+    comparer = compare(("suppress long", "suppress other"), ("waive long", "waive other"), ("> 500", "> 501"))
+    found = {
+        f"{r.was}>{r.now}": (r.difference.relation, r.difference.notes) for r in rule_differences(comparer)
+    }
+    assert found[">other"] == ("narrower", ("new",))
+    assert found["long>"] == ("wider", ("gone",))
+
+
+@pytest.mark.parametrize(
+    ("change", "relation", "note"),
+    [
+        (("epsilon 3", "epsilon 4"), "wider", "epsilon 3, now 4"),
+        (("epsilon 3", "epsilon 2"), "narrower", "epsilon 3, now 2"),
+        (("clip 1", "clip 2"), "wider", "clip 1, now 2"),
+        (("delta 1e-6", "delta 1e-5"), "wider", "delta 0.000001, now 0.00001"),
+        (("epsilon 3  delta 1e-6", "epsilon 2  delta 1e-5"), "both", "epsilon 3, now 2"),
+        (("  unit person", ""), "both", "unit person, now none"),
+        (("people { when has person", "people { when has person and lines > 9"), "wider", None),
+        (("privacy people", "advisory privacy people"), "wider", "the rule is gone"),
+        (("people { when has person", 'people { when has person and person != "x"'), "wider", None),
+    ],
+)  # fmt: skip
+def test_privacy_is_compared_by_whom_it_protects_and_how_strictly(
+    change: tuple[str, str], relation: str, note: str | None
+) -> None:
+    (found,) = compare(change).privacy()
+    assert (found.subject, found.relation) == ("people", relation)
+    assert note is None or note in found.notes
+    if found.wider:
+        assert [o.rule for o in found.wider.before.obligations] == ["people"]
+        assert any(found.wider.after.micro)
+
+
+def test_a_protection_under_another_name_is_one() -> None:
+    comparer = compare(("privacy people", "privacy persons"))
+    assert relations(list(comparer.privacy())) == {"people": "same", "persons": "same"}
+
+
+@pytest.mark.parametrize(
+    ("change", "relation"),
+    [(("at most 1 }", "at most 2 }"), "wider"), (("at most 1 }", "at most 0.5 }"), "narrower"),
+     (("gradient { deep at most 1 }", ""), "wider")],
+)  # fmt: skip
+def test_gradient_caps_are_compared_by_their_norm(change: tuple[str, str], relation: str) -> None:
+    assert relations(list(compare(change).gradients())) == {"deep": relation}
+
+
+def test_without_a_model_a_band_that_is_drawn_otherwise_may_be_wider() -> None:
+    found = {d.subject: d for d in compare(("top 25%", "top 30%")).bands()}
+    assert {name: d.relation for name, d in found.items()} == dict.fromkeys(found, "unknown")
+    assert all(d.widens and "bound" in d.notes[0] for d in found.values())
+
+
+def test_a_band_of_another_name_is_the_same_band() -> None:
+    text = BASE.replace("shallow", "upper").replace("upper_people", "shallow_people")
+    found = relations(list(Comparer(program(), program(text)).bands()))
+    assert found == {"shallow -> upper": "same", "middle": "same", "deep": "same"}
+
+
+def test_bound_programs_are_compared_by_parameter() -> None:
+    names = [f"blocks.{index}.weight" for index in range(4)]
+
+    def bound(shallow: int) -> Program:
+        text = BASE.replace("top 25%", "blocks 3" if shallow == 1 else "blocks 2..3").replace(
+            "next 50%", "blocks 1"
+        )
+        source = program(text)
+        shares = [names[4 - shallow :], names[1 : 4 - shallow] or [], names[:1]]
+        bands = tuple(
+            dataclasses.replace(band, parameters=tuple(share))
+            for band, share in zip(source.bands, shares, strict=True)
+        )
+        return dataclasses.replace(source, bands=bands, model_map="m")
+
+    comparer = Comparer(bound(1), bound(2))
+    assert [(cell.name, cell.parameters) for cell in comparer.cells] == [
+        ("shallow", 1), ("middle -> shallow", 1), ("middle", 1), ("deep", 1),
+    ]  # fmt: skip
+    assert relations(list(comparer.bands())) == {
+        "shallow": "same", "middle -> shallow": "wider", "middle": "same", "deep": "same",
+    }  # fmt: skip
+
+
+def test_records_that_become_valid_are_a_widening() -> None:
+    comparer = compare(
+        ("lines : integer 0..1000", "lines : integer 0..2000"), ("lines > 500", "lines in 501..1000")
+    )
+    found = {d.subject: d for d in comparer.bands()}
+    assert {d.relation for d in found.values()} == {"wider"}
+    assert found["deep"].wider is not None
+    assert found["deep"].wider.before.verdict == "invalid"
+    assert list(schema_changes(comparer.old, comparer.new)) == [
+        "attribute `lines`: number 0..1000 places 0, now number 0..2000 places 0"
+    ]
+
+
+def test_a_renamed_attribute_is_compared_as_the_same_value() -> None:
+    text = BASE.replace("license", "licence").replace("person", "who").replace("shallow_people", "s")
+    text = text.replace("assert s ", "assert shallow_people ")
+    old, new = program(), program(text)
+    assert not Comparer(old, new).comparable()
+    renamed = rename_attributes(old, {"license": "licence", "person": "who"})
+    assert set(relations(list(Comparer(renamed, new).bands())).values()) == {"same"}
+    assert set(relations(list(Comparer(renamed, new).privacy())).values()) == {"same"}
+
+
+def test_too_little_time_is_no_proof() -> None:
+    comparer = Comparer(program(), program(BASE, ("0.5", "0.25")), timeout=1e-9)
+    found = list(comparer.bands())
+    assert {d.relation for d in found} == {"unknown"}
+    assert all("gave up" in d.notes[0] for d in found)
+
+
+# --- laws ---------------------------------------------------------------------------------------------------
+
+
+def fitting(context: Context) -> Context:
+    signals = {name: value for name, value in context.signals.items() if math.isfinite(float(value))}
+    return dataclasses.replace(context, signals=signals)
+
+
+def matched(comparer: Comparer, metadata: dict[str, Any], context: Context) -> list[tuple[str, int]]:
+    before, after = (decide(side, metadata, context) for side in (comparer.old, comparer.new))
+    found = []
+    for cell in comparer.cells:
+        old = 0 if cell.old is None else before.micro[cell.old]
+        new = 0 if cell.new is None else after.micro[cell.new]
+        found.append((cell.name, new - old))
+    return found
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(programs(), programs(), st.lists(st.tuples(valid_examples(), contexts()), min_size=1, max_size=8))
+def test_no_example_shows_what_was_not_found(
+    old: Program, new: Program, examples: list[tuple[dict[str, Any], Context]]
+) -> None:
+    comparer = Comparer(old, new)
+    found = {difference.subject: difference for difference in comparer.bands()}
+    for metadata, context in examples:
+        for name, change in matched(comparer, metadata, fitting(context)):
+            relation = found[name].relation
+            assert change <= 0 or relation in ("wider", "both", "unknown")
+            assert change >= 0 or relation in ("narrower", "both", "unknown")
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(programs())
+def test_dropping_a_limit_never_narrows_and_dropping_a_grant_never_widens(old: Program) -> None:
+    old = dataclasses.replace(old, assertions=())
+    for dropped, allowed in (("limits", {"same", "wider"}), ("grants", {"same", "narrower"})):
+        rules = getattr(old, dropped)
+        if rules:
+            new = dataclasses.replace(old, **{dropped: rules[1:]})
+            assert set(relations(list(Comparer(old, new).bands())).values()) <= allowed
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(programs(), programs(), st.lists(valid_examples(), max_size=12), contexts())
+def test_counts_over_data_are_what_deciding_each_example_gives(
+    old: Program, new: Program, examples: list[dict[str, Any]], context: Context
+) -> None:
+    context = fitting(context)
+    context = dataclasses.replace(
+        context, signals={k: v for k, v in context.signals.items() if k != "undeclared"}
+    )
+    rules = [(grant.name, grant.name) for grant in new.grants] + [("limit_0", "")]
+    comparer = Comparer(old, new)
+    counts = DataDifference(old, new, context, context, comparer.cells, rules, tokens="age")
+    columns = {name: [row.get(name) for row in examples] for name in {key for row in examples for key in row}}
+    half = len(examples) // 2
+    for part in (slice(0, half), slice(half, None)):
+        piece = {name: values[part] for name, values in columns.items()}
+        size = len(examples[part])
+        counts.add(encode_columns(old, piece, size), encode_columns(new, piece, size))
+    assert counts.examples == len(examples)
+    gained: dict[str, int] = dict.fromkeys(counts.by_band, 0)
+    tokens = 0
+    for metadata in examples:
+        changes = dict(matched(comparer, metadata, context))
+        for name, change in changes.items():
+            gained[name] += change > 0
+        if any(change > 0 for change in changes.values()):
+            age = encode_columns(new, {"age": [metadata.get("age")]}, 1).encoded["age"].values
+            tokens += int(np.asarray(age)[0])
+    assert {name: count.gained for name, count in counts.by_band.items()} == gained
+    assert counts.any.tokens_gained == tokens
+    for was, now in rules:
+        came = sum(
+            (now in decide(new, m, context).rules) > (was in decide(old, m, context).rules) for m in examples
+        )
+        assert counts.by_rule[was, now].gained == came
