@@ -18,7 +18,10 @@ from click.testing import CliRunner
 from gradwarden.cli.app import VERBS, cli
 from tests.cli.conftest import Run
 
-PROMISED = ["init", "check", "fmt", "test", "explain", "plan", "build", "map", "keygen", "verify", "log"]
+PROMISED = [
+    "init", "check", "fmt", "test", "explain", "plan", "prove", "calendar", "schema", "diff", "build", "map",
+    "keygen", "verify", "log", "lsp",
+]  # fmt: skip
 
 
 def gradwarden(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
