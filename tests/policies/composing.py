@@ -12,7 +12,7 @@ from pathlib import Path
 from gradwarden.policy import compile_policy, load_policy, parse_policy
 from gradwarden.policy.context import Context
 from gradwarden.policy.program import Program
-from gradwarden.policy.testing.test_file import parse_tests, sibling_tests
+from gradwarden.policy.testing.test_file import Case, parse_tests, sibling_tests
 
 FOLDER = Path(str(files("gradwarden.policies")))
 MODULES = sorted(path.stem for path in FOLDER.glob("modules/*.policy"))
@@ -56,6 +56,8 @@ def vouched(module: str) -> tuple[Given, ...]:
             continue
         tests = sibling_tests(path)
         for case in parse_tests(tests.read_text("utf-8"), tests).cases:
+            if not isinstance(case, Case):
+                continue
             example = project(case.example, alone)
             if alone.decide(example, case.context).verdict != "invalid":
                 found.append((example, case.context))
