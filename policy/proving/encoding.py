@@ -46,6 +46,7 @@ class Encoding:
 
     valid: the metadata fit the schema; always so where the inputs are the program's own. truth: the truth of
     every condition, in the order of `Program.conditions`; it means something where the metadata are valid.
+    Everything else is false, and weights are 0, where they are not.
     matched, advised, waived: by the name of a rule, whether `Decision.rules`, `.advisory` and `.waived` list
     it. obligations: by kind and rule. private: a hard privacy rule applies. failed: by the name of an
     assertion, whether it does not hold of the unchecked weights.
@@ -77,8 +78,11 @@ class Encoding:
         self.matched: dict[str, Truth] = {}
         self.advised: dict[str, Truth] = {}
         self.waived: dict[str, Truth] = {}
-        known = iter(self.truth)
-        self._grants = [_Grant(everything, (program.max_weight,) * len(program.bands))]
+        # Rules say nothing about an example that breaks the schema.
+        known = iter([conjunction((self.valid, truth)) for truth in self.truth])
+        self._grants = [
+            _Grant(conjunction((self.valid, everything)), (program.max_weight,) * len(program.bands))
+        ]
         self._grants += [
             _Grant(self._on(grant.name, grant.level == "hard", next(known)), grant.weights)
             for grant in program.grants

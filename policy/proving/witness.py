@@ -224,8 +224,6 @@ def confirm(encoding: Encoding, model: Any) -> Witness | None:
     micro = tuple(_int(model, weight) for weight in encoding.weights)
     verdict = next(name for name, truth in encoding.verdicts.items() if _holds(model, truth))
     listed = tuple(sorted(rule for rule, truth in encoding.matched.items() if _holds(model, truth)))
-    if not _holds(model, encoding.valid):
-        listed = ()
     if (decision.verdict, decision.micro, decision.rules) == (verdict, micro, listed):
         return witness
     if encoding.inputs.approximate:

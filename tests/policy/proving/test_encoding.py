@@ -98,8 +98,8 @@ def check_pinned(program: Program, rows: list[dict[str, Any]], context: Context)
                 assert bool(z3.is_true(above)) == (weight > bound)
 
 
-@given(programs(), st.lists(valid_examples(), min_size=1, max_size=3), contexts())
-@settings(max_examples=120, deadline=None, suppress_health_check=SLOW)
+@given(programs(), st.lists(valid_examples(), min_size=1, max_size=5), contexts())
+@settings(max_examples=60, deadline=None, suppress_health_check=SLOW)
 def test_a_pinned_encoding_decides_as_the_evaluators(
     program: Program, rows: list[dict[str, Any]], context: Context
 ) -> None:
@@ -114,10 +114,8 @@ def test_soak_of_pinned_encodings(program: Program, rows: list[dict[str, Any]], 
 
 
 @given(programs(), st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=SLOW)
-def test_whatever_the_solver_finds_is_decided_so_by_the_evaluator(
-    program: Program, data: st.DataObject
-) -> None:
+@settings(max_examples=25, deadline=None, suppress_health_check=SLOW)
+def test_what_the_solver_finds_is_decided_so_by_the_evaluator(program: Program, data: st.DataObject) -> None:
     """Any satisfiable question has a model whose example the evaluator decides as the encoding does."""
     inputs = Inputs.of(program)
     encoding = Encoding(program, inputs)

@@ -31,7 +31,7 @@ def outcome(tests: list[languages.Test], text: str) -> tuple[bool, ...]:
 
 
 @given(tests_of_text, st.integers(0, 4))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_the_combinations_found_are_those_of_short_texts(tests: list[languages.Test], longest: int) -> None:
     found = languages.outcomes(tests, longest)
     assert found is not None
@@ -44,7 +44,7 @@ def test_the_combinations_found_are_those_of_short_texts(tests: list[languages.T
 
 
 @given(tests_of_text, st.text("ab*?xé", max_size=8))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_any_longer_text_shows_a_combination_that_was_found(tests: list[languages.Test], text: str) -> None:
     found = languages.outcomes(tests, 65_536)
     assert found is not None
