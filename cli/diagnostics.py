@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from gradwarden.policy.errors import Diagnostic, Severity
+from gradwarden.policy.linting.registry import BY_CODE
 
 COLOURS = {"error": "red", "warning": "yellow", "note": "blue"}
 """The colour of each severity."""
@@ -41,6 +42,7 @@ def to_data(diagnostic: Diagnostic) -> dict[str, Any]:
         "severity": diagnostic.severity,
         "message": diagnostic.message,
         "help": diagnostic.help,
+        "page": BY_CODE[diagnostic.code].page if diagnostic.code in BY_CODE else None,
         "file": None,
         "line": None,
         "column": None,

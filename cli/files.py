@@ -1,4 +1,4 @@
-"""Writes result files so that a crash leaves the old content or the new, never half of one."""
+"""Writes result files so that a crash leaves the old content or the new, never half of one; shows changes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import contextlib
 import os
 import tempfile
 from pathlib import Path
+
+import click
 
 
 def write_text(path: Path, text: str) -> None:
@@ -36,3 +38,20 @@ def _mode(target: Path) -> int:
         umask = os.umask(0)
         os.umask(umask)
         return 0o666 & ~umask
+
+
+def echo_diff(path: Path, old: str, new: str, done: str) -> None:
+    """Write the difference of two texts of a file to standard output; `done` says what makes it."""
+    import difflib
+
+    lines = difflib.unified_diff(
+        old.splitlines(keepends=True), new.splitlines(keepends=True), str(path), f"{path} ({done})"
+    )
+    for line in lines:
+        click.echo(_coloured(line.rstrip("\n")))
+
+
+def _coloured(line: str) -> str:
+    colours = {"+": "green", "-": "red", "@": "cyan"}
+    bold = line.startswith(("+++", "---"))
+    return click.style(line, bold=True) if bold else click.style(line, fg=colours.get(line[:1]))

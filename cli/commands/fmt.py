@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import click
 
 from gradwarden.cli.app import verb
 from gradwarden.cli.diagnostics import plural
-from gradwarden.cli.files import write_text
+from gradwarden.cli.files import echo_diff, write_text
 from gradwarden.cli.inputs import STDIN, find_files, read_text
 from gradwarden.cli.options import FILE
 from gradwarden.policy.errors import Diagnostic, PolicyError
@@ -68,20 +67,10 @@ def _format(text: str, path: Path) -> str:
 def _deliver(path: Path, old: str, new: str, *, check: bool, diff: bool) -> None:
     """Show or write the result for one file."""
     if diff:
-        lines = difflib.unified_diff(
-            old.splitlines(keepends=True), new.splitlines(keepends=True), str(path), f"{path} (formatted)"
-        )
-        for line in lines:
-            click.echo(_coloured(line.rstrip("\n")))
+        echo_diff(path, old, new, "formatted")
     elif path == STDIN and not check:
         sys.stdout.write(new)
     elif old != new:
         if not check:
             write_text(path, new)
         click.echo(f"{'would change' if check else 'changed'} {path}")
-
-
-def _coloured(line: str) -> str:
-    colours = {"+": "green", "-": "red", "@": "cyan"}
-    bold = line.startswith(("+++", "---"))
-    return click.style(line, bold=True) if bold else click.style(line, fg=colours.get(line[:1]))

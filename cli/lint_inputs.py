@@ -1,0 +1,65 @@
+"""Reads what some lints need besides the policy: a data set, and the plan of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gradwarden.cli.output import progress
+
+if TYPE_CHECKING:
+    from gradwarden.policy.linting.subject import Finding
+    from gradwarden.policy.load import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """The run that is planned: its steps, the chance of a privacy unit to be in one, and the noise.
+
+    noise_multiplier: the standard deviation of the noise over the greatest clip of the privacy rules.
+    """
+
+    steps: int
+    sampling_rate: float
+    noise_multiplier: float
+
+
+def data_findings(policy: Policy, path: Path) -> tuple[Finding, ...]:
+    """Return the findings of a policy over a manifest, which is read piece by piece.
+
+    Raises InputError, OSError, ColumnsError.
+    """
+    from gradwarden.cli.manifest import open_manifest
+    from gradwarden.policy.linting.data import Seen, lint_data
+    from gradwarden.policy.linting.subject import Subject
+
+    seen = Seen(policy.program)
+    manifest = open_manifest(path, policy.program)
+    done = 0
+    with progress(f"reading {path.name}", manifest.total, manifest.unit) as advance:
+        for piece in manifest.pieces:
+            seen.add(piece.columns, len(piece.places))
+            advance(piece.done - done)
+            done = piece.done
+    return tuple(lint_data(Subject.of(policy.checked), seen))
+
+
+def run_findings(policy: Policy, plan: RunPlan) -> tuple[Finding, ...]:
+    """Return the privacy budgets that do not last a planned run. Raises PrivacyError without the extra."""
+    from gradwarden.policy.linting.subject import Report
+    from gradwarden.runtime.privacy.accounting import JointPlan, epsilon, epsilon_text, privacy_rules
+
+    report = Report()
+    rules = privacy_rules(policy.program)
+    if not rules:
+        return ()
+    for planned in JointPlan.for_noise(rules, plan.sampling_rate, plan.noise_multiplier).rules:
+        if planned.steps >= plan.steps:
+            continue
+        spent = epsilon(planned.noise_multiplier, planned.sampling_rate, plan.steps, planned.rule.delta)
+        lasts = f"{planned.steps:,} of {plan.steps:,} steps"
+        message = f"the budget of `{planned.rule.name}` lasts {lasts}, then its examples are refused"
+        help = f"the whole run costs an epsilon of {epsilon_text(spent)}: add noise, or sample less"
+        report.add("GW522", message, policy.rules[planned.rule.name], help)
+    return tuple(report.findings)
