@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradwarden.cli.failures import InputError
 
 if TYPE_CHECKING:
+    from gradwarden.policy.load import Parse
     from gradwarden.policy.model_map import ModelMap
     from gradwarden.policy.program import Program
 
@@ -69,6 +71,14 @@ def _walk(directory: Path, suffix: str) -> Iterator[Path]:
                 yield Path(folder, name)
 
 
+@cache
+def parse_once() -> Parse:
+    """Return the parser of this command: what several policies import is parsed once."""
+    from gradwarden.policy.load import remembering
+
+    return remembering()
+
+
 def load_program(path: Path, model_map: Path | None = None) -> Program:
     """Return the program of a policy, or one compiled earlier (`*.json`).
 
@@ -82,7 +92,7 @@ def load_program(path: Path, model_map: Path | None = None) -> Program:
         return program_from_json(path.read_bytes(), str(path))
     from gradwarden.policy import compile_policy, load_policy
 
-    return compile_policy(load_policy(path), load_model_map(model_map) if model_map else None)
+    return compile_policy(load_policy(path, parse_once()), load_model_map(model_map) if model_map else None)
 
 
 def load_model_map(path: Path) -> ModelMap:

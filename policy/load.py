@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TypeAlias
 
@@ -75,13 +75,26 @@ class Policy:
         return self.program.version
 
 
-def load_policy(path: str | os.PathLike[str]) -> Policy:
-    """Read, parse and check a policy file. Raises PolicyError with every diagnostic."""
+def load_policy(path: str | os.PathLike[str], parse: Parse = parse) -> Policy:
+    """Read, parse and check a policy file. Raises PolicyError with every diagnostic.
+
+    Whoever loads several policies that import the same files gives a `parse` that remembers (`remembering`).
+    """
     name = os.fspath(path)
     text = read_text(Path(name))
     if isinstance(text, Diagnostic):
         raise PolicyError([text])
-    return _check(Source(name, text), Path(name).parent)
+    return _check(Source(name, text), Path(name).parent, parse)
+
+
+def remembering() -> Parse:
+    """Return a `parse` that parses a text under one name once; it remembers the last `MAX_FILES` texts."""
+
+    @lru_cache(maxsize=MAX_FILES)
+    def known(name: str, text: str) -> tuple[s.File, list[Diagnostic]]:
+        return parse(Source(name, text))
+
+    return lambda source: known(source.name, source.text)
 
 
 def parse_policy(
@@ -116,8 +129,8 @@ def read_text(path: Path) -> str | Diagnostic:
         return Diagnostic("GW110", message, where, "save the file as UTF-8")
 
 
-def _check(source: Source, directory: Path | None) -> Policy:
-    reading = read_files(source, directory)
+def _check(source: Source, directory: Path | None, parse: Parse = parse) -> Policy:
+    reading = read_files(source, directory, parse=parse)
     checked, found = check_types(reading.files, reading.faults, reading.complete)
     if checked is None:
         raise PolicyError(found)

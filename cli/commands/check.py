@@ -14,7 +14,7 @@ from gradwarden.cli.app import verb
 from gradwarden.cli.diagnostics import count, plural, render_text, to_data
 from gradwarden.cli.failures import MISUSE, InputError
 from gradwarden.cli.files import echo_diff, write_text
-from gradwarden.cli.inputs import find_files, load_model_map
+from gradwarden.cli.inputs import find_files, load_model_map, parse_once
 from gradwarden.cli.lint_inputs import RunPlan, data_findings, run_findings
 from gradwarden.cli.options import FILE, MAX_COUNT, DateType, today
 from gradwarden.cli.output import emit_json, format_option
@@ -258,12 +258,11 @@ def _imports(path: Path) -> Iterator[Path]:
     """Yield what a policy file imports itself; nothing where it cannot be read."""
     from gradwarden.policy.load import read_text
     from gradwarden.policy.source import Source
-    from gradwarden.policy.syntax.parse import parse
     from gradwarden.policy.syntax.tree import Import
 
     text = read_text(path)
     if isinstance(text, str):
-        file, _ = parse(Source(str(path), text))
+        file, _ = parse_once()(Source(str(path), text))
         for item in file.items:
             if isinstance(item, Import):
                 yield path.parent / item.path.text
@@ -274,7 +273,7 @@ def _check(path: Path, model_map: ModelMap | None, told: LintInputs) -> Sequence
     from gradwarden.policy.linting.lint import lint
 
     try:
-        policy = load_policy(path)
+        policy = load_policy(path, parse_once())
     except PolicyError as error:
         return error.diagnostics
     found = tuple(finding.diagnostic for finding in lint(policy.checked, told.given(policy)))
