@@ -23,11 +23,12 @@ def lint_conditions(subject: Subject, report: Report) -> None:
     for rule in subject.rules:
         expr = rule.when
         if expr is None:
+            _stages(subject, report, rule)
             continue
         condition = _own_condition(subject, rule, expr)
         if condition is None or _decided(subject, report, rule, expr, condition):
             continue
-        _stages(subject, report, rule, condition)
+        _stages(subject, report, rule)
         _parts(subject, report, expr)
     for name, item in subject.scope.named.items():
         condition = subject.conditions.named(name, item.name.span).condition
@@ -93,7 +94,7 @@ def _shown(expr: s.Expr) -> str:
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 
-def _stages(subject: Subject, report: Report, rule: SourcedRule, condition: Condition) -> None:
+def _stages(subject: Subject, report: Report, rule: SourcedRule) -> None:
     """Report a limit of which some part can never match, though its own condition can."""
     if not isinstance(rule.rule, Limit) or rule.rule.kind not in ("retain", "curriculum"):
         return
