@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ from gradwarden.policy.program import AttributeSpec, Program
 
 PIECE = 65_536
 """Records that are decided together."""
+
+MAX_CELLS = 8_000_000
+"""Records times names of a piece: where every record has names of its own, pieces are shorter."""
 
 MAX_LINE = 16 << 20
 """The longest line of a JSONL or CSV manifest, in bytes."""
@@ -114,23 +118,26 @@ class _Collector:
         self._records: list[Mapping[str, object]] = []
         self._places: list[int] = []
         self._malformed: list[tuple[int, str]] = []
+        self._names: dict[str, None] = {}
 
     @property
     def full(self) -> bool:
-        return len(self._records) + len(self._malformed) >= self._size
+        if len(self._records) + len(self._malformed) >= self._size:
+            return True
+        return len(self._records) * len(self._names) >= MAX_CELLS
 
     def add(self, place: int, record: Mapping[str, object]) -> None:
         self._places.append(place)
         self._records.append(record)
+        self._names.update(dict.fromkeys(record))
 
     def reject(self, place: int, reason: str) -> None:
         self._malformed.append((place, reason))
 
     def piece(self, done: int) -> Piece:
         """Return what was gathered, and begin again. A value that a record lacks is None in its column."""
-        names = dict.fromkeys(name for record in self._records for name in record)
-        names.pop(ID, None)
-        columns = {name: [record.get(name) for record in self._records] for name in names}
+        self._names.pop(ID, None)
+        columns = {name: [record.get(name) for record in self._records] for name in self._names}
         ids = [record.get(ID) for record in self._records]
         piece = Piece(columns, self._places, ids, self._malformed, done)
         self._clear()
@@ -201,7 +208,7 @@ def _header(path: Path, rows: Any) -> list[str]:
     header = _next_row(path, rows)
     if not header:
         raise InputError(f"`{path}` is empty; its first line must name the columns")
-    repeated = sorted({name for name in header if header.count(name) > 1})
+    repeated = sorted(name for name, count in Counter(header).items() if count > 1)
     if repeated:
         raise InputError(f"`{path}` has two columns named `{repeated[0]}`")
     return header

@@ -48,7 +48,7 @@ class Diagnostic:
         head = f"{self.span.source.name}:{line}:{column}: {self.severity}[{self.code}]: {self.message}"
         if not self.span.source.text:
             return "\n".join([head, *self._help_lines("  ")])
-        text, shown_column = _excerpt(self.span.source.line(line), column)
+        text, shown_column = _excerpt(self.span.source.line_at(self.span.start), column)
         width = max(1, min(self.span.end - self.span.start, len(text) - shown_column + 1))
         gutter = " " * len(str(line))
         return "\n".join(
@@ -111,10 +111,16 @@ def _excerpt(line: str, column: int) -> tuple[str, int]:
     return safe, column - start
 
 
+COMPARED = 80
+"""The longest word that suggestions are sought for: the time of comparing grows with the square of it."""
+
+
 def did_you_mean(word: str, known: Iterable[str], likeness: float = 0.6) -> str | None:
     """Return a suggestion naming the known word nearest to `word`, or None where nothing is near.
 
-    `likeness` is how near at least, from 0 to 1.
+    `likeness` is how near at least, from 0 to 1. Words longer than COMPARED are not compared.
     """
-    near = get_close_matches(word, list(known), n=1, cutoff=likeness)
+    if len(word) > COMPARED:
+        return None
+    near = get_close_matches(word, [name for name in known if len(name) <= COMPARED], n=1, cutoff=likeness)
     return f"did you mean `{near[0]}`?" if near else None

@@ -32,6 +32,9 @@ FORMAT = "gradwarden/model-map/1"
 MAX_BYTES = 64 << 20
 """The largest model map file that is read."""
 
+MAX_DEPTH = 32
+"""How many lists and mappings of a model map may stand in each other."""
+
 _SHOWN = 3
 
 
@@ -120,6 +123,7 @@ class ModelMap:
         if len(text) > MAX_BYTES:
             raise PolicyError([_fault("GW400", f"`{name}` is larger than {MAX_BYTES >> 20} MiB")])
         try:
+            _check_events(text)
             data = yaml.load(text, Loader=_StrictLoader)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             problem = " ".join(str(getattr(error, "problem", None) or error).split())
@@ -294,19 +298,30 @@ def _fault(code: str, message: str, help: str | None = None, span: Span | None =
     return Diagnostic(code, message, span, help)
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """YAML as plain data: repeated keys and aliases (which can expand without bound) are errors."""
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]  # the stubs leave it bare
-            raise yaml.composer.ComposerError(
-                None, None, "aliases are not allowed in a model map", event.start_mark
-            )
-        return super().compose_node(parent, index)
+
+def _check_events(text: str) -> None:
+    """Refuse aliases, which can expand without bound, and deep nesting, before anything recurses over it."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.AliasEvent):
+            raise _refused("aliases are not allowed in a model map", event)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise _refused(f"nested more than {MAX_DEPTH} levels deep", event)
+
+
+def _refused(problem: str, event: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(None, None, problem, event.start_mark)
+
+
+class _StrictLoader(_Loader):  # type: ignore[misc]  # one of two classes
+    """YAML as plain data in which no key is repeated."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         for key in _repeated(str(key) for key in keys):
             raise yaml.constructor.ConstructorError(None, None, f"key `{key}` is repeated", node.start_mark)
-        return super().construct_mapping(node, deep)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping

@@ -22,6 +22,12 @@ class Source:
         line = self.text.count("\n", 0, offset) + 1
         return line, offset - (self.text.rfind("\n", 0, offset) + 1) + 1
 
+    def line_at(self, offset: int) -> str:
+        """Return the line that holds a character offset, without its ending. Its time is that of the line."""
+        start = self.text.rfind("\n", 0, offset) + 1
+        end = self.text.find("\n", start)
+        return self.text[start : len(self.text) if end < 0 else end].rstrip("\r")
+
     def line(self, number: int) -> str:
         """Return a line by its 1-based number, without its line ending; empty past the end."""
         lines = self.text.split("\n")

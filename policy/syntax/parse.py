@@ -16,7 +16,7 @@ from threading import Lock
 from typing import Any, cast
 
 from lark import Lark, UnexpectedCharacters, UnexpectedInput, UnexpectedToken
-from lark.lexer import PatternStr
+from lark.lexer import PatternStr, TerminalDef
 from lark.utils import TextSlice
 
 from gradwarden.policy.checking.remedies import remedy
@@ -30,6 +30,9 @@ MAX_TEXT = 1 << 20
 
 MAX_FAULTS = 100
 """How many faults of one text are reported."""
+
+MAX_TRIED = 300
+"""How much may be open in the parser for every token to be tried that may stand where a fault is."""
 
 _FORBIDDEN = re.compile(
     # control characters, lone surrogates, and characters that reorder or hide the text around them
@@ -75,7 +78,15 @@ def parse(source: Source) -> tuple[File, list[Diagnostic]]:
         return File(source, (), complete=False), faults
     grammar = _grammar()
     with grammar.lock:
-        return grammar.parse(source)
+        file, faults = grammar.parse(source)
+    if len(faults) <= MAX_FAULTS:
+        return file, faults
+    return replace(file, complete=False), [*faults[:MAX_FAULTS], _too_many(source, faults[MAX_FAULTS])]
+
+
+def _too_many(source: Source, following: Diagnostic) -> Diagnostic:
+    stop = following.span or Span(source, 0, 1)
+    return Diagnostic("GW114", "too many faults to go on", stop)
 
 
 def _text_faults(source: Source) -> Iterator[Diagnostic]:
@@ -106,6 +117,17 @@ class _Relay:
         return lambda children: getattr(self.builder, rule)(children)
 
 
+def _whole_word(terminal: TerminalDef) -> None:
+    """Let a keyword end where its word ends, so that `step0` is no `step`.
+
+    The pattern is changed in place: the lexer tells keywords by their exact class.
+    """
+    pattern = terminal.pattern
+    if isinstance(pattern, PatternStr) and pattern.value.isalpha():
+        whole = f"{pattern.to_regexp()}(?![A-Za-z0-9_])"
+        vars(pattern)["to_regexp"] = lambda: whole
+
+
 class _Grammar:
     """The parser of `policy.lark`. `lock` guards it: one text at a time."""
 
@@ -119,6 +141,7 @@ class _Grammar:
             lexer="contextual",
             keep_all_tokens=True,
             maybe_placeholders=False,
+            edit_terminals=_whole_word,
             transformer=self._relay,
         )
         self._spoken = dict(_SPOKEN)
@@ -155,10 +178,7 @@ class _Grammar:
                 complete = complete and _RULE.match(source.text, start) is not None
                 items += self._before(source, start, faults[-1])
             faults += self._relay.builder.faults
-            if len(faults) >= MAX_FAULTS:
-                stop = Span(source, end, end + 1)
-                faults = [*faults[:MAX_FAULTS], Diagnostic("GW114", "too many faults to go on", stop)]
-                complete = False
+            if len(faults) > MAX_FAULTS:
                 break
         return File(source, tuple(items), complete), faults
 
@@ -172,7 +192,7 @@ class _Grammar:
 
     def _fault(self, source: Source, error: UnexpectedInput, end: int) -> Diagnostic:
         if isinstance(error, UnexpectedToken):
-            expected = set(error.accepts or error.expected)
+            expected = set(_accepted(error))
             if error.token.type == "$END":
                 return self._early_end(source, expected, end)
             span = Span(source, error.token.start_pos or 0, error.token.end_pos or 0)
@@ -220,6 +240,14 @@ class _Grammar:
         spoken += sorted(self._spoken.get(name, name.lower()) for name in names)
         shown = spoken if len(spoken) <= 8 else [*spoken[:8], "…"]
         return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} or {shown[-1]}"
+
+
+def _accepted(error: UnexpectedToken) -> Iterable[str]:
+    """Return what may stand where a fault is; far down, where trying each costs too much, a few too many."""
+    state = error.interactive_parser.parser_state if error.interactive_parser else None
+    if state is None or len(state.value_stack) > MAX_TRIED:
+        return error.expected
+    return error.accepts or error.expected
 
 
 _OPERATORS = {

@@ -132,7 +132,7 @@ def test_the_digest_changes_with_any_part_of_the_map() -> None:
 @pytest.mark.parametrize(
     ("text", "code", "says"),
     [
-        ("format: [", "GW400", "map.yaml:1:"),
+        ("format: [", "GW400", "map.yaml:2:1"),
         ("- 1\n- 2\n", "GW401", "not a model map"),
         ("format: gradwarden/model-map/1\nmodel: m\nlayers: []\n", "GW401", "layers"),
         ("a: &x [1]\nb: *x\n", "GW400", "aliases are not allowed"),
