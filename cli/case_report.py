@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradwarden.cli.diagnostics import printable
+from gradwarden.policy.testing.expectations import observe, show
 
 if TYPE_CHECKING:
     from gradwarden.policy.context import Context
+    from gradwarden.policy.decision import Decision
+    from gradwarden.policy.testing.inputs import Assignment
     from gradwarden.policy.testing.runner import CaseResult
 
 
@@ -31,9 +34,40 @@ def counterexample_lines(result: CaseResult) -> Iterator[str]:
     if not result.is_counterexample:
         return
     yield f"failed on example {len(result.tried)} of those tried; made simpler, it is"
-    yield f"  --example  {printable(json.dumps(plain(result.case.example), ensure_ascii=False))}"
-    if options := context_options_text(result.case.context):
+    yield from example_lines(result.case.example, result.case.context)
+
+
+def example_lines(example: Mapping[str, Any], context: Context) -> Iterator[str]:
+    """Yield an example as `explain --example` reads it, and the options that give its context."""
+    yield f"  --example  {printable(json.dumps(plain(example), ensure_ascii=False))}"
+    if options := context_options_text(context):
         yield f"  {printable(options)}"
+
+
+def decisions_apart(decided: Decision, damaged: Decision) -> Iterator[str]:
+    """Yield in what a decision and that of a damaged policy part."""
+    for key in ("verdict", "weights", "rules", "advisory", "waived", "obligations", "stage"):
+        one, other = observe(decided, key), observe(damaged, key)
+        if key == "weights":
+            one, other = (
+                {band: weight for band, weight in side.items() if one[band] != other[band]}
+                for side in (one, other)
+            )
+        if one != other:
+            yield f"  {key}: {show(one)}, damaged {show(other)}"
+
+
+def assignment_text(assignment: Assignment) -> str:
+    """Return values of inputs in one line: `lines = 418, step = 10`."""
+    parts = []
+    for variable, value in assignment.items():
+        if variable.kind == "spent":
+            parts.append(f"the budget of {variable.name} {'spent' if value else 'not spent'}")
+        elif value is None:
+            parts.append(f"no {variable.name}")
+        else:
+            parts.append(f"{variable.name} = {json.dumps(plain(value), ensure_ascii=False)}")
+    return printable(", ".join(parts))
 
 
 def plain(value: Any) -> Any:

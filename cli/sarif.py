@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import PurePath, PureWindowsPath
 from typing import Any
@@ -19,18 +19,27 @@ from urllib.parse import quote
 from gradwarden.cli.codes import MEANINGS
 from gradwarden.cli.diagnostics import to_data
 from gradwarden.policy.errors import Diagnostic
+from gradwarden.policy.linting.registry import RULES
 from gradwarden.policy.source import Span
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 HOME = "https://gradwarden.dev"
 FINGERPRINT = "gradwarden/v1"
 
+LINTS = {rule.code for rule in RULES}
+"""Codes that have a page of their own."""
+
 _PROPERTIES = {"line": "line", "column": "col", "end_line": "endLine", "end_column": "endColumn"}
 """What GitHub calls the places of a finding."""
 
 
-def to_sarif(diagnostics: Sequence[Diagnostic], verb: str = "check") -> dict[str, Any]:
-    """Return a SARIF log with one run; `verb` keeps the findings of several runs apart in code scanning."""
+def to_sarif(
+    diagnostics: Sequence[Diagnostic], verb: str = "check", meanings: Mapping[str, str] = MEANINGS
+) -> dict[str, Any]:
+    """Return a SARIF log with one run.
+
+    `verb` keeps the findings of several runs apart in code scanning; `meanings` says what codes stand for.
+    """
     codes = sorted({d.code for d in diagnostics})
     seen: Counter[tuple[str, str, str]] = Counter()
     return {
@@ -43,7 +52,7 @@ def to_sarif(diagnostics: Sequence[Diagnostic], verb: str = "check") -> dict[str
                         "name": "gradwarden",
                         "semanticVersion": version("gradwarden"),
                         "informationUri": HOME,
-                        "rules": [_rule(code) for code in codes],
+                        "rules": [_rule(code, meanings) for code in codes],
                     }
                 },
                 "automationDetails": {"id": f"gradwarden/{verb}"},
@@ -54,11 +63,11 @@ def to_sarif(diagnostics: Sequence[Diagnostic], verb: str = "check") -> dict[str
     }
 
 
-def _rule(code: str) -> dict[str, Any]:
+def _rule(code: str, meanings: Mapping[str, str]) -> dict[str, Any]:
     """Return the descriptor of a code; code scanning shows its texts beside every result."""
-    meaning = MEANINGS.get(code, code)
+    meaning = meanings.get(code, code)
     description = f"{meaning[0].upper()}{meaning[1:]}"
-    page = f"{HOME}/docs/diagnostics#{code.lower()}"
+    page = f"{HOME}/docs/rules/{code}" if code in LINTS else f"{HOME}/docs/diagnostics#{code.lower()}"
     return {
         "id": code,
         "name": code,

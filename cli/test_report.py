@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,28 +11,43 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradwarden.cli.case_report import context_json, counterexample_lines, difference_lines, plain
-from gradwarden.cli.diagnostics import plural
+from gradwarden.cli.case_report import (
+    assignment_text,
+    context_json,
+    counterexample_lines,
+    decisions_apart,
+    difference_lines,
+    example_lines,
+    plain,
+)
+from gradwarden.cli.diagnostics import plural, printable
 from gradwarden.cli.output import emit_json, emit_table
+from gradwarden.policy.testing.inputs import inputs_of
 
 if TYPE_CHECKING:
     from gradwarden.policy.program import Program
-    from gradwarden.policy.testing.coverage import Coverage
-    from gradwarden.policy.testing.mutation import Mutant
+    from gradwarden.policy.source import Span
+    from gradwarden.policy.testing.coverage import Coverage, Gap
+    from gradwarden.policy.testing.mutation import Campaign, Survivor
     from gradwarden.policy.testing.runner import CaseResult
     from gradwarden.policy.testing.test_file import TestFile
 
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """The results of all test files of one policy."""
+    """The results of all test files of one policy. `rules`: where each rule is named in its text."""
 
     policy: Path
     program: Program
+    rules: Mapping[str, Span]
     files: tuple[TestFile, ...]
     results: tuple[CaseResult, ...]
     seconds: tuple[float, ...]
     """How long each result took."""
+
+    def place(self, rule: str) -> str:
+        """Return where a rule stands, for the beginning of a message; nothing where it is not known."""
+        return f"{self.rules[rule]}: " if rule in self.rules else ""
 
     @property
     def failures(self) -> list[CaseResult]:
@@ -45,8 +60,7 @@ class Report:
 
     suite: Suite
     coverage: Coverage | None
-    mutants: int
-    survivors: tuple[Mutant, ...]
+    campaign: Campaign | None
 
 
 def too_low(report: Report, minimum: float | None) -> bool:
@@ -62,6 +76,15 @@ def show(reports: Sequence[Report], output_format: str, minimum: float | None) -
         from gradwarden.cli.junit import to_junit
 
         click.echo(to_junit([report.suite for report in reports], datetime.now(UTC)))
+    elif output_format in ("sarif", "github"):
+        from gradwarden.cli.sarif import to_github, to_sarif
+        from gradwarden.cli.test_findings import MEANINGS, findings
+
+        found = [finding for report in reports for finding in findings(report, minimum)]
+        if output_format == "sarif":
+            emit_json(to_sarif(found, "test", MEANINGS))
+        for finding in found if output_format == "github" else ():
+            click.echo(to_github(finding))
     else:
         for report in reports:
             _show_text(report, minimum)
@@ -88,22 +111,26 @@ def _show_text(report: Report, minimum: float | None) -> None:
         + (f", {passed} passed" * bool(failed))
     )
     if report.coverage is not None:
-        _show_coverage(report.coverage, minimum)
-    if report.mutants:
-        _show_mutants(report)
+        _show_coverage(report, report.coverage, minimum)
+    if report.campaign is not None:
+        _show_mutants(report, report.campaign)
 
 
-def _show_coverage(coverage: Coverage, minimum: float | None) -> None:
+def _show_coverage(report: Report, coverage: Coverage, minimum: float | None) -> None:
     rows = []
     for rule in coverage.rules:
+        gaps = list(rule.gaps())
         parts = Counter(condition.part for condition in rule.conditions)
-        missing = [
-            f"{c.part} (`{c.text}`) never {side}" if parts[c.part] > 1 else f"{c.part} never {side}"
-            for c in rule.conditions
-            for side in c.missing
-        ]
-        rows.append((rule.rule, str(rule.matched), str(rule.unmatched), "; ".join(missing)))
+        told = [_gap_text(gap, several=parts[gap.part] > 1) for gap in gaps]
+        rows.append((rule.rule, str(rule.matched), str(rule.unmatched), "; ".join(told)))
     emit_table(("rule", "matched", "not", "never seen"), rows, numeric=(1, 2))
+    for rule in coverage.rules:
+        whole = {(gap.part, gap.side) for gap in rule.gaps() if gap.whole}
+        for gap in rule.gaps():
+            covered = not gap.whole and (gap.part, gap.side) in whole  # the example for the whole closes it
+            if not covered and (example := _example_for(report, gap)):
+                place = report.suite.place(gap.rule)
+                click.echo(f"  {place}{gap.rule}: for `{printable(gap.text)}` {gap.side}, add {example}")
     wanted = "" if minimum is None else f" (at least {minimum:g}% wanted)"
     colour = "red" if minimum is not None and coverage.percent < minimum else None
     figure = (
@@ -112,17 +139,43 @@ def _show_coverage(coverage: Coverage, minimum: float | None) -> None:
     click.echo(click.style(figure + wanted, fg=colour))
 
 
-def _show_mutants(report: Report) -> None:
-    killed = report.mutants - len(report.survivors)
-    click.echo(f"mutants: {killed} of {report.mutants} noticed by a test")
-    for mutant in report.survivors:
-        click.echo(f"  {click.style('survived', fg='yellow')} {mutant.rule}: {mutant.change}")
+def _gap_text(gap: Gap, *, several: bool) -> str:
+    if gap.whole:
+        return f"{gap.part} (`{gap.text}`) never {gap.side}" if several else f"{gap.part} never {gap.side}"
+    return f"`{gap.text}` in {gap.part} never {gap.side}"
+
+
+def _example_for(report: Report, gap: Gap) -> str:
+    from gradwarden.policy.testing.coverage import example_for
+
+    found = example_for(report.suite.program, gap, report.suite.results)
+    return "" if found is None else assignment_text(found)
+
+
+def _show_mutants(report: Report, campaign: Campaign) -> None:
+    killed = campaign.mutants - len(campaign.survivors)
+    same = f"; {campaign.equivalent} more decide like the policy everywhere" * bool(campaign.equivalent)
+    click.echo(f"mutants: {killed} of {campaign.mutants} noticed by a test{same}")
+    for survivor in campaign.survivors:
+        place = report.suite.place(survivor.rule)
+        change = printable(survivor.change)
+        click.echo(f"  {click.style('survived', fg='yellow')} {place}{survivor.rule}: {change}")
+        if survivor.assignment is None:
+            click.echo("      no example was found on which that makes a difference")
+            continue
+        decided, damaged = survivor.program_decision, survivor.mutant_decision
+        assert decided is not None, "kept beside the example"
+        assert damaged is not None, "kept beside the example"
+        for line in example_lines(*inputs_of(survivor.assignment)):
+            click.echo(f"      {line}")
+        for line in decisions_apart(decided, damaged):
+            click.echo(f"      {line}")
 
 
 def _to_json(reports: Sequence[Report], minimum: float | None) -> dict[str, Any]:
     failed = sum(len(report.suite.failures) for report in reports)
     cases = sum(len(report.suite.results) for report in reports)
-    survived = any(report.survivors for report in reports)
+    survived = any(report.campaign and report.campaign.survivors for report in reports)
     low = any(too_low(report, minimum) for report in reports)
     return {
         "ok": bool(cases) and not failed and not survived and not low,
@@ -141,11 +194,12 @@ def _suite_json(report: Report) -> dict[str, Any]:
         "cases": [_case_json(result) for result in suite.results],
     }
     if report.coverage is not None:
-        data["coverage"] = _coverage_json(report.coverage)
-    if report.mutants:
+        data["coverage"] = _coverage_json(report, report.coverage)
+    if report.campaign is not None:
         data["mutation"] = {
-            "mutants": report.mutants,
-            "survivors": [{"rule": m.rule, "change": m.change} for m in report.survivors],
+            "mutants": report.campaign.mutants,
+            "equivalent": report.campaign.equivalent,
+            "survivors": [_survivor_json(survivor) for survivor in report.campaign.survivors],
         }
     return data
 
@@ -168,7 +222,19 @@ def _case_json(result: CaseResult) -> dict[str, Any]:
     return data
 
 
-def _coverage_json(coverage: Coverage) -> dict[str, Any]:
+def _survivor_json(survivor: Survivor) -> dict[str, Any]:
+    data: dict[str, Any] = {"rule": survivor.rule, "change": survivor.change, "example": None}
+    if survivor.assignment is not None:
+        example, context = inputs_of(survivor.assignment)
+        data["example"] = {"example": plain(example), "context": context_json(context)}
+        assert survivor.program_decision is not None, "kept beside the example"
+        assert survivor.mutant_decision is not None, "kept beside the example"
+        data["decision"] = survivor.program_decision.to_json()
+        data["damaged"] = survivor.mutant_decision.to_json()
+    return data
+
+
+def _coverage_json(report: Report, coverage: Coverage) -> dict[str, Any]:
     return {
         "percent": round(coverage.percent, 2),
         "outcomes": coverage.sides,
@@ -179,10 +245,28 @@ def _coverage_json(coverage: Coverage) -> dict[str, Any]:
                 "matched": rule.matched,
                 "not_matched": rule.unmatched,
                 "conditions": [
-                    {"part": c.part, "condition": c.text, "true": c.true, "false": c.false}
-                    for c in rule.conditions
+                    {
+                        "part": condition.part,
+                        "condition": condition.text,
+                        "true": condition.true,
+                        "false": condition.false,
+                        "parts": [
+                            {"test": p.text, "true": p.true, "false": p.false} for p in condition.parts
+                        ],
+                    }
+                    for condition in rule.conditions
                 ],
             }
             for rule in coverage.rules
+        ],
+        "missing": [
+            {
+                "rule": gap.rule,
+                "part": gap.part,
+                "condition": gap.text,
+                "never": gap.side,
+                "add": _example_for(report, gap) or None,
+            }
+            for gap in coverage.gaps()
         ],
     }

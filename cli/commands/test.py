@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ import click
 
 from gradwarden.cli.app import verb
 from gradwarden.cli.failures import InputError
-from gradwarden.cli.inputs import find_files, load_program, read_text
+from gradwarden.cli.inputs import find_files, load_program, parse_once, read_text
 from gradwarden.cli.options import FILE
 from gradwarden.cli.output import format_option, progress
 from gradwarden.cli.test_report import Report, Suite, show, too_low
@@ -18,6 +19,7 @@ from gradwarden.policy.errors import Diagnostic, PolicyError
 
 if TYPE_CHECKING:
     from gradwarden.policy.program import Program
+    from gradwarden.policy.source import Span
     from gradwarden.policy.testing.test_file import TestFile
 
 MAX_BYTES = 1 << 20
@@ -33,7 +35,7 @@ UNKNOWN_NAME = "GW428"
     "--min-coverage", type=click.FloatRange(0, 100), metavar="N", help="Fail below N percent of coverage."
 )
 @click.option("--mutate", is_flag=True, help="Damage the policy in small ways; fail if no test notices.")
-@format_option("text", "json", "junit")
+@format_option("text", "json", "junit", "sarif", "github")
 def command(
     paths: tuple[Path, ...], coverage: bool, min_coverage: float | None, mutate: bool, output_format: str
 ) -> int:
@@ -42,14 +44,20 @@ def command(
     PATH is a test file, a directory of `*_test.yaml` files, or a policy whose tests stand beside it
     (`x.policy`, `x_test.yaml`). A failure shows what was expected, what was decided, and why.
 
-    --coverage counts, for every condition of every rule, whether some case made it true and some case false.
-    --mutate drops a rule, negates a condition, moves a bound by one step or changes a weight, one at a time,
-    and reports each change that no test notices. Tests must pass first.
+    A case is an example with what is expected of it, a row of a table, or an expectation `for all` examples
+    of a domain, which fails with the simplest counterexample that was found.
+
+    --coverage counts, for every condition of every rule and every test in it, whether some case made it true
+    and some case false, and shows an example for what is missing. --mutate drops a rule, negates a condition,
+    swaps `and` and `or`, moves a bound or a date by one step, drops a value from a list or changes a weight,
+    one at a time, and reports each change that no test notices, with an example that would. Tests must pass
+    first.
 
     \b
     Examples:
       gradwarden test policies
       gradwarden test clinical.policy --coverage --min-coverage 90
+      gradwarden test clinical.policy --mutate
       gradwarden test policies --format junit > results.xml
 
     \b
@@ -66,7 +74,7 @@ def command(
         click.echo("no tests were found", err=True)
     if mutate and failed:
         click.echo("the policy was not damaged: its tests must pass first", err=True)
-    survived = any(report.survivors for report in reports)
+    survived = any(report.campaign and report.campaign.survivors for report in reports)
     low = any(too_low(report, min_coverage) for report in reports)
     return int(not cases or failed or survived or low)
 
@@ -113,7 +121,7 @@ def _run(paths: list[Path]) -> list[Suite]:
     suites = []
     for policy, group in files.items():
         try:
-            program = _load(policy, group[0].path)
+            program, rules = _load(policy, group[0].path)
         except PolicyError as error:
             faults += error.diagnostics
             continue
@@ -121,13 +129,13 @@ def _run(paths: list[Path]) -> list[Suite]:
             unfit = fit_faults(program, tests)
             faults += [d for d in unfit if tests.path not in broken or d.code == UNKNOWN_NAME]
         if not faults:
-            suites.append(_run_suite(policy, program, group))
+            suites.append(_run_suite(policy, program, rules, group))
     if faults:
         raise PolicyError(faults)
     return suites
 
 
-def _run_suite(policy: Path, program: Program, group: list[TestFile]) -> Suite:
+def _run_suite(policy: Path, program: Program, rules: Mapping[str, Span], group: list[TestFile]) -> Suite:
     from gradwarden.policy.testing.runner import run_cases
 
     results, seconds = [], []
@@ -135,25 +143,31 @@ def _run_suite(policy: Path, program: Program, group: list[TestFile]) -> Suite:
         start = perf_counter()
         results += run_cases(program, [case])
         seconds.append(perf_counter() - start)
-    return Suite(policy, program, tuple(group), tuple(results), tuple(seconds))
+    return Suite(policy, program, rules, tuple(group), tuple(results), tuple(seconds))
 
 
-def _load(policy: Path, tests: Path) -> Program:
+def _load(policy: Path, tests: Path) -> tuple[Program, Mapping[str, Span]]:
+    """Return the program that tests are about, and where its rules are named."""
     if not policy.exists():
         message = f"`{tests}` is about `{policy}`, which does not exist"
         raise PolicyError([Diagnostic(InputError.code, message, help="name the policy under `policy:`")])
-    return load_program(policy)
+    if policy.suffix == ".json":
+        return load_program(policy), {}
+    from gradwarden.policy import compile_policy, load_policy
+
+    loaded = load_policy(policy, parse_once())
+    return compile_policy(loaded), loaded.rules
 
 
 def _measure(suite: Suite, *, coverage: bool, mutate: bool) -> Report:
     from gradwarden.policy.testing.coverage import measure
-    from gradwarden.policy.testing.mutation import mutants, survivors
+    from gradwarden.policy.testing.mutation import mutants, run_campaign
 
     measured = measure(suite.program, suite.results) if coverage else None
     if not mutate:
-        return Report(suite, measured, 0, ())
+        return Report(suite, measured, None)
     cases = [case for tests in suite.files for case in tests.cases]
     total = sum(1 for _ in mutants(suite.program))
     with progress(f"mutating {suite.program.name}", total, "mutants") as advance:
-        count, alive = survivors(suite.program, cases, advance)
-    return Report(suite, measured, count, tuple(alive))
+        campaign = run_campaign(suite.program, cases, advance)
+    return Report(suite, measured, campaign)

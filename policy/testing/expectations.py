@@ -99,19 +99,19 @@ def compare(expect: Sequence[Expectation], decision: Decision) -> Iterator[Misma
                 off = [band for band, weight in wanted.items() if not _weighs(actual.get(band), weight)]
                 if off:
                     told = {band: wanted[band] for band in off}, {band: actual.get(band) for band in off}
-                    yield Mismatch(expectation.key, _show(told[0]), _show(told[1]))
+                    yield Mismatch(expectation.key, show(told[0]), show(told[1]))
             case AnyOf(verdicts):
                 if actual not in verdicts:
-                    yield Mismatch(expectation.key, " or ".join(verdicts), _show(actual))
+                    yield Mismatch(expectation.key, " or ".join(verdicts), show(actual))
             case Some(with_, without):
                 missing = tuple(name for name in with_ if name not in actual)
                 extra = tuple(name for name in without if name in actual)
                 if missing or extra:
                     parts = [("with", missing), ("without", extra)]
-                    told_parts = [f"{word} {_show(names)}" for word, names in parts if names]
-                    yield Mismatch(expectation.key, " ".join(told_parts), _show(actual))
+                    told_parts = [f"{word} {show(names)}" for word, names in parts if names]
+                    yield Mismatch(expectation.key, " ".join(told_parts), show(actual))
             case _ if wanted != actual:
-                yield Mismatch(expectation.key, _show(wanted), _show(actual))
+                yield Mismatch(expectation.key, show(wanted), show(actual))
 
 
 def _weighs(actual: int | None, wanted: int | Bound) -> bool:
@@ -133,7 +133,8 @@ def observe(decision: Decision, key: str) -> Any:
             return getattr(decision, key)
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
+    """Return a value of a decision, or one that is expected, in the words of a test file."""
     match value:
         case None:
             return "null"

@@ -252,7 +252,7 @@ def ranged(scale: Scale, marks: Iterable[int], origin: int | None) -> Domain:
         drawn = Scale(*near, scale.decode, scale.encode)
     if hi - lo < MAX_MARKS // 4:
         every = sorted(range(lo, hi + 1), key=lambda value: (abs(value - origin), value))
-        return Domain(tuple(scale.decode(value) for value in every), True)
+        return Domain(tuple(scale.decode(value) for value in every), True, scale)
     near_marks = sorted({m for m in marks if lo - 1 <= m <= hi + 1}, key=lambda m: (abs(m - origin), m))
     listed = {mark + move for mark in near_marks[:MAX_MARKS] for move in (-1, 0, 1)}
     listed |= {lo, hi, origin, drawn.lo, drawn.hi, origin + 1}
@@ -302,6 +302,26 @@ def roots(compare: Compare, variable: Variable, others: Mapping[Variable, int]) 
         yield root
         if root * slope != -start:
             yield root + 1
+
+
+def has_one_bound(compare: Compare) -> bool:
+    """Whether a comparison reads one input at most, and changes its truth at one value of it at most."""
+    read = variables_read([compare])
+    if len(read) > 1:
+        return False
+    return _degree(compare.left) <= 1 and _degree(compare.right) <= 1
+
+
+def _degree(expression: NumericExpr) -> int:
+    match expression:
+        case Number():
+            return 0
+        case Arithmetic("mul", left, right):
+            return _degree(left) + _degree(right)
+        case Arithmetic(_, left, right):
+            return max(_degree(left), _degree(right))
+        case _:
+            return 1
 
 
 def _number(expression: NumericExpr, known: Mapping[Variable, int]) -> int:

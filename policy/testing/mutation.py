@@ -1,236 +1,238 @@
-"""Mutation testing: damages a compiled program in small ways and asks whether any test notices.
+"""Mutation testing: asks of every mutant of a program whether any test notices it.
 
-Each mutant differs from the program in one place: a rule is dropped, a condition or one of its parts is
-negated, a bound is moved by one step, or a weight is changed. A mutant on which every test still passes has
-survived: the tests do not pin down what was changed. Some survivors cannot be killed, because the change
-makes no difference to any decision (a cap on a band that nothing grants); they point at text that does
-nothing. Assertions are left alone: they are to be proved, not tested.
+A mutant on which every test still passes has survived: the tests do not pin down what was changed. For each
+survivor an example is looked for that tells it from the program, among those of the tests and near them, at
+the values where conditions change their truth. A mutant that decides as the program does on every example is
+no mutant: where that can be shown by trying one example of each kind (`search`), it is left out.
+
+Only what a mutant changes is evaluated again: the truth of all other conditions is known from the program.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
-from gradwarden.policy.evaluation.phrasing import Phrasing
-from gradwarden.policy.program import (
-    SCALE,
-    And,
-    Arithmetic,
-    AttributeValue,
-    Clause,
-    Compare,
-    CompareOp,
-    Condition,
-    Constant,
-    Grant,
-    Level,
-    Limit,
-    Modulation,
-    Not,
-    Number,
-    NumericExpr,
-    Or,
-    Program,
-    Scaling,
-    SignalValue,
-    Waiver,
-)
-from gradwarden.policy.testing.runner import examples_of, run_case, show_weight
-from gradwarden.policy.testing.test_file import Entry
+from gradwarden.policy.combine import combine
+from gradwarden.policy.decision import Decision
+from gradwarden.policy.evaluation.evaluate import Facts, holds, read_facts
+from gradwarden.policy.program import Condition, Program
+from gradwarden.policy.testing.coverage import condition_labels
+from gradwarden.policy.testing.expectations import compare
+from gradwarden.policy.testing.inputs import Assignment, inputs_of
+from gradwarden.policy.testing.mutants import Mutant, mutants
+from gradwarden.policy.testing.runner import examples_of
+from gradwarden.policy.testing.search import assignment_of, kinds, neighbours
+from gradwarden.policy.testing.test_file import Case, Entry
 
-Rule = TypeVar("Rule")
+__all__ = ["Campaign", "Mutant", "Survivor", "mutants", "run_campaign", "survivors"]
 
-_BOUNDARY: dict[CompareOp, CompareOp] = {"lt": "le", "le": "lt", "ge": "gt", "gt": "ge"}
+MAX_LONGER = 300
+"""How many examples more are tried to find one on which weights differ."""
+
+MAX_BASES = 24
+"""How many examples of the tests a distinguishing example is looked for around."""
 
 
 @dataclass(frozen=True, slots=True)
-class Mutant:
-    """A damaged program: the rule that was changed, and the change in words."""
+class Survivor:
+    """A mutant that no test notices, and an example that tells it from the program, if one was found."""
 
-    rule: str
-    change: str
-    program: Program
+    mutant: Mutant
+    assignment: Assignment | None
+    program_decision: Decision | None = None
+    mutant_decision: Decision | None = None
+
+    @property
+    def rule(self) -> str:
+        return self.mutant.rule
+
+    @property
+    def change(self) -> str:
+        return self.mutant.change
+
+
+@dataclass(frozen=True, slots=True)
+class Campaign:
+    """The outcome for one program. `mutants` does not count those that change nothing (`equivalent`)."""
+
+    mutants: int
+    equivalent: int
+    survivors: tuple[Survivor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """An example with what the program makes of it."""
+
+    facts: Facts
+    truth: tuple[bool, ...]
+    case: Case | None = None
 
 
 def survivors(
     program: Program, cases: Sequence[Entry], progress: Callable[[int], None] | None = None
-) -> tuple[int, list[Mutant]]:
+) -> tuple[int, list[Survivor]]:
     """Return how many mutants there are, and those on which every case passes."""
-    alive: list[Mutant] = []
-    total = 0
+    campaign = run_campaign(program, cases, progress)
+    return campaign.mutants, list(campaign.survivors)
+
+
+def run_campaign(
+    program: Program, cases: Sequence[Entry], progress: Callable[[int], None] | None = None
+) -> Campaign:
+    """Try every mutant. The cases must pass on the program itself."""
     examples = examples_of(program, cases)
+    known = list(_known(program, examples))
+    total = equivalent = 0
+    alive: list[Survivor] = []
     for mutant in mutants(program):
         total += 1
-        if all(run_case(mutant.program, case).passed for case in examples):
-            alive.append(mutant)
+        trial = _Trial(program, mutant, _sources(program, mutant))
+        killer = next((index for index, one in enumerate(known) if trial.fails(one)), None)
+        if killer is None:
+            survivor = _look_closer(trial, known)
+            if survivor is None:
+                equivalent += 1
+            else:
+                alive.append(survivor)
+        elif killer:
+            known.insert(0, known.pop(killer))  # what noticed one change often notices the next
         if progress is not None:
             progress(1)
-    return total, alive
+    return Campaign(total - equivalent, equivalent, tuple(alive))
 
 
-def mutants(program: Program) -> Iterator[Mutant]:
-    """Yield every mutant, in the order of the rules."""
-    phrasing = Phrasing(program)
-    for index, grant in enumerate(program.grants):
-        for change, grants in _edited(program.grants, index, _grant_edits(program, phrasing, grant)):
-            yield Mutant(grant.name, change, replace(program, grants=grants))
-    for index, limit in enumerate(program.limits):
-        for change, limits in _edited(program.limits, index, _limit_edits(program, phrasing, limit)):
-            yield Mutant(limit.name, change, replace(program, limits=limits))
-    for index, modulation in enumerate(program.modulations):
-        for change, changed in _edited(program.modulations, index, _modulation_edits(phrasing, modulation)):
-            yield Mutant(modulation.name, change, replace(program, modulations=changed))
-    for index, waiver in enumerate(program.waivers):
-        for change, waivers in _edited(program.waivers, index, _waiver_edits(phrasing, waiver)):
-            yield Mutant(waiver.name, change, replace(program, waivers=waivers))
+def _known(program: Program, cases: Iterable[Case]) -> Iterator[_Known]:
+    """Yield the cases whose metadata are valid: the others are decided alike by every mutant."""
+    conditions = tuple(program.conditions())
+    for case in cases:
+        facts, problems = read_facts(program, case.example, case.context)
+        if not problems:
+            yield _Known(facts, tuple(holds(condition, facts) for condition in conditions), case)
 
 
-def _edited(
-    rules: tuple[Rule, ...], index: int, edits: Iterator[tuple[str, Rule]]
-) -> Iterator[tuple[str, tuple[Rule, ...]]]:
-    """Yield the tuple of rules without the one at `index`, then with each edit of it."""
-    yield "the rule was dropped", rules[:index] + rules[index + 1 :]
-    for change, rule in edits:
-        yield change, (*rules[:index], rule, *rules[index + 1 :])
+def _sources(program: Program, mutant: Mutant) -> tuple[int | Condition, ...]:
+    """Return for each condition of a mutant its index in the program, or the condition if it is new."""
+    indices = {id(condition): index for index, condition in enumerate(program.conditions())}
+    return tuple(indices.get(id(condition), condition) for condition in mutant.program.conditions())
 
 
-def _grant_edits(program: Program, phrasing: Phrasing, grant: Grant) -> Iterator[tuple[str, Grant]]:
-    for change, when in condition_edits(phrasing, grant.when):
-        yield change, replace(grant, when=when)
-    if grant.level == "hard":
-        for change, weights in _weight_edits(program, grant.weights):
-            yield change, replace(grant, weights=weights)
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """A mutant beside its program. `sources`: where the truth of each of its conditions comes from."""
+
+    program: Program
+    mutant: Mutant
+    sources: tuple[int | Condition, ...]
+
+    @property
+    def changed(self) -> list[Condition]:
+        return [source for source in self.sources if not isinstance(source, int)]
+
+    def replaced(self) -> list[tuple[Condition, Condition]]:
+        """Return the conditions that were changed, each with what became of it."""
+        pairs = zip(self.program.conditions(), self.sources, strict=False)
+        return [(old, new) for old, new in pairs if not isinstance(new, int)]
+
+    def may_differ(self, facts: Facts) -> bool:
+        """Whether a changed condition has another truth; if none was changed, the rest may tell."""
+        pairs = self.replaced()
+        return not pairs or any(holds(old, facts) != holds(new, facts) for old, new in pairs)
+
+    def decide(self, known: _Known) -> Decision | None:
+        """Return the decision of the mutant, None where it cannot differ from that of the program."""
+        truth = tuple(
+            known.truth[source] if isinstance(source, int) else holds(source, known.facts)
+            for source in self.sources
+        )
+        if truth == known.truth and self.changed:
+            return None
+        return combine(self.mutant.program, truth, known.facts.signals.__getitem__)
+
+    def fails(self, known: _Known) -> bool:
+        """Return whether a case fails on the mutant."""
+        assert known.case is not None, "a known example of the tests"
+        decision = self.decide(known)
+        return decision is not None and any(True for _ in compare(known.case.expect, decision))
+
+    def difference(self, assignments: Iterable[Assignment]) -> Survivor | None:
+        """Return an example on which the mutant decides otherwise, in anything a test can expect.
+
+        One on which weights differ is preferred: it is looked for a little longer.
+        """
+        conditions = tuple(self.program.conditions())
+        found: Survivor | None = None
+        left = MAX_LONGER
+        for assignment in assignments:
+            if found is not None and (left := left - 1) < 0:
+                break
+            facts, problems = read_facts(self.program, *inputs_of(assignment))
+            if problems or not self.may_differ(facts):
+                continue
+            truth = tuple(holds(condition, facts) for condition in conditions)
+            decision = self.decide(_Known(facts, truth))
+            if decision is None:
+                continue
+            original = combine(self.program, truth, facts.signals.__getitem__)
+            survivor = Survivor(self.mutant, assignment, original, decision)
+            if original.micro != decision.micro:
+                return survivor
+            if found is None and replace(original, causes=()) != replace(decision, causes=()):
+                found = survivor
+        return found
 
 
-def _limit_edits(program: Program, phrasing: Phrasing, limit: Limit) -> Iterator[tuple[str, Limit]]:
-    for index, clause in enumerate(limit.clauses):
-        for change, edited in _clause_edits(program, phrasing, clause, level=limit.level):
-            clauses = (*limit.clauses[:index], edited, *limit.clauses[index + 1 :])
-            yield f"{clause.effect}: {change}", replace(limit, clauses=clauses)
+def _look_closer(trial: _Trial, known: Sequence[_Known]) -> Survivor | None:
+    """Return a survivor with an example that shows it, None where it decides like the program everywhere."""
+    if found := trial.difference(_candidates(trial, known)):
+        return found
+    if _same_truth(trial):
+        return None
+    everything = _everything(trial)
+    if everything is None:
+        return Survivor(trial.mutant, None)
+    program, mutant = trial.program, trial.mutant
+    if not program.modulations:
+        return trial.difference(everything)
+    # The same factors scale the weights of both: it is enough that these agree before they are scaled.
+    plain = replace(mutant, program=replace(mutant.program, modulations=()))
+    unscaled = replace(program, modulations=())
+    differing = _Trial(unscaled, plain, _sources(unscaled, plain)).difference(everything)
+    if differing is None or differing.assignment is None:
+        return None
+    return trial.difference([differing.assignment]) or Survivor(mutant, None)
 
 
-def _clause_edits(
-    program: Program, phrasing: Phrasing, clause: Clause, *, level: Level
-) -> Iterator[tuple[str, Clause]]:
-    for change, when in condition_edits(phrasing, clause.when):
-        yield change, replace(clause, when=when)
-    if level == "hard":
-        for change, caps in _cap_edits(program, clause.caps):
-            yield change, replace(clause, caps=caps)
+def _everything(trial: _Trial) -> Iterator[Assignment] | None:
+    """Return one example of each kind, None where they cannot be listed.
 
-
-def _modulation_edits(phrasing: Phrasing, modulation: Modulation) -> Iterator[tuple[str, Modulation]]:
-    for change, when in condition_edits(phrasing, modulation.when):
-        yield change, replace(modulation, when=when)
-    if modulation.level == "advisory":
-        return
-    for index, scaling in enumerate(modulation.scalings):
-        for change, edited in _scaling_edits(scaling):
-            scalings = (*modulation.scalings[:index], edited, *modulation.scalings[index + 1 :])
-            yield change, replace(modulation, scalings=scalings)
-
-
-def _scaling_edits(scaling: Scaling) -> Iterator[tuple[str, Scaling]]:
-    """Halve the factor at either end; one that is 0 becomes 1."""
-    low = scaling.at_low // 2 if scaling.at_low else SCALE
-    yield (
-        f"the factor of `{scaling.band}` at low: {_became(scaling.at_low, low)}",
-        replace(scaling, at_low=low),
-    )
-    high = scaling.at_high // 2 if scaling.at_high else SCALE
-    yield (
-        f"the factor of `{scaling.band}` at high: {_became(scaling.at_high, high)}",
-        replace(scaling, at_high=high),
-    )
-
-
-def _waiver_edits(phrasing: Phrasing, waiver: Waiver) -> Iterator[tuple[str, Waiver]]:
-    for change, when in condition_edits(phrasing, waiver.when):
-        yield change, replace(waiver, when=when)
-
-
-def _weight_edits(program: Program, weights: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Halve each weight that is granted; grant each that is not."""
-    for index, (band, old) in enumerate(zip(program.band_names, weights, strict=True)):
-        new = old // 2 if old else program.max_weight
-        yield f"the weight of `{band}`: {_became(old, new)}", (*weights[:index], new, *weights[index + 1 :])
-
-
-def _cap_edits(program: Program, caps: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Lift each cap; close each band that is open. A clause that closes everything is lifted as a whole."""
-    if not any(caps):
-        yield "it closed no band", (program.max_weight,) * len(caps)
-        return
-    for index, (band, old) in enumerate(zip(program.band_names, caps, strict=True)):
-        new = program.max_weight if old < program.max_weight else 0
-        yield f"the cap of `{band}`: {_became(old, new)}", (*caps[:index], new, *caps[index + 1 :])
-
-
-def _became(old: int, new: int) -> str:
-    return f"{show_weight(old)} became {show_weight(new)}"
-
-
-def condition_edits(phrasing: Phrasing, condition: Condition) -> Iterator[tuple[str, Condition]]:
-    """Yield (change, condition) for the negation of a condition and of each part, and each moved bound."""
-    if isinstance(condition, Constant):
-        return
-    if _is_compound(condition):
-        yield f"`{phrasing.condition(condition)}` was negated", Not(condition)
-    yield from _part_edits(phrasing, condition)
-
-
-def _is_compound(condition: Condition) -> bool:
-    match condition:
-        case Not(term):
-            return _is_compound(term)
-        case And(terms) | Or(terms):
-            return len(terms) != 1 or _is_compound(terms[0])
-        case _:
-            return False
-
-
-def _part_edits(phrasing: Phrasing, condition: Condition) -> Iterator[tuple[str, Condition]]:
-    match condition:
-        case Not(term):
-            for change, edited in _part_edits(phrasing, term):
-                yield change, Not(edited)
-        case And(terms) | Or(terms):
-            for index, term in enumerate(terms):
-                for change, edited in _part_edits(phrasing, term):
-                    yield change, type(condition)((*terms[:index], edited, *terms[index + 1 :]))
-        case Constant():
-            return
-        case _:
-            text = phrasing.condition(condition)
-            yield f"`{text}` was negated", Not(condition)
-            if isinstance(condition, Compare):
-                for moved in _moved(phrasing, condition):
-                    yield f"`{text}` became `{phrasing.condition(moved)}`", moved
-
-
-def _moved(phrasing: Phrasing, compare: Compare) -> Iterator[Compare]:
-    """Yield the comparison with its bound one step further on either side.
-
-    `>=` for `>` is the move that an example on the bound tells apart. The move the other way needs an example
-    one step outside; it is made only for whole numbers and days, where such an example is a natural test.
+    Where a modulation was changed, every value of its signal is a kind of its own.
     """
-    if compare.op in _BOUNDARY:
-        yield replace(compare, op=_BOUNDARY[compare.op])
-    if not isinstance(compare.right, Number) or not _is_whole(phrasing, compare.left):
-        return
-    outward = 1 if compare.op in ("le", "gt") else -1
-    moves = (1, -1) if compare.op in ("eq", "ne") else (outward,)
-    for move in moves:
-        yield replace(compare, right=Number(compare.right.value + move))
+    program, mutant = trial.program, trial.mutant
+    if program.modulations != mutant.program.modulations:
+        return None
+    return kinds(program, [*program.conditions(), *mutant.program.conditions()])
 
 
-def _is_whole(phrasing: Phrasing, expression: NumericExpr) -> bool:
-    match expression:
-        case AttributeValue() | SignalValue():
-            return phrasing.places(expression) == 0
-        case Arithmetic(_, left, right):
-            return _is_whole(phrasing, left) and _is_whole(phrasing, right)
-        case _:
-            return True
+def _candidates(trial: _Trial, known: Sequence[_Known]) -> Iterator[Assignment]:
+    """Yield the examples of the tests, and those near them that differ in what the changed rule reads."""
+    program = trial.program
+    bases = [assignment_of(program, one.case.example, one.case.context) for one in known if one.case]
+    yield from bases
+    pairs = zip(condition_labels(program), program.conditions(), strict=True)
+    read = [condition for (rule, _), condition in pairs if rule == trial.mutant.rule]
+    yield from neighbours(program, [*read, *trial.changed], bases[:MAX_BASES])
+
+
+def _same_truth(trial: _Trial) -> bool:
+    """Return whether the changed conditions are true on the same examples: on one of each kind."""
+    pairs = trial.replaced()
+    everything = kinds(trial.program, [condition for pair in pairs for condition in pair]) if pairs else None
+    if everything is None:
+        return False
+    for assignment in everything:
+        facts, problems = read_facts(trial.program, *inputs_of(assignment))
+        if not problems and any(holds(old, facts) != holds(new, facts) for old, new in pairs):
+            return False
+    return True

@@ -29,6 +29,7 @@ class CaseResult:
     decision: Decision
     mismatches: tuple[Mismatch, ...]
     tried: tuple[Case, ...]
+    is_for_all: bool = False
 
     @property
     def passed(self) -> bool:
@@ -36,7 +37,7 @@ class CaseResult:
 
     @property
     def is_counterexample(self) -> bool:
-        return bool(self.mismatches) and len(self.tried) > 1
+        return self.is_for_all and not self.passed
 
 
 def run_case(program: Program, case: Case) -> CaseResult:
@@ -63,10 +64,10 @@ def run_for_all(program: Program, case: ForAll) -> CaseResult:
         if not result.passed:
             smallest = shrink(lambda a: not run_case(program, _concrete(case, a)).passed, assignment, inputs)
             found = run_case(program, _concrete(case, smallest))
-            return CaseResult(found.case, found.decision, found.mismatches, tuple(tried))
+            return CaseResult(found.case, found.decision, found.mismatches, tuple(tried), is_for_all=True)
         first = first or result
     assert first is not None, "every domain has a value"
-    return CaseResult(first.case, first.decision, (), tuple(tried))
+    return CaseResult(first.case, first.decision, (), tuple(tried), is_for_all=True)
 
 
 def examples_of(program: Program, cases: Iterable[Entry]) -> list[Case]:

@@ -97,29 +97,124 @@ def test_junit_holds_every_case(run: Run, tests: Path) -> None:
 def test_coverage_names_what_was_never_seen(run: Run, tests: Path) -> None:
     result = run("test", ".", "--coverage")
     assert result.exit_code == 0
-    assert "expired never true" in result.stdout
+    assert "expired never true; `has since` in expired never true" in result.stdout
     assert "confined never true; budget_spent never true" in result.stdout
-    assert "coverage 64.3%: 9 of 14 outcomes of conditions" in result.stdout
+    assert "coverage 54.5%: 12 of 22 outcomes of conditions" in result.stdout
 
 
-@pytest.mark.parametrize(("minimum", "status"), [("64", 0), ("65", 1)])
+def test_coverage_shows_an_example_for_what_is_missing(run: Run, tests: Path) -> None:
+    result = run("test", ".", "--coverage")
+    assert 'sample.policy:20:7: granted: for `kind == a` false, add kind = "b"' in result.stdout
+    assert (
+        'for `has since and today >= since` true, add since = "2025-12-31", at = "2026-01-01"'
+        in result.stdout
+    )
+    coverage = json.loads(run("test", ".", "--coverage", "--format", "json").stdout)["suites"][0]["coverage"]
+    assert len(coverage["missing"]) == coverage["outcomes"] - coverage["seen"] == 10
+    assert {gap["never"] for gap in coverage["missing"]} == {"true", "false"}
+    [expired] = [rule for rule in coverage["rules"] if rule["rule"] == "fresh"]
+    assert expired["conditions"][0]["parts"] == [
+        {"test": "has since", "true": 0, "false": 3},
+        {"test": "today >= since", "true": 0, "false": 0},  # nothing to compare in any of the cases
+    ]
+
+
+@pytest.mark.parametrize(("minimum", "status"), [("54", 0), ("55", 1)])
 def test_coverage_can_be_demanded(run: Run, tests: Path, minimum: str, status: int) -> None:
     result = run("test", ".", "--min-coverage", minimum, "--format", "json")
     document = json.loads(result.stdout)
     assert (result.exit_code, document["ok"]) == (status, status == 0)
-    assert document["suites"][0]["coverage"]["percent"] == 64.29
+    assert document["suites"][0]["coverage"]["percent"] == 54.55
 
 
 def test_surviving_mutants_are_failures_with_names(run: Run, tests: Path) -> None:
     result = run("test", ".", "--mutate")
     assert result.exit_code == 1
-    assert "survived fresh: the rule was dropped" in result.stdout
-    assert "survived long: capped: `lines >= 100` became `lines >= 99`" in result.stdout
-    assert "survived granted" not in result.stdout
-    document = json.loads(run("test", ".", "--mutate", "--format", "json").stdout)
-    assert {"rule": "fresh", "change": "the rule was dropped"} in document["suites"][0]["mutation"][
-        "survivors"
-    ]
+    assert "survived sample.policy:23:8: fresh: the rule was dropped" in result.stdout
+    long = "survived sample.policy:21:10: long: capped: `lines >= 100` became `lines >= 99`"
+    shown = result.stdout.split(long)[1].split("survived")[0].splitlines()
+    assert [line.strip() for line in shown if line] == [
+        '--example  {"kind": "a", "lines": 99, "topic": []}',
+        "--at 2026-01-01 --set loss=1",
+        "weights: {deep: 0.45}, damaged {deep: 0}",
+        "rules: [calm, granted], damaged [calm, granted, long]",
+        "",
+    ][: len(shown) - 1]
+    assert "granted:" not in result.stdout
+    mutation = json.loads(run("test", ".", "--mutate", "--format", "json").stdout)["suites"][0]["mutation"]
+    told = {(survivor["rule"], survivor["change"]): survivor for survivor in mutation["survivors"]}
+    survivor = told["fresh", "the rule was dropped"]
+    assert survivor["example"]["example"]["since"] == "2025-12-31"
+    assert (survivor["decision"]["verdict"], survivor["damaged"]["verdict"]) == ("refuse", "limit")
+
+
+def test_an_example_that_is_shown_can_be_explained(run: Run, tests: Path) -> None:
+    import shlex
+
+    lines = run("test", ".", "--mutate").stdout.splitlines()
+    at = next(i for i, line in enumerate(lines) if "--example" in line)
+    example = lines[at].split("--example", 1)[1]
+    options = shlex.split(lines[at + 1])
+    result = run("explain", "sample.policy", "--example", "-", *options, input=example)
+    assert result.exit_code == 0
+    assert result.stdout.startswith("refuse")
+
+
+DOMAIN = """\
+policy: sample.policy
+cases:
+  - name: long ones stay out of the deep band
+    for all: {lines: 50..1000}
+    context: {at: 2026-01-01}
+    expect: [never reach deep]
+"""
+
+
+def test_a_counterexample_is_shown_and_can_be_explained(run: Run, tests: Path) -> None:
+    tests.write_text(DOMAIN)
+    result = run("test", ".")
+    assert result.exit_code == 1
+    assert "- expected  {deep: 0}" in result.stdout
+    assert '--example  {"kind": "a", "lines": 50, "topic": []}' in result.stdout
+    [case] = json.loads(run("test", ".", "--format", "json").stdout)["suites"][0]["cases"]
+    assert case["counterexample"]["example"] == {"kind": "a", "lines": 50, "topic": []}
+    assert case["counterexample"]["context"]["at"] == "2026-01-01"
+    example = json.dumps(case["counterexample"]["example"])
+    assert (
+        run("explain", "sample.policy", "--example", "-", "--at", "2026-01-01", input=example).exit_code == 0
+    )
+    tests.write_text(DOMAIN.replace("50..1000", "100..1000"))
+    assert run("test", ".").stdout == "sample.policy: 1 case, all passed\n"
+
+
+def test_findings_of_tests_are_valid_sarif(run: Run, tests: Path) -> None:
+    from tests.cli.test_sarif import VALIDATOR
+
+    tests.write_text(WRONG)
+    failed = run("test", ".", "--format", "sarif")
+    tests.write_text(TESTS)
+    passed = run("test", ".", "--format", "sarif")
+    weak = run("test", ".", "--mutate", "--min-coverage", "90", "--format", "sarif")
+    assert (failed.exit_code, passed.exit_code, weak.exit_code) == (1, 0, 1)
+    found = []
+    for result in (failed, passed, weak):
+        log = json.loads(result.stdout)
+        VALIDATOR.validate(log)
+        found.append(log["runs"][0]["results"])
+    assert [r["ruleId"] for r in found[0]] == ["GW480"]
+    assert found[0][0]["locations"][0]["physicalLocation"]["region"]["startLine"] == 3
+    assert found[1] == []
+    assert {r["ruleId"] for r in found[2]} == {"GW481", "GW482"}
+    places = {r["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] for r in found[2]}
+    assert places == {"sample.policy"}
+
+
+def test_findings_of_tests_are_annotations(run: Run, tests: Path) -> None:
+    tests.write_text(WRONG)
+    result = run("test", ".", "--format", "github")
+    head, _, message = result.stdout.removeprefix("::").partition("::")
+    assert head.startswith("error title=GW480,file=sample_test.yaml,line=3,endLine=")
+    assert message == "`ours` fails: weights: expected {deep: 0.75}, decided {deep: 0.5}\n"
 
 
 def test_mutation_waits_until_the_tests_pass(run: Run, tests: Path) -> None:

@@ -273,7 +273,7 @@ def test_what_no_case_reaches_is_named(program: Program) -> None:
         (rule.rule, c.part): c.missing for rule in coverage.rules for c in rule.conditions if c.missing
     }
     assert missing == {("withdrawn", "suppressed"): ("true",)}
-    assert (coverage.reached, coverage.sides) == (8, 9)
+    assert (coverage.reached, coverage.sides) == (12, 13)
 
 
 def test_labels_follow_the_order_of_conditions(program: Program) -> None:
