@@ -131,15 +131,9 @@ class DataCalendar:
     def _kinds(self, columns: Columns, inputs: RowInputs, valid: npt.NDArray[np.intp]) -> tuple[Any, Ints]:
         """Return one row of each kind of example, and how many examples are of that kind."""
         classes, _ = number_rows(Tape(columns, inputs, self._parts.tests), columns.count)
-        keys = [classes[valid].astype(np.int64)]
-        for name in self._parts.slots:
-            column = columns.encoded[name]
-            keys.append(column.values[valid].astype(np.int64))
-            if column.present is not None:
-                keys.append(column.present[valid].astype(np.int64))
-        kinds = keys[0]
-        for key in keys[1:]:
-            kinds = _joined(kinds, key)
+        kinds = classes[valid].astype(np.int64)
+        for name in self._parts.slots:  # an absent value counts as 0; whether it is there, the class knows
+            kinds = _joined(kinds, columns.encoded[name].values[valid].astype(np.int64))
         _, first, sizes = np.unique(kinds, return_index=True, return_counts=True)
         return valid[first], sizes.astype(np.int64)
 

@@ -139,6 +139,13 @@ def test_every_day_of_four_centuries_is_known() -> None:
                 assert validator.is_valid({"day": text}) == exists, text
 
 
+@pytest.mark.parametrize(
+    "text", ["2026-01-01\n", "2026-01-01 ", " 2026-01-01", "2026-W01-1", "２０２６-01-01"]
+)
+def test_what_only_looks_like_a_day_is_none(text: str) -> None:
+    assert not agree((AttributeSpec("day", "date", lo=MIN_DAY, hi=MAX_DAY),), {"day": text})
+
+
 def test_the_schema_is_one() -> None:
     spec = AttributeSpec("n", "number", lo=0, hi=10, places=1, unit="bits/byte")
     schema = record_schema(program_of(spec))
