@@ -22,7 +22,7 @@ from gradwarden.policy.context import EPOCH_DAY, Context
 from gradwarden.policy.evaluation.evaluate import holds, read_facts
 from gradwarden.policy.evaluation.values import day_text
 from gradwarden.policy.load import parse_policy
-from gradwarden.policy.program import And, ClockValue, Compare, Constant, Number, Or, Program, Waiver
+from gradwarden.policy.program import And, ClockValue, Compare, Constant, Grant, Number, Or, Program, Waiver
 from tests.policy.comparing.test_data_calendar import AROUND, dated_programs
 from tests.strategies import DAY, conditions, contexts, programs, valid_examples
 
@@ -210,6 +210,7 @@ def test_soak_of_turns(program: Program, example: dict[str, Any], context: Conte
 def test_what_intervals_call_certain_is_so(
     program: Program, condition: Any, example: dict[str, Any], context: Context
 ) -> None:
+    program = replace(program, grants=(Grant("g", condition, (0,) * len(program.bands)),))
     day = context.today or 0
     truth = Bounds(program, {"today": (day - 1, day + 1)}).truth(condition)
     facts, problems = read_facts(program, example, context)
