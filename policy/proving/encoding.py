@@ -178,7 +178,7 @@ class Encoding:
     def _reaches(self, band: int, level: int, *, lasting: bool = False) -> Truth:
         """Return whether min(grant, cap) is at least a level; `lasting` leaves out limits that time lifts."""
         granted = disjunction(grant.active for grant in self._grants if grant.weights[band] >= level)
-        if z3.is_false(granted):
+        if granted is FALSE:
             return FALSE
         return conjunction(
             [granted]
@@ -209,7 +209,7 @@ class Encoding:
         weight = z3.IntVal(0)
         for level in self._levels[index]:
             reached = self._reaches(index, level)
-            if not z3.is_false(reached):
+            if reached is not FALSE:
                 value = z3.IntVal(level) if factor is None else level * factor / SCALE
                 weight = z3.If(reached, value, weight)
         return weight
@@ -225,7 +225,7 @@ class Encoding:
     @cached_property
     def weights(self) -> tuple[Whole, ...]:
         zero = z3.IntVal(0)
-        if z3.is_true(self._decided):
+        if self._decided is TRUE:
             return self.unchecked
         return tuple(z3.If(self._decided, weight, zero) for weight in self.unchecked)
 

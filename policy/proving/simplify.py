@@ -15,7 +15,7 @@ from gradwarden.policy.context import EPOCH_DAY, Context
 from gradwarden.policy.evaluation.values import encode_number, encode_value
 from gradwarden.policy.program import AttributeSpec
 from gradwarden.policy.proving.inputs import Inputs
-from gradwarden.policy.proving.smt import z3
+from gradwarden.policy.proving.smt import TRUE
 from gradwarden.policy.proving.witness import Holds, Witness, number
 
 PLAIN_DAY = (date(2026, 1, 1) - EPOCH_DAY).days
@@ -60,7 +60,7 @@ def _simpler_attribute(
 ) -> Mapping[str, object]:
     made = inputs.named(name)
     without = {key: value for key, value in metadata.items() if key != name}
-    if not any(z3.is_true(one.present) for one in made) and holds(without, context):
+    if not any(one.present is TRUE for one in made) and holds(without, context):
         return without
     if len(made) > 1:
         return metadata

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from typing import assert_never
 
+from gradwarden.policy.evaluation.evaluate import compare
 from gradwarden.policy.program import (
     And,
     Arithmetic,
@@ -94,12 +95,12 @@ class View:
         value = rounded(made.whole, made.places, spec.places)
         if (made.lo, made.hi, made.places) != (spec.lo, spec.hi, spec.places):
             value = z3.If(value < spec.lo, spec.lo, z3.If(value > spec.hi, spec.hi, value))
-        return value if z3.is_true(made.given) else z3.If(made.given, value, spec.default)
+        return value if made.given is TRUE else z3.If(made.given, value, spec.default)
 
     def _whole(self, spec: AttributeSpec) -> Whole:
         made = self._input(spec.name)
         value = rounded(made.whole, made.spec.places, spec.places)
-        return value if z3.is_true(made.present) else z3.If(made.present, value, 0)
+        return value if made.present is TRUE else z3.If(made.present, value, 0)
 
     def _input(self, name: str) -> AttributeInput:
         return self.inputs.attributes[name, self._specs[name].type]
@@ -173,18 +174,18 @@ class View:
 
 
 def _compare(op: CompareOp, a: Whole, b: Whole) -> Truth:
+    if z3.is_int_value(a) and z3.is_int_value(b):
+        return TRUE if compare(op, a.as_long(), b.as_long()) else FALSE
     match op:
         case "lt":
-            made = a < b
+            return a < b
         case "le":
-            made = a <= b
+            return a <= b
         case "eq":
-            made = a == b
+            return a == b
         case "ne":
-            made = a != b
+            return a != b
         case "ge":
-            made = a >= b
+            return a >= b
         case "gt":
-            made = a > b
-    # A comparison of two constants is one: the folding of conjunctions sees through it.
-    return z3.simplify(made) if z3.is_int_value(a) and z3.is_int_value(b) else made
+            return a > b

@@ -23,7 +23,7 @@ from gradwarden.policy.evaluation.values import Fault, encode_number, encode_val
 from gradwarden.policy.program import Program
 from gradwarden.policy.proving.encoding import Encoding
 from gradwarden.policy.proving.inputs import AttributeInput, Inputs, SignalInput
-from gradwarden.policy.proving.smt import Truth, negation, z3
+from gradwarden.policy.proving.smt import TRUE, Truth, negation, z3
 
 Holds = Callable[[Mapping[str, object], Context], bool]
 """Whether the reference evaluator agrees that an example, in a context, shows what was asked for."""
@@ -205,7 +205,7 @@ def _fixed(made: AttributeInput, raw: object) -> Truth:
 def _pinned_signal(made: SignalInput, raw: object) -> list[Truth]:
     if raw is None:
         # Where all programs agree on the default, a signal that is not supplied is one that has that value.
-        return [made.whole == made.default if z3.is_true(made.given) else negation(made.given)]
+        return [made.whole == made.default if made.given is TRUE else negation(made.given)]
     value = encode_number(raw, made.places, made.lo, made.hi)
     return [made.given, made.whole == min(max(value, made.lo), made.hi)]
 

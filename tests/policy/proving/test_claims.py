@@ -280,7 +280,7 @@ def check_claims(program: Program, rows: list[dict[str, Any]], context: Context)
 
 
 @given(programs(), st.lists(valid_examples(), min_size=1, max_size=5), contexts())
-@settings(max_examples=25, deadline=None, suppress_health_check=SLOW)
+@settings(max_examples=15, deadline=None, suppress_health_check=SLOW)
 def test_random_claims_are_what_they_are_said_to_be(
     program: Program, rows: list[dict[str, Any]], context: Context
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from gradwarden.policy import parse_policy
 from gradwarden.policy.context import Context
 from gradwarden.policy.decision import VERDICTS, Decision
 from gradwarden.policy.evaluation.batch import decide_columns
@@ -99,7 +100,7 @@ def check_pinned(program: Program, rows: list[dict[str, Any]], context: Context)
 
 
 @given(programs(), st.lists(valid_examples(), min_size=1, max_size=5), contexts())
-@settings(max_examples=60, deadline=None, suppress_health_check=SLOW)
+@settings(max_examples=40, deadline=None, suppress_health_check=SLOW)
 def test_a_pinned_encoding_decides_as_the_evaluators(
     program: Program, rows: list[dict[str, Any]], context: Context
 ) -> None:
@@ -113,8 +114,23 @@ def test_soak_of_pinned_encodings(program: Program, rows: list[dict[str, Any]], 
     check_pinned(program, rows, context)
 
 
+@pytest.mark.parametrize("ends", [(1_000_000, 333_333), (333_333, 1_000_000), (1_000_000, 0), (7, 3)])
+def test_factors_are_rounded_down_whichever_way_they_run(ends: tuple[int, int]) -> None:
+    program = parse_policy(
+        "policy p version 1 language 1 examples { a : bool } signals { s : number 0..1 places 3 default 0 }"
+        "model { m = rest } depth d { when a reach m at 0.75 } modulate n { scale m by s from 1 to 1 }"
+    ).program
+    (modulation,) = program.modulations
+    scaling = dataclasses.replace(modulation.scalings[0], at_low=ends[0], at_high=ends[1])
+    program = dataclasses.replace(
+        program, modulations=(dataclasses.replace(modulation, scalings=(scaling,)),)
+    )
+    for value in (0, 0.001, 0.002, 0.333, 0.334, 0.5, 0.998, 0.999, 1):
+        check_pinned(program, [{"a": True}], Context(signals={"s": value}))
+
+
 @given(programs(), st.data())
-@settings(max_examples=25, deadline=None, suppress_health_check=SLOW)
+@settings(max_examples=12, deadline=None, suppress_health_check=SLOW)
 def test_what_the_solver_finds_is_decided_so_by_the_evaluator(program: Program, data: st.DataObject) -> None:
     """Any satisfiable question has a model whose example the evaluator decides as the encoding does."""
     inputs = Inputs.of(program)

@@ -31,7 +31,7 @@ def outcome(tests: list[languages.Test], text: str) -> tuple[bool, ...]:
 
 
 @given(tests_of_text, st.integers(0, 4))
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_the_combinations_found_are_those_of_short_texts(tests: list[languages.Test], longest: int) -> None:
     found = languages.outcomes(tests, longest)
     assert found is not None

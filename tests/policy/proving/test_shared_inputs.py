@@ -81,7 +81,7 @@ def check_shared(programs_: list[Program], metadata: dict[str, Any], context: Co
 
 
 @given(st.data(), programs(), valid_examples(), contexts())
-@settings(max_examples=30, deadline=None, suppress_health_check=SLOW)
+@settings(max_examples=20, deadline=None, suppress_health_check=SLOW)
 def test_each_program_decides_a_shared_example_by_its_own_schema(
     data: st.DataObject, program: Program, metadata: dict[str, Any], context: Context
 ) -> None:

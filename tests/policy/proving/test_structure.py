@@ -197,7 +197,7 @@ def whens(rule: Any) -> list[Any]:
 
 
 @given(programs(), st.lists(valid_examples(), min_size=1, max_size=5), contexts())
-@settings(max_examples=25, deadline=None, suppress_health_check=SLOW)
+@settings(max_examples=12, deadline=None, suppress_health_check=SLOW)
 def test_random_findings_hold_of_random_examples(
     program: Program, rows: list[dict[str, Any]], context: Context
 ) -> None:
