@@ -110,8 +110,6 @@ class Campaign:
 
 def run(inputs: int, first_seed: int, only: str | None, out: Path | None) -> Campaign:
     """Feed `inputs` inputs with consecutive seeds, shared among the targets."""
-    for name, target in TARGETS.items():  # what is loaded once is no input's time
-        target.run(target.generate(Random(name)))
     campaign = Campaign()
     names = [name for name, target in TARGETS.items() for _ in range(target.share)]
     for number in range(first_seed, first_seed + inputs):
@@ -136,6 +134,8 @@ def main() -> int:
     given = parser.parse_args()
     signal.signal(signal.SIGALRM, _hang)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    for name, target in TARGETS.items():  # what is loaded once is no input's time
+        target.run(target.generate(Random(name)))
     try:
         campaign = run(given.inputs, given.seed, given.only, given.out)
     finally:

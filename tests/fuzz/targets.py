@@ -1,8 +1,8 @@
 """What is fuzzed: for each reader of foreign input a generator, and a run that must end in one of two ways.
 
 Either the input is taken, and then what was promised of it must hold (formatting keeps the program, a
-program reads back equal, both evaluators agree), or it is refused with a `GradwardenError`. Anything else is a
-finding.
+program reads back equal, both evaluators agree), or it is refused with a `GradwardenError`. Anything else is
+a finding.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def test_a_short_campaign_finds_nothing_and_reaches_every_target() -> None:
 
 def test_a_campaign_reports_what_it_finds(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = TARGETS["format"]
-    monkeypatch.setitem(TARGETS, "format", type(broken)(broken.generate, lambda text: 1 // 0 == text, 1))  # type: ignore[index]
+    monkeypatch.setitem(TARGETS, "format", type(broken)(broken.generate, lambda text: bool(1 // 0), 1))  # type: ignore[index]
     campaign = run(20, first_seed=0, only="format", out=None)
     assert {finding["kind"].split()[0] for finding in campaign.findings} == {"ZeroDivisionError"}
 

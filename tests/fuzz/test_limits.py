@@ -1,0 +1,204 @@
+"""Every limit of docs/limits.md is the code's, and exceeding it gives the code that the page names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradwarden.cli.inputs import read_example
+from gradwarden.cli.manifest import PIECE, open_manifest
+from gradwarden.policy import GradwardenError, ModelMap, PolicyError, load_policy, parse_policy
+from gradwarden.policy.evaluation.evaluate import decide
+from gradwarden.policy.program_json import program_from_json
+from gradwarden.policy.source import Source
+from gradwarden.policy.testing.yaml_text import read_yaml
+from tests.fuzz.targets import ROOT
+
+PAGE = (ROOT / "docs" / "limits.md").read_text("utf-8")
+ROW = re.compile(
+    r"^\| (?P<what>.+) \| (?P<limit>[\d,]+) \| (?P<code>\w+) \| `(?P<constant>[\w.]+)` \|$", re.MULTILINE
+)
+ROWS = [match.groupdict() for match in ROW.finditer(PAGE)]
+
+HEADER = "policy p version 1 language 1\n"
+MODEL = "model { deep = rest }\n"
+SMALL = {
+    "syntax.parse.MAX_TEXT": 200,
+    "load.MAX_FILES": 3,
+    "checking.check_schema.MAX_ATTRIBUTES": 3,
+    "checking.check.MAX_RULES": 3,
+    "checking.types.MAX_ENUM_VALUES": 3,
+    "checking.walk.MAX_TOTAL": 30,
+    "checking.scope.MAX_FAULTS": 3,
+    "testing.yaml_text.MAX_CHARACTERS": 100,
+    "program_json.MAX_BYTES": 100,
+    "model_map.MAX_BYTES": 100,
+    "cli.inputs.MAX_EXAMPLE_BYTES": 100,
+    "cli.manifest.MAX_LINE": 100,
+}
+"""Limits that are lowered before they are exceeded, since exceeding them as they are takes long."""
+
+Exceed = Callable[[int, Path], Any]
+
+
+def text(body: Callable[[int], str]) -> Exceed:
+    """Check a policy of this body, which exceeds a limit by one."""
+    return lambda limit, _: parse_policy(HEADER + MODEL + body(limit))
+
+
+def _chain(count: int, folder: Path) -> Any:
+    """Load files that import each other in a row, `count` of them beside the main one."""
+    for number in range(count):
+        (folder / f"f{number}.policy").write_text(f'import "f{number + 1}.policy"\n')
+    (folder / f"f{count}.policy").write_text("")
+    (folder / "main.policy").write_text(f'{HEADER}import "f0.policy"\n{MODEL}')
+    return load_policy(folder / "main.policy")
+
+
+def _wide(count: int, folder: Path) -> Any:
+    """Load a file that imports `count` others."""
+    for number in range(count):
+        (folder / f"f{number}.policy").write_text("")
+    imports = "".join(f'import "f{number}.policy"\n' for number in range(count))
+    (folder / "main.policy").write_text(f"{HEADER}{imports}{MODEL}")
+    return load_policy(folder / "main.policy")
+
+
+def _too_long(limit: int, _: Path) -> Any:
+    program = parse_policy(f"{HEADER}{MODEL}examples {{ s : string }}\n").program
+    fits, breaks = (decide(program, {"s": "x" * size}, _context()) for size in (limit, limit + 1))
+    assert not fits.problems
+    raise PolicyError([]) from GradwardenError(breaks.problems[0].code)
+
+
+def _context() -> Any:
+    from gradwarden.policy import Context
+
+    return Context()
+
+
+def _example(limit: int, folder: Path) -> Any:
+    (folder / "example.json").write_text('{"a": "' + "x" * limit + '"}')
+    return read_example(folder / "example.json")
+
+
+def _manifest(limit: int, folder: Path) -> Any:
+    (folder / "data.jsonl").write_text('{"a": "' + "x" * limit + '"}\n')
+    return list(open_manifest(folder / "data.jsonl", parse_policy(HEADER + MODEL).program).pieces)
+
+
+EXCEED: dict[str, Exceed] = {
+    "syntax.parse.MAX_TEXT": text(lambda n: "#" * n),
+    "load.MAX_FILES": _wide,
+    "load.MAX_DEPTH": _chain,
+    "syntax.build_expressions.MAX_NESTING": text(lambda n: f"let x = {'(' * n}true{')' * n}"),
+    "syntax.build_tokens.MAX_DIGITS": text(lambda n: f"let x = step > {'9' * (n + 1)}"),
+    "syntax.build_tokens.MAX_EXPONENT": text(lambda n: f"let x = step > 1e{n + 1}"),
+    "checking.check_schema.MAX_NAME": text(lambda n: f"let {'x' * (n + 1)} = true"),
+    "checking.check_schema.MAX_ATTRIBUTES": text(
+        lambda n: "examples {" + "".join(f"a{i} : bool\n" for i in range(n + 1)) + "}"
+    ),
+    "checking.check_schema.MAX_BANDS": lambda n, _: parse_policy(
+        HEADER + "model {" + "".join(f'b{i} = names "x{i}"\n' for i in range(n + 1)) + "}"
+    ),
+    "checking.check.MAX_RULES": text(
+        lambda n: "".join(f"depth d{i} {{ reach all }}\n" for i in range(n + 1))
+    ),
+    "checking.types.MAX_ENUM_VALUES": text(
+        lambda n: "examples { k : one of " + ", ".join(f"v{i}" for i in range(n + 1)) + " }"
+    ),
+    "checking.types.MAX_SET_VALUES": text(
+        lambda n: "examples { k : set of " + ", ".join(f"v{i}" for i in range(n + 1)) + " }"
+    ),
+    "checking.types.MAX_PLACES": text(lambda n: f"examples {{ x : number 0..1 places {n + 1} }}"),
+    "checking.types.EXACT": text(lambda n: f"examples {{ x : integer 0..{n + 1} }}"),
+    "checking.types.MAX_STRING": _too_long,
+    "checking.types.MAX_DURATION": text(lambda n: f"let x = today - 2026-01-01 > {n + 1} days"),
+    "checking.types.MAX_COUNT": text(lambda n: f"retain r {{ at most {n + 1} epochs }}"),
+    "checking.walk.MAX_HEIGHT": text(
+        lambda n: (
+            "let a0 = step > 1\n" + "".join(f"let a{i + 1} = not (a{i} and epoch > {i})\n" for i in range(n))
+        )
+    ),
+    "checking.walk.MAX_SIZE": text(
+        lambda n: f"let a = step in [{', '.join(map(str, range(n // 4)))}]\nlet b = a or not a and epoch > 1"
+    ),
+    "checking.walk.MAX_TOTAL": text(
+        lambda n: "".join(f"depth d{i} {{ when step > {i} and epoch > 1  reach all }}\n" for i in range(n))
+    ),
+    "program.MAX_CEILING": text(lambda n: f"max weight {n // 1_000_000}.000001"),
+    "checking.check_rules.MAX_EPSILON": text(
+        lambda n: f"privacy p {{ within deep  epsilon {n}.1  delta 1e-6  clip 1 }}"
+    ),
+    "checking.check_rules.MAX_CLIP": text(
+        lambda n: f"privacy p {{ within deep  epsilon 1  delta 1e-6  clip {n}.1 }}"
+    ),
+    "checking.check_guards.MAX_NORM": text(lambda n: f"gradient {{ deep at most {n}.1 }}"),
+    "syntax.parse.MAX_FAULTS": text(lambda n: "let x = 1e99\n" * (n + 1)),
+    "checking.scope.MAX_FAULTS": text(
+        lambda n: "".join(f"depth d{i} {{ reach nowhere }}\n" for i in range(n + 1))
+    ),
+    "testing.yaml_text.MAX_CHARACTERS": lambda n, _: read_yaml(Source("x", "a" * (n + 1))),
+    "testing.yaml_text.MAX_DEPTH": lambda n, _: read_yaml(Source("x", "[" * (n + 1) + "]" * (n + 1))),
+    "program_json.MAX_BYTES": lambda n, _: program_from_json(" " * (n + 1)),
+    "model_map.MAX_BYTES": lambda n, _: ModelMap.from_yaml("#" * (n + 1)),
+    "model_map.MAX_DEPTH": lambda n, _: ModelMap.from_yaml("[" * (n + 1) + "]" * (n + 1)),
+    "cli.inputs.MAX_EXAMPLE_BYTES": _example,
+    "cli.manifest.MAX_LINE": _manifest,
+}
+
+
+def _home(constant: str) -> tuple[Any, str]:
+    module, name = constant.rsplit(".", 1)
+    top = "gradwarden" if module.startswith("cli.") else "gradwarden.policy"
+    return import_module(f"{top}.{module}"), name
+
+
+def test_the_page_lists_every_limit_that_is_tested() -> None:
+    assert [row["constant"] for row in ROWS] == list(EXCEED)
+    assert len(re.findall(r"^\| (?!what|---)", PAGE, re.MULTILINE)) == len(ROWS)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["constant"])
+def test_the_documented_number_is_the_code_s(row: dict[str, str]) -> None:
+    module, name = _home(row["constant"])
+    assert int(row["limit"].replace(",", "")) == getattr(module, name)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["constant"])
+def test_exceeding_it_gives_the_documented_code(
+    row: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constant = row["constant"]
+    module, name = _home(constant)
+    if constant in SMALL:
+        monkeypatch.setattr(module, name, SMALL[constant])
+        if constant == "checking.types.MAX_ENUM_VALUES":  # imported by name where it is used
+            monkeypatch.setattr("gradwarden.policy.checking.check_schema.MAX_ENUM_VALUES", SMALL[constant])
+        if constant == "checking.walk.MAX_TOTAL":
+            monkeypatch.setattr("gradwarden.policy.checking.check_conditions.MAX_TOTAL", SMALL[constant])
+    with pytest.raises(GradwardenError) as caught:
+        EXCEED[constant](getattr(module, name), tmp_path)
+    assert row["code"] in _codes(caught.value)
+
+
+def _codes(error: GradwardenError) -> set[str]:
+    cause = {error.__cause__.message} if isinstance(error.__cause__, GradwardenError) else set()
+    return {error.code, *cause, *(d.code for d in getattr(error, "diagnostics", ()))}
+
+
+def test_the_numbers_in_the_prose_are_the_code_s() -> None:
+    from gradwarden.cli.manifest import MAX_CELLS
+    from gradwarden.policy.checking.scope import MAX_COMPARED
+    from gradwarden.policy.errors import COMPARED
+    from gradwarden.policy.testing.yaml_text import MAX_FAULTS
+
+    prose = " ".join(PAGE.split())
+    assert f"words of at most {COMPARED} characters, and until {MAX_COMPARED:,} pairs" in prose
+    assert f"pieces of at most {PIECE:,} records" in prose
+    assert f"names would exceed {MAX_CELLS:,}. Of a YAML text {MAX_FAULTS} faults are told." in prose
