@@ -7,6 +7,7 @@ loop that answers, and are told only if nothing has changed meanwhile.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
@@ -133,13 +134,23 @@ class Server:
 
     async def _look(self, changes: int) -> None:
         """Check the policies of all open texts; the findings are told if nothing has changed since."""
-        views = await asyncio.get_running_loop().run_in_executor(None, self._views_of_open_texts)
+        try:
+            views = await asyncio.get_running_loop().run_in_executor(None, self._views_of_open_texts)
+        except Exception as error:  # a bug of ours must not end the session, nor go unnoticed
+            logging.exception("findings could not be looked for")
+            told = f"internal error: {type(error).__name__}: {error}; please report it"
+            params = lsp.LogMessageParams(lsp.MessageType.Error, told)
+            self.connection.notify(lsp.WINDOW_LOG_MESSAGE, params)
+            return
         if changes == self._changes:
             self._tell(views)
 
     def _views_of_open_texts(self) -> list[View]:
         roots = {root: None for place in list(self.workspace.buffers) for root in self.workspace.roots(place)}
-        return [self.workspace.view(root) for root in roots]
+        views = [self.workspace.view(root) for root in roots]
+        for view in views:
+            _ = view.found  # looked for here, not on the loop
+        return views
 
     def _tell(self, views: Iterable[View]) -> None:
         """Publish the findings of policies, and that those told before are gone."""

@@ -63,6 +63,7 @@ class Input:
         self.closed = False
         self.shut_down = False
         self._initialized = False
+        self._open: set[str] = set()
         self._stream = stream
         self._output = output
         self._lines: deque[bytes] = deque()
@@ -136,6 +137,8 @@ class Input:
             if "id" in message:
                 self._refuse(identity, *fault)
             return False
+        if not self._is_of_open_text(method, message):
+            return False
         self._initialized = self._initialized or method == "initialize"
         self.shut_down = self.shut_down or method == "shutdown"
         return True
@@ -149,6 +152,18 @@ class Input:
         if self._initialized and method == "initialize":
             return INVALID_REQUEST, "the server is initialized"
         return None
+
+    def _is_of_open_text(self, method: str, message: dict[str, Any]) -> bool:
+        """Whether a change or a close is of a text that was opened, which the library takes for granted."""
+        if method not in ("textDocument/didOpen", "textDocument/didChange", "textDocument/didClose"):
+            return True
+        uri = message["params"]["textDocument"]["uri"]
+        known = uri in self._open
+        if method == "textDocument/didOpen":
+            self._open.add(uri)
+        elif method == "textDocument/didClose":
+            self._open.discard(uri)
+        return known or method == "textDocument/didOpen"
 
     def _refuse(self, identity: Any, code: int, message: str) -> None:
         error = {"jsonrpc": "2.0", "id": identity, "error": {"code": code, "message": message}}

@@ -62,18 +62,21 @@ class Buffer:
 
 @dataclass(frozen=True)
 class View:
-    """One policy as its texts are now: its files, and what was found in them.
+    """One policy as its texts are now. root: the place of its main file.
 
-    root: the place of its main file.
+    What is found in it is looked for when it is asked for, so that a name can be looked up without.
     """
 
     root: str
     reading: Reading
-    found: tuple[Finding, ...]
 
     @property
     def files(self) -> tuple[s.File, ...]:
         return self.reading.files
+
+    @cached_property
+    def found(self) -> tuple[Finding, ...]:
+        return tuple(judge(self.reading))
 
     @cached_property
     def names(self) -> tuple[Occurrence, ...]:
@@ -185,7 +188,7 @@ class Workspace:
             reading = read_files(source, path.parent if path else None, self.read, parse_text)
             known = self._views.get(place)
             if known is None or not _same(known.reading, reading):
-                known = View(place, reading, tuple(judge(reading)))
+                known = View(place, reading)
                 self._views[place] = known
                 if not reading.faults:
                     self._parsed[place] = known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -101,7 +102,7 @@ def test_malformed_messages_are_answered_and_the_next_is_heard(server: Server) -
         b'{"jsonrpc": "2.0", "method": "textDocument/didChange", "params": {"textDocument": {"uri": "file:///a",'
         b' "version": 2}, "contentChanges": [{"text": "x"}]}}',
     ):
-        server.send(body)  # none of them is a request
+        server.send(body)  # none of them is a request, or of a text that is open
     server.stdin.write(b"nonsense\r\nContent-Type: x\r\n\r\n")
     assert server.ask(10, "textDocument/hover", {"textDocument": {}})["error"]["code"] == -32602
     assert server.ask(11, "no/such", {})["error"]["code"] == -32601
@@ -129,3 +130,28 @@ def test_it_says_what_to_install_where_the_library_is_missing(monkeypatch: pytes
     assert result.exit_code == 2
     assert "`gradwarden lsp` needs pygls" in result.stderr
     assert "pip install 'gradwarden[lsp]'" in result.stderr
+
+
+def test_a_bug_while_looking_for_findings_is_told_and_does_not_end_the_session(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from gradwarden.cli.language_server import server as module
+
+    told: list[tuple[str, Any]] = []
+
+    class Connection:
+        def feature(self, _method: str, _options: Any = None) -> Any:
+            return lambda handler: handler
+
+        def notify(self, method: str, params: Any) -> None:
+            told.append((method, params))
+
+    def fail(*_: object) -> Any:
+        raise ZeroDivisionError("odd")
+
+    server = module.Server(Connection())
+    monkeypatch.setattr(server, "_views_of_open_texts", fail)
+    asyncio.run(server._look(0))
+    ((method, params),) = told
+    assert method == "window/logMessage"
+    assert "ZeroDivisionError: odd" in params.message

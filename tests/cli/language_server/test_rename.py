@@ -50,7 +50,7 @@ def _program(text: str, names: dict[str, str]) -> Any:
     return _canonical(json.loads(compile_policy(parse_policy(text)).to_json()), names)
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(declarations(), st.data())
 def test_renaming_keeps_the_program_up_to_the_name_and_can_be_taken_back(
     parts: list[str], data: st.DataObject
