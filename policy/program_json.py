@@ -190,8 +190,14 @@ def _read(data: bytes, name: str) -> Any:
     def refused(word: str) -> None:
         raise ValueError(f"`{word}` is not a JSON number")
 
+    def decimal(word: str) -> float | int:
+        value = float(word)  # to the schema 1.0 is an integer; let it be one, in a form that is not canonical
+        return int(value) if value.is_integer() else value
+
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refused)
+        return json.loads(
+            data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refused, parse_float=decimal
+        )
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).lower()
         raise _fault("GW440", f"`{name}` is not a JSON program: {reason}") from None

@@ -12,6 +12,7 @@ from gradwarden.cli import manifest
 from gradwarden.cli.failures import InputError
 from gradwarden.policy import ModelMap, PolicyError, format_policy, parse_policy
 from gradwarden.policy.errors import COMPARED
+from gradwarden.policy.program_json import program_from_json
 from gradwarden.policy.source import Source
 from gradwarden.policy.testing.yaml_text import MAX_FAULTS, read_yaml
 from tests.fuzz.targets import programs
@@ -103,3 +104,37 @@ def test_records_with_names_of_their_own_make_shorter_pieces(
     pieces = list(manifest.open_manifest(path, programs()[0][0]).pieces)
     assert [len(piece.places) for piece in pieces] == [10, 10, 10, 10, 5]
     assert all(len(piece.columns) <= 10 for piece in pieces)
+
+
+def test_whole_numbers_of_a_program_are_written_as_such() -> None:
+    """JSON Schema takes 1.0 for an integer, also in a list of weights."""
+    text = json.dumps(programs()[0][1], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert '"max_weight":1000000' in text
+    grants = text.index('"weights":[')
+    weights = text[: grants + 11] + "1.0," + text[grants + 11 :]
+    for hostile in (weights, text.replace('"max_weight":1000000', '"max_weight":1e6')):
+        with pytest.raises(PolicyError, match="GW442"):
+            program_from_json(hostile)
+
+
+@pytest.mark.parametrize(
+    ("hostile", "code"),
+    [
+        ('{"and":' * 100_000, "GW440"),
+        ("[" * 1_000_000, "GW440"),
+        ('{"format":1,"format":1}', "GW440"),
+        ('{"max_weight":NaN}', "GW440"),
+        ('{"max_weight":-Infinity}', "GW440"),
+        ('{"max_weight":' + "9" * 5_000 + "}", "GW440"),
+        ('{"max_weight":' + "9" * 400 + "}", "GW441"),
+        ('"\\ud800"', "GW441"),
+        ("\ud800", "GW440"),
+        ("", "GW440"),
+        ("\ufeff{}", "GW440"),
+        ("null", "GW441"),
+    ],
+    ids=range(12),
+)
+def test_hostile_json_is_no_program(hostile: str, code: str) -> None:
+    with pytest.raises(PolicyError, match=code):
+        program_from_json(hostile)
