@@ -207,6 +207,30 @@ def test_an_event_keeps_its_identity_when_the_list_is_made_later(run: Run, dated
     assert late == {day: uid for day, uid in early.items() if day.year == 2027}
 
 
+def test_an_event_keeps_its_identity_when_its_words_change(
+    run: Run, dated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def listed() -> list[tuple[str, str]]:
+        text = run("calendar", dated, *START, "--format", "ics").stdout_bytes
+        events = icalendar.Calendar.from_ical(text).walk("VEVENT")
+        return [(str(event["UID"]), str(event["SUMMARY"])) for event in events]
+
+    certain = listed()
+    monkeypatch.setattr("gradwarden.policy.comparing.calendar.has_solver", lambda: False)
+    possible = listed()
+    assert [uid for uid, _ in possible] == [uid for uid, _ in certain]
+    assert [words for _, words in possible] == [f"{words} (may change)" for _, words in certain]
+
+
+@pytest.mark.parametrize("text", ["x" * 200, "é" * 90, "a,b;c\\" * 40, "\U0001f600" * 40])
+def test_long_lines_are_folded_between_characters(text: str) -> None:
+    event = Event("key", datetime.date(2026, 1, 1), text)
+    written = calendar_text("name", [event], datetime.datetime(2026, 1, 1)).encode()
+    assert max(map(len, written.split(b"\r\n"))) in (73, 74, 75)
+    [read] = icalendar.Calendar.from_ical(written).walk("VEVENT")
+    assert str(read["SUMMARY"]) == text
+
+
 def test_counts_make_events_too(run: Run, dated: Path) -> None:
     data = write(dated.with_name("data.jsonl"))
     result = run("calendar", dated, "--data", data, *START, "--format", "ics")

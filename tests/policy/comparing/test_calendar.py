@@ -90,6 +90,19 @@ def test_without_a_solver_what_intervals_cannot_exclude_may_change() -> None:
     assert listed[0][2] == ["`early` expires ()"]
 
 
+def test_a_day_is_not_listed_for_what_only_an_examples_own_date_changes() -> None:
+    assert not days_of("""
+        suppress closed { when kind == b and kind == a and today >= 2027-05-05  because "no example" }
+        retain request { when has erase  until erase }
+    """)
+
+
+def test_a_negated_boundary_turns_the_other_way() -> None:
+    rule = 'suppress late { when not (today < 2027-05-05 and minor)  because "late" }'
+    [(_, _, changes)] = days_of(rule, use_solver=False)
+    assert changes == ["suppression `late` begins to apply ()"]
+
+
 def test_where_z3_is_missing_the_calendar_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calendar_module, "has_solver", lambda: False)
     found = calendar_of(program_of("retain r { until 2026-12-01 }"), "today", 0, 60_000)
@@ -204,6 +217,23 @@ def test_decisions_change_by_the_text_at_turns_only(
 def test_soak_of_turns(program: Program, example: dict[str, Any], context: Context, clock: Clock) -> None:
     first, last = (DAY - AROUND, DAY + AROUND) if clock == "today" else (1, 12)
     check_turns(program, clock, first, last, example, context)
+
+
+@pytest.mark.parametrize(
+    ("op", "truths"),  # of `today op DAY` from a day before to that day, on it, and from it to a day after
+    [
+        ("lt", (None, False, False)),
+        ("le", (True, True, None)),
+        ("gt", (False, False, None)),
+        ("ge", (None, True, True)),
+        ("eq", (None, True, None)),
+        ("ne", (None, False, None)),
+    ],
+)
+def test_intervals_are_exact_at_their_ends(op: Any, truths: tuple[bool | None, ...]) -> None:
+    condition = Compare(op, ClockValue("today"), Number(DAY))
+    spans = ((DAY - 1, DAY), (DAY, DAY), (DAY, DAY + 1))
+    assert tuple(Bounds(WAIVED, {"today": span}).truth(condition) for span in spans) == truths
 
 
 @given(programs(), conditions, valid_examples(), _finite)
