@@ -160,6 +160,7 @@ def test_a_counterexample_of_the_context_is_simple_too(program: Program) -> None
         ("{weights: {shallow: at least 0.5}}", False),
         ("{weights: {deep: 0..0.5}}", True),
         ("{rules: {without: [old]}}", True),
+        ("{rules: {without: [open]}}", False),
         ("{rules: {with: [open]}}", False),
         ("[at least 0 in shallow, at most 0.5 in deep]", True),
         ('["verdict in [limit, refuse]"]', True),

@@ -88,6 +88,12 @@ def test_blocks_written_over_lines_have_one_clause_a_line() -> None:
     assert format_policy(text) == 'suppress a {\n  when x\n  because "y"\n}\n'
 
 
+def test_no_line_ends_in_spaces_where_a_comment_parts_a_field() -> None:
+    text = "examples {\n a\n# why\n : bool\n longer : bool\n}\n"
+    expected = "examples {\n  a\n      # why\n      : bool\n  longer : bool\n}\n"
+    assert format_policy(text) == expected
+
+
 def test_fields_are_aligned() -> None:
     text = "examples { a:bool\n\n\n# two\nlonger:number -1..1 bits / byte }"
     expected = "examples {\n  a      : bool\n\n  # two\n  longer : number -1..1 bits/byte\n}\n"

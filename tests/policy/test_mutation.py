@@ -185,6 +185,21 @@ def test_what_the_campaign_says_is_true_of_the_evaluator(
     assert equivalent == campaign.equivalent or len(by_text) < len(campaign.survivors)
 
 
+@pytest.mark.parametrize(
+    ("condition", "listed"),
+    [
+        ('source in ["a", "b"] and lines > 7', True),
+        ('source starts with "a"', False),
+        ('source like "a*b"', False),
+        ("lines * lines > 7", False),
+        ("lines > 7 or step > 3", True),
+    ],
+)
+def test_kinds_are_listed_only_where_trying_them_is_trying_everything(condition: str, listed: bool) -> None:
+    program = program_of(f"depth d {{ when {condition}  reach all }}")
+    assert (kinds(program, program.conditions()) is not None) is listed
+
+
 @settings(max_examples=8, deadline=None)
 @given(programs(), st.randoms(use_true_random=False))
 def test_one_example_of_each_kind_shows_every_pattern_of_truth(program: Program, random: Random) -> None:
