@@ -46,12 +46,15 @@ class TokenReader:
         self.faults: list[Diagnostic] = []
 
     def _of(self, child: Any) -> Span:
-        if hasattr(child, "start_pos"):
-            return Span(self.source, child.start_pos, child.end_pos)
+        if isinstance(child, str):
+            return Span(self.source, child.start_pos, child.end_pos)  # type: ignore[attr-defined]  # a token
         return cast(Span, child.span)
 
     def _span(self, children: Children) -> Span:
-        return Span(self.source, self._of(children[0]).start, self._of(children[-1]).end)
+        first, last = children[0], children[-1]
+        start = getattr(first, "start_pos", -1) if isinstance(first, str) else first.span.start
+        end = getattr(last, "end_pos", -1) if isinstance(last, str) else last.span.end
+        return Span(self.source, start, end)
 
     def _fault(self, code: str, message: str, span: Span, help: str | None = None) -> None:
         self.faults.append(Diagnostic(code, message, span, help))
@@ -126,7 +129,7 @@ class TokenReader:
 
 
 def is_token(child: Any, *types: str) -> bool:
-    return getattr(child, "type", None) in types and hasattr(child, "start_pos")
+    return isinstance(child, str) and child.type in types  # type: ignore[attr-defined]  # a token of the parser
 
 
 def word_of(token: Any) -> Any:

@@ -22,6 +22,7 @@ from lark.utils import TextSlice
 from gradwarden.policy.checking.remedies import remedy
 from gradwarden.policy.errors import Diagnostic
 from gradwarden.policy.source import Source, Span
+from gradwarden.policy.syntax.automaton import Automaton, StuckError
 from gradwarden.policy.syntax.build import Builder
 from gradwarden.policy.syntax.tree import File, Item
 
@@ -144,6 +145,7 @@ class _Grammar:
             edit_terminals=_whole_word,
             transformer=self._relay,
         )
+        self._automaton = Automaton(self._lark, Builder)
         self._spoken = dict(_SPOKEN)
         self._keywords: dict[str, str] = {}
         for terminal in self._lark.terminals:
@@ -152,12 +154,12 @@ class _Grammar:
                 self._spoken[terminal.name] = f"`{terminal.pattern.value}`"
 
     def parse(self, source: Source) -> tuple[File, list[Diagnostic]]:
-        builder = self._relay.builder = Builder(source)
+        builder = Builder(source)
         try:
-            return File(source, self._items(source, 0, len(source.text))), builder.faults
-        except UnexpectedInput:
-            self._relay.builder = Builder(source)
+            items = self._automaton.run(source.text, builder)
+        except StuckError:
             return self._recover(source)
+        return File(source, items), builder.faults
 
     def _items(self, source: Source, start: int, end: int) -> tuple[Item, ...]:
         return cast("tuple[Item, ...]", self._lark.parse(TextSlice(source.text, start, end)))

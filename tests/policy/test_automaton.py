@@ -1,0 +1,91 @@
+"""The fast driver of the parse table reads what Lark's own driver reads, and stops where that stops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lark import UnexpectedInput
+from lark.utils import TextSlice
+
+from gradwarden.policy.source import Source
+from gradwarden.policy.syntax.automaton import StuckError
+from gradwarden.policy.syntax.build import Builder
+from gradwarden.policy.syntax.parse import _grammar
+from tests.policy.strategies_text import commented, declarations, text_of
+
+ROOT = Path(__file__).parents[2]
+TEXTS = [
+    path.read_text("utf-8")
+    for folder in (
+        "tests/corpus/good",
+        "tests/corpus/bad",
+        "policies",
+        "policies/modules",
+        "policies/schemas",
+    )
+    for path in sorted((ROOT / folder).glob("*.policy"))
+]
+
+
+def by_lark(source: Source) -> Any:
+    grammar = _grammar()
+    builder = grammar._relay.builder = Builder(source)
+    try:
+        items = grammar._lark.parse(TextSlice(source.text, 0, len(source.text)))
+    except UnexpectedInput:
+        return None
+    return items, builder.faults
+
+
+def by_automaton(source: Source) -> Any:
+    builder = Builder(source)
+    try:
+        return _grammar()._automaton.run(source.text, builder), builder.faults
+    except StuckError:
+        return None
+
+
+def assert_read_alike(text: str) -> Any:
+    source = Source("p", text)
+    read = by_automaton(source)
+    assert read == by_lark(source)
+    return read
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
+def test_texts_of_people_are_read_alike(text: str) -> None:
+    assert_read_alike(text)
+
+
+def test_some_texts_are_read_and_some_are_not() -> None:
+    read = [by_automaton(Source("p", text)) is not None for text in TEXTS]
+    assert True in read
+    assert False in read
+
+
+@given(declarations().map(text_of).flatmap(commented))
+def test_generated_texts_are_read_alike(text: str) -> None:
+    assert assert_read_alike(text) is not None
+
+
+@given(st.sampled_from(TEXTS), st.data())
+def test_mutilated_texts_are_read_alike(text: str, data: st.DataObject) -> None:
+    for _ in range(data.draw(st.integers(1, 3))):
+        start = data.draw(st.integers(0, len(text)))
+        end = data.draw(st.integers(start, min(len(text), start + 12)))
+        put = data.draw(
+            st.sampled_from(["", " ", "}", "{", "not ", "step0", "at most", "2026-01-01", '"', "#", "in"])
+        )
+        text = text[:start] + put + text[end:]
+    assert_read_alike(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "# nothing", "\n#\n", "policy", "\x00", "policy p version 1 language 1 }"]
+)
+def test_the_ends_of_texts_are_read_alike(text: str) -> None:
+    assert_read_alike(text)
