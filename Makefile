@@ -6,12 +6,13 @@ OUT := out/code_licences
 # Editable installs of mapped folders make setuptools warn about names that are right.
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet
 
-.PHONY: demo test lint typecheck unit soak bench setup setup-demo setup-bench clean help
+.PHONY: demo test lint typecheck unit soak fuzz bench setup setup-demo setup-bench clean help
 
 help:
 	@echo "make demo   train under a policy on real data, verify the ledger, show what was learned from what"
 	@echo "make test   ruff, mypy, import contracts and every test"
 	@echo "make soak   the long crash and tampering campaigns"
+	@echo "make fuzz   a million hostile inputs to every reader; FUZZ_INPUTS=N for another number"
 	@echo "make bench  every benchmark; results in benchmarks/results/"
 
 $(BIN)/python:
@@ -56,6 +57,11 @@ test: lint typecheck unit
 
 soak: setup
 	$(BIN)/pytest -m soak --timeout 3600
+
+FUZZ_INPUTS ?= 1000000
+fuzz: setup
+	mkdir -p out
+	$(BIN)/python -m tests.fuzz.campaign --inputs $(FUZZ_INPUTS) --out out/fuzz.json
 
 bench: setup-bench
 	$(BIN)/python -m benchmarks.policy_eval

@@ -46,8 +46,9 @@ def test_sentences_of_every_declaration_derive_from_the_grammar(random: Random) 
 
 @pytest.mark.soak
 @pytest.mark.timeout(0)
-def test_a_million_inputs(tmp_path: Path) -> None:
+def test_a_long_campaign_finds_nothing(tmp_path: Path) -> None:
+    """`make fuzz` runs a million inputs; these are twenty thousand of other seeds."""
     out = tmp_path / "fuzz.json"
-    command = [sys.executable, "-m", "tests.fuzz.campaign", "--inputs", "1000000", "--out", str(out)]
-    result = subprocess.run(command, cwd=ROOT, check=False)
+    command = [sys.executable, "-m", "tests.fuzz.campaign", "--inputs", "20000", "--seed", "2000000"]
+    result = subprocess.run([*command, "--out", str(out)], cwd=ROOT, check=False)
     assert result.returncode == 0, out.read_text("utf-8")
