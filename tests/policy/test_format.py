@@ -72,7 +72,7 @@ def test_comments_may_stand_between_any_two_words(parts: list[str], data: st.Dat
 
 
 @pytest.mark.soak
-@settings(max_examples=5_000, deadline=None)
+@settings(max_examples=2_000, deadline=None)
 @given(declarations(), st.data())
 def test_comments_between_any_two_words_at_length(parts: list[str], data: st.DataObject) -> None:
     assert_laid_out(data.draw(commented(text_of(parts))))
