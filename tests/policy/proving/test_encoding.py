@@ -109,7 +109,7 @@ def test_a_pinned_encoding_decides_as_the_evaluators(
 
 @pytest.mark.soak
 @given(programs(), st.lists(valid_examples(), min_size=1, max_size=3), contexts())
-@settings(max_examples=1000, deadline=None, suppress_health_check=SLOW)
+@settings(max_examples=4000, deadline=None, suppress_health_check=SLOW)
 def test_soak_of_pinned_encodings(program: Program, rows: list[dict[str, Any]], context: Context) -> None:
     check_pinned(program, rows, context)
 
@@ -127,6 +127,25 @@ def test_factors_are_rounded_down_whichever_way_they_run(ends: tuple[int, int]) 
     )
     for value in (0, 0.001, 0.002, 0.333, 0.334, 0.5, 0.998, 0.999, 1):
         check_pinned(program, [{"a": True}], Context(signals={"s": value}))
+
+
+def test_a_closed_quarantine_limits_nothing() -> None:
+    program = parse_policy(
+        "policy p version 1 language 1 examples { a : bool  b : bool }"
+        'model { deep = rest  quarantine = names "adapter.*" } depth d { when a reach all }'
+        "depth e { when b reach quarantine }"
+    ).program
+    rows = [{"a": a, "b": b} for a in (False, True) for b in (False, True)]
+    check_pinned(program, rows, Context())
+    assert decide(program, rows[2], Context()).verdict == "admit"
+
+
+def test_an_advisory_assertion_refuses_nothing() -> None:
+    program = parse_policy(
+        "policy p version 1 language 1 examples { a : bool } model { m = rest } depth d { reach m }"
+        "advisory assert n { never reach m when a }"
+    ).program
+    check_pinned(program, [{"a": True}, {"a": False}], Context())
 
 
 @given(programs(), st.data())

@@ -129,6 +129,14 @@ def test_numbers_are_shared_at_the_greatest_number_of_places() -> None:
     assert decide(other, witness.metadata, Context()).verdict == "admit"
 
 
+@pytest.mark.parametrize("x", [0.4, 0.5, 0.6, 1.5, 2.5, 3.5])
+def test_a_coarser_program_rounds_half_to_even(x: float) -> None:
+    one = program("x : number 0..10 places 1", "depth d { when x == 2 reach all }")
+    others = [program("x : integer 0..10", f"depth d {{ when x == {n} reach all }}") for n in range(5)]
+    for other in others:
+        check_shared([one, other], {"x": x}, Context())
+
+
 def test_an_attribute_that_one_program_lacks_is_absent_wherever_both_hold() -> None:
     one, other = program("x : bool optional  y : bool"), program("y : bool")
     asked, first, _ = both(one, other)

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gradwarden.policy import parse_policy
 from gradwarden.policy.context import Context
 from gradwarden.policy.evaluation.evaluate import decide, truth_of
-from gradwarden.policy.program import Program
+from gradwarden.policy.program import Constant, Program
 from gradwarden.policy.proving.questions import without
 from gradwarden.policy.proving.structure import Finding, examine, rules_of, steps
 from tests.policy.proving.policies import program_of
@@ -116,21 +117,27 @@ def test_an_assertion_shadows_no_rule() -> None:
     assert found(rules) == []
 
 
-def test_a_privacy_rule_matters_by_its_obligation_alone() -> None:
-    rules = (
-        'depth d { reach shallow } suppress s { when private cap deep at 0 because "s" }'
-        "privacy p { when private within shallow epsilon 3 delta 1e-6 clip 1 unit person }"
-    )
-    assert "p" not in [finding.rule for finding in found(rules)]
+def test_a_rule_may_matter_by_its_obligation_alone() -> None:
+    program = parse_policy(
+        "policy p version 1 language 1 examples { a : bool }"
+        'model { deep = rest  quarantine = names "adapter.*" } depth d { reach quarantine }'
+        'suppress s { when a route to quarantine because "watched" }'
+    ).program
+    assert [f for f in examine(program, timeout=10) if f.kind in ("shadowed", "silent")] == []
 
 
-def test_a_deferral_matters_by_its_verdict_alone() -> None:
-    """Without the embargo nothing would be learned either, but the example would be refused."""
-    rules = (
-        "depth d { reach all } retain r { when private from 2026-01-01 }"
-        "curriculum c { before step 10 reach shallow at 0.5 }"
+def test_a_rule_may_matter_by_its_verdict_alone() -> None:
+    """Where an embargo never ends, a suppression still turns a deferral into a refusal."""
+    program = program_of(
+        'depth d { reach all } retain r { from 2026-01-01 } suppress s { when private because "s" }'
     )
-    assert found(rules) == []
+    (embargo, suppression) = program.limits
+    endless = dataclasses.replace(embargo.clauses[0], when=Constant(True))
+    program = dataclasses.replace(
+        program, limits=(dataclasses.replace(embargo, clauses=(endless,)), suppression)
+    )
+    idle = [f.rule for f in examine(program, timeout=10) if f.kind in ("shadowed", "silent")]
+    assert idle == []
 
 
 def test_an_example_that_no_rule_is_about_is_shown() -> None:
