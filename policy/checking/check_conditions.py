@@ -32,12 +32,14 @@ from gradwarden.policy.checking.types import (
 )
 from gradwarden.policy.checking.walk import MAX_HEIGHT, MAX_SIZE, MAX_TOTAL, Measure, signals_of
 from gradwarden.policy.program import (
+    And,
     AttributeSpec,
     Condition,
     Constant,
     Flag,
     Has,
     OneOf,
+    Or,
     SetTest,
     Text,
     TextTest,
@@ -76,6 +78,9 @@ class Conditions:
         self.measure = Measure()
         self.compiled: dict[int, Condition] = {}
         """What whole conditions, and the terms of junctions, were compiled to, by the id of the node."""
+        self.folded: set[int] = set()
+        """Conditions, by the id of the node, in which some junction has fewer terms than were written."""
+        self._folds = 0
         self._named: dict[str, Checked] = {}
         self._open: list[str] = []
         self._written_out = 0
@@ -86,8 +91,11 @@ class Conditions:
         if expr is None:
             return Checked(Constant(True))
         outer, self._written_out = self._written_out, 0
+        folds = self._folds
         checked = self._condition(expr, present)
         self.compiled[id(expr)] = checked.condition
+        if self._folds > folds:
+            self.folded.add(id(expr))
         written_out, self._written_out = self._written_out, outer
         size, height = self.measure(checked.condition)
         self._total += size
@@ -167,7 +175,12 @@ class Conditions:
             done.append(self._condition(term, present))
             self.compiled[id(term)] = done[-1].condition
             present |= done[-1].yes if op == "and" else done[-1].no
-        return junction(op, done)
+        joined = junction(op, done)
+        form = And if op == "and" else Or
+        written = sum(len(x.condition.terms) if isinstance(x.condition, form) else 1 for x in done)
+        if not isinstance(joined.condition, form) or len(joined.condition.terms) < written:
+            self._folds += 1
+        return joined
 
     # --- operands -------------------------------------------------------------------------------------------
 

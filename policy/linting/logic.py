@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from gradwarden.policy.checking.logic import conjunction, disjunction
 from gradwarden.policy.linting.edits import removed, removed_term
-from gradwarden.policy.linting.possible import always, never, possible
+from gradwarden.policy.linting.possible import always, entangled, never, possible
 from gradwarden.policy.linting.subject import Report, SourcedRule, Subject, parts
 from gradwarden.policy.program import Assertion, Condition, Constant, Limit, Waiver
 from gradwarden.policy.syntax import tree as s
@@ -26,14 +26,18 @@ def lint_conditions(subject: Subject, report: Report) -> None:
             _stages(subject, report, rule)
             continue
         condition = _own_condition(subject, rule, expr)
-        if condition is None or _decided(subject, report, rule, expr, condition):
+        if condition is None:
+            continue
+        intricate = _is_intricate(subject, expr, condition)
+        if intricate and _decided(subject, report, rule, expr, condition):
             continue
         _stages(subject, report, rule)
-        _parts(subject, report, expr)
+        if intricate:
+            _parts(subject, report, expr)
     for name, item in subject.scope.named.items():
         condition = subject.conditions.named(name, item.name.span).condition
         expr = item.condition
-        if subject.warned(expr.span, *_TOLD):
+        if not _is_intricate(subject, expr, condition) or subject.warned(expr.span, *_TOLD):
             continue
         if never(subject.domain, condition):
             report.add("GW510", f"`{name}` can never hold", expr.span, _why_never(subject, expr))
@@ -41,6 +45,14 @@ def lint_conditions(subject: Subject, report: Report) -> None:
             report.add("GW513", f"`{name}` always holds", expr.span, "say what it is to tell apart")
         else:
             _parts(subject, report, expr)
+
+
+def _is_intricate(subject: Subject, expr: s.Expr, condition: Condition) -> bool:
+    """Whether there is anything to find in a condition: most test each thing once.
+
+    What is repeated word for word, and `true` and `false`, are gone from the compiled form.
+    """
+    return id(expr) in subject.conditions.folded or entangled(subject.domain, condition)
 
 
 def _own_condition(subject: Subject, rule: SourcedRule, expr: s.Expr) -> Condition | None:
@@ -119,7 +131,8 @@ def _junctions(expr: s.Expr) -> Iterator[s.Junction]:
         node = pending.pop()
         if isinstance(node, s.Junction):
             yield node
-        pending += parts(node)
+        if isinstance(node, s.Junction | s.Negation | s.Implication | s.Comparison):
+            pending += parts(node)
 
 
 def _idle_terms(subject: Subject, report: Report, junction: s.Junction) -> None:

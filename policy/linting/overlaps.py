@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from operator import ge
 
 from gradwarden.policy.linting.edits import removed
 from gradwarden.policy.linting.possible import implies, never, variables
@@ -37,14 +38,14 @@ def lint_overlaps(subject: Subject, report: Report) -> None:
     repeated = _repeated(subject, report, waived)
     left_out = {*repeated, *waived}
     budget = MAX_PAIRS
+    kinds: dict[str, list[SourcedRule]] = {}
+    for rule in subject.rules:
+        name, compiled = rule.item.name.text, rule.rule
+        single = not isinstance(compiled, Limit) or len(compiled.clauses) == 1
+        if single and name not in left_out:
+            kinds.setdefault(_kind(rule), []).append(rule)
     for kind in ("depth", "suppress", "retain", "memorization", "assert"):
-        rules = [
-            rule
-            for rule in subject.rules
-            if _kind(rule) == kind
-            and rule.item.name.text not in left_out
-            and not (isinstance(rule.rule, Limit) and len(rule.rule.clauses) > 1)
-        ]
+        rules = kinds.get(kind, [])
         if len(rules) > 1:
             budget = _shadowed(subject, report, rules, budget)
 
@@ -58,23 +59,49 @@ def _kind(rule: SourcedRule) -> str:
 
 def _repeated(subject: Subject, report: Report, waived: set[str]) -> set[str]:
     """Report rules that are the same but for their names; return the names of the later ones."""
-    first: dict[Compiled, SourcedRule] = {}
+    first: dict[object, list[SourcedRule]] = {}
     found: set[str] = set()
     for rule in subject.rules:
         name = rule.item.name.text
         if isinstance(rule.rule, Waiver):
-            known = first.setdefault(rule.rule, rule)
+            known = _first_like(first, rule)
             if known is not rule:
                 message = f"this waiver of `{name}` is given twice"
                 report.add("GW516", message, rule.name, "leave one out", removed(rule.item.span))
             continue
-        known = first.setdefault(_nameless(rule.rule), rule)
+        known = _first_like(first, rule)
         if known is rule or name in waived or known.item.name.text in waived or _own_reason(rule, known):
             continue
         found.add(name)
         help = "leave one out, or say in the one what the other lacks"
         report.add("GW516", f"`{name}` says the same as `{known.item.name.text}`", rule.name, help)
     return found
+
+
+def _first_like(first: dict[object, list[SourcedRule]], rule: SourcedRule) -> SourcedRule:
+    """Return the first rule that is the same but for its name, perhaps the rule itself.
+
+    Rules are sorted by what is quick to tell, since few are alike in that.
+    """
+    keys = _listing(_when(rule.rule))
+    same = first.setdefault((type(rule.rule), keys and frozenset(keys), _effect(rule.rule)), [])
+    for other in same:
+        if _when(other.rule) == _when(rule.rule) and _nameless(other.rule) == _nameless(rule.rule):
+            return other
+    same.append(rule)
+    return rule
+
+
+def _effect(rule: Compiled) -> object:
+    match rule:
+        case Grant(weights=weights):
+            return weights
+        case Limit(clauses=clauses):
+            return tuple(clause.caps for clause in clauses)
+        case Assertion(band=band, bound=bound):
+            return band, bound
+        case _:
+            return None
 
 
 def _nameless(rule: Compiled) -> Compiled:
@@ -190,20 +217,24 @@ def _when(rule: Compiled) -> Condition:
 
 
 def _dominates(other: Compiled, rule: Compiled) -> bool:
-    """Whether one rule does all that another does, wherever it matches."""
-    match other, rule:
-        case Grant(), Grant():
-            return other.level == rule.level == "hard" and _each(other.weights, rule.weights)
-        case Limit(clauses=[one]), Limit(clauses=[two]):
-            return other.level == rule.level == "hard" and _limits_more(one, two)
-        case Assertion(), Assertion():
-            return other.level == "hard" and _asserts_more(other, rule)
-        case _:
-            return False
+    """Whether one rule does all that another of its kind does, wherever it matches."""
+    if isinstance(rule, Waiver) or isinstance(other, Waiver) or other.level != "hard":
+        return False
+    if isinstance(rule, Assertion):
+        return isinstance(other, Assertion) and _asserts_more(other, rule)
+    if rule.level != "hard":
+        return False
+    if isinstance(rule, Grant):
+        return isinstance(other, Grant) and _each(other.weights, rule.weights)
+    return (
+        isinstance(rule, Limit)
+        and isinstance(other, Limit)
+        and _limits_more(other.clauses[0], rule.clauses[0])
+    )
 
 
 def _each(greater: Sequence[int], less: Sequence[int]) -> bool:
-    return all(a >= b for a, b in zip(greater, less, strict=True))
+    return all(map(ge, greater, less))
 
 
 def _limits_more(one: Clause, two: Clause) -> bool:

@@ -9,8 +9,8 @@ says), and `None` that the search was given up. `gradwarden prove` decides what 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, TypeAlias, assert_never
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 from gradwarden.policy.checking.walk import Node, children
 from gradwarden.policy.evaluation.texts import text_holds
@@ -25,6 +25,7 @@ from gradwarden.policy.program import (
     Flag,
     Has,
     Not,
+    Number,
     OneOf,
     Or,
     SetTest,
@@ -140,28 +141,17 @@ class _State:
 
     def add(self, test: Condition, truth: bool) -> bool:
         """Take a test in; return whether it contradicts nothing that is known."""
-        match test:
-            case Compare():
-                return self._compare(test, truth)
-            case OneOf(name, codes):
-                return self._one_of(name, codes, truth)
-            case Flag(name):
-                same = self.known.setdefault(("f", name), truth) == truth
-                return same and (not truth or self._there(name))
-            case Has(name):
-                return self._has(name, truth)
-            case Text(name):
-                return self._text(name, test, truth)
-            case SetTest(name, kind, codes):
-                return self._set(name, kind, codes, truth)
-            case Spent(rule):
-                return bool(self.known.setdefault(("s", rule), truth) == truth)
-            case Constant(value):
-                return value == truth
-            case Not() | And() | Or():
-                raise AssertionError("taken apart by the search")
-            case _:
-                assert_never(test)
+        return _TAKERS[type(test)](self, test, truth)
+
+    def _constant(self, test: Constant, truth: bool) -> bool:
+        return test.value == truth
+
+    def _flag(self, test: Flag, truth: bool) -> bool:
+        same = self.known.setdefault(("f", test.attribute), truth) == truth
+        return same and (not truth or self._there(test.attribute))
+
+    def _spent(self, test: Spent, truth: bool) -> bool:
+        return bool(self.known.setdefault(("s", test.rule), truth) == truth)
 
     def consistent(self) -> bool:
         """Return whether every form of several variables can lie where it must, given those variables."""
@@ -180,7 +170,8 @@ class _State:
         """A test that an absent attribute fails has been passed."""
         return bool(self.known.setdefault(("p", name), True))
 
-    def _has(self, name: str, truth: bool) -> bool:
+    def _has(self, test: Has, truth: bool) -> bool:
+        name = test.attribute
         spec = self.domain.attributes[name]
         if not spec.optional:
             return truth
@@ -197,7 +188,8 @@ class _State:
 
     # --- values ---------------------------------------------------------------------------------------------
 
-    def _one_of(self, name: str, codes: Iterable[int], truth: bool) -> bool:
+    def _one_of(self, test: OneOf, truth: bool) -> bool:
+        name = test.attribute
         spec = self.domain.attributes[name]
         left = self.known.get(("c", name))
         if left is None:
@@ -207,17 +199,18 @@ class _State:
             if there is not None:
                 left &= absent - 1 if there else absent
         mask = 0
-        for code in codes:
+        for code in test.codes:
             mask |= 1 << code
         left &= mask if truth else ~mask
         self.known["c", name] = left
         return bool(left) and (not truth or not spec.optional or self._there(name))
 
-    def _set(self, name: str, kind: str, codes: Iterable[int], truth: bool) -> bool:
+    def _set(self, test: SetTest, truth: bool) -> bool:
+        name, kind = test.attribute, test.test
         known: _Members = self.known.get(("m", name), (0, 0, (), ()))
         inside, outside, some_in, some_out = known
         mask = 0
-        for code in codes:
+        for code in test.codes:
             mask |= 1 << code
         single = mask & (mask - 1) == 0
         if truth and not self._there(name):
@@ -237,7 +230,8 @@ class _State:
             and all(wanted & ~inside for wanted in some_out)
         )
 
-    def _text(self, name: str, test: Text, truth: bool) -> bool:
+    def _text(self, test: Text, truth: bool) -> bool:
+        name = test.attribute
         known: _Texts = self.known.get(("t", name), (None, ()))
         left, tests = known
         if truth and not self._there(name):
@@ -284,6 +278,18 @@ class _State:
             spec = self.domain.attributes[variable[2:]]
             return spec.lo, spec.hi
         return self.domain.range(form)
+
+
+_TAKERS: dict[type[Condition], Callable[[_State, Any, bool], bool]] = {
+    Constant: _State._constant,
+    Has: _State._has,
+    Flag: _State._flag,
+    OneOf: _State._one_of,
+    SetTest: _State._set,
+    Text: _State._text,
+    Compare: _State._compare,
+    Spent: _State._spent,
+}
 
 
 def _clash(test: Text, truth: bool, other: Text, other_truth: bool) -> bool:
@@ -342,3 +348,42 @@ def variables(conditions: Sequence[Condition]) -> frozenset[str]:
             case _:
                 pending += children(node)
     return frozenset(found)
+
+
+def entangled(domain: Domain, condition: Condition) -> bool:
+    """Return whether a condition reads something twice, or has a test that is decided by itself.
+
+    Where it does not, its tests are independent of each other, and none of them can contradict another or
+    follow from it: there is nothing to search for. (Comparisons that are decided the checker reports.)
+    """
+    seen: set[str] = set()
+    pending: list[Node] = [condition]
+    while pending:
+        node = pending.pop()
+        kind = type(node)
+        if kind is Number:
+            continue
+        prefix = _PREFIXES.get(kind)
+        if prefix is None:
+            if kind is Constant:
+                return True
+            pending += children(node)
+            continue
+        name = prefix + (node.name if kind in _NAMED else node.attribute)  # type: ignore[union-attr]  # by its kind
+        if name in seen:
+            return True
+        seen.add(name)
+        if kind is OneOf:
+            assert isinstance(node, OneOf)
+            spec = domain.attributes[node.attribute]
+            if len(node.codes) == len(spec.values):
+                return True
+    return False
+
+
+_NAMED = frozenset((SignalValue, ClockValue, AttributeValue))
+_PREFIXES: dict[type, str] = {
+    **dict.fromkeys((Flag, Has, OneOf, Text, SetTest, AttributeValue), "a:"),
+    SignalValue: "s:",
+    ClockValue: "c:",
+}

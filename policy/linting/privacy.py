@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from gradwarden.policy.linting.possible import possible, variables
+from gradwarden.policy.checking.walk import Node, children
+from gradwarden.policy.linting.possible import possible
 from gradwarden.policy.linting.subject import Report, SourcedRule, Subject
-from gradwarden.policy.program import Condition, Grant, Limit, Modulation
+from gradwarden.policy.program import (
+    And,
+    Arithmetic,
+    ClockValue,
+    Compare,
+    Condition,
+    Grant,
+    Limit,
+    Modulation,
+    Not,
+    Or,
+)
 from gradwarden.policy.source import Span
 from gradwarden.policy.syntax import tree as s
 
@@ -25,9 +37,10 @@ def lint_privacy(subject: Subject, report: Report) -> None:
     private = [
         rule for rule in subject.rules if isinstance(rule.rule, Limit) and rule.rule.privacy is not None
     ]
+    counted = any("exposure" in file.source.text for file in subject.files)
     for rule in private:
         _terms(report, rule)
-        if rule.is_hard and isinstance(rule.rule, Limit):
+        if rule.is_hard and isinstance(rule.rule, Limit) and counted:
             _exposures(subject, report, rule, rule.rule)
 
 
@@ -85,10 +98,22 @@ def _counts_exposures(subject: Subject, rule: SourcedRule, limit: Limit) -> bool
     confined, ceiling = limit.clauses[0], subject.program.max_weight
     return any(
         any(inside and cap < ceiling for inside, cap in zip(confined.caps, caps, strict=True))
-        and "c:exposures" in variables([condition])
+        and _reads_exposures(condition)
         and possible(subject.domain, (condition, True), (confined.when, True))
         for condition, caps in _effects(subject, rule)
     )
+
+
+def _reads_exposures(condition: Condition) -> bool:
+    pending: list[Node] = [condition]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ClockValue):
+            if node.name == "exposures":
+                return True
+        elif isinstance(node, And | Or | Not | Compare | Arithmetic):
+            pending += children(node)
+    return False
 
 
 def _effects(subject: Subject, rule: SourcedRule) -> list[tuple[Condition, tuple[int, ...]]]:

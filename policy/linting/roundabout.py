@@ -8,13 +8,16 @@ from gradwarden.policy.linting.edits import operand_extents, removed, removed_te
 from gradwarden.policy.linting.subject import Edit, Finding, Report, Subject, expressions, walk
 from gradwarden.policy.syntax import tree as s
 
-_SUSPECT = re.compile(r"\bnot[\s(]+not\b|[=!]=[\s(]*(?:true|false)\b")
-"""What every condition with one of these wordings holds, so that most texts need not be walked through."""
+_TWICE = re.compile(r"not[\s(]+not\b")
+_TRUTH = re.compile(r"[=!]=[\s(]*(?:true|false)\b")
+"""What every text with one of these wordings holds, so that most need not be walked through."""
 
 
 def lint_wording(subject: Subject, report: Report) -> None:
     """Report conditions of the main file that can be said more plainly."""
-    if not _SUSPECT.search(subject.main.source.text):
+    text = subject.main.source.text
+    truths = ("true" in text or "false" in text) and _TRUTH.search(text)
+    if not truths and not _TWICE.search(text):
         return
 
     def visit(expr: s.Expr, parent: s.Expr | None) -> None:
