@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from gradwarden.policy.evaluation.arrays import CODES
+from gradwarden.policy.evaluation.arrays import CODES, BoolArray
 from gradwarden.policy.evaluation.tape import CHUNK, Tape, Views
 
 Ids = npt.NDArray[np.int32]
@@ -59,7 +59,7 @@ class Packer:
     """Turns the truth of a tape's outputs into class numbers."""
 
     def __init__(self, outputs: Sequence[bool | int]) -> None:
-        self._constant = sum(1 << i for i, output in enumerate(outputs) if output is True)
+        self._constant = np.array([output is True for output in outputs], bool)
         varying = [(i, output) for i, output in enumerate(outputs) if not isinstance(output, bool)]
         self._positions = [i for i, _ in varying]
         slots = [slot for _, slot in varying]
@@ -103,25 +103,37 @@ class Packer:
         np.bitwise_or(out, low, out)
         return out
 
-    def classes(self) -> list[int]:
-        """Return the truth of all outputs (bit i: output i) in every class numbered so far."""
-        packed = list(self._stages[0].keys)
-        for number, stage in enumerate(self._stages[1:], 2):
-            packed = [packed[key >> 8] | (key & 255) << 8 * number for key in stage.keys]
-        return [self._constant | self._spread(key) for key in packed]
-
-    def _spread(self, packed: int) -> int:
-        return sum(1 << position for i, position in enumerate(self._positions) if packed >> i & 1)
+    def truth(self) -> BoolArray:
+        """Return the truth of all outputs in every class numbered so far, [classes, outputs]."""
+        keys = np.array(self._stages[0].keys, np.int64)[:, None]
+        packed = np.concatenate((keys & 255, keys >> 8), axis=1)[:, : max(1, len(self._groups))]
+        for stage in self._stages[1:]:
+            keys = np.array(stage.keys, np.int64)
+            packed = np.concatenate((packed[keys >> 8], keys[:, None] & 255), axis=1)
+        truth = np.tile(self._constant, (len(packed), 1))
+        bits = np.unpackbits(packed.astype(np.uint8), axis=1, bitorder="little")
+        truth[:, self._positions] = bits[:, : len(self._positions)]
+        return truth
 
 
 def number_rows(tape: Tape, count: int) -> tuple[Ids, list[int]]:
-    """Run a tape over `count` rows; return each row's class number and the truth of all outputs by class."""
+    """Run a tape over `count` rows; return each row's class number and the truth of all outputs by class.
+
+    The truth of a class is packed in one int (bit i: output i).
+    """
+    ids, truth = number_kinds(tape, count)
+    packed = np.packbits(truth, axis=1, bitorder="little")
+    return ids, [int.from_bytes(row.tobytes(), "little") for row in packed]
+
+
+def number_kinds(tape: Tape, count: int) -> tuple[Ids, BoolArray]:
+    """Do as `number_rows`, and return the truth as a table, [classes, outputs]."""
     packer = Packer(tape.outputs)
     ids = np.empty(count, np.int32)
     for start in range(0, count, tape.chunk):
         stop = min(start + tape.chunk, count)
         ids[start:stop] = packer.numbers(tape.run(start, stop), stop - start)
-    return ids, packer.classes()
+    return ids, packer.truth()
 
 
 def number_faults(

@@ -108,7 +108,7 @@ class Outcomes:
         for scaling in outcome.scalings:
             column = factors[:, self._bands[scaling.band]]
             spec = self._signals[scaling.signal]
-            np.minimum(column, _factors(scaling, spec, signals[scaling.signal]), out=column)
+            np.minimum(column, scaling_factors(scaling, spec, signals[scaling.signal]), out=column)
         weights = np.array(outcome.plain.micro, np.int64) * factors // SCALE
         refused = self._refused(outcome, weights)
         weights[refused] = 0
@@ -235,7 +235,7 @@ def _flat(modulations: tuple[Modulation, ...]) -> tuple[Modulation, ...]:
     )
 
 
-def _factors(scaling: Scaling, spec: SignalSpec, signal: Array) -> Array:
+def scaling_factors(scaling: Scaling, spec: SignalSpec, signal: Array) -> Array:
     """Return `scaling_factor` for an array of encoded signal values."""
     if spec.hi == spec.lo:
         return np.full(len(signal), min(scaling.at_low, scaling.at_high), np.int64)
