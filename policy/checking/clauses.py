@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
-from gradwarden.policy.checking.check_schema import MAX_NAME
 from gradwarden.policy.checking.scope import Scope
 from gradwarden.policy.decimals import decimal_text, scaled, unscaled
 from gradwarden.policy.program import SCALE
@@ -93,11 +91,16 @@ class Clauses:
     def _tests_set(self, clause: s.InPhase) -> bool:
         """Whether this is the rest of `when pii in tags`, whose member is reported as an undeclared name."""
         attribute = self.scope.attributes.get(clause.phase.text)
-        start = clause.span.start
-        member = re.search(r"(\w+)\s+$", clause.span.source.text[max(0, start - 2 * MAX_NAME) : start])
-        if attribute is None or member is None or self.faults.cascading:
+        if attribute is None or self.faults.cascading:
             return False
-        return member[1] in attribute.spec.values and member[1] not in self.scope.terms()
+        conditions = (c.condition for c in self.rule.clauses if isinstance(c, s.When))
+        return any(
+            name.name in attribute.spec.values
+            and name.name not in self.scope.terms()
+            and not clause.span.source.text[name.span.end : clause.span.start].strip()
+            for condition in conditions
+            for name in _bare_names(condition)
+        )
 
     def one(self, kind: type[ClauseT]) -> ClauseT | None:
         """Return the clause of a kind, if there is one."""
@@ -125,6 +128,23 @@ class Clauses:
     def when(self) -> s.Expr | None:
         clause = self.one(s.When)
         return clause.condition if clause else None
+
+
+def _bare_names(condition: s.Expr) -> Iterator[s.Reference]:
+    """Yield the names that stand where a condition does, rather than as operands of a test."""
+    match condition:
+        case s.Reference():
+            yield condition
+        case s.Junction(_, terms):
+            for term in terms:
+                yield from _bare_names(term)
+        case s.Negation(term):
+            yield from _bare_names(term)
+        case s.Implication(left, right):
+            yield from _bare_names(left)
+            yield from _bare_names(right)
+        case _:
+            pass
 
 
 def weight(scope: Scope, quantity: s.Quantity | None, ceiling: int | None = None) -> int:
