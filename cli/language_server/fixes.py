@@ -69,7 +69,7 @@ def _candidates(finding: Diagnostic, span: Span, file: s.File) -> Iterator[Fix]:
     if match := _MEANT.fullmatch(help):
         yield _fix(f"change to `{match[1]}`", span, _as_written(span, match[1]))
     elif finding.code in _REPLACED and (match := _WRITE.fullmatch(help)):
-        wide = _widened(span)
+        wide = _with_membership(_widened(span), match[1])
         spaced = f"{match[1]} " if match[1].isalpha() and wide.text == "!" else match[1]
         yield _fix(f"change to `{match[1]}`", wide, spaced)
     elif match := _UNQUOTE.fullmatch(help):
@@ -116,6 +116,13 @@ def _widened(span: Span) -> Span:
     """Return the span of a doubled character, such as `&&`, whose first half is a fault."""
     pair = span.source.text[span.start : span.start + 2]
     return Span(span.source, span.start, span.start + 2) if pair in _DOUBLED else span
+
+
+def _with_membership(span: Span, test: str) -> Span:
+    """Return the span of `pii in tags`, where `tags contains pii` is to be written for `pii`."""
+    attribute, _, _ = test.partition(" contains ")
+    rest = re.compile(rf"\s+in\s+{re.escape(attribute)}\b").match(span.source.text, span.end)
+    return Span(span.source, span.start, rest.end()) if rest and " contains " in test else span
 
 
 # --- clauses ------------------------------------------------------------------------------------------------
@@ -201,7 +208,7 @@ def _in_parentheses(span: Span) -> bool:
 
 
 def _mends(workspace: Workspace, view: View, diagnostic: Diagnostic, fix: Fix) -> bool:
-    """Whether a policy has fewer findings of a kind once it is edited."""
+    """Whether a finding is gone once a policy is edited, and no new error has come."""
 
     def mended(name: str, text: str) -> str:
         edits = [x for x in fix.edits if place_of(x.span.source.name) == place_of(name)]
@@ -214,11 +221,19 @@ def _mends(workspace: Workspace, view: View, diagnostic: Diagnostic, fix: Fix) -
     main = view.files[0].source
     directory = Path(main.name).parent if os.path.isabs(main.name) else None
     found = judge(read_files(Source(main.name, mended(main.name, main.text)), directory, read))
-    before, after = (
-        Counter((x.diagnostic.code, x.diagnostic.message) for x in y) for y in (view.found, found)
-    )
-    key = (diagnostic.code, diagnostic.message)
-    return after[key] < before[key]
+    before, after = (Counter(_keys(x)) for x in (view.found, found))
+    key = (diagnostic.code, diagnostic.message, diagnostic.severity)
+    new_errors = any(severity == "error" for _, _, severity in after - before)
+    return after[key] < before[key] and (_reveals(diagnostic) or not new_errors)
+
+
+def _keys(found: Iterable[Finding]) -> list[tuple[str, str, str]]:
+    return [(x.diagnostic.code, x.diagnostic.message, x.diagnostic.severity) for x in found]
+
+
+def _reveals(diagnostic: Diagnostic) -> bool:
+    """Whether a finding keeps others from being looked for, which come to light once it is mended."""
+    return diagnostic.code < "GW2" or _MEANT.fullmatch(diagnostic.help or "") is not None
 
 
 def applied(text: str, edits: Iterable[Edit]) -> str:

@@ -26,6 +26,8 @@ from gradwarden.policy.syntax.expected import expected_after
 DEBOUNCE_SECONDS = 0.15
 """How long after the last change findings are looked for."""
 
+WARM_UP_SECONDS = 2.0
+
 
 def serve(stdin: IO[bytes], stdout: IO[bytes], version: str) -> bool:
     """Serve an editor over two streams until it leaves; returns whether it took its leave as it should."""
@@ -85,8 +87,9 @@ class Server:
         self.workspace.folders = [Path(path) for uri in folders if (path := to_fs_path(uri))]
 
     def initialized(self, _params: lsp.InitializedParams) -> None:
-        """Make the parsers ready, so that the first request is not the slow one."""
-        asyncio.get_running_loop().run_in_executor(None, _warm)
+        """Make ready for completions, once the first findings are out: the parser is made on first use."""
+        loop = asyncio.get_running_loop()
+        loop.call_later(WARM_UP_SECONDS, loop.run_in_executor, None, expected_after, "")
 
     def did_change_folders(self, params: lsp.DidChangeWorkspaceFoldersParams) -> None:
         gone = {to_fs_path(folder.uri) for folder in params.event.removed}
@@ -169,8 +172,3 @@ class Server:
             if findings:
                 told.add(uri)
         self._told = told
-
-
-def _warm() -> None:
-    """Build the parsers, which are made on first use."""
-    expected_after("")

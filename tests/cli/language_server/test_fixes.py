@@ -34,6 +34,7 @@ MENDED = [
     ("GW102", "depth d { when consent && fine  reach all }", "depth d { when consent and fine  reach all }"),
     ("GW102", "depth d { when !consent  reach all }", "depth d { when not consent  reach all }"),
     ("GW103", 'suppress s { because "no\n}', 'suppress s { because "no"\n}'),
+    ("GW201", "depth d { when pii in tags  reach all }", "depth d { when tags contains pii  reach all }"),
     ("GW201", "depth d { when concept  reach all }", "depth d { when kind == concept  reach all }"),
     (
         "GW304",
@@ -73,6 +74,11 @@ def test_a_fault_is_mended_as_its_help_says(tmp_path: Path, code: str, broken: s
 def test_a_finding_that_cannot_be_mended_has_no_fix(tmp_path: Path) -> None:
     workspace = opened(tmp_path, sample=f"{POLICY}depth d {{ when zzz  reach all }}\n")
     assert offers(workspace, tmp_path, "GW201") == {}
+
+
+def test_an_edit_that_breaks_something_else_is_not_offered(tmp_path: Path) -> None:
+    broken = "let Fine = consent\ndepth d { when fine  reach all }\n"  # `fine` is declared already
+    assert offers(opened(tmp_path, sample=POLICY + broken), tmp_path, "GW206") == {}
 
 
 @pytest.mark.parametrize("path", sorted(CORPUS.glob("[a-m]*.policy")), ids=lambda path: path.stem)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from gradwarden.cli.language_server import server as module
 from tests.cli.language_server.conftest import COMMAND
 
 INITIALIZE = {"processId": None, "rootUri": None, "capabilities": {}}
@@ -132,26 +133,46 @@ def test_it_says_what_to_install_where_the_library_is_missing(monkeypatch: pytes
     assert "pip install 'gradwarden[lsp]'" in result.stderr
 
 
+class Connection:
+    """Stands for the connection to an editor; keeps what it is told."""
+
+    encoding = "utf-16"
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, Any]] = []
+
+    def feature(self, _method: str, _options: Any = None) -> Any:
+        return lambda handler: handler
+
+    def can(self, *_path: str) -> bool:
+        return True
+
+    def notify(self, method: str, params: Any) -> None:
+        self.told.append((method, params))
+
+
+def test_findings_are_told_only_of_the_last_change() -> None:
+    connection = Connection()
+    server = module.Server(connection)
+    server.workspace.open("file:///a.policy", "policy a version 1\n", 7)
+    server._changes = 2
+    asyncio.run(server._look(1))
+    assert connection.told == []
+    asyncio.run(server._look(2))
+    ((_, params),) = connection.told
+    assert (params.uri, params.version) == ("file:///a.policy", 7)
+
+
 def test_a_bug_while_looking_for_findings_is_told_and_does_not_end_the_session(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from gradwarden.cli.language_server import server as module
-
-    told: list[tuple[str, Any]] = []
-
-    class Connection:
-        def feature(self, _method: str, _options: Any = None) -> Any:
-            return lambda handler: handler
-
-        def notify(self, method: str, params: Any) -> None:
-            told.append((method, params))
-
     def fail(*_: object) -> Any:
         raise ZeroDivisionError("odd")
 
-    server = module.Server(Connection())
+    connection = Connection()
+    server = module.Server(connection)
     monkeypatch.setattr(server, "_views_of_open_texts", fail)
     asyncio.run(server._look(0))
-    ((method, params),) = told
+    ((method, params),) = connection.told
     assert method == "window/logMessage"
     assert "ZeroDivisionError: odd" in params.message

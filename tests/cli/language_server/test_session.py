@@ -113,7 +113,10 @@ async def test_a_text_without_a_file_is_checked(editor: Editor) -> None:
 # --- reading ------------------------------------------------------------------------------------------------
 
 HOVERS = [
-    ("depth d { when ‸score > 0  reach all }", ["score : number 0..1", "`assert shallow_only`, `depth d`"]),
+    (
+        "let finer = fine\ndepth e { when finer  reach all }\ndepth d { when ‸score > 0  reach all }",
+        ["score : number 0..1", "`depth d`", "`depth wide` (through `fine`)", "`depth e` (through `finer`)"],
+    ),
     ("depth d { when fine  reach de‸ep }", ["deep = rest", "Granted by `depth wide` (0.5)", "Guarded by"]),
     ("depth d { when f‸ine  reach all }", ["let fine = consent and score >= 0.5", "`depth wide`"]),
     ("depth d { when kind == con‸cept  reach all }", ["A value of `kind`"]),
