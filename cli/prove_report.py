@@ -67,10 +67,10 @@ class Proven:
         return any(diagnostic.severity == "warning" for diagnostic in self.diagnostics)
 
 
-def show(proven: Sequence[Proven], output_format: str) -> None:
+def show(proven: Sequence[Proven], output_format: str, *, ok: bool) -> None:
     """Write the report to standard output; what is wrong with rules goes to standard error."""
     if output_format == "json":
-        emit_json({"ok": all(one.holds for one in proven), "policies": [_to_json(one) for one in proven]})
+        emit_json({"ok": ok, "policies": [_to_json(one) for one in proven]})
         return
     for number, one in enumerate(proven):
         if number:

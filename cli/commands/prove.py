@@ -69,8 +69,9 @@ def command(
     from gradwarden.cli.prove_report import show  # needs z3: says so before anything is read
 
     proven = [_prove(*loaded, only, timeout) for loaded in _load_all(policies, only)]
-    show(proven, output_format)
-    return int(not all(one.holds and not (strict and one.warnings) for one in proven))
+    ok = all(one.holds and not (strict and one.warnings) for one in proven)
+    show(proven, output_format, ok=ok)
+    return int(not ok)
 
 
 def _load_all(paths: tuple[Path, ...], only: str | None) -> list[_Loaded]:
