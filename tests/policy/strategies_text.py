@@ -154,7 +154,9 @@ def commented(draw: DrawFn, text: str) -> str:
     parts, before = [], 0
     for number, at in enumerate(sorted(places)):
         gap = draw(st.sampled_from([" ", "", "\n", "\n\n  ", "\r\n"]))
-        note = draw(st.sampled_from(["", " note", ' "quoted" {', " # twice", " é🜁\t", " depth x { reach all }"]))
+        note = draw(
+            st.sampled_from(["", " note", ' "quoted" {', " # twice", " é🜁\t", " depth x { reach all }"])
+        )
         after = draw(st.sampled_from(["\n", "\n\n\n", "\n    "]))
         parts += [text[before:at], f"{gap}#{number}{note}{after}"]
         before = at
