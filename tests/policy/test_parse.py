@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -189,16 +188,6 @@ def test_what_is_not_a_readable_file_is_refused(tmp_path: Path) -> None:
         with pytest.raises(PolicyError) as caught:
             load_policy(path)
         assert [d.code for d in caught.value.diagnostics] == ["GW112"]
-
-
-def test_the_examples_of_the_reference_are_the_language() -> None:
-    reference = (CORPUS.parent.parent / "docs" / "language.md").read_text("utf-8")
-    blocks = re.findall(r"^```\n(.*?)^```", reference, re.MULTILINE | re.DOTALL)
-    assert len(blocks) > 10
-    assert parse_policy(blocks[0]).warnings == ()
-    for block in blocks:
-        _, faults = parse(Source("language.md", block))
-        assert not faults, faults[0].render()
 
 
 def test_lone_surrogates_are_refused() -> None:
