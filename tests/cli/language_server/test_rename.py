@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tests.cli.language_server.policies import HEADER, POLICY, opened
 from tests.policy.strategies_text import declarations, text_of
 
 NEW = "zz_renamed"
+WAIVER = re.compile(r"waive:(\w+)")
 
 
 def place(folder: Path, stem: str = "sample") -> str:
@@ -41,7 +43,7 @@ def _canonical(value: Any, names: dict[str, str]) -> Any:
             ordered = all(isinstance(part, int | float) for part in parts)
             return parts if ordered else sorted(parts, key=lambda part: json.dumps(part, sort_keys=True))
         case str():
-            return names.get(value, names.get(value.removeprefix("waive:"), value))
+            return WAIVER.sub(lambda match: f"waive:{names.get(match[1], match[1])}", names.get(value, value))
         case _:
             return value
 
