@@ -139,7 +139,8 @@ def test_rules_that_are_said_to_do_nothing_do_nothing(text: str, data: st.DataOb
 
 
 @pytest.mark.soak
-@settings(max_examples=2_000, deadline=None)
+@pytest.mark.timeout(3_600)
+@settings(max_examples=1_000, deadline=None)
 @given(overlapping(), st.data())
 def test_rules_that_are_said_to_do_nothing_do_nothing_in_a_long_campaign(
     text: str, data: st.DataObject

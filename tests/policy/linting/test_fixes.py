@@ -10,8 +10,13 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
 from gradwarden.policy import PolicyError, parse_policy
+from gradwarden.policy.checking.check import CheckedPolicy
+from gradwarden.policy.errors import Diagnostic
+from gradwarden.policy.linting import fixes
 from gradwarden.policy.linting.fixes import mend
-from gradwarden.policy.linting.lint import lint
+from gradwarden.policy.linting.lint import Given, lint
+from gradwarden.policy.linting.subject import Edit, Finding
+from gradwarden.policy.source import Span
 from gradwarden.policy.syntax.format import format_policy
 from gradwarden.policy.syntax.lexemes import lexemes
 from tests.policy.strategies_text import conditions, declarations, text_of
@@ -128,3 +133,17 @@ def test_a_text_with_errors_is_refused() -> None:
 def test_the_version_is_pinned_at_the_end_of_the_header() -> None:
     text = SCHEMA.replace(" language 1", "  # ours") + "depth d { reach all }\n"
     assert mend(text).text == text.replace("version 1", "version 1 language 1")
+
+
+def test_an_edit_that_would_change_the_program_is_thrown_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a lint proposes, together with what is safe or alone."""
+    text = f"{SCHEMA}depth d {{ when not not consent and kind == a  reach all }}\n"
+
+    def careless(checked: CheckedPolicy, given: Given) -> list[Finding]:
+        source = checked.files[0].source
+        at = source.text.index(" and kind == a") if " and kind == a" in source.text else 0
+        harmful = Edit(Span(source, at, at + len(" and kind == a")), "")
+        return [*lint(checked, given), Finding(Diagnostic("GW514", "careless", harmful.span), (harmful,))]
+
+    monkeypatch.setattr(fixes, "lint", careless)
+    assert mend(text).text == text.replace("not not ", "")
