@@ -66,7 +66,7 @@ class PolicyLexer(RegexLexer):  # type: ignore[misc]  # its base has no types
     aliases: ClassVar[list[str]] = ["gradwarden-policy", "policy"]
     filenames: ClassVar[list[str]] = ["*.policy"]
     mimetypes: ClassVar[list[str]] = ["text/x-gradwarden-policy"]
-    url = "https://gradwarden.dev"
+    url = ""
     version_added = ""
 
     tokens: ClassVar[dict[str, list[tuple[object, ...]]]] = {

@@ -23,7 +23,6 @@ from gradwarden.policy.linting.registry import RULES
 from gradwarden.policy.source import Span
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
-HOME = "https://gradwarden.dev"
 FINGERPRINT = "gradwarden/v1"
 
 LINTS = {rule.code for rule in RULES}
@@ -51,7 +50,6 @@ def to_sarif(
                     "driver": {
                         "name": "gradwarden",
                         "semanticVersion": version("gradwarden"),
-                        "informationUri": HOME,
                         "rules": [_rule(code, meanings) for code in codes],
                     }
                 },
@@ -67,13 +65,12 @@ def _rule(code: str, meanings: Mapping[str, str]) -> dict[str, Any]:
     """Return the descriptor of a code; code scanning shows its texts beside every result."""
     meaning = meanings.get(code, code)
     description = f"{meaning[0].upper()}{meaning[1:]}"
-    page = f"{HOME}/docs/rules/{code}" if code in LINTS else f"{HOME}/docs/diagnostics#{code.lower()}"
+    more = f"; `gradwarden check --explain {code}` shows examples" if code in LINTS else ""
     return {
         "id": code,
         "name": code,
         "shortDescription": {"text": description},
-        "helpUri": page,
-        "help": {"text": f"{description}. See {page}", "markdown": f"{description}. See [{code}]({page})."},
+        "help": {"text": f"{description}{more}."},
     }
 
 

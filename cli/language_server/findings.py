@@ -9,7 +9,6 @@ from lsprotocol import types as lsp
 
 from gradwarden.cli.language_server.positions import lines_of, range_of
 from gradwarden.cli.language_server.workspace import View, Workspace, place_of
-from gradwarden.cli.sarif import HOME
 from gradwarden.policy.errors import Diagnostic
 from gradwarden.policy.source import Source, Span
 
@@ -26,11 +25,6 @@ _UNUSED = frozenset({"GW504", "GW509", "GW511"})
 
 _ELSEWHERE = re.compile(r"\bat (.+):(\d+):(\d+)$")
 """A help that names another place, such as that of the first declaration."""
-
-
-def page_of(code: str) -> str:
-    """Return the address of the page that explains a code."""
-    return f"{HOME}/docs/diagnostics#{code.lower()}"
 
 
 def by_file(views: Iterable[View]) -> dict[str, list[Diagnostic]]:
@@ -61,7 +55,6 @@ def to_lsp(
         message=message,
         severity=_SEVERITIES[finding.severity],
         code=finding.code,
-        code_description=lsp.CodeDescription(page_of(finding.code)),
         source=SOURCE,
         tags=[lsp.DiagnosticTag.Unnecessary] if finding.code in _UNUSED else None,
         related_information=beside,
