@@ -9,9 +9,13 @@ import pytest
 from gradwarden.policy import PolicyError, load_policy
 from gradwarden.policy.testing.runner import check_fit, run_cases
 from gradwarden.policy.testing.test_file import parse_tests
-from tests.docs.pages import DOCS, Example, blocks, examples
+from tests.docs.pages import DOCS, Example, examples
 
-PAGES = sorted(path.name for path in DOCS.glob("*.md") if "\n```policy" in path.read_text("utf-8"))
+PAGES = sorted(
+    path.name
+    for path in DOCS.glob("*.md")
+    if "\n```policy" in path.read_text("utf-8") and path.name != "tutorial.md"  # followed by its own test
+)
 EXAMPLES = [example for page in PAGES for example in examples(page)]
 
 
@@ -40,12 +44,14 @@ def test_the_policy_is_one_and_decides_as_the_page_says(example: Example, tmp_pa
 
 @pytest.mark.parametrize("example", [e for e in EXAMPLES if e.codes], ids=str)
 def test_the_policy_has_the_findings_that_the_page_says(example: Example, tmp_path: Path) -> None:
-    """Errors are exactly those named; of warnings, those named are among others that a part of a policy has."""
-    try:
-        findings = load_policy(written(example, tmp_path)).warnings
-        assert set(example.codes) <= {finding.code for finding in findings}
-    except PolicyError as error:
-        assert {finding.code for finding in error.diagnostics} == set(example.codes)
+    """Errors are exactly those named; warnings are among others that a part of a policy has."""
+    path = written(example, tmp_path)
+    if all(code.startswith("GW5") for code in example.codes):
+        assert set(example.codes) <= {finding.code for finding in load_policy(path).warnings}
+    else:
+        with pytest.raises(PolicyError) as caught:
+            load_policy(path)
+        assert {finding.code for finding in caught.value.diagnostics} == set(example.codes)
 
 
 def test_the_reference_shows_decisions_throughout() -> None:
@@ -53,6 +59,3 @@ def test_the_reference_shows_decisions_throughout() -> None:
     shown = sum(len(example.tests) for example in here)
     assert shown >= 20
     assert shown >= len([example for example in here if not example.codes]) // 2
-    assert not any(
-        block.kind == "policy-rules" for block in blocks((DOCS / "language.md").read_text("utf-8"))
-    )
