@@ -28,6 +28,9 @@ MAX_CELLS = 8_000_000
 MAX_LINE = 16 << 20
 """The longest line of a JSONL or CSV manifest, in bytes."""
 
+BUFFER = 1 << 20
+"""Bytes read ahead of each column of a Parquet file, so that a row group need not fit into memory."""
+
 FORMATS = {
     ".jsonl": "JSONL",
     ".ndjson": "JSONL",
@@ -258,7 +261,7 @@ def _open_parquet(path: Path, size: int) -> Manifest:
         ) from None
     path.stat()  # so that a missing file is told as such
     try:
-        file = parquet.ParquetFile(path)
+        file = parquet.ParquetFile(path, buffer_size=BUFFER)
     except (ArrowException, OSError) as error:
         raise InputError(f"`{path}` is not a Parquet file: {_first_line(error)}") from None
     return Manifest(_parquet(path, file, size), file.metadata.num_rows, "rows", "row")
@@ -278,10 +281,25 @@ def _parquet(path: Path, file: Any, size: int) -> Iterator[Piece]:
             return
         table = pyarrow.Table.from_batches([batch])
         named = ID in table.column_names
-        ids = table.column(ID).to_pylist() if named else [None] * table.num_rows
+        ids = _Cells(table.column(ID)) if named else [None] * table.num_rows
         places = range(done + 1, done + table.num_rows + 1)
         done += table.num_rows
         yield Piece(table.drop_columns([ID]) if named else table, places, ids, (), done)
+
+
+class _Cells(Sequence[object]):
+    """A pyarrow column whose values are made when they are asked for."""
+
+    def __init__(self, column: Any) -> None:
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def __getitem__(self, row: Any) -> Any:
+        from gradwarden.policy.evaluation.arrow import scalar_value
+
+        return scalar_value(self._column[row])
 
 
 def _first_line(error: Exception) -> str:

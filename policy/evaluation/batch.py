@@ -116,8 +116,9 @@ class Decisions:
         """Class numbers, [N]; rows of one class share everything of their decision but weights modulated by
         signals of their own, and the words of their problems.
         """
-        ids, self._words = number_rows(self._leaves, self.count)
-        number_faults(ids, self._faults, len(self._words))
+        ids, words = number_rows(self._leaves, self.count)
+        number_faults(ids, self._faults, len(words))
+        self._words: list[int] = words
         return ids
 
     @cached_property
@@ -128,7 +129,7 @@ class Decisions:
     def _word(self, row: int) -> int:
         """Return the truth of all leaves of the program in one row."""
         if "class_ids" in self.__dict__:
-            return self._words[self.class_ids[row]]
+            return self._words[int(self.class_ids[row])]
         views = self._leaves.run(row, row + 1)
         found = (output if isinstance(output, bool) else views[output][0] for output in self._leaves.outputs)
         return sum(1 << index for index, holds in enumerate(found) if holds)
@@ -136,7 +137,7 @@ class Decisions:
     # --- kinds: equal in weights and verdict ----------------------------------------------------------------
 
     @property
-    def kind_ids(self) -> Ids:
+    def kind_ids(self) -> npt.NDArray[np.integer]:
         """Kind numbers, [N]: the rows of `kinds`, but for weights modulated by signals of their own."""
         return self._kinds[0]
 
@@ -153,7 +154,7 @@ class Decisions:
         return weighed
 
     @cached_property
-    def _kinds(self) -> tuple[Ids, BoolArray]:
+    def _kinds(self) -> tuple[npt.NDArray[np.integer], BoolArray]:
         """Number the kinds: the number of every row, and the truth of the conditions of every kind."""
         weighing = weighing_of(self.program)
         ids, truth = number_kinds(Tape(self._columns, self._inputs, weighing.conditions), self.count)

@@ -7,7 +7,8 @@ in the order of keys within the chunk; the same rows always get the same numbers
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,11 @@ from gradwarden.policy.evaluation.arrays import CODES, BoolArray
 from gradwarden.policy.evaluation.tape import CHUNK, Tape, Views
 
 Ids = npt.NDArray[np.int32]
+
+Numbers = TypeVar("Numbers", bound=npt.NDArray[np.integer])
+
+MAX_NARROW = 7
+"""So many outputs are numbered by their truth itself: a byte, with one number to spare."""
 
 MAX_TABLE = 1 << 24
 """Entries of a lookup table; a stage that needs more keeps a dictionary of the keys it has met."""
@@ -62,6 +68,7 @@ class Packer:
         self._constant = np.array([output is True for output in outputs], bool)
         varying = [(i, output) for i, output in enumerate(outputs) if not isinstance(output, bool)]
         self._positions = [i for i, _ in varying]
+        self.width = len(varying)
         slots = [slot for _, slot in varying]
         self._groups = [slots[at : at + 8] for at in range(0, len(slots), 8)]
         self._stages = [Numbering() for _ in range(max(1, len(self._groups) - 1))]
@@ -103,16 +110,24 @@ class Packer:
         np.bitwise_or(out, low, out)
         return out
 
+    def byte(self, views: Views, size: int) -> npt.NDArray[np.uint8]:
+        """Return the truth of at most eight varying outputs, packed, of every row of a chunk."""
+        return self._pack(0, views, size) if self._groups else np.zeros(size, np.uint8)
+
     def truth(self) -> BoolArray:
         """Return the truth of all outputs in every class numbered so far, [classes, outputs]."""
         keys = np.array(self._stages[0].keys, np.int64)[:, None]
-        packed = np.concatenate((keys & 255, keys >> 8), axis=1)[:, : max(1, len(self._groups))]
+        packed = np.concatenate((keys & 255, keys >> 8), axis=1)
         for stage in self._stages[1:]:
             keys = np.array(stage.keys, np.int64)
             packed = np.concatenate((packed[keys >> 8], keys[:, None] & 255), axis=1)
+        return self.unpacked(packed.astype(np.uint8))
+
+    def unpacked(self, packed: npt.NDArray[np.uint8]) -> BoolArray:
+        """Return the truth of all outputs, [n, outputs], from that of those that vary, packed in bytes."""
         truth = np.tile(self._constant, (len(packed), 1))
-        bits = np.unpackbits(packed.astype(np.uint8), axis=1, bitorder="little")
-        truth[:, self._positions] = bits[:, : len(self._positions)]
+        bits = np.unpackbits(packed, axis=1, bitorder="little")
+        truth[:, self._positions] = bits[:, : self.width]
         return truth
 
 
@@ -121,19 +136,29 @@ def number_rows(tape: Tape, count: int) -> tuple[Ids, list[int]]:
 
     The truth of a class is packed in one int (bit i: output i).
     """
-    ids, truth = number_kinds(tape, count)
-    packed = np.packbits(truth, axis=1, bitorder="little")
+    packer = Packer(tape.outputs)
+    ids = _over_chunks(tape, packer.numbers, np.empty(count, np.int32))
+    packed = np.packbits(packer.truth(), axis=1, bitorder="little")
     return ids, [int.from_bytes(row.tobytes(), "little") for row in packed]
 
 
-def number_kinds(tape: Tape, count: int) -> tuple[Ids, BoolArray]:
-    """Do as `number_rows`, and return the truth as a table, [classes, outputs]."""
+def number_kinds(tape: Tape, count: int) -> tuple[npt.NDArray[np.integer], BoolArray]:
+    """Do as `number_rows`, and return the truth as a table, [kinds, outputs].
+
+    Where few outputs vary, each of their combinations has a number, whether or not a row shows it.
+    """
     packer = Packer(tape.outputs)
-    ids = np.empty(count, np.int32)
-    for start in range(0, count, tape.chunk):
-        stop = min(start + tape.chunk, count)
-        ids[start:stop] = packer.numbers(tape.run(start, stop), stop - start)
-    return ids, packer.truth()
+    if packer.width > MAX_NARROW:
+        return _over_chunks(tape, packer.numbers, np.empty(count, np.int32)), packer.truth()
+    ids = _over_chunks(tape, packer.byte, np.empty(count, np.uint8))
+    return ids, packer.unpacked(np.arange(1 << packer.width, dtype=np.uint8)[:, None])
+
+
+def _over_chunks(tape: Tape, number: Callable[[Views, int], Numbers], ids: Numbers) -> Numbers:
+    for start in range(0, len(ids), tape.chunk):
+        stop = min(start + tape.chunk, len(ids))
+        ids[start:stop] = number(tape.run(start, stop), stop - start)
+    return ids
 
 
 def number_faults(

@@ -2,7 +2,8 @@
 
 Conditions are compiled once per table: equal parts are computed once, constants are folded, comparisons run
 in the narrowest integers (intervals are known from the declarations), and text is tested once per distinct
-value. The tape then runs over chunks that stay in the cache, writing into buffers made beforehand.
+value. The tape then runs over chunks that stay in the cache, writing into buffers made beforehand; a buffer
+is used again once nothing reads it any more.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ from gradwarden.policy.program import (
 
 Views: TypeAlias = list[Array]
 Operation: TypeAlias = Callable[[Views], object]
+Binding: TypeAlias = Callable[[tuple[int, ...], int], Operation]
+"""Makes an operation from the places of what it reads and of what it writes."""
 
 CHUNK = 16_384
 """Rows per chunk at most: some sixty buffers of a byte a row fit the second-level cache."""
@@ -99,10 +102,19 @@ class _Term:
     hi: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One operation to be: the slots it reads, the slot it writes, and how it is made."""
+
+    reads: tuple[int, ...]
+    writes: int
+    bind: Binding
+
+
 class Tape:
     """The truth of some conditions over the rows of one table.
 
-    `outputs` has for each condition a constant, or the slot of the views where its truth is after `run`.
+    `outputs` has for each condition a constant, or the index of the view where its truth is after `run`.
     `chunk` is the greatest number of rows that `run` takes.
     """
 
@@ -110,26 +122,51 @@ class Tape:
         self._columns = columns
         self._inputs = inputs
         self._specs = {spec.name: spec for spec in columns.attributes}
-        self._sources: list[Array | None] = []
-        self._dtypes: list[Any] = []
-        self._operations: list[Operation] = []
+        self._slots: list[Array | np.dtype[Any]] = []
+        self._steps: list[_Step] = []
         self._known: dict[Condition | NumericExpr | tuple[str, str], bool | int] = {}
         self._terms: dict[NumericExpr, int | _Term] = {}
-        self.outputs: list[bool | int] = [self._condition(condition) for condition in conditions]
-        made = [dtype for dtype in self._dtypes if dtype is not None]
-        self.chunk = max(256, min(CHUNK, MAX_BUFFERED // max(1, len(made))))
-        self._slots: list[Array] = [
-            np.empty(self.chunk, dtype) if source is None else source
-            for source, dtype in zip(self._sources, self._dtypes, strict=True)
+        outputs = [self._condition(condition) for condition in conditions]
+        places, made = self._placed({slot for slot in outputs if not isinstance(slot, bool)})
+        self.outputs: list[bool | int] = [o if isinstance(o, bool) else places[o] for o in outputs]
+        self._operations = [
+            step.bind(tuple(places[slot] for slot in step.reads), places[step.writes]) for step in self._steps
         ]
+        self._sources = [slot for slot in self._slots if isinstance(slot, np.ndarray)]
+        self.chunk = max(256, min(CHUNK, MAX_BUFFERED // max(1, len(made))))
+        self._buffers = [np.empty(self.chunk, dtype) for dtype in made]
+
+    def _placed(self, kept: Set[int]) -> tuple[dict[int, int], list[np.dtype[Any]]]:
+        """Give every slot a place among the views: sources first, then buffers of the dtypes returned.
+
+        A buffer whose slot nothing reads any more is given to the next that needs one of its dtype, unless
+        the slot is `kept`.
+        """
+        sources = [slot for slot, held in enumerate(self._slots) if isinstance(held, np.ndarray)]
+        places = {slot: place for place, slot in enumerate(sources)}
+        last = {slot: number for number, step in enumerate(self._steps) for slot in step.reads}
+        made: list[np.dtype[Any]] = []
+        free: dict[np.dtype[Any], list[int]] = {}
+        for number, step in enumerate(self._steps):
+            dtype = self._slots[step.writes]
+            assert isinstance(dtype, np.dtype), "a step writes into a buffer"
+            done = {slot for slot in step.reads if last[slot] == number and slot not in kept}
+            for slot in done:
+                held = self._slots[slot]
+                if isinstance(held, np.dtype):
+                    free.setdefault(held, []).append(places[slot])
+            unused = free.get(dtype)
+            if unused:
+                places[step.writes] = unused.pop()
+            else:
+                places[step.writes] = len(sources) + len(made)
+                made.append(dtype)
+        return places, made
 
     def run(self, start: int, stop: int) -> Views:
-        """Evaluate rows start..stop (at most `chunk`) and return the views of all slots. They are reused."""
-        size = stop - start
-        views = [
-            slot[:size] if source is None else slot[start:stop]
-            for source, slot in zip(self._sources, self._slots, strict=True)
-        ]
+        """Evaluate rows start..stop (at most `chunk`) and return views with the outputs. They are reused."""
+        views = [source[start:stop] for source in self._sources]
+        views += [buffer[: stop - start] for buffer in self._buffers]
         for operation in self._operations:
             operation(views)
         return views
@@ -137,14 +174,8 @@ class Tape:
     # --- slots ---------------------------------------------------------------------------------------------
 
     def _source(self, array: Array) -> int:
-        self._sources.append(array)
-        self._dtypes.append(None)
-        return len(self._sources) - 1
-
-    def _buffer(self, dtype: Any = bool) -> int:
-        self._sources.append(None)
-        self._dtypes.append(dtype)
-        return len(self._sources) - 1
+        self._slots.append(array)
+        return len(self._slots) - 1
 
     def _shared(self, key: tuple[str, str], array: Array) -> int:
         """Return the slot of a column, the same each time."""
@@ -152,15 +183,25 @@ class Tape:
             self._known[key] = self._source(array)
         return self._known[key]
 
+    def _step(self, reads: tuple[int, ...], dtype: Any, bind: Binding) -> int:
+        """Add a step and return the slot that it writes."""
+        self._slots.append(np.dtype(dtype))
+        self._steps.append(_Step(reads, len(self._slots) - 1, bind))
+        return len(self._slots) - 1
+
     def _apply(self, ufunc: Any, left: int, right: int, dtype: Any = bool) -> int:
-        out = self._buffer(dtype)
-        self._operations.append(lambda views: ufunc(views[left], views[right], views[out], casting="unsafe"))
-        return out
+        def bind(reads: tuple[int, ...], out: int) -> Operation:
+            a, b = reads
+            return lambda views: ufunc(views[a], views[b], views[out])
+
+        return self._step((left, right), dtype, bind)
 
     def _against(self, ufunc: Any, left: int, constant: Any, dtype: Any = bool) -> int:
-        out = self._buffer(dtype)
-        self._operations.append(lambda views: ufunc(views[left], constant, views[out], casting="unsafe"))
-        return out
+        def bind(reads: tuple[int, ...], out: int) -> Operation:
+            [a] = reads
+            return lambda views: ufunc(views[a], constant, views[out])
+
+        return self._step((left,), dtype, bind)
 
     # --- conditions ----------------------------------------------------------------------------------------
 
@@ -204,9 +245,7 @@ class Tape:
     def _not(self, term: bool | int) -> bool | int:
         if isinstance(term, bool):
             return not term
-        out = self._buffer()
-        self._operations.append(lambda views: np.logical_not(views[term], views[out]))
-        return out
+        return self._step((term,), bool, lambda reads, out: lambda v: np.logical_not(v[reads[0]], v[out]))
 
     def _joined(self, ufunc: Any, terms: Sequence[Condition], neutral: bool) -> bool | int:
         parts = [self._condition(term) for term in terms]
@@ -230,9 +269,11 @@ class Tape:
         if len(runs) > MAX_RUNS:
             table = np.zeros(max(int(np.max(values, initial=0)), codes[-1]) + 1, bool)
             table[codes] = True
-            out = self._buffer()
-            self._operations.append(lambda views: table.take(views[slot], out=views[out], mode="clip"))
-            return out
+
+            def look_up(reads: tuple[int, ...], out: int) -> Operation:
+                return lambda views: table.take(views[reads[0]], out=views[out], mode="clip")
+
+            return self._step((slot,), bool, look_up)
         parts = [self._run(slot, first, last) for first, last in runs]
         joined = parts[0]
         for part in parts[1:]:
@@ -315,15 +356,19 @@ class Tape:
         corners = [scalar(a, b) for a in _ends(left) for b in _ends(right)]
         lo, hi = min(corners), max(corners)
         dtype = narrowest_signed(min(lo, *_ends(left), *_ends(right)), max(hi, *_ends(left), *_ends(right)))
-        out = self._buffer(dtype)
         ufunc = _ARITHMETIC[op]
 
-        def apply(views: Views) -> None:
-            a = dtype.type(left) if isinstance(left, int) else views[left.slot]
-            b = dtype.type(right) if isinstance(right, int) else views[right.slot]
-            ufunc(a, b, views[out], dtype=dtype, casting="unsafe")
+        def bind(reads: tuple[int, ...], out: int) -> Operation:
+            def apply(views: Views) -> None:
+                held = (views[read] for read in reads)
+                a = dtype.type(left) if isinstance(left, int) else next(held)
+                b = dtype.type(right) if isinstance(right, int) else next(held)
+                ufunc(a, b, views[out], dtype=dtype, casting="unsafe")
 
-        self._operations.append(apply)
+            return apply
+
+        read = tuple(term.slot for term in (left, right) if not isinstance(term, int))
+        out = self._step(read, dtype, bind)
         return _Term(out, lo, hi)
 
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from gradwarden.policy.combine import QUARANTINE
 from gradwarden.policy.decision import VERDICTS
 from gradwarden.policy.evaluation.arrays import Array, BoolArray
+from gradwarden.policy.evaluation.factoring import any_of
 from gradwarden.policy.evaluation.outcomes import Micro, scaling_factors
 from gradwarden.policy.program import (
     SCALE,
@@ -66,11 +67,11 @@ class Weighing:
         self._caps = _grouped(((clause.caps, clause.defers), when) for _, clause, when in active)
         self._scalings = _grouped((m.scalings, m.when) for m in program.modulations if m.level == "hard")
         self._checks = _grouped(((a.form, a.band, a.bound), a.when) for a in hard if a.form != "implies")
-        self._private = Or(tuple(when for _, clause, when in active if clause.effect == "confined"))
-        self._broken = Or(tuple(And((a.when, Not(a.then))) for a in hard if a.form == "implies"))
+        self._private = any_of(when for _, clause, when in active if clause.effect == "confined")
+        self._broken = any_of(And((a.when, Not(a.then))) for a in hard if a.form == "implies")
         groups = (self._grants, self._caps, self._scalings, self._checks)
         self.conditions: tuple[Condition, ...] = (
-            *(Or(tuple(whens)) for group in groups for whens in group.values()),
+            *(any_of(whens) for group in groups for whens in group.values()),
             self._private,
             self._broken,
         )
@@ -112,16 +113,16 @@ class Weighing:
 
         private: where a hard privacy rule matched, [n].
         """
+        reached: BoolArray = unchecked > 0
         match form:
             case "never_reach":
-                found = unchecked[:, self._bands[band]] != 0
+                return reached[:, self._bands[band]]
             case "at_most":
-                found = unchecked[:, self._bands[band]] > bound
+                return unchecked[:, self._bands[band]] > bound
             case "always_refuse":
-                found = unchecked.any(axis=1)
+                return reached.any(axis=1)
             case _:
-                found = unchecked.any(axis=1) & ~private
-        return found
+                return reached.any(axis=1) & ~private
 
     def _scale(
         self,
@@ -156,7 +157,8 @@ def weighing_of(program: Program) -> Weighing:
 def naming_conditions(program: Program) -> dict[str, Condition]:
     """Return for each rule when a decision names it; of an assertion, when its weights are looked at."""
     found: dict[str, Condition] = {}
-    found |= {rule.name: rule.when for rule in (*program.grants, *program.modulations)}
+    found |= {grant.name: grant.when for grant in program.grants}
+    found |= {modulation.name: modulation.when for modulation in program.modulations}
     found |= {limit.name: Or(tuple(clause.when for clause in limit.clauses)) for limit in program.limits}
     found |= {a.name: _suspicion(a) for a in program.assertions}
     return dict(sorted(found.items()))
@@ -172,7 +174,7 @@ def _active_clauses(program: Program) -> Iterator[tuple[Limit, Clause, Condition
     for limit in program.limits:
         if limit.level == "hard":
             lifted = lifting.get(limit.name)
-            kept = (Not(Or(tuple(lifted))),) if lifted else ()
+            kept = (Not(any_of(lifted)),) if lifted else ()
             for clause in limit.clauses:
                 yield limit, clause, And((clause.when, *kept)) if kept else clause.when
 
