@@ -1,8 +1,8 @@
 """The symbolic inputs of a decision: every attribute, signal and clock, with its declared domain.
 
 One `Inputs` can be shared by several programs, so that they are asked about the same example. Attributes of
-one name and type are one input, over the union of what the programs declare: numbers at the greatest number
-of places, enumerations and sets by the names of their values. Whether an example fits the schema of one of
+one name and type are one input, over the union of what the programs declare: numbers so finely that every
+program's rounding of what a data set holds is met, enumerations and sets by the names of their values. Whether an example fits the schema of one of
 the programs is then a question of its own (`Encoding.valid`). Attributes of one name and several types are
 several inputs, of which at most one is there: a value has one type. (So a text that is also a value of an
 enumeration counts as one or the other.) A signal is one input, clamped and rounded by each program as
@@ -186,7 +186,7 @@ class _Maker:
             for spec in program.signals:
                 declared.setdefault(spec.name, []).append(spec)
         for name, specs in declared.items():
-            places = max(spec.places for spec in specs)
+            places = shared_places(specs)
             lo = min(spec.lo * 10 ** (places - spec.places) for spec in specs)
             hi = max(spec.hi * 10 ** (places - spec.places) for spec in specs)
             whole = self._whole(f"signal {name}", lo, hi)
@@ -204,18 +204,32 @@ class _Maker:
 
 
 def union(specs: Sequence[AttributeSpec]) -> AttributeSpec:
-    """Return the declaration that takes in all of them; they have one name and one type."""
-    places = max(spec.places for spec in specs)
+    """Return the declaration that takes in all of them; they have one name and one type.
+
+    Where numbers are rounded to different places, it takes in what is rounded into a range as well.
+    """
+    places = shared_places(specs)
+    units = [10 ** (places - spec.places) for spec in specs]
     return AttributeSpec(
         name=specs[0].name,
         type=specs[0].type,
         optional=any(spec.optional for spec in specs),
-        lo=min(spec.lo * 10 ** (places - spec.places) for spec in specs),
-        hi=max(spec.hi * 10 ** (places - spec.places) for spec in specs),
+        lo=min(spec.lo * unit - unit // 2 for spec, unit in zip(specs, units, strict=True)),
+        hi=max(spec.hi * unit + unit // 2 for spec, unit in zip(specs, units, strict=True)),
         places=places,
         values=tuple(dict.fromkeys(value for spec in specs for value in spec.values)),
         unit=specs[0].unit,
     )
+
+
+def shared_places(specs: Sequence[AttributeSpec | SignalSpec]) -> int:
+    """Return the places at which a value is told apart wherever one of several declarations does.
+
+    Where they differ, one more than the greatest: 0.505 is 0.50 at two places and 1 at none, and no number of
+    two places is both.
+    """
+    places = {spec.places for spec in specs}
+    return max(places) + (len(places) > 1)
 
 
 def words(spec: AttributeSpec, codes: Iterable[int]) -> frozenset[str]:

@@ -14,7 +14,7 @@ from gradwarden.policy import parse_policy
 from gradwarden.policy.context import Context
 from gradwarden.policy.evaluation.evaluate import decide
 from gradwarden.policy.evaluation.partition import reads_of
-from gradwarden.policy.program import AttributeSpec, Program, SignalSpec
+from gradwarden.policy.program import AttributeSpec, AttributeValue, Program, SignalSpec
 from gradwarden.policy.proving.encoding import Encoding
 from gradwarden.policy.proving.inputs import Inputs, conflicts
 from gradwarden.policy.proving.smt import conjunction, negation, solver, z3
@@ -118,7 +118,7 @@ def test_enumerations_are_shared_by_the_names_of_their_values() -> None:
     assert asked.check(z3.Not(first.weights[0] == second.weights[0])) == z3.unsat
 
 
-def test_numbers_are_shared_at_the_greatest_number_of_places() -> None:
+def test_numbers_are_shared_finely_enough_for_every_program() -> None:
     one = program("x : number 0..10 places 1", "depth d { when x >= 2 reach all }")
     other = program("x : integer 0..10", "depth d { when x >= 2 reach all }")
     asked, first, second = both(one, other)
@@ -127,6 +127,38 @@ def test_numbers_are_shared_at_the_greatest_number_of_places() -> None:
     assert 1.5 <= witness.metadata["x"] < 2  # type: ignore[operator]  # a number
     assert decide(one, witness.metadata, Context()).verdict == "refuse"
     assert decide(other, witness.metadata, Context()).verdict == "admit"
+
+
+def test_each_program_rounds_the_value_of_the_data_set_not_that_of_another_program() -> None:
+    one = program("x : number 0..1 places 2", "depth d { when x >= 0.51 reach all }")
+    other = program("x : integer 0..1", "depth d { when x == 1 reach all }")
+    asked, first, second = both(one, other)
+    assert asked.check(first.nothing, negation(second.nothing)) == z3.sat
+    witness = read_witness(asked.model(), first.inputs)
+    assert decide(one, witness.metadata, Context()).verdict == "refuse"
+    assert decide(other, witness.metadata, Context()).verdict == "admit"
+
+
+def test_what_is_rounded_into_a_range_fits_it() -> None:
+    one, other = program("x : number 0..1 places 2"), program("x : integer 0..1")
+    inputs = Inputs.of(one, other)
+    first, second = Encoding(one, inputs), Encoding(other, inputs)
+    asked = solver(10)
+    asked.add(*inputs.domain, second.valid, negation(first.valid))
+    assert asked.check() == z3.sat
+    assert decide(other, read_witness(asked.model(), inputs).metadata, Context()).verdict == "admit"
+
+
+@pytest.mark.parametrize(
+    ("x", "fine", "coarse"), [(0.004, 0, 0), (0.505, 50, 1), (1.004, 100, 1), (1.006, 101, 1), (1.5, 150, 2)]
+)
+def test_a_pinned_number_is_rounded_by_each_program(x: float, fine: int, coarse: int) -> None:
+    one, other = program("x : number 0..2 places 2"), program("x : integer 0..2")
+    inputs = Inputs.of(one, other)
+    model = model_of(inputs, {"x": x}, Context())
+    for side, value in ((one, fine), (other, coarse)):
+        number = Encoding(side, inputs).view.number(AttributeValue("x"))
+        assert model.eval(number).as_long() == value
 
 
 @pytest.mark.parametrize("x", [0.4, 0.5, 0.6, 1.5, 2.5, 3.5])
