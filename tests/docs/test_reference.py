@@ -32,7 +32,7 @@ class Coverage:
             for terminal in self._lark.terminals
             if isinstance(terminal.pattern, PatternStr)
         }
-        callbacks: dict[Any, Any] = self._lark.parser.parser.parser.callbacks  # type: ignore[attr-defined]
+        callbacks: dict[Any, Any] = self._lark.parser.parser.parser.callbacks
         self.uses: dict[tuple[str, str], bool] = {}
         for rule in self._lark.rules:
             for part in self._parts(rule):
