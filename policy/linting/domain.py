@@ -63,7 +63,7 @@ class Domain:
     """The ranges of a program's attributes, signals and clocks.
 
     `clocks` and `signals` narrow the range of some: a check that is told the date knows that `today` does not
-    lie before it.
+    lie before it. `fuel` bounds all searches over the domain together, in tests (None: each by itself).
     """
 
     def __init__(
@@ -72,7 +72,9 @@ class Domain:
         signals: Iterable[SignalSpec],
         clocks: Mapping[str, Interval] | None = None,
         narrowed: Mapping[str, Interval] | None = None,
+        fuel: int | None = None,
     ) -> None:
+        self.fuel = fuel
         self.attributes = {spec.name: spec for spec in attributes}
         self._ranges: dict[str, Interval] = {
             "c:step": (0, MAX_COUNT),

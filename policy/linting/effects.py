@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gradwarden.policy.linting.domain import Domain
 from gradwarden.policy.linting.possible import always, possible
-from gradwarden.policy.linting.subject import Report, SourcedRule, Subject
+from gradwarden.policy.linting.subject import MAX_TESTS, Report, SourcedRule, Subject
 from gradwarden.policy.program import SCALE, Assertion, Grant, Limit, Modulation, Waiver
 
 
@@ -39,7 +39,9 @@ def _is_advice(subject: Subject, waiver: Waiver) -> bool:
 def _unmeasured(subject: Subject) -> Domain:
     """Return the domain of an example that was never learned from: signals have their defaults."""
     defaults = {spec.name: (spec.default, spec.default) for spec in subject.program.signals}
-    return Domain(subject.program.attributes, subject.program.signals, {"exposures": (0, 0)}, defaults)
+    return Domain(
+        subject.program.attributes, subject.program.signals, {"exposures": (0, 0)}, defaults, MAX_TESTS
+    )
 
 
 def _limit(

@@ -11,9 +11,6 @@ from gradwarden.policy.linting.subject import Report, SourcedRule, Subject, part
 from gradwarden.policy.program import Assertion, Condition, Constant, Limit, Waiver
 from gradwarden.policy.syntax import tree as s
 
-_TOLD = ("GW505", "GW506")
-"""Findings of the checker that explain why a condition is decided."""
-
 MAX_TERMS = 32
 """The longest conjunction or disjunction whose parts are held against each other."""
 
@@ -37,7 +34,7 @@ def lint_conditions(subject: Subject, report: Report) -> None:
     for name, item in subject.scope.named.items():
         condition = subject.conditions.named(name, item.name.span).condition
         expr = item.condition
-        if not _is_intricate(subject, expr, condition) or subject.warned(expr.span, *_TOLD):
+        if not _is_intricate(subject, expr, condition) or subject.warned(expr.span):
             continue
         if never(subject.domain, condition):
             report.add("GW510", f"`{name}` can never hold", expr.span, _why_never(subject, expr))
@@ -70,7 +67,7 @@ def _decided(subject: Subject, report: Report, rule: SourcedRule, expr: s.Expr, 
     """Report a condition that never or always holds; return whether it is one."""
     name = rule.item.name.text
     if never(subject.domain, condition):
-        if not subject.warned(expr.span, *_TOLD):
+        if not subject.warned(expr.span):
             what = f"the waiver of `{name}`" if isinstance(rule.rule, Waiver) else f"`{name}`"
             report.add("GW510", f"{what} can never match", expr.span, _why_never(subject, expr))
         return True
@@ -78,7 +75,7 @@ def _decided(subject: Subject, report: Report, rule: SourcedRule, expr: s.Expr, 
         return False
     if not always(subject.domain, condition):
         return False
-    if not subject.warned(expr.span, *_TOLD):
+    if not subject.warned(expr.span):
         clause = rule.clause(s.When)
         needed = isinstance(rule.item, s.Rule) and rule.item.kind == "memorization"
         edits = removed(clause.span) if clause and condition == Constant(True) and not needed else ()
@@ -152,7 +149,7 @@ def _idle_terms(subject: Subject, report: Report, junction: s.Junction) -> None:
             and (other < index or not _tests_presence(terms[index]))
         ]
         alone = isinstance(terms[index], s.InList | s.Truth)
-        if (not others and not alone) or subject.warned(terms[index].span, *_TOLD):
+        if (not others and not alone) or subject.warned(terms[index].span):
             continue
         if _follows(subject, junction, index, others):
             kept.remove(index)

@@ -29,6 +29,12 @@ from gradwarden.policy.syntax import tree as s
 MAX_PAIRS = 500
 """How many pairs of rules of one policy are compared; what lies beyond is left to `prove`."""
 
+MAX_LOOKED_AT = 50_000
+"""How many pairs are looked at in search of those."""
+
+MAX_ALIKE = 32
+"""How many rules that do the same under conditions of one shape are held against a further one."""
+
 Key = tuple[str, str, str | int]
 
 
@@ -85,7 +91,7 @@ def _first_like(first: dict[object, list[SourcedRule]], rule: SourcedRule) -> So
     """
     keys = _listing(_when(rule.rule))
     same = first.setdefault((type(rule.rule), keys and frozenset(keys), _effect(rule.rule)), [])
-    for other in same:
+    for other in same[:MAX_ALIKE]:
         if _when(other.rule) == _when(rule.rule) and _nameless(other.rule) == _nameless(rule.rule):
             return other
     same.append(rule)
@@ -125,8 +131,12 @@ def _shadowed(subject: Subject, report: Report, rules: Sequence[SourcedRule], bu
     """Report the rules that another one makes superfluous; return what is left of the budget of pairs."""
     index = _Index(rules)
     gone: set[str] = set()
+    looked_at = 0
     for rule in rules:
         for other in index.candidates(rule):
+            looked_at += 1
+            if looked_at > MAX_LOOKED_AT:
+                return budget
             name = rule.item.name.text
             if other is rule or other.item.name.text in gone or not _dominates(other.rule, rule.rule):
                 continue

@@ -56,11 +56,16 @@ class _GivenUpError(Exception):
 
 def possible(domain: Domain, *goals: Goal) -> bool | None:
     """Return whether conditions can have the wanted truth together: False is proved, None means unknown."""
+    if domain.fuel is not None and domain.fuel <= 0:
+        return None
     search = _Search(domain)
     try:
         return search.run(list(goals), _State(domain), [])
     except _GivenUpError:
         return None
+    finally:
+        if domain.fuel is not None:
+            domain.fuel -= FUEL - search.fuel
 
 
 def never(domain: Domain, *conditions: Condition) -> bool:

@@ -28,6 +28,9 @@ MAX_EPSILON = Decimal(10)
 MAX_DELTA = Decimal("0.001")
 """A mechanism that publishes one unit in a thousand outright has this delta."""
 
+MAX_PAIRS = 20_000
+"""How many pairs of a privacy rule and another one are looked at."""
+
 _SHOWN = 4
 """How many names a finding lists."""
 
@@ -37,7 +40,8 @@ def lint_privacy(subject: Subject, report: Report) -> None:
     private = [
         rule for rule in subject.rules if isinstance(rule.rule, Limit) and rule.rule.privacy is not None
     ]
-    counted = any("exposure" in file.source.text for file in subject.files)
+    pairs = len(private) * len(subject.rules)
+    counted = pairs <= MAX_PAIRS and any("exposure" in file.source.text for file in subject.files)
     for rule in private:
         _terms(report, rule)
         if rule.is_hard and isinstance(rule.rule, Limit) and counted:

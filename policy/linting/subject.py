@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,7 +10,7 @@ from typing import TypeAlias
 
 from gradwarden.policy.checking.check import CheckedPolicy
 from gradwarden.policy.checking.check_conditions import Conditions
-from gradwarden.policy.checking.scope import Faults, Scope
+from gradwarden.policy.checking.scope import MAX_FAULTS, Faults, Scope
 from gradwarden.policy.errors import Diagnostic
 from gradwarden.policy.linting.domain import Domain
 from gradwarden.policy.linting.registry import BY_CODE
@@ -29,6 +30,10 @@ from gradwarden.policy.syntax import tree as s
 Compiled: TypeAlias = Grant | Limit | Modulation | Waiver | Assertion
 
 
+MAX_TESTS = 100_000
+"""How many tests the searches over one policy look at; what lies beyond is left to `prove`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Edit:
     """A change to a text: what stands in a span becomes something else."""
@@ -46,7 +51,7 @@ class Finding:
 
 
 class Report:
-    """Collects findings. Their severity is the registry's."""
+    """Collects findings, so many of them as are kept of errors. Their severity is the registry's."""
 
     def __init__(self) -> None:
         self.findings: list[Finding] = []
@@ -54,6 +59,8 @@ class Report:
     def add(
         self, code: str, message: str, span: Span, help: str | None = None, edits: Iterable[Edit] = ()
     ) -> None:
+        if len(self.findings) == MAX_FAULTS:
+            return
         diagnostic = Diagnostic(code, message, span, help, BY_CODE[code].severity)
         self.findings.append(Finding(diagnostic, tuple(edits)))
 
@@ -118,7 +125,7 @@ class Subject:
 
     @cached_property
     def domain(self) -> Domain:
-        return Domain(self.program.attributes, self.program.signals)
+        return Domain(self.program.attributes, self.program.signals, fuel=MAX_TESTS)
 
     @cached_property
     def items(self) -> list[s.Item]:
@@ -205,15 +212,20 @@ class Subject:
             )
         )
 
-    def warned(self, span: Span, *codes: str) -> bool:
-        """Return whether the checker has warned, with one of some codes, of something inside a span."""
-        return any(
-            found.code in codes
-            and found.span is not None
-            and found.span.source is span.source
-            and span.start <= found.span.start < span.end
-            for found in self.early
-        )
+    def warned(self, span: Span) -> bool:
+        """Return whether the checker has found a test inside a span decided (GW505, GW506)."""
+        starts = self._decided.get(span.source.name, [])
+        at = bisect_left(starts, span.start)
+        return at < len(starts) and starts[at] < span.end
+
+    @cached_property
+    def _decided(self) -> dict[str, list[int]]:
+        """Where the checker has found tests decided, by the name of the source, in order."""
+        found: dict[str, list[int]] = {}
+        for diagnostic in self.early:
+            if diagnostic.code in ("GW505", "GW506") and diagnostic.span is not None:
+                found.setdefault(diagnostic.span.source.name, []).append(diagnostic.span.start)
+        return {name: sorted(starts) for name, starts in found.items()}
 
 
 def _waiver_key(item: s.Rule | s.Assertion) -> tuple[str, int, str, str]:

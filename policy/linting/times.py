@@ -6,7 +6,7 @@ from gradwarden.policy.checking.types import MAX_DAY, day_text
 from gradwarden.policy.decimals import scaled
 from gradwarden.policy.linting.domain import Domain
 from gradwarden.policy.linting.possible import always, never
-from gradwarden.policy.linting.subject import Report, SourcedRule, Subject, expressions, parts
+from gradwarden.policy.linting.subject import MAX_TESTS, Report, SourcedRule, Subject, expressions, parts
 from gradwarden.policy.program import Limit, Waiver
 from gradwarden.policy.syntax import tree as s
 
@@ -114,7 +114,9 @@ def lint_dates(subject: Subject, report: Report, today: int) -> None:
 
     `today` counts days since 1970-01-01.
     """
-    later = Domain(subject.program.attributes, subject.program.signals, {"today": (today, MAX_DAY)})
+    later = Domain(
+        subject.program.attributes, subject.program.signals, {"today": (today, MAX_DAY)}, fuel=MAX_TESTS
+    )
     for rule in subject.rules:
         match rule.rule, rule.item:
             case Waiver(until=until), _:
@@ -173,7 +175,7 @@ def _comparisons(subject: Subject, report: Report, expr: s.Expr, later: Domain, 
         node = pending.pop()
         if isinstance(node, s.Comparison | s.InRange) and _reads_only_today(node):
             condition = subject.lower(node)
-            if condition is not None and not subject.warned(node.span, "GW506"):
+            if condition is not None and not subject.warned(node.span):
                 decided = "never" if never(later, condition) else "always" if always(later, condition) else ""
                 if decided:
                     message = f"this {decided} holds from {day_text(today)} on"

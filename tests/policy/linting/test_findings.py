@@ -13,6 +13,10 @@ from hypothesis.strategies import DrawFn
 
 from gradwarden.policy import Context, PolicyError, parse_policy
 from gradwarden.policy.evaluation.evaluate import decide, truth_of
+from gradwarden.policy.linting.logic import lint_conditions
+from gradwarden.policy.linting.overlaps import lint_overlaps
+from gradwarden.policy.linting.possible import FUEL
+from gradwarden.policy.linting.subject import MAX_TESTS, Report, Subject
 from gradwarden.policy.program import AttributeSpec, Program
 from tests.policy.strategies_text import conditions, declarations, text_of
 
@@ -338,3 +342,25 @@ def test_policies_load_without_being_looked_through() -> None:
     policy = parse_policy(HEAD + USES)
     assert "warnings" not in vars(policy)
     assert policy.warnings is policy.warnings
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "depth d{n} {{ when lines > {n}  reach deep }}",
+        'suppress d{n} {{ when lines > {n} and consent  because "{n}" }}',
+        "depth d{n} {{ when (consent or lines > {n}) and (kind == a or lines < 9)"
+        " and (kind == b or lines > 3) and (consent or lines != {n})  reach deep }}",
+    ],
+)
+def test_a_large_policy_is_not_searched_without_end(rule: str) -> None:
+    checked = parse_policy(HEAD + USES + "\n".join(rule.format(n=n) for n in range(200))).checked
+    subject = Subject.of(checked)
+    lint_conditions(subject, Report())
+    lint_overlaps(subject, Report())
+    assert subject.domain.fuel is not None
+    assert MAX_TESTS >= subject.domain.fuel > -FUEL
+    subject.domain.fuel = 0
+    report = Report()
+    lint_conditions(subject, report)
+    assert report.findings == []
