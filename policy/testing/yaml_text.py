@@ -37,6 +37,13 @@ _WORDS: dict[str, bool | None] = {
 }
 
 
+_NUMERIC = frozenset("0123456789+-.")
+"""What a number or a date begins with."""
+
+_STARTS = (yaml.MappingStartEvent, yaml.SequenceStartEvent)
+_ENDS = (yaml.MappingEndEvent, yaml.SequenceEndEvent)
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """A value and where it stands. Mappings keep the node of each key beside the node of its value."""
@@ -115,27 +122,27 @@ def _compose(source: Source, events: Iterator[Any], faults: list[Diagnostic]) ->
     for event in events:
         if len(faults) >= MAX_FAULTS:
             return None
+        kind = type(event)
         span = Span(source, event.start_mark.index, event.end_mark.index)
         if refusal := _refusal(event):
             faults.append(Diagnostic("GW411", f"{refusal} are not allowed here", span))
-        match event:
-            case yaml.MappingStartEvent() | yaml.SequenceStartEvent():
-                if len(stack) == MAX_DEPTH:
-                    faults.append(Diagnostic("GW411", f"nested more than {MAX_DEPTH} levels deep", span))
-                    return None
-                stack.append(_Open(span.start, [], isinstance(event, yaml.MappingStartEvent)))
-                continue
-            case yaml.MappingEndEvent() | yaml.SequenceEndEvent():
-                node = _close(source, stack.pop(), span.end, faults)
-            case yaml.ScalarEvent():
-                node = Node(_resolve(event), span)
-            case yaml.DocumentStartEvent() if root is not None:
-                faults.append(Diagnostic("GW411", "only one document is allowed", span))
+        if kind is yaml.ScalarEvent:
+            node = Node(_resolve(event), span)
+        elif kind in _STARTS:
+            if len(stack) == MAX_DEPTH:
+                faults.append(Diagnostic("GW411", f"nested more than {MAX_DEPTH} levels deep", span))
                 return None
-            case yaml.AliasEvent():
-                node = Node(None, span)
-            case _:
-                continue
+            stack.append(_Open(span.start, [], kind is yaml.MappingStartEvent))
+            continue
+        elif kind in _ENDS:
+            node = _close(source, stack.pop(), span.end, faults)
+        elif kind is yaml.AliasEvent:
+            node = Node(None, span)
+        elif kind is yaml.DocumentStartEvent and root is not None:
+            faults.append(Diagnostic("GW411", "only one document is allowed", span))
+            return None
+        else:
+            continue
         if stack:
             stack[-1].items.append(node)
         else:
@@ -177,6 +184,8 @@ def _resolve(event: Any) -> Scalar:
         return text
     if text in _WORDS:
         return _WORDS[text]
+    if text[0] not in _NUMERIC:
+        return text
     if _INTEGER.fullmatch(text):
         return int(text)
     if _FLOAT.fullmatch(text):
@@ -200,7 +209,10 @@ def _syntax_fault(source: Source, error: yaml.YAMLError) -> Diagnostic:
     if index is None:
         position = getattr(error, "position", 0)
         index = position if isinstance(position, int) else 0
-    return Diagnostic("GW410", f"not valid YAML: {problem}", Span(source, index, index + 1))
+    where = Span(source, index, index + 1)
+    if "nesting depth" in problem:  # libyaml has a bound of its own, and may look far ahead
+        return Diagnostic("GW411", f"nested more than {MAX_DEPTH} levels deep", where)
+    return Diagnostic("GW410", f"not valid YAML: {problem}", where)
 
 
 def entries(node: Node) -> Mapping[str, tuple[Node, Node]]:
