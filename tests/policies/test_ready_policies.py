@@ -1,18 +1,14 @@
 """The ready policies compile without a warning, and their own tests pass and cover them."""
 
-from importlib.resources import files
-from pathlib import Path
-
 import pytest
 
-from gradwarden.policy import compile_policy, load_policy
+from gradwarden.policy import load_policy
 from gradwarden.policy.testing.coverage import measure
 from gradwarden.policy.testing.mutation import survivors
 from gradwarden.policy.testing.runner import check_fit, run_cases
 from gradwarden.policy.testing.test_file import parse_tests, sibling_tests
+from tests.policies.composing import POLICIES, shipped
 
-FOLDER = Path(str(files("gradwarden.policies")))
-POLICIES = sorted(FOLDER.glob("*.policy"))
 KINDS = {"suppress", "retain", "privacy", "memorization", "curriculum"}
 
 
@@ -40,7 +36,7 @@ def test_a_ready_policy_has_no_warnings(policy):
 
 
 def test_its_own_tests_pass_and_reach_both_sides_of_every_condition(policy):
-    program = compile_policy(load_policy(policy))
+    program = shipped(policy.stem)
     path = sibling_tests(policy)
     tests = parse_tests(path.read_text("utf-8"), path)
     check_fit(program, tests)
@@ -51,21 +47,21 @@ def test_its_own_tests_pass_and_reach_both_sides_of_every_condition(policy):
 
 def test_its_own_tests_notice_nearly_every_damage(policy):
     # What survives are changes that an assertion or a second rule makes good.
-    program = compile_policy(load_policy(policy))
+    program = shipped(policy.stem)
     path = sibling_tests(policy)
     total, alive = survivors(program, parse_tests(path.read_text("utf-8"), path).cases)
     assert len(alive) <= 0.05 * total, [(mutant.rule, mutant.change) for mutant in alive]
 
 
 def test_every_rule_gives_its_reason_where_it_forbids(policy):
-    program = compile_policy(load_policy(policy))
+    program = shipped(policy.stem)
     silent = [limit.name for limit in program.limits if limit.kind == "suppress" and not limit.because]
     assert silent == []
     assert program.assertions
 
 
 def test_the_library_shows_every_kind_of_rule():
-    programs = [compile_policy(load_policy(path)) for path in POLICIES]
+    programs = [shipped(path.stem) for path in POLICIES]
     assert {limit.kind for program in programs for limit in program.limits} == KINDS
     assert any(program.modulations for program in programs)
     assert any(program.waivers for program in programs)
