@@ -3,7 +3,8 @@
 A fenced block is marked with its kind and, after it, with words. Of a `policy` block: `prelude`, what the
 partial examples leave out; `file=PATH`, a file for later blocks to import; codes, the findings of an example
 that is wrong. Of a `yaml` block: `prelude`, the example and context that rows start from; `rows`, decisions
-of the policy above, as rows of a table in a test file; nothing, a whole test file of the policy above.
+of the policy above, as rows of a table in a test file; `bands`, which parameters of a model each of its bands
+has; nothing, a whole test file of the policy above.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class Block:
 
 @dataclass
 class Example:
-    """A policy on a page. codes: its findings, where it is wrong. tests: the texts of test files for it."""
+    """A policy on a page. codes: its findings, where it is wrong. tests: the texts of test files for it.
+    bands: YAML, a list of parameters for each band.
+    """
 
     page: str
     line: int
@@ -40,6 +43,7 @@ class Example:
     codes: tuple[str, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
     tests: list[str] = field(default_factory=list)
+    bands: str = ""
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
@@ -83,6 +87,8 @@ def examples(name: str, preludes: str = "language.md") -> list[Example]:
             found.append(Example(name, block.line, text, codes, dict(files)))
         elif block.kind == "yaml" and block.words == ("rows",):
             found[-1].tests.append(table(block.text, given["yaml"]))
+        elif block.kind == "yaml" and block.words == ("bands",):
+            found[-1].bands = block.text
         elif block.kind == "yaml" and block.text.startswith("cases:") and not block.words:
             found[-1].tests.append(block.text)
     return found

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
-from gradwarden.policy import PolicyError, load_policy
+from gradwarden.policy import PolicyError, compile_policy, load_policy
+from gradwarden.policy.model_map import Layer, ModelMap, Parameter
+from gradwarden.policy.testing.mutants import mutants
 from gradwarden.policy.testing.runner import check_fit, run_cases
 from gradwarden.policy.testing.test_file import parse_tests
 from tests.docs.pages import DOCS, Example, examples
@@ -40,6 +43,34 @@ def test_the_policy_is_one_and_decides_as_the_page_says(example: Example, tmp_pa
         assert tests.cases
         failed = [result for result in run_cases(program, tests.cases) if not result.passed]
         assert not failed, "\n".join(f"{result.case.name}: {result.mismatches}" for result in failed)
+
+
+@pytest.mark.parametrize("example", [e for e in EXAMPLES if e.tests and e.page == "language.md"], ids=str)
+def test_the_decisions_of_the_reference_would_notice_that_a_rule_was_dropped(
+    example: Example, tmp_path: Path
+) -> None:
+    path = written(example, tmp_path)
+    program = load_policy(path).program
+    cases = [case for text in example.tests for case in parse_tests(text, path.with_name("t.yaml")).cases]
+    dropped = [mutant for mutant in mutants(program) if mutant.change == "the rule was dropped"]
+    unnoticed = [m.rule for m in dropped if all(result.passed for result in run_cases(m.program, cases))]
+    assert set(unnoticed) <= {"everything"}
+
+
+@pytest.mark.parametrize("example", [e for e in EXAMPLES if e.bands], ids=str)
+def test_the_bands_take_the_parameters_that_the_page_says(example: Example, tmp_path: Path) -> None:
+    layers = [
+        ("embedding", None, 1_000_000),
+        *((f"blocks.{number}", number, (7 - number) * 125_000) for number in range(8)),
+        *((name, None, 0) for name in ("lm_head", "adapter", "lora_a")),
+    ]
+    model = ModelMap(
+        "page", tuple(Layer(name, *place, (Parameter(f"{name}.weight", (2,)),)) for name, *place in layers)
+    )
+    program = compile_policy(load_policy(written(example, tmp_path)), model)
+    assert {band.name: sorted(band.parameters or ()) for band in program.bands} == {
+        name: sorted(parameters) for name, parameters in yaml.safe_load(example.bands).items()
+    }
 
 
 @pytest.mark.parametrize("example", [e for e in EXAMPLES if e.codes], ids=str)
