@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from gradwarden.policy.comparing.pairs import Cell, cells
 from gradwarden.policy.context import Context
@@ -19,10 +19,10 @@ from gradwarden.policy.decision import Decision
 from gradwarden.policy.evaluation.evaluate import decide
 from gradwarden.policy.program import Limit, PrivacyTerms, Program
 from gradwarden.policy.proving.encoding import Encoding
-from gradwarden.policy.proving.inputs import Inputs
+from gradwarden.policy.proving.inputs import Inputs, ambiguous
 from gradwarden.policy.proving.questions import Asker, confirmed
 from gradwarden.policy.proving.smt import FALSE, Truth, Whole, conjunction, disjunction, negation, z3
-from gradwarden.policy.proving.witness import Holds, Witness
+from gradwarden.policy.proving.witness import DisagreementError, Holds, Witness
 
 Relation: TypeAlias = Literal["same", "wider", "narrower", "both", "unknown"]
 
@@ -96,6 +96,7 @@ class Comparer:
         self.cells = cells(old, new)
         self.whole = self.pair(old, new)
         self._asker = Asker(self.inputs, timeout)
+        self._ambiguous = ambiguous(self.inputs)
 
     def pair(self, old: Program, new: Program) -> Pair:
         """Return two programs over the same inputs as the whole ones, whose declarations they must have."""
@@ -124,7 +125,10 @@ class Comparer:
                 lost = _unprotected(self.whole, old, after.values())
             if new is not None:
                 gained = _unprotected(self.whole.turned(), new, before.values())
-            yield self.settle(name, lost, gained, _terms(old, new))
+            found = self.settle(name, lost, gained, _terms(old, new))
+            if self._ambiguous and not found.widens:
+                found = replace(found, relation="unknown")  # no example of both types was asked for
+            yield found
 
     def gradients(self) -> Iterator[Difference]:
         """Yield the bands whose greatest gradient norm differs."""
@@ -200,7 +204,7 @@ class Comparer:
             if found.answer == "unknown":
                 raise UnansweredError("the solver gave up: give it more time with --timeout")
             if found.answer == "yes":
-                witness = confirmed(self.inputs, found.model, question.holds)
+                witness = self._confirmed(found.model, question)
                 if witness is None:
                     raise UnansweredError("the solver cannot represent the tests of strings exactly")
                 before, after = (
@@ -208,6 +212,19 @@ class Comparer:
                 )
                 return Shown(witness, before, after)
         return None
+
+    def _confirmed(self, model: Any, question: Question) -> Witness | None:
+        """Return the example of a model that the evaluator confirms.
+
+        Raises UnansweredError where it does not, since the example has a text that two types take.
+        """
+        try:
+            return confirmed(self.inputs, model, question.holds)
+        except DisagreementError:
+            if not self._ambiguous:
+                raise
+        names = ", ".join(f"`{name}`" for name in self._ambiguous)
+        raise UnansweredError(f"{names} has another type now, and some texts are values of both")
 
 
 def _never(_metadata: Mapping[str, object], _context: Context) -> bool:

@@ -2,11 +2,12 @@
 
 One `Inputs` can be shared by several programs, so that they are asked about the same example. Attributes of
 one name and type are one input, over the union of what the programs declare: numbers so finely that every
-program's rounding of what a data set holds is met, enumerations and sets by the names of their values. Whether an example fits the schema of one of
-the programs is then a question of its own (`Encoding.valid`). Attributes of one name and several types are
-several inputs, of which at most one is there: a value has one type. (So a text that is also a value of an
-enumeration counts as one or the other.) A signal is one input, clamped and rounded by each program as
-declared; the clock is the same for all.
+program's rounding of what a data set holds is met, enumerations and sets by the names of their values. An
+enumeration that is a string to another program is one string, of which the values are some. Whether an
+example fits the schema of one of the programs is then a question of its own (`Encoding.valid`). Other
+attributes of one name and several types are several inputs, of which at most one is there: a value has one
+type. (So a text that is also a date counts as one or the other.) A signal is one input, clamped and rounded
+by each program as declared; the clock is the same for all.
 """
 
 from __future__ import annotations
@@ -101,6 +102,12 @@ def conflicts(*programs: Program) -> tuple[str, ...]:
     return tuple(sorted(name for name, found in types.items() if len(found) > 1))
 
 
+def ambiguous(inputs: Inputs) -> tuple[str, ...]:
+    """Return the attributes of several types of which some text is a value of two, sorted."""
+    texts = [name for name, kind in inputs.attributes if kind in ("date", "enum", "string")]
+    return tuple(sorted({name for name in texts if texts.count(name) > 1}))
+
+
 class _Maker:
     def __init__(self, programs: Sequence[Program]) -> None:
         self.programs = programs
@@ -109,6 +116,7 @@ class _Maker:
         self.texts: dict[str, dict[languages.Test, None]] = {}
         self.words: dict[str, dict[frozenset[str], None]] = {}
         self.budgets: dict[str, None] = {}
+        self.written = _written(programs)
         for program in programs:
             self._collect(program)
 
@@ -117,14 +125,21 @@ class _Maker:
         specs = {spec.name: spec for spec in program.attributes}
         for spec in program.attributes:
             if spec.type == "enum":
-                self.words.setdefault(spec.name, {})[frozenset(spec.values)] = None
+                self._asked(spec.name, frozenset(spec.values))
         for node in nodes(program.conditions()):
             if isinstance(node, Text):
                 self.texts.setdefault(node.attribute, {})[node.test, node.operands] = None
             elif isinstance(node, OneOf):
-                self.words[node.attribute][words(specs[node.attribute], node.codes)] = None
+                self._asked(node.attribute, words(specs[node.attribute], node.codes))
             elif isinstance(node, Spent):
                 self.budgets[node.rule] = None
+
+    def _asked(self, name: str, values: frozenset[str]) -> None:
+        """Note that an enumeration is asked for some of its values."""
+        if name in self.written:
+            self.texts.setdefault(name, {})[is_one_of(values)] = None
+        else:
+            self.words.setdefault(name, {})[values] = None
 
     def inputs(self) -> Inputs:
         attributes = {key: self._attribute(key, specs) for key, specs in self._declared().items()}
@@ -142,6 +157,8 @@ class _Maker:
         declared: dict[tuple[str, ValueType], list[AttributeSpec]] = {}
         for program in self.programs:
             for spec in program.attributes:
+                if spec.type == "enum" and spec.name in self.written:
+                    spec = replace(spec, type="string", hi=self.written[spec.name], values=())
                 declared.setdefault((spec.name, spec.type), []).append(spec)
         return declared
 
@@ -178,7 +195,8 @@ class _Maker:
         """A value has one type, so at most one input of a name is there."""
         for name in conflicts(*self.programs):
             present = [made.present for (known, _), made in attributes.items() if known == name]
-            self.domain.append(z3.AtMost(*present, 1))
+            if len(present) > 1:
+                self.domain.append(z3.AtMost(*present, 1))
 
     def _signals(self) -> Iterator[tuple[str, SignalInput]]:
         declared: dict[str, list[SignalSpec]] = {}
@@ -201,6 +219,21 @@ class _Maker:
         made = z3.Int(name)
         self.domain += [made >= lo, made <= hi]
         return made
+
+
+def _written(programs: Sequence[Program]) -> dict[str, int]:
+    """Return the attributes that are strings to some programs and enumerations to others.
+
+    With each, the greatest length of its strings; where a value is longer, the two are told apart.
+    """
+    longest: dict[str, int] = {}
+    values: dict[str, int] = {}
+    for spec in (spec for program in programs for spec in program.attributes):
+        if spec.type == "string":
+            longest[spec.name] = max(spec.hi, longest.get(spec.name, 0))
+        elif spec.type == "enum":
+            values[spec.name] = max(*map(len, spec.values), values.get(spec.name, 0))
+    return {name: length for name, length in longest.items() if values.get(name, length + 1) <= length}
 
 
 def union(specs: Sequence[AttributeSpec]) -> AttributeSpec:
@@ -235,6 +268,11 @@ def shared_places(specs: Sequence[AttributeSpec | SignalSpec]) -> int:
 def words(spec: AttributeSpec, codes: Iterable[int]) -> frozenset[str]:
     """Return the names of the values with these codes."""
     return frozenset(spec.values[code] for code in codes)
+
+
+def is_one_of(values: Iterable[str]) -> languages.Test:
+    """Return the test of a string that an enumeration's values are to one that reads text."""
+    return "equals", tuple(sorted(values))
 
 
 def nodes(conditions: Iterable[Node]) -> Iterator[Node]:

@@ -33,7 +33,7 @@ from gradwarden.policy.program import (
     Spent,
     Text,
 )
-from gradwarden.policy.proving.inputs import AttributeInput, Inputs, rounded, words
+from gradwarden.policy.proving.inputs import AttributeInput, Inputs, is_one_of, rounded, words
 from gradwarden.policy.proving.smt import (
     FALSE,
     TRUE,
@@ -63,9 +63,9 @@ class View:
         return conjunction(self._fits())
 
     def _fits(self) -> Iterator[Truth]:
-        for (name, kind), made in self.inputs.attributes.items():
+        for (name, _), made in self.inputs.attributes.items():
             spec = self._specs.get(name)
-            if spec is None or spec.type != kind:
+            if spec is None or self._input(name) is not made:
                 yield negation(made.present)
                 continue
             if not spec.optional:
@@ -80,8 +80,7 @@ class View:
                 value = rounded(made.whole, made.spec.places, spec.places)
                 yield from (value >= spec.lo, value <= spec.hi)
             case "enum":
-                assert made.choice is not None
-                yield made.choice.passes(frozenset(spec.values))
+                yield self._among(made, frozenset(spec.values))
             case "set":
                 yield from (negation(flag) for word, flag in made.members.items() if word not in spec.values)
             case "string":
@@ -103,7 +102,9 @@ class View:
         return value if made.present is TRUE else z3.If(made.present, value, 0)
 
     def _input(self, name: str) -> AttributeInput:
-        return self.inputs.attributes[name, self._specs[name].type]
+        attributes = self.inputs.attributes
+        # What is no input of its own is an enumeration that another program reads as a string.
+        return attributes.get((name, self._specs[name].type)) or attributes[name, "string"]
 
     def signal(self, name: str) -> Whole:
         """Return the encoded, clamped value of a signal."""
@@ -133,7 +134,8 @@ class View:
                 made = self._input(attribute)
                 return conjunction((made.present, made.flag))
             case OneOf(attribute, codes):
-                return self._passes(attribute, words(self._specs[attribute], codes))
+                made = self._input(attribute)
+                return conjunction((made.present, self._among(made, words(self._specs[attribute], codes))))
             case Text(attribute, test, operands):
                 return self._passes(attribute, (test, operands))
             case SetTest(attribute, test, codes):
@@ -149,6 +151,11 @@ class View:
         made = self._input(attribute)
         assert made.choice is not None
         return conjunction((made.present, made.choice.passes(test)))
+
+    def _among(self, made: AttributeInput, values: frozenset[str]) -> Truth:
+        """Return whether a present value is one of an enumeration's."""
+        assert made.choice is not None
+        return made.choice.passes(is_one_of(values) if made.spec.type == "string" else values)
 
     def _members(self, attribute: str, test: str, codes: tuple[int, ...]) -> Truth:
         made, values = self._input(attribute), self._specs[attribute].values

@@ -242,6 +242,41 @@ def test_a_renamed_attribute_is_compared_as_the_same_value() -> None:
     assert set(relations(list(Comparer(renamed, new).privacy())).values()) == {"same"}
 
 
+@pytest.mark.parametrize(
+    ("attribute", "test", "relation"),
+    [
+        ("license : string", 'license == "mit"', "same"),
+        ("license : string", 'license starts with "mi"', "wider"),
+        ("license : string optional", 'has license and license in ["gpl", "mit"]', "wider"),
+        ("license : string", 'license == "mi"', "both"),
+        ("license : one of mit, apache", "license == mit", "same"),
+    ],
+)
+def test_an_enumeration_may_become_a_string(attribute: str, test: str, relation: str) -> None:
+    text = (
+        "policy p version 1 language 1 examples {{ {} }} model {{ m = rest }} depth d {{ when {} reach all }}"
+    )
+    listed = program(text.format("license : one of mit, gpl", "license == mit"))
+    other = program(text.format(attribute, test))
+    turned = {"wider": "narrower"}.get(relation, relation)
+    assert relations(list(Comparer(listed, other).bands())) == {"m": relation}
+    assert relations(list(Comparer(other, listed).bands())) == {"m": turned}
+
+
+def test_a_text_that_two_types_take_is_no_proof() -> None:
+    text = (
+        "policy p version 1 language 1 examples {{ day : {} }} model {{ m = rest }} "
+        "depth d {{ when {} reach all }} privacy q {{ when {} within m epsilon {} delta 1e-6 clip 1 }}"
+    )
+    dated = program(text.format("date", "day >= 2026-01-01", "day >= 2026-01-01", 1))
+    written = program(text.format("string", 'day == "2026-01-01"', 'day == "2026-01-01"', 2))
+    for old, new in ((dated, written), (written, dated)):
+        comparer = Comparer(old, new)
+        for found in (*comparer.bands(), *comparer.privacy()):
+            assert found.widens
+            assert found.wider or found.relation == "unknown"
+
+
 def test_too_little_time_is_no_proof() -> None:
     comparer = Comparer(program(), program(BASE, ("0.5", "0.25")), timeout=1e-9)
     found = list(comparer.bands())

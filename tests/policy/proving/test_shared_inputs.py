@@ -118,6 +118,21 @@ def test_enumerations_are_shared_by_the_names_of_their_values() -> None:
     assert asked.check(z3.Not(first.weights[0] == second.weights[0])) == z3.unsat
 
 
+@pytest.mark.parametrize("k", ["a", "b", "c", "d", "ax", ""])
+def test_an_enumeration_is_a_string_to_a_program_that_reads_one(k: str) -> None:
+    listed = program("k : one of b, a, c", "depth d { when k in [a, c] reach all }")
+    text = program("k : string", 'depth d { when k like "a*" or k == "b" reach all }')
+    inputs = Inputs.of(listed, text)
+    model = model_of(inputs, {"k": k}, Context())
+    for side in (listed, text):
+        encoding = Encoding(side, inputs)
+        decision = decide(side, {"k": k}, Context())
+        assert z3.is_true(model.eval(encoding.valid, model_completion=True)) is (
+            decision.verdict != "invalid"
+        )
+        assert decided(encoding, model) == expected(decision)
+
+
 def test_numbers_are_shared_finely_enough_for_every_program() -> None:
     one = program("x : number 0..10 places 1", "depth d { when x >= 2 reach all }")
     other = program("x : integer 0..10", "depth d { when x >= 2 reach all }")
