@@ -8,9 +8,10 @@ breaks a schema has the weight 0 under it. Every example that is shown was decid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any, Literal, TypeAlias
 
 from gradwarden.policy.comparing.pairs import Cell, cells
@@ -131,17 +132,22 @@ class Comparer:
             yield found
 
     def gradients(self) -> Iterator[Difference]:
-        """Yield the bands whose greatest gradient norm differs."""
-        before = {cap.band: Decimal(cap.norm) for cap in self.old.gradient_caps}
-        after = {cap.band: Decimal(cap.norm) for cap in self.new.gradient_caps}
+        """Yield where the greatest gradient norm of a band, or of the bands that came of it, differs."""
+        before, after = _norms(self.old), _norms(self.new)
+        pairs = [(cell.old, cell.new) for cell in self.cells if cell.old is not None and cell.new is not None]
+        rises = _exceeded(before, after, pairs)
+        falls = _exceeded(after, before, [(now, was) for was, now in pairs])
         for cell in self.cells:
             if cell.old is None or cell.new is None:
                 continue
-            was, now = before.get(self.old.band_names[cell.old]), after.get(self.new.band_names[cell.new])
-            if was != now:
-                wider = now is None or (was is not None and now > was)
-                notes = (f"norm at most {_norm(was)}, now {_norm(now)}",)
-                yield Difference(cell.name, "wider" if wider else "narrower", notes=notes)
+            wider, narrower = cell.old in rises, cell.new in falls
+            if wider or narrower:
+                relation: Relation = "both" if wider and narrower else "wider" if wider else "narrower"
+                was, now = before[cell.old], after[cell.new]
+                note = f"norm at most {_norm(was)}, now {_norm(now)}"
+                if not _lifted(was, now) if wider else not _lifted(now, was):
+                    note += "; the band has other parameters, and squares of norms add up"
+                yield Difference(cell.name, relation, notes=(note,))
 
     def contribution(
         self,
@@ -259,6 +265,37 @@ def _notes(cell: Cell, old: Program, new: Program) -> tuple[str, ...]:
     if cell.moved:
         return ("its part of the model may be another: compare programs that are bound (--model-map)",)
     return ()
+
+
+# --- gradients ----------------------------------------------------------------------------------------------
+
+
+def _norms(program: Program) -> list[Decimal | None]:
+    """Return the cap of each band."""
+    caps = {cap.band: Decimal(cap.norm) for cap in program.gradient_caps}
+    return [caps.get(name) for name in program.band_names]
+
+
+def _lifted(was: Decimal | None, now: Decimal | None) -> bool:
+    return was is not None and (now is None or now > was)
+
+
+def _exceeded(
+    before: Sequence[Decimal | None], after: Sequence[Decimal | None], pairs: Collection[tuple[int, int]]
+) -> set[int]:
+    """Return the bands whose gradient may have a greater norm than before. `pairs`: what became of which.
+
+    The parameters of a band that was split are capped apart, and squares of norms add up.
+    """
+    found = set()
+    for band, cap in enumerate(before):
+        caps = [after[now] for was, now in pairs if was == band]
+        known = [Fraction(norm) for norm in caps if norm is not None]
+        if cap is not None and (
+            len(known) < len(caps) or sum(norm**2 for norm in known) > Fraction(cap) ** 2
+        ):
+            found.add(band)
+    return found
 
 
 def _norm(norm: Decimal | None) -> str:

@@ -219,6 +219,38 @@ def test_bound_programs_are_compared_by_parameter() -> None:
     }  # fmt: skip
 
 
+def bound_in_bands(shares: dict[str, tuple[str, ...]], caps: dict[str, str]) -> Program:
+    """A program that is bound to parameters, with caps of some bands' gradients."""
+    gradient = "gradient { " + " ".join(f"{band} at most {norm}" for band, norm in caps.items()) + " }"
+    model = " ".join(f'{band} = names "{band}.*"' for band in shares)
+    source = program(
+        f"policy p version 1 language 1 model {{ {model} }} depth d {{ reach all }} {gradient * bool(caps)}"
+    )
+    bands = tuple(dataclasses.replace(band, parameters=shares[band.name]) for band in source.bands)
+    return dataclasses.replace(source, bands=bands, model_map="m")
+
+
+@pytest.mark.parametrize(
+    ("whole", "parts", "found"),
+    [
+        ("1", {"b": "1", "c": "1"}, {"b": "wider", "c": "wider"}),
+        ("1", {"b": "0.8", "c": "0.6"}, {"b": "narrower", "c": "narrower"}),
+        ("1", {"b": "0.8"}, {"b": "both", "c": "wider"}),
+        ("", {"b": "0.8"}, {"b": "narrower"}),
+    ],
+)
+def test_caps_of_the_parts_of_a_band_add_up(whole: str, parts: dict[str, str], found: dict[str, str]) -> None:
+    one = bound_in_bands({"a": ("w.1", "w.2")}, {"a": whole} if whole else {})
+    halves = bound_in_bands({"b": ("w.1",), "c": ("w.2",)}, parts)
+    assert relations(list(Comparer(one, halves).gradients())) == {
+        f"a -> {band}": r for band, r in found.items()
+    }
+    turned = {"wider": "narrower", "narrower": "wider", "both": "both"}
+    assert relations(list(Comparer(halves, one).gradients())) == {
+        f"{band} -> a": turned[relation] for band, relation in found.items()
+    }
+
+
 def test_records_that_become_valid_are_a_widening() -> None:
     comparer = compare(
         ("lines : integer 0..1000", "lines : integer 0..2000"), ("lines > 500", "lines in 501..1000")
