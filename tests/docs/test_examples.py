@@ -59,14 +59,15 @@ def test_the_decisions_of_the_reference_would_notice_that_a_rule_was_dropped(
 
 @pytest.mark.parametrize("example", [e for e in EXAMPLES if e.bands], ids=str)
 def test_the_bands_take_the_parameters_that_the_page_says(example: Example, tmp_path: Path) -> None:
-    layers = [
+    places: list[tuple[str, int | None, int]] = [
         ("embedding", None, 1_000_000),
         *((f"blocks.{number}", number, (7 - number) * 125_000) for number in range(8)),
         *((name, None, 0) for name in ("lm_head", "adapter", "lora_a")),
     ]
-    model = ModelMap(
-        "page", tuple(Layer(name, *place, (Parameter(f"{name}.weight", (2,)),)) for name, *place in layers)
+    layers = (
+        Layer(name, block, depth, (Parameter(f"{name}.weight", (2,)),)) for name, block, depth in places
     )
+    model = ModelMap("page", tuple(layers))
     program = compile_policy(load_policy(written(example, tmp_path)), model)
     assert {band.name: sorted(band.parameters or ()) for band in program.bands} == {
         name: sorted(parameters) for name, parameters in yaml.safe_load(example.bands).items()
