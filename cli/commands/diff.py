@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,12 @@ from gradwarden.cli.output import emit_json, format_option, progress
 if TYPE_CHECKING:
     from gradwarden.policy.comparing.counts import DataDifference
     from gradwarden.policy.program import Program
+
+
+def _number(bound: str) -> Fraction:
+    """Return the number of a bound, exactly. Raises ValueError, OverflowError."""
+    share = bound.endswith("%")
+    return Fraction(Decimal(str(float(bound.removesuffix("%"))))) if share else Fraction(int(bound))
 
 
 class RenamingType(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click
@@ -46,10 +54,10 @@ class BoundType(click.ParamType):  # type: ignore[type-arg]  # as above
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         text = str(value)
         try:
-            number = float(text.removesuffix("%")) if text.endswith("%") else int(text)
-        except ValueError:
-            number = -1
-        if not 0 <= number < float("inf"):
+            valid = _number(text) >= 0
+        except (ValueError, OverflowError):
+            valid = False
+        if not valid:
             self.fail(f"`{value}` is neither a number of examples nor a share such as 0.5%", param, ctx)
         return text
 
@@ -119,7 +127,7 @@ def command(
     """
     if data is None and (tokens or max_gained or max_lost):
         raise click.UsageError("--tokens, --max-gained and --max-lost need --data")
-    before, after = _programs(old, new, model_map, dict(renamings))
+    before, after = _programs(old, new, model_map, _unique(renamings))
     outcome = _compare(before, after, timeout)
     if data is not None:
         counts = _count(before, after, outcome, data, tokens or "", given)
@@ -129,6 +137,13 @@ def command(
     else:
         show(outcome, old, new)
     return int((outcome.widens and not allow_widening) or bool(outcome.exceeded))
+
+
+def _unique(renamings: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    names = dict(renamings)
+    if len(names) < len(set(renamings)):
+        raise InputError("an attribute cannot be renamed twice (--renamed)")
+    return names
 
 
 def _programs(
@@ -256,6 +271,6 @@ def _exceeded(counts: DataDifference, gained: str | None, lost: str | None) -> I
     ):
         if bound is None:
             continue
-        share = float(bound.removesuffix("%")) * counts.examples / 100
-        if found > (share if bound.endswith("%") else int(bound)):
+        most = _number(bound)
+        if found > (most * counts.examples / 100 if bound.endswith("%") else most):
             yield f"{found:,} of {counts.examples:,} examples {word} weight; at most {bound} may ({option})"

@@ -26,7 +26,7 @@ def schema_changes(old: Program, new: Program) -> Iterator[str]:
 def _changes(noun: str, old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[str]:
     for name in sorted({*old, *new}):
         if name not in new:
-            yield f"{noun} `{name}` is gone: records that carry it are invalid"
+            yield f"{noun} `{name}` is gone" + (": records that carry it are invalid" * (noun == "attribute"))
         elif name not in old:
             yield f"{noun} `{name}` is new: {new[name]}"
         elif old[name] != new[name]:

@@ -116,6 +116,14 @@ def test_a_data_set_is_counted_and_bounded(run: Any, files: Any, here: Path) -> 
     assert run(*common, "--data", "data.jsonl", "--max-gained", "0").exit_code == 1
 
 
+def test_a_share_of_the_examples_is_exact(run: Any, files: Any, here: Path) -> None:
+    names = files(("> 500", "> 300"))
+    record, loses = '{"license": "mit", "lines": 1}\n', '{"license": "mit", "lines": 400}\n'
+    (here / "data.jsonl").write_text(record * (11_000 - 77) + loses * 77)  # as floats, 0.7 * 11000 / 100 < 77
+    assert run("diff", *names, "--data", "data.jsonl", "--max-lost", "0.7%").exit_code == 0
+    assert run("diff", *names, "--data", "data.jsonl", "--max-lost", "0.69%").exit_code == 1
+
+
 def test_a_renamed_attribute(run: Any, files: Any) -> None:
     names = files(("license", "licence"))
     result = run("diff", *names)
@@ -139,6 +147,10 @@ def test_bands_that_are_drawn_otherwise_need_a_model(run: Any, files: Any) -> No
         (["old.policy", "new.policy", "--renamed", "license"], "old and a new name"),
         (["old.policy", "new.policy", "--renamed", "licens=license"], "did you mean `license`?"),
         (["old.policy", "new.policy", "--renamed", "license=lines"], "already"),
+        (
+            ["old.policy", "new.policy", "--renamed", "lines=lines", "--renamed", "lines=license"],
+            "renamed twice",
+        ),
         (["old.policy", "new.policy", "--max-lost", "1"], "--data"),
         (["old.policy", "new.policy", "--data", "old.policy"], "ending"),
         (["old.policy", "new.policy", "--data", "d.jsonl", "--tokens", "line"], "did you mean `lines`?"),

@@ -264,6 +264,15 @@ def test_records_that_become_valid_are_a_widening() -> None:
     ]
 
 
+def test_only_records_that_carry_an_attribute_suffer_from_its_loss() -> None:
+    new = program(BASE, ("signals { loss : number 0..10 default 1 }\n", ""), ("  erase : date optional\n", ""),
+                  ("retain kept { when has erase  until erase }\n", ""))  # fmt: skip
+    assert list(schema_changes(program(), new)) == [
+        "attribute `erase` is gone: records that carry it are invalid",
+        "signal `loss` is gone",
+    ]
+
+
 def test_a_renamed_attribute_is_compared_as_the_same_value() -> None:
     text = BASE.replace("license", "licence").replace("person", "who").replace("shallow_people", "s")
     text = text.replace("assert s ", "assert shallow_people ")
