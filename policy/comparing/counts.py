@@ -43,8 +43,9 @@ class DataDifference:
     parts: to compare weights in. rules: pairs of the old and the new name of a rule, empty where it is new or
     gone. tokens: a number attribute of the new program to sum, or empty. The contexts give single values.
 
-    by_band: by the name of a part. by_rule: examples in whose decision the rule has a part, or no longer has
-    one. any: examples with a greater, or a smaller, weight in some part. verdicts: by old and new verdict.
+    by_band: by the name of a part, which several have where programs are bound to different models. by_rule:
+    examples in whose decision the rule has a part, or no longer has one. any: examples with a greater, or a
+    smaller, weight in some part. verdicts: by old and new verdict.
     """
 
     old: Program
@@ -89,10 +90,15 @@ class DataDifference:
 
     def _count(self, before: Decision, after: Decision, size: int, tokens: int) -> None:
         changes = [_weight(after, part.new) - _weight(before, part.old) for part in self.parts]
+        by_name: dict[str, list[int]] = {}
         for part, change in zip(self.parts, changes, strict=True):
-            self.by_band[part.name].add(change, size, tokens)
-        self.any.add(_sign(any(change > 0 for change in changes)), size, tokens)
-        self.any.add(-_sign(any(change < 0 for change in changes)), size, tokens)
+            by_name.setdefault(part.name, []).append(change)
+        for count, found in [
+            (self.any, changes),
+            *((self.by_band[name], own) for name, own in by_name.items()),
+        ]:
+            count.add(_sign(any(change > 0 for change in found)), size, tokens)
+            count.add(-_sign(any(change < 0 for change in found)), size, tokens)
         for was, now in self.rules:
             change = _sign(now in after.rules) - _sign(was in before.rules)
             self.by_rule[was, now].add(change, size, tokens)

@@ -251,6 +251,17 @@ def test_caps_of_the_parts_of_a_band_add_up(whole: str, parts: dict[str, str], f
     }
 
 
+def test_an_example_is_counted_once_for_a_band_that_lies_in_several_parts() -> None:
+    old = bound_in_bands({"a": ("w.1",)}, {})
+    new = bound_in_bands({"a": ("w.1", "w.2")}, {})
+    old = dataclasses.replace(old, grants=(dataclasses.replace(old.grants[0], weights=(500_000,)),))
+    comparer = Comparer(old, new)
+    assert [cell.name for cell in comparer.cells] == ["a", "a"]
+    counts = DataDifference(old, new, Context(), Context(), comparer.cells, [])
+    counts.add(encode_columns(old, {}, 3), encode_columns(new, {}, 3))
+    assert (counts.any.gained, counts.by_band["a"].gained, counts.by_band["a"].lost) == (3, 3, 0)
+
+
 def test_records_that_become_valid_are_a_widening() -> None:
     comparer = compare(
         ("lines : integer 0..1000", "lines : integer 0..2000"), ("lines > 500", "lines in 501..1000")
