@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from datetime import date, datetime
 from typing import assert_never
 
 from gradwarden.policy.combine import combine
-from gradwarden.policy.context import Context
+from gradwarden.policy.context import EPOCH_DAY, Context
 from gradwarden.policy.decision import Decision, Problem, invalid
 from gradwarden.policy.errors import GradwardenError
 from gradwarden.policy.evaluation.partition import partition
@@ -93,8 +94,13 @@ def read_facts(
 
 def required_day(program: Program, context: Context) -> int:
     """Return the context's day; 0 where it has none and none is needed. Raises ContextError."""
-    if context.today is not None:
-        return context.today
+    if context.at is not None:
+        if not isinstance(context.at, date) or isinstance(context.at, datetime):
+            raise ContextError(
+                f"`at` is `{context.at!r}`, not a calendar day",
+                help="give a `datetime.date`: `Context(at=date(2026, 1, 31))`",
+            )
+        return (context.at - EPOCH_DAY).days
     if partition(program).uses_today:
         raise ContextError(
             f"the policy `{program.name}` reads `today`, and the context has no date",
@@ -130,28 +136,28 @@ def read_signals(program: Program, context: Context) -> tuple[dict[str, int], tu
 def holds(condition: Condition, facts: Facts) -> bool:
     """Return the truth of one condition."""
     match condition:
-        case Constant(value):
-            return value
-        case Not(term):
-            return not holds(term, facts)
         case And(terms):
             return all(holds(term, facts) for term in terms)
         case Or(terms):
             return any(holds(term, facts) for term in terms)
-        case Has(attribute):
-            return attribute in facts.values
-        case Flag(attribute):
-            return bool(facts.values.get(attribute, False))
+        case Not(term):
+            return not holds(term, facts)
+        case Compare(op, left, right):
+            return compare(op, number(left, facts), number(right, facts))
         case OneOf(attribute, codes):
             return facts.values.get(attribute) in codes
+        case Flag(attribute):
+            return bool(facts.values.get(attribute, False))
+        case Has(attribute):
+            return attribute in facts.values
         case SetTest(attribute, test, codes):
             mask = int(facts.values.get(attribute, 0))
             members = [bool(mask >> code & 1) for code in codes]
             return any(members) if test == "any" else all(members)
         case Text(attribute):
             return attribute in facts.values and text_holds(condition, str(facts.values[attribute]))
-        case Compare(op, left, right):
-            return compare(op, number(left, facts), number(right, facts))
+        case Constant(value):
+            return value
         case Spent(rule):
             return rule in facts.spent
         case _:

@@ -45,8 +45,8 @@ Operation: TypeAlias = Callable[[Views], object]
 Binding: TypeAlias = Callable[[tuple[int, ...], int], Operation]
 """Makes an operation from the places of what it reads and of what it writes."""
 
-CHUNK = 16_384
-"""Rows per chunk at most: some sixty buffers of a byte a row fit the second-level cache."""
+CHUNK = 32_768
+"""Rows per chunk at most: some fifty buffers of a byte a row fit the second-level cache."""
 
 MAX_BUFFERED = 1 << 26
 """Elements in all buffers together; a program of thousands of rules runs in smaller chunks."""
@@ -127,7 +127,9 @@ class Tape:
         self._known: dict[Condition | NumericExpr | tuple[str, str], bool | int] = {}
         self._terms: dict[NumericExpr, int | _Term] = {}
         outputs = [self._condition(condition) for condition in conditions]
-        places, made = self._placed({slot for slot in outputs if not isinstance(slot, bool)})
+        kept = {slot for slot in outputs if not isinstance(slot, bool)}
+        self._steps = _needed(self._steps, kept)
+        places, made = self._placed(kept)
         self.outputs: list[bool | int] = [o if isinstance(o, bool) else places[o] for o in outputs]
         self._operations = [
             step.bind(tuple(places[slot] for slot in step.reads), places[step.writes]) for step in self._steps
@@ -248,16 +250,18 @@ class Tape:
         return self._step((term,), bool, lambda reads, out: lambda v: np.logical_not(v[reads[0]], v[out]))
 
     def _joined(self, ufunc: Any, terms: Sequence[Condition], neutral: bool) -> bool | int:
-        parts = [self._condition(term) for term in terms]
-        if any(isinstance(part, bool) and part is not neutral for part in parts):
-            return not neutral
-        slots = list(dict.fromkeys(part for part in parts if not isinstance(part, bool)))
-        if not slots:
-            return neutral
-        joined = slots[0]
-        for slot in slots[1:]:
-            joined = self._apply(ufunc, joined, slot)
-        return joined
+        """Join terms as they come, so that what they need is needed no longer than that."""
+        joined: int | None = None
+        met: set[int] = set()
+        for term in terms:
+            part = self._condition(term)
+            if isinstance(part, bool):
+                if part is not neutral:
+                    return not neutral
+            elif part not in met:
+                met.add(part)
+                joined = part if joined is None else self._apply(ufunc, joined, part)
+        return neutral if joined is None else joined
 
     def _among(self, attribute: str, codes: Sequence[int]) -> bool | int:
         """Compile the test of codes against a sorted list; absent values have a code of their own."""
@@ -370,6 +374,17 @@ class Tape:
         read = tuple(term.slot for term in (left, right) if not isinstance(term, int))
         out = self._step(read, dtype, bind)
         return _Term(out, lo, hi)
+
+
+def _needed(steps: Sequence[_Step], kept: Set[int]) -> list[_Step]:
+    """Return the steps on which some kept slot depends."""
+    wanted = set(kept)
+    found = []
+    for step in reversed(steps):
+        if step.writes in wanted:
+            wanted.update(step.reads)
+            found.append(step)
+    return found[::-1]
 
 
 def _ends(term: int | _Term) -> tuple[int, int]:

@@ -114,15 +114,16 @@ class Weighing:
         private: where a hard privacy rule matched, [n].
         """
         reached: BoolArray = unchecked > 0
+        somewhere: BoolArray = np.logical_or.reduce(reached, axis=1)
         match form:
             case "never_reach":
                 return reached[:, self._bands[band]]
             case "at_most":
-                return unchecked[:, self._bands[band]] > bound
+                return (unchecked > bound)[:, self._bands[band]]
             case "always_refuse":
-                return reached.any(axis=1)
+                return somewhere
             case _:
-                return reached.any(axis=1) & ~private
+                return somewhere & ~private
 
     def _scale(
         self,

@@ -19,12 +19,15 @@ from gradwarden.policy.evaluation.factoring import MAX_DEPTH, any_of
 from gradwarden.policy.program import (
     SCALE,
     And,
+    Assertion,
     AttributeSpec,
     Clause,
     Condition,
     Constant,
+    Effect,
     Flag,
     Grant,
+    Level,
     Limit,
     Not,
     Or,
@@ -134,3 +137,20 @@ def test_rows_of_one_class_have_one_decision() -> None:
     by_class = dict(zip(decisions.class_ids.tolist(), one_by_one, strict=True))
     assert [by_class[number] for number in decisions.class_ids.tolist()] == one_by_one
     assert [decisions.decision(row) for row in range(200)] == one_by_one
+
+
+@pytest.mark.parametrize("effect", ["confined", "capped"])
+@pytest.mark.parametrize("level", ["hard", "advisory"])
+def test_only_an_enforced_privacy_rule_makes_an_example_private(effect: Effect, level: Level) -> None:
+    """One example meets the rule, the other does not; the assertion refuses what is not private."""
+    clause = Clause(A, effect, (SCALE,))
+    program = replace(
+        program_of(AttributeSpec("a", "bool")),
+        grants=(Grant("everything", Constant(True), (SCALE,)),),
+        limits=(Limit("patients", "privacy", (clause,), level),),
+        assertions=(Assertion("private", "always_private", Constant(True)),),
+    )
+    decisions = decide_columns(program, {"a": [True, False]}, Context())
+    expected = [decide(program, {"a": a}, Context()) for a in (True, False)]
+    assert list(decisions.verdict_names) == [decision.verdict for decision in expected]
+    assert decisions.rule_counts()["private"] == sum("private" in d.rules for d in expected)
