@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import date
+from datetime import UTC, date, datetime
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -47,7 +47,9 @@ from gradwarden.runtime.gates import (
     raised,
 )
 from gradwarden.runtime.history import read_history
+from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.ledger import Ledger
+from gradwarden.runtime.ledger.program_signature import demand_signature
 from gradwarden.runtime.masks import make_engine
 from gradwarden.runtime.memorization import LossReference
 from gradwarden.runtime.privacy.accounting import JointPlan
@@ -65,6 +67,11 @@ LOSS_RATIO = "loss_ratio"
 """The signal that the governor measures itself where the policy declares it: last loss / first loss."""
 
 
+def utc_day() -> date:
+    """Return the current day in UTC."""
+    return datetime.now(UTC).date()
+
+
 class Governor:
     """Trains a model under a program.
 
@@ -72,15 +79,18 @@ class Governor:
     engine: `fused` (one backward pass), `split` (reference), or `auto` (fused where its probe passes).
     normaliser: what gradients are divided by; None: the number of examples proposed in the step.
     privacy: how the privacy rules' units are sampled and noised; then `normaliser` must be a constant.
-    clock: gives the calendar day of a step. secret: the file with the secret of the example commitments,
-    made where it is missing; None: `<ledger path>.secret`. noise_seed: fixes the privacy noise, for tests.
+    clock: gives the calendar day of a step, by default in UTC. secret: the file with the secret of the
+    example commitments, made where it is missing; None: `<ledger path>.secret`. noise_seed: fixes the privacy
+    noise, for tests.
     dataset: (id, metadata) of examples known beforehand; the ledger then opens with a salted digest of them.
     group: the processes that train this model together, each with its own part of every batch. The model is
     not wrapped; rank 0 has the ledger, the others pass None. All of them call every method alike.
+    trusted: where keys are given, the program must be signed by one of them, as it is passed here. signature:
+    the content of its `.note` (`gradwarden build --sign`).
 
     `epoch` is the caller's to advance. Raises MaskError for a model that cannot be masked exactly,
-    PrivacyError for privacy terms that cannot be met, LedgerError for a ledger of another run, RankError
-    where the processes lose each other.
+    PrivacyError for privacy terms that cannot be met, NoteError for a program that no trusted key signed,
+    LedgerError for a ledger of another run, RankError where the processes lose each other.
     """
 
     def __init__(
@@ -93,11 +103,13 @@ class Governor:
         engine: Literal["auto", "fused", "split"] = "auto",
         normaliser: float | None = None,
         privacy: JointPlan | None = None,
-        clock: Callable[[], date] = date.today,
+        clock: Callable[[], date] = utc_day,
         secret: Path | None = None,
         noise_seed: int | None = None,
         dataset: Iterable[tuple[str, Mapping[str, Any]]] | None = None,
         group: ProcessGroup | None = None,
+        trusted: Sequence[PublicKey] = (),
+        signature: bytes | None = None,
     ) -> None:
         if normaliser is not None and not 0.0 < normaliser < float("inf"):
             raise MaskError(f"a normaliser is a number above 0, not `{normaliser}`")
@@ -117,9 +129,13 @@ class Governor:
         self._closed = False
         self._open_step: Proposal | None = None
         self._expiries = ExpiryWatch()
-        self.ranks.collect(
-            "join the run", lambda: self._attach(program, ledger, privacy, secret, noise_seed, dataset)
-        )
+
+        def join() -> None:
+            if trusted:
+                demand_signature(program, signature, trusted)
+            self._attach(program, ledger, privacy, secret, noise_seed, dataset)
+
+        self.ranks.collect("join the run", join)
         self.engine = make_engine(model, self.program.bands, engine)
         try:
             check_equal(self.ranks, "join the run", self._replica)

@@ -49,3 +49,14 @@ def check_signature(program: Program, note: bytes, keys: Sequence[PublicKey]) ->
     if verified.text != note_text(program):
         raise NoteError(f"the signature is not of this program, `{program.name}` version {program.version}")
     return verified.keys
+
+
+def demand_signature(program: Program, note: bytes | None, keys: Sequence[PublicKey]) -> None:
+    """Raise NoteError unless one of the keys signed the program. note: its signature, None: it has none."""
+    if note is None:
+        names = ", ".join(f"`{key.name}`" for key in keys)
+        raise NoteError(
+            f"the program `{program.name}` version {program.version} is not signed; trusted are {names}",
+            help="sign it with `gradwarden build POLICY -o PROGRAM.json --sign KEY`, and give its `.note`",
+        )
+    check_signature(program, note, keys)
