@@ -111,7 +111,8 @@ def finding_diagnostic(finding: Finding, spans: Mapping[str, Span]) -> Diagnosti
             code, message = "GW657", f"a part of the condition of {rule} {when}: {finding.text}"
             help = "drop it, or correct it"
         case "shadowed":
-            by = f": {listed(finding.by)} decide the same" if finding.by else ""
+            verb = "decides" if len(finding.by) == 1 else "decide"
+            by = f": {listed(finding.by)} {verb} the same" if finding.by else ""
             code, message = "GW658", f"{rule} never changes a decision{by}"
             help = "drop it, or correct its condition"
         case "silent":
