@@ -38,12 +38,13 @@ from gradwarden.policy.evaluation.replay import Replayer
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One measurement: what is counted per second of wall time, and the medians behind it."""
+    """One measurement: what is counted per second of wall time and of processor time, and the medians."""
 
     name: str
     unit: str
     rows: int
     rate: float
+    rate_of_a_core: float
     wall_seconds: float
     cpu_seconds: float
 
@@ -82,8 +83,15 @@ def timed(name: str, unit: str, rows: int, calls: Sequence[Callable[[], Any]]) -
         call()
         wall.append(time.perf_counter() - start[0])
         cpu.append(time.process_time() - start[1])
-    median = statistics.median(wall)
-    return Result(name, unit, rows, rows / median, median, statistics.median(cpu))
+    elapsed, spent = statistics.median(wall), statistics.median(cpu)
+    return Result(name, unit, rows, rows / elapsed, rows / spent, elapsed, spent)
+
+
+def line(result: Result) -> str:
+    """Return a measurement as a line of text."""
+    rates = f"{result.rate:>14,.0f} {result.unit}/s   {result.rate_of_a_core:>14,.0f} of a core"
+    times = f"wall {result.wall_seconds * 1e3:9.3f} ms   cpu {result.cpu_seconds * 1e3:9.3f} ms"
+    return f"{result.name:56s} {rates}   {times}"
 
 
 def columnar(table: pa.Table, repeats: int) -> list[Result]:
@@ -226,10 +234,7 @@ def peers(table: pa.Table, repeats: int) -> list[Result]:
 
 def report(results: list[Result]) -> None:
     for result in results:
-        print(
-            f"{result.name:56s} {result.rate:>14,.0f} {result.unit}/s   "
-            f"wall {result.wall_seconds * 1e3:9.3f} ms   cpu {result.cpu_seconds * 1e3:9.3f} ms"
-        )
+        print(line(result))
     times = results[1].rate / max(result.rate for result in results[-2:])
     print(f"columns, gathered per row, over the faster peer: {times:,.0f} times")
     figures = {"results": [asdict(result) for result in results], "times_the_faster_peer": round(times)}

@@ -25,7 +25,7 @@ import cel
 import pyarrow as pa
 import regopy
 
-from benchmarks.policy_eval import Result, check_sample, compiled, measure
+from benchmarks.policy_eval import Result, check_sample, compiled, line, measure
 from benchmarks.policy_eval_cases import examples
 from benchmarks.policy_rules import cedar_text, cel_text, policy_text, rego_text
 from benchmarks.results import write_results
@@ -47,11 +47,8 @@ def main() -> None:
     own = columnar(program, table, options.repeats)
     others = peers(program, table.slice(0, options.peer_rows), options.repeats)
     for result in (*own, *others):
-        print(
-            f"{result.name:56s} {result.rate:>14,.0f} {result.unit}/s   "
-            f"wall {result.wall_seconds * 1e3:9.3f} ms   cpu {result.cpu_seconds * 1e3:9.3f} ms"
-        )
-    times = own[1].rate / max(result.rate for result in others)
+        print(line(result))
+    times = own[1].rate_of_a_core / max(result.rate_of_a_core for result in others)
     print(f"columns, gathered per row, over the fastest peer: {times:,.0f} times")
     figures = {
         "rules": len(program.grants) + len(program.limits),
