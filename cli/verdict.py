@@ -62,6 +62,11 @@ class Verdict:
         return self.status == "OK"
 
     @property
+    def weights_compared(self) -> bool:
+        """Whether weights were given, and the ledger is sound enough to say which it names last."""
+        return self.weights is not None and self.status != "TAMPERED"
+
+    @property
     def first(self) -> Finding | None:
         """The first error, by the order of entries."""
         errors = [finding for finding in self.findings if finding.severity == "error"]
@@ -85,7 +90,7 @@ class Verdict:
                 yield f"the program's signature by {', '.join(signature.signers)}"
         if self.head_compared and not codes & {"checkpoint_mismatch", "checkpoint_untrusted"}:
             yield "the checkpoint given is a head of this ledger"
-        if self.weights is not None and "weights_mismatch" not in codes:
+        if self.weights_compared and "weights_mismatch" not in codes:
             yield f"`{self.weights}` holds the weights that the ledger names last"
 
     def unchecked(self) -> Iterator[str]:
@@ -98,8 +103,8 @@ class Verdict:
                 yield f"the program's signature `{signature.note}`: it is by another key (--key)"
         if not self.head_compared:
             yield "whether a holder of the key rewrote it: no head kept elsewhere was given (--checkpoint)"
-        if self.weights is None:
-            yield "the weights (--checkpoint-weights)"
+        if not self.weights_compared:
+            yield "the weights" + (" (--checkpoint-weights)" if self.weights is None else "")
         if self.facts.get("budgets_recomputed") is False:
             yield "how long privacy budgets last: that needs gradwarden[privacy]"
         behind = self.facts["entries"] - self.facts["signed_entries"]

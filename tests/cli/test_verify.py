@@ -200,6 +200,18 @@ def test_other_weights_are_found(run: Run, record: Record, here: Path) -> None:
     assert [f["code"] for f in document["findings"]] == ["weights_mismatch"]  # type: ignore[index, union-attr]
 
 
+def test_of_a_tampered_ledger_no_weights_are_compared(run: Run, record: Record, here: Path) -> None:
+    ledger = record()
+    lines = ledger.read_bytes().split(b"\n")
+    ledger.write_bytes(b"\n".join([lines[0], *lines[2:]]))
+    (here / "other.bin").write_bytes(b"other")
+    status, document = verify(run, ledger, "--checkpoint-weights", "other.bin")
+    assert (status, document["status"]) == (1, "TAMPERED")
+    assert "weights_mismatch" not in [f["code"] for f in document["findings"]]  # type: ignore[index, union-attr]
+    assert "the weights" in document["not_checked"]  # type: ignore[operator]
+    assert not [line for line in document["checked"] if "other.bin" in line]  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("size", [0, 1, 5])
 def test_an_archived_head_fits_its_ledger(
     run: Run, record: Record, here: Path, signer: Signer, size: int

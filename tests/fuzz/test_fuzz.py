@@ -26,7 +26,8 @@ def test_hostile_input_is_taken_or_refused(name: str, random: Random) -> None:
 
 def test_a_short_campaign_finds_nothing_and_reaches_every_target() -> None:
     campaign = run(400, first_seed=0, only=None, out=None)
-    assert campaign.findings == []
+    # How long an input takes depends on what else the machine does; `make fuzz` is the place for that.
+    assert [finding for finding in campaign.findings if finding["kind"] != "slow"] == []
     assert set(campaign.tallies) == set(TARGETS)
 
 
