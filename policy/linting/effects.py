@@ -58,7 +58,7 @@ def _limit(
         report.add("GW547", f"`{limit.name}` refuses every example", rule.name, help)
     if limit.kind == "memorization" and not any(clause.caps) and possible(at_start, (clause.when, True)):
         help = "choose the signal's `default` so that the rule does not hold with it"
-        message = f"`{limit.name}` refuses examples before anything is measured, and for good"
+        message = f"`{limit.name}` may refuse examples before anything is measured, and for good"
         report.add("GW545", message, rule.name, help)
 
 

@@ -89,8 +89,7 @@ def _exposures(subject: Subject, report: Report, private: SourcedRule, limit: Li
         if len(counting) > _SHOWN:
             shown.append(f"{len(counting) - _SHOWN} more")
         listed = " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
-        verb = "counts" if len(counting) == 1 else "count"
-        message = f"{listed} {verb} the exposures of examples under `{limit.name}`"
+        message = f"{listed} may count the exposures of examples under `{limit.name}`"
         help = "that voids the guarantee: exclude private examples there, or limit by `at most N epochs`"
         report.add("GW525", message, private.name, help)
 
