@@ -12,7 +12,8 @@ import click
 
 from gradwarden.cli.diagnostics import plural, printable
 from gradwarden.cli.output import emit_table
-from gradwarden.policy.decimals import decimal_text, unscaled
+from gradwarden.policy.decimals import unscaled
+from gradwarden.policy.evaluation.explain import weights_text
 
 if TYPE_CHECKING:
     from gradwarden.policy.comparing.counts import Count, DataDifference
@@ -113,14 +114,10 @@ def _show_example(word: str, shown: Shown, outcome: Outcome, new: Path) -> None:
 
 
 def _decision(decision: Decision) -> str:
-    weights = ", ".join(
-        f"{band} {decimal_text(unscaled(micro, 6))}"
-        for band, micro in zip(decision.bands, decision.micro, strict=True)
-    )
     rules = ", ".join(decision.rules) or "no rule"
     if decision.problems:
         rules = "; ".join(f"{problem.attribute}: {problem.detail}" for problem in decision.problems)
-    return printable(f"{decision.verdict}, {weights} [{rules}]")
+    return printable(f"{decision.verdict}, {weights_text(decision)} [{rules}]")
 
 
 def _show_counts(counts: DataDifference) -> None:

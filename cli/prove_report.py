@@ -15,13 +15,12 @@ from gradwarden.cli.diagnostics import plural, printable, render_text, to_data
 from gradwarden.cli.output import emit_json
 from gradwarden.policy.decision import Decision
 from gradwarden.policy.errors import Diagnostic
-from gradwarden.policy.evaluation.phrasing import scaled
+from gradwarden.policy.evaluation.explain import weights_text
 from gradwarden.policy.program import Program
 from gradwarden.policy.proving.claims import Claim
 from gradwarden.policy.proving.structure import Finding
 from gradwarden.policy.proving.witness import Witness
 from gradwarden.policy.proving.wording import (
-    MILLIONTHS,
     basis_text,
     claim_diagnostic,
     claim_text,
@@ -123,12 +122,8 @@ def _example_lines(witness: Witness, program: Program) -> Iterator[str]:
 
 
 def _decision_text(decision: Decision) -> str:
-    weights = ", ".join(
-        f"{band} {scaled(weight, MILLIONTHS)}"
-        for band, weight in zip(decision.bands, decision.micro, strict=True)
-    )
     by = f", by {listed(decision.rules)}" if decision.rules else ""
-    return f"{decision.verdict} ({weights}){by}"
+    return f"{decision.verdict} ({weights_text(decision)}){by}"
 
 
 def _summary(one: Proven) -> str:

@@ -218,7 +218,7 @@ def _count(
     manifest = open_manifest(data, after)
     done = 0
     with progress(f"reading {data.name}", manifest.total, manifest.unit) as advance:
-        for old_piece, new_piece in _both(data, before, after):
+        for old_piece, new_piece in _both(data, before, manifest.pieces):
             size = len(new_piece.places)
             counts.add(
                 encode_columns(before, old_piece.columns, size),
@@ -251,9 +251,11 @@ def _context(given: ContextOptions, program: Program, other: Program) -> Any:
     ).context(program)
 
 
-def _both(data: Path, before: Program, after: Program) -> Iterator[tuple[Piece, Piece]]:
-    """Yield the pieces of a manifest as each program reads them; only CSV cells depend on the schema."""
-    pieces = open_manifest(data, after).pieces
+def _both(data: Path, before: Program, pieces: Iterator[Piece]) -> Iterator[tuple[Piece, Piece]]:
+    """Yield the pieces of a manifest as the old program reads them, beside those that the new one has read.
+
+    Only CSV cells depend on the schema.
+    """
     if FORMATS[data.suffix.lower()] != "CSV":
         for piece in pieces:
             yield piece, piece

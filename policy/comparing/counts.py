@@ -97,17 +97,13 @@ class DataDifference:
             (self.any, changes),
             *((self.by_band[name], own) for name, own in by_name.items()),
         ]:
-            count.add(_sign(any(change > 0 for change in found)), size, tokens)
-            count.add(-_sign(any(change < 0 for change in found)), size, tokens)
+            count.add(any(change > 0 for change in found), size, tokens)
+            count.add(-any(change < 0 for change in found), size, tokens)
         for was, now in self.rules:
-            change = _sign(now in after.rules) - _sign(was in before.rules)
+            change = (now in after.rules) - (was in before.rules)
             self.by_rule[was, now].add(change, size, tokens)
         self.verdicts[before.verdict, after.verdict] += size
 
 
 def _weight(decision: Decision, band: int | None) -> int:
     return 0 if band is None else decision.micro[band]
-
-
-def _sign(truth: bool) -> int:
-    return 1 if truth else 0

@@ -4,28 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import assert_never
+from operator import attrgetter
 
-from gradwarden.policy.comparing.rewriting import rewritten
-from gradwarden.policy.program import (
-    And,
-    Arithmetic,
-    AttributeValue,
-    Band,
-    Compare,
-    Condition,
-    Constant,
-    Flag,
-    Has,
-    Not,
-    NumericExpr,
-    OneOf,
-    Or,
-    Program,
-    SetTest,
-    Spent,
-    Text,
-)
+from gradwarden.policy.comparing.rewriting import Test, mapped, replaced, rewritten
+from gradwarden.policy.program import AttributeValue, Band, Condition, NumericExpr, Program
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,45 +92,20 @@ def _place(cell: Cell) -> tuple[int, int]:
 
 def rename_attributes(program: Program, names: Mapping[str, str]) -> Program:
     """Return a program that reads the same values under other names; its own are the keys of `names`."""
-    known: dict[int, tuple[Condition, Condition]] = {}
 
     def new(name: str) -> str:
         return names.get(name, name)
 
     def number(expression: NumericExpr) -> NumericExpr:
-        match expression:
-            case AttributeValue(name):
-                return AttributeValue(new(name))
-            case Arithmetic(op, left, right):
-                return Arithmetic(op, number(left), number(right))
-            case _:
-                return expression
+        return AttributeValue(new(expression.name)) if isinstance(expression, AttributeValue) else expression
 
-    def renamed(condition: Condition) -> Condition:
-        # The condition is kept beside its copy: an id is only unique while its object lives.
-        if id(condition) not in known:
-            known[id(condition)] = (condition, rename(condition))
-        return known[id(condition)][1]
+    def test(condition: Test) -> Condition:
+        return replace(condition, attribute=new(condition.attribute))
 
-    def rename(condition: Condition) -> Condition:
-        match condition:
-            case Not(term):
-                return Not(renamed(term))
-            case And(terms):
-                return And(tuple(map(renamed, terms)))
-            case Or(terms):
-                return Or(tuple(map(renamed, terms)))
-            case Compare(op, left, right):
-                return Compare(op, number(left), number(right))
-            case Has() | Flag() | OneOf() | SetTest() | Text():
-                return replace(condition, attribute=new(condition.attribute))
-            case Constant() | Spent():
-                return condition
-            case _:
-                assert_never(condition)
-
-    program = rewritten(program, lambda _, condition: renamed(condition))
-    attributes = sorted((replace(spec, name=new(spec.name)) for spec in program.attributes), key=_by_name)
+    program = rewritten(program, lambda _, condition: mapped(condition, lambda e: replaced(e, number), test))
+    attributes = sorted(
+        (replace(spec, name=new(spec.name)) for spec in program.attributes), key=attrgetter("name")
+    )
     limits = tuple(
         replace(limit, privacy=replace(limit.privacy, unit=new(limit.privacy.unit)))
         if limit.privacy
@@ -156,7 +113,3 @@ def rename_attributes(program: Program, names: Mapping[str, str]) -> Program:
         for limit in program.limits
     )
     return replace(program, attributes=tuple(attributes), limits=limits)
-
-
-def _by_name(spec: object) -> str:
-    return str(getattr(spec, "name", ""))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
-from typing import assert_never
+from typing import TypeAlias, assert_never
 
 from gradwarden.policy.program import (
     And,
@@ -27,6 +27,9 @@ from gradwarden.policy.program import (
 
 Rewrite = Callable[[int, Condition], Condition]
 """Returns what stands in the place of a condition, given its index in `Program.conditions`."""
+
+Test: TypeAlias = Has | Flag | OneOf | SetTest | Text
+"""A condition on one attribute."""
 
 
 def rewritten(program: Program, rewrite: Rewrite) -> Program:
@@ -57,27 +60,38 @@ def rewritten(program: Program, rewrite: Rewrite) -> Program:
     )
 
 
-def substituted(condition: Condition, old: NumericExpr, new: NumericExpr) -> Condition:
-    """Return a condition in which an expression stands for another, wherever that occurs."""
+def mapped(
+    condition: Condition,
+    number: Callable[[NumericExpr], NumericExpr],
+    test: Callable[[Test], Condition] = lambda test: test,
+) -> Condition:
+    """Return a condition whose numeric expressions and whose tests of one attribute are replaced."""
     match condition:
         case Not(term):
-            return Not(substituted(term, old, new))
+            return Not(mapped(term, number, test))
         case And(terms):
-            return And(tuple(substituted(term, old, new) for term in terms))
+            return And(tuple(mapped(term, number, test) for term in terms))
         case Or(terms):
-            return Or(tuple(substituted(term, old, new) for term in terms))
+            return Or(tuple(mapped(term, number, test) for term in terms))
         case Compare(op, left, right):
-            return Compare(op, _number(left, old, new), _number(right, old, new))
-        case Constant() | Has() | Flag() | OneOf() | SetTest() | Text() | Spent():
+            return Compare(op, number(left), number(right))
+        case Has() | Flag() | OneOf() | SetTest() | Text():
+            return test(condition)
+        case Constant() | Spent():
             return condition
         case _:
             assert_never(condition)
 
 
-def _number(expression: NumericExpr, old: NumericExpr, new: NumericExpr) -> NumericExpr:
-    if expression == old:
-        return new
-    if isinstance(expression, Arithmetic):
-        left, right = (_number(side, old, new) for side in (expression.left, expression.right))
+def substituted(condition: Condition, old: NumericExpr, new: NumericExpr) -> Condition:
+    """Return a condition in which an expression stands for another, wherever that occurs."""
+    return mapped(condition, lambda expression: replaced(expression, lambda e: new if e == old else e))
+
+
+def replaced(expression: NumericExpr, new: Callable[[NumericExpr], NumericExpr]) -> NumericExpr:
+    """Return an expression with its parts replaced, from the outside in; what was replaced is kept."""
+    found = new(expression)
+    if found is expression and isinstance(expression, Arithmetic):
+        left, right = (replaced(side, new) for side in (expression.left, expression.right))
         return Arithmetic(expression.op, left, right)
-    return expression
+    return found

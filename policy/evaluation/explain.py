@@ -13,9 +13,9 @@ from gradwarden.policy.context import Context
 from gradwarden.policy.decision import Decision, Problem
 from gradwarden.policy.evaluation.evaluate import Facts, decide, holds, read_facts
 from gradwarden.policy.evaluation.partition import reads_of
-from gradwarden.policy.evaluation.phrasing import Phrasing
+from gradwarden.policy.evaluation.phrasing import Phrasing, share
 from gradwarden.policy.evaluation.values import day_text, decode_signal, decode_value
-from gradwarden.policy.program import SCALE, Assertion, Condition, Program
+from gradwarden.policy.program import Assertion, Condition, Program
 
 Role = Literal["grants", "limits", "scales", "waives", "asserts"]
 State = Literal["enforced", "advisory", "waived", "silent"]
@@ -65,7 +65,7 @@ class Explanation:
     def render(self, *, every_rule: bool = False) -> str:
         """Return the explanation as text; rules that do not bear on the example only where asked for."""
         shown = [rule for rule in self.rules if every_rule or rule.state != "silent"]
-        lines = [f"{self.decision.verdict}: {_weights(self.decision)}", *self._reason()]
+        lines = [f"{self.decision.verdict}: {weights_text(self.decision)}", *self._reason()]
         lines += [f"  problem: {problem.attribute}: {problem.detail}" for problem in self.problems]
         for rule in shown:
             lines += ["", *_render_rule(rule)]
@@ -123,7 +123,7 @@ class _Tracer:
             yield self._rule(limit.name, "limits", limit.kind, limit.because, clauses)
         for modulation in program.modulations:
             effect = ", ".join(
-                f"{s.band} by {s.signal} from {_share(s.at_low)} to {_share(s.at_high)}, "
+                f"{s.band} by {s.signal} from {share(s.at_low)} to {share(s.at_high)}, "
                 f"where {s.signal} is {decode_signal(self._signals[s.signal], self._facts.signals[s.signal])}"
                 for s in modulation.scalings
             )
@@ -147,7 +147,7 @@ class _Tracer:
         if assertion.form == "implies":
             return ""
         reached = [
-            f"{band} at {_share(weight)}"
+            f"{band} at {share(weight)}"
             for band, weight in zip(self._program.band_names, self._unchecked, strict=True)
             if weight and assertion.band in ("", band)
         ]
@@ -193,7 +193,7 @@ class _Tracer:
 
     def _per_band(self, weights: tuple[int, ...]) -> str:
         parts = [
-            f"{band} at {_share(weight)}"
+            f"{band} at {share(weight)}"
             for band, weight in zip(self._program.band_names, weights, strict=True)
             if weight
         ]
@@ -203,7 +203,7 @@ class _Tracer:
         if not any(caps):
             return "every band closed"
         parts = [
-            f"{band} at most {_share(cap)}"
+            f"{band} at most {share(cap)}"
             for band, cap in zip(self._program.band_names, caps, strict=True)
             if cap < self._program.max_weight
         ]
@@ -222,9 +222,10 @@ def _render_rule(rule: RuleTrace) -> Iterator[str]:
             yield f"       -> {condition.effect}"
 
 
-def _weights(decision: Decision) -> str:
+def weights_text(decision: Decision) -> str:
+    """Return the weight per band in words: `shallow 1, deep 0.5`."""
     shares = zip(decision.bands, decision.micro, strict=True)
-    return ", ".join(f"{band} {_share(weight)}" for band, weight in shares)
+    return ", ".join(f"{band} {share(weight)}" for band, weight in shares)
 
 
 def _claim(form: str, band: str, bound: int) -> str:
@@ -232,7 +233,7 @@ def _claim(form: str, band: str, bound: int) -> str:
         case "never_reach":
             return f"never reach {band}"
         case "at_most":
-            return f"at most {_share(bound)} in {band}"
+            return f"at most {share(bound)} in {band}"
         case "implies":
             return "then the next must hold"
         case _:
@@ -241,9 +242,3 @@ def _claim(form: str, band: str, bound: int) -> str:
 
 def _words(effect: str) -> str:
     return effect.replace("_", " ")
-
-
-def _share(micro: int) -> str:
-    """Return a weight in millionths as a decimal."""
-    whole, rest = divmod(micro, SCALE)
-    return f"{whole}.{rest:06d}".rstrip("0").rstrip(".")

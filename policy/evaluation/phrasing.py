@@ -151,6 +151,11 @@ def scaled(value: int, places: int) -> str:
     return f"-{text}" if value < 0 else text
 
 
+def share(micro: int) -> str:
+    """Return a weight or factor in millionths as the shortest decimal."""
+    return scaled(micro, 6)
+
+
 def _day(value: int) -> str:
     try:
         return str(EPOCH_DAY + timedelta(days=value))

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gradwarden.policy.errors import Diagnostic, Severity
-from gradwarden.policy.evaluation.phrasing import Phrasing, scaled
+from gradwarden.policy.evaluation.phrasing import Phrasing, share
 from gradwarden.policy.program import Assertion, Constant, Program
 from gradwarden.policy.proving.claims import Claim
 from gradwarden.policy.proving.structure import Finding
 from gradwarden.policy.source import Span
-
-MILLIONTHS = 6
 
 
 def claim_text(program: Program, assertion: Assertion) -> str:
@@ -24,7 +22,7 @@ def claim_text(program: Program, assertion: Assertion) -> str:
         case "never_reach":
             text = f"never reach {assertion.band}"
         case "at_most":
-            text = f"at most {scaled(assertion.bound, MILLIONTHS)} in {assertion.band}"
+            text = f"at most {share(assertion.bound)} in {assertion.band}"
         case "always_refuse":
             text = "always refuse"
         case "always_private":
