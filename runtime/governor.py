@@ -21,6 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -210,6 +212,16 @@ class Governor:
         """
         self.check_idle("a step cannot begin")
         return Proposal(self, examples, signals or {})
+
+    def reach(self, examples: Examples, *, signals: Mapping[str, Any] | None = None) -> npt.NDArray[np.bool_]:
+        """Return which bands each example might shape if the next step began now: bool [N, bands].
+
+        Bands are in the policy's order. Later steps may decide otherwise where rules read the clock,
+        exposures or signals. Nothing is proposed; examples that were not known become known.
+        """
+        self.check_idle("examples cannot be looked at")
+        rows = self.roster.rows(examples)
+        return self.roster.admit(rows, self.context(rows, signals or {})).micro > 0
 
     def check_idle(self, what: str) -> None:
         """Raise LedgerError where the governor is closed, MaskError while a step is open.

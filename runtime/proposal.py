@@ -17,11 +17,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gradwarden.policy.context import Context
+from gradwarden.policy.context import Context, IntArray
 from gradwarden.policy.decision import VERDICTS, Decision, step_verdict
 from gradwarden.policy.evaluation.admission import Admitted
 from gradwarden.policy.program import SCALE
 from gradwarden.runtime.data_parallel import ROOT, Part, Share, join_signals
+from gradwarden.runtime.depth_batches import by_depth
 from gradwarden.runtime.errors import MaskError, PrivacyError
 from gradwarden.runtime.gates import Finding, check_losses, raised
 from gradwarden.runtime.restore import Snapshot
@@ -114,7 +115,7 @@ class Proposal:
         self._places: list[int] = []
         self._losses: list[float] = []
         self._done = np.zeros(len(self.rows), dtype=bool)
-        self._slice = slice(0, len(self.rows))
+        self._part: IntArray = np.arange(len(self.rows))
         self._snapshot = Snapshot(governor.model)
 
     def _unit(self, place: int, attribute: str) -> str:
@@ -140,17 +141,33 @@ class Proposal:
 
         Raises PrivacyError where the policy has privacy rules: a unit is clipped over the whole step.
         """
+        self._check_parts()
+        if size < 1:
+            raise MaskError(f"a micro-batch has at least one example, not {size}")
+        for start in range(0, len(self.rows), size):
+            part = slice(start, min(start + size, len(self.rows)))
+            self._part = np.arange(part.start, part.stop)
+            self._arm()
+            yield part
+
+    def depth_batches(self, size: int) -> Iterator[IntArray]:
+        """Yield the places of at most `size` examples that reach about equally deep; as `micro_batches`.
+
+        Each is int64, an index into the batch. Examples that may shape nothing are left out: they need no
+        forward pass. The step's gradient is the same as in one pass.
+        """
+        self._check_parts()
+        for part in by_depth(self.weights, size):
+            self._part = part
+            self._arm()
+            yield part
+
+    def _check_parts(self) -> None:
         if self._governor.budgets:
             raise PrivacyError(
                 "gradient accumulation is not available with privacy rules",
                 help="run the step's examples in one forward pass",
             )
-        if size < 1:
-            raise MaskError(f"a micro-batch has at least one example, not {size}")
-        for start in range(0, len(self.rows), size):
-            self._slice = slice(start, min(start + size, len(self.rows)))
-            self._arm()
-            yield self._slice
 
     def backward(self, losses: Tensor) -> None:
         """Add the masked gradient of one loss per example. losses: [B], attached to the graph.
@@ -158,18 +175,18 @@ class Proposal:
         Raises MaskError where the shape is wrong or rows come twice. A loss that is not finite refuses the
         step when it is left, not here; so does an error raised here, even if the caller goes on after it.
         """
-        count = self._slice.stop - self._slice.start
+        count = len(self._part)
         if losses.dim() != 1 or losses.shape[0] != count:
             raise MaskError(
                 f"`backward` takes one loss per example: shape [{count}], not {list(losses.shape)}",
                 help="reduce the loss over everything but the batch, for example `loss.view(B, -1).mean(1)`",
             )
-        if self._done[self._slice].any():
+        if self._done[self._part].any():
             raise MaskError("`backward` was called twice for the same examples")
-        self._done[self._slice] = True
-        if self.refusal is not None or not self.weights[self._slice].any():
+        self._done[self._part] = True
+        if self.refusal is not None or not self.weights[self._part].any():
             return
-        public = self._public[self._slice]
+        public = self._public[self._part]
         try:
             self.refusal = check_losses(losses, public.nonzero().flatten().tolist())
             if self.refusal is None:
@@ -181,7 +198,7 @@ class Proposal:
 
     def _remember(self, losses: Tensor, public: Tensor) -> None:
         """Note the losses of public examples. Those of private ones must not steer or show anywhere."""
-        self._places += (self._slice.start + public.nonzero().flatten()).tolist()
+        self._places += (self._part[public.numpy()]).tolist()
         self._losses += losses[public].tolist()
 
     def _differentiate(self, losses: Tensor, public: Tensor) -> None:
@@ -194,7 +211,7 @@ class Proposal:
             governor.engine.backward(losses, self.normaliser, rows=rows)
 
     def _reached(self) -> Tensor:
-        return torch.from_numpy(self.weights[self._slice].any(axis=1))
+        return torch.from_numpy(self.weights[self._part].any(axis=1))
 
     @property
     def normaliser(self) -> float:
@@ -203,7 +220,7 @@ class Proposal:
         return float(len(self.batch)) if fixed is None else fixed
 
     def _arm(self) -> None:
-        weights = torch.from_numpy(self.weights[self._slice])
+        weights = torch.from_numpy(self.weights[self._part])
         if bool(weights.any()):
             self._governor.engine.arm(weights)
         else:

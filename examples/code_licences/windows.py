@@ -50,6 +50,11 @@ class Windows:
             raise CorpusTooSmallError(f"{files} do not fill a batch of {batch}; take a larger corpus")
         self._held_out = [i for i, file in enumerate(corpus.files) if file.held_out]
 
+    @property
+    def training(self) -> list[int]:
+        """The numbers of the files that are trained on."""
+        return self._training
+
     def dataset(self) -> list[tuple[str, dict[str, Any]]]:
         """Return the id and the metadata of every file."""
         return [(r["id"], {key: value for key, value in r.items() if key != "id"}) for r in self._records]
@@ -61,7 +66,7 @@ class Windows:
         offsets = random.random(len(order))
         for start in range(0, len(order) - self.batch + 1, self.batch):
             chosen = slice(start, start + self.batch)
-            yield self._batch(epoch, order[chosen].tolist(), offsets[chosen].tolist())
+            yield self.batch_of(epoch, order[chosen].tolist(), offsets[chosen].tolist())
 
     def forever(self) -> Iterator[Batch]:
         """Yield epoch after epoch."""
@@ -76,9 +81,9 @@ class Windows:
         offsets = [j / max(1, windows_per_file - 1) for _ in self._held_out for j in range(windows_per_file)]
         for start in range(0, len(chosen), self.batch):
             part = slice(start, start + self.batch)
-            yield self._batch(0, chosen[part], offsets[part])
+            yield self.batch_of(0, chosen[part], offsets[part])
 
-    def _batch(self, epoch: int, chosen: Sequence[int], offsets: Sequence[float]) -> Batch:
+    def batch_of(self, epoch: int, chosen: Sequence[int], offsets: Sequence[float]) -> Batch:
         """Cut a window out of each chosen file; `offsets` in [0, 1] are shares of the room to move."""
         inputs = torch.zeros(len(chosen), self.context, dtype=torch.long)
         targets = torch.full_like(inputs, PADDING)

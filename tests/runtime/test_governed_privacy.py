@@ -291,8 +291,12 @@ def test_privacy_rules_need_a_plan_a_normaliser_and_whole_batches(lab, text):
     with pytest.raises(PrivacyError, match="constant normaliser"):
         lab.governor(text, privacy=plan_of(lab, text), name="c")
     governor = open_run(lab, text, name="d")
-    with pytest.raises(PrivacyError, match="accumulation"), governor.step([patient(lab, "x")]) as proposal:
-        next(proposal.micro_batches(1))
+    for cut in ("micro_batches", "depth_batches"):
+        with (
+            pytest.raises(PrivacyError, match="accumulation"),
+            governor.step([patient(lab, "x")]) as proposal,
+        ):
+            next(getattr(proposal, cut)(1))
 
 
 def test_a_plan_for_other_terms_is_refused(lab, text):
