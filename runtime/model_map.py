@@ -3,7 +3,9 @@
 Blocks are found, in this order, in
 - an `nn.Sequential` (each child with parameters is a block),
 - the stages `layer1`, `layer2`, … of a ResNet (each child of a stage is a block),
-- the largest homogeneous `nn.ModuleList`, or `nn.Sequential` of composite modules (each entry is a block),
+- the largest homogeneous `nn.ModuleList`, or `nn.Sequential` of composite modules (each entry is a block);
+  in an `encoder` or a `decoder`, or on the way `down` or `up`, it is joined to the largest one in the
+  counterpart, encoder and way down first,
 - otherwise every module with parameters of its own, in the order of registration.
 
 Parameters outside the blocks are placed by the order of registration: before the first block, at the input;
@@ -25,6 +27,9 @@ from gradwarden.policy.model_map import Layer, Parameter
 from gradwarden.policy.model_map import ModelMap as ModelMapData
 from gradwarden.policy.program import SCALE
 from gradwarden.runtime.errors import MaskError
+
+_PAIRS = (("encoder", "decoder"), ("down", "up"))
+"""Words in the paths of stacks that are run one after the other."""
 
 _STAGE = re.compile(r"layer[1-9]\d*")
 
@@ -83,9 +88,34 @@ def _stages(module: nn.Module) -> list[str]:
 
 
 def _stack(module: nn.Module) -> list[str]:
-    """Return the paths of the entries of the largest (most numbers held) homogeneous stack."""
-    best, found = 0, list[str]()
+    """Return the paths of the entries of the largest homogeneous stack, joined to its counterpart's."""
+    path = _largest(module)
+    if path is None:
+        return []
+    for other, later in _counterparts(path):
+        found = _largest(module, other)
+        if found is not None:
+            stacks = (path, found) if later else (found, path)
+            return [entry for stack in stacks for entry in _entries(module, stack)]
+    return _entries(module, path)
+
+
+def _counterparts(path: str) -> Iterator[tuple[str, bool]]:
+    """Yield where the counterpart of a stack at this path may lie, and whether it is run after it."""
+    parts = path.split(".")
+    for place, part in enumerate(parts):
+        for first, second in _PAIRS:
+            for word, other, later in ((first, second, True), (second, first, False)):
+                if word in part:
+                    yield ".".join([*parts[:place], part.replace(word, other)]), later
+
+
+def _largest(module: nn.Module, within: str = "") -> str | None:
+    """Return the path of the largest (most numbers held) homogeneous stack at or below a path."""
+    best, found = 0, None
     for path, candidate in module.named_modules():
+        if within and path != within and not path.startswith(f"{within}."):
+            continue
         entries = list(candidate.children())
         if not isinstance(candidate, (nn.ModuleList, nn.Sequential)) or len(entries) < 2:
             continue
@@ -95,9 +125,13 @@ def _stack(module: nn.Module) -> list[str]:
             continue
         size = sum(parameter.numel() for parameter in candidate.parameters())
         if size > best:
-            best = size
-            found = [".".join(filter(None, (path, name))) for name, _ in candidate.named_children()]
+            best, found = size, path
     return found
+
+
+def _entries(module: nn.Module, stack: str) -> list[str]:
+    children = module.get_submodule(stack).named_children()
+    return [".".join(filter(None, (stack, name))) for name, _ in children]
 
 
 def _in_order(module: nn.Module) -> list[str]:

@@ -30,6 +30,14 @@ class Engine(Protocol):
     def name(self) -> str:
         """The engine at work: `fused` or `split`."""
 
+    @property
+    def paths(self) -> dict[str, str]:
+        """How each trainable parameter's gradient is taken, by name.
+
+        `fast`: by its layer, from weighted rows. `reference`: by one backward pass for each distinct row of
+        weights. Known once the first batch has been run.
+        """
+
     def arm(self, weights: Tensor) -> None:
         """Set the weights [B, bands] for the next forward pass, whose graph keeps them."""
 

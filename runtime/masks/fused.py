@@ -77,6 +77,13 @@ class FusedEngine:
         """`fused`, or `split` after the probe has failed."""
         return "fused" if self._reference is None else "split"
 
+    @property
+    def paths(self) -> dict[str, str]:
+        """How each trainable parameter's gradient is taken, by name: `fast` or `reference`."""
+        slow = self._loose if self._reference is None else self.bands.home.keys()
+        trainable = (p for band in range(self.bands.count) for p in self.bands.trainable(band))
+        return {self.bands.labels[id(p)]: "reference" if id(p) in slow else "fast" for p in trainable}
+
     def arm(self, weights: Tensor) -> None:
         """Set the weights [B, bands] of the batch that the next forward pass will be given."""
         if self._reference is not None:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from gradwarden.runtime.masks.layers import OPERATIONS
+from gradwarden.runtime.masks.trial import tolerance
 
 _FUNCTIONS = tuple(operation.function for operation in OPERATIONS)
 
@@ -82,6 +83,25 @@ def uses(losses: Tensor, parameters: Collection[int]) -> Uses:
                 seen.add(following)
                 pending.append(following)
     return Uses(ordinary, weighing, calls, _above_a_layer(movers), hash(tuple(sign)))
+
+
+def coarsest(losses: Tensor) -> float:
+    """Return the relative error that rounding may cause in the gradients of losses, by their precisions.
+
+    A model may run a part of itself in a lower precision than its parameters and losses have.
+    """
+    found = tolerance(losses.dtype)
+    pending: list[Any] = [losses.grad_fn]
+    seen: set[Any] = {None, losses.grad_fn}
+    while pending:
+        node = pending.pop()
+        kinds = [meta.dtype for meta in node._input_metadata if meta is not None]
+        found = max(found, *(tolerance(kind) for kind in kinds if kind.is_floating_point))
+        for following, _ in node.next_functions:
+            if following not in seen:
+                seen.add(following)
+                pending.append(following)
+    return found
 
 
 def _kind(kind: type) -> str:

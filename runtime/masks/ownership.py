@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from gradwarden.runtime.masks.call import Call
+from gradwarden.runtime.masks.graph import coarsest
 from gradwarden.runtime.masks.rows import Plan
 from gradwarden.runtime.masks.split import gradients_of
-from gradwarden.runtime.masks.trial import tolerance
 
 _SEED = 31
 _SIGNS = 4096
@@ -64,7 +64,7 @@ def misplaced(plan: Plan, losses: Tensor, calls: Sequence[Any], normaliser: floa
         for factor in factors
     )
     ratios = torch.where(factors[0] > 0, factors[1].double() / factors[0].double(), 0.0)
-    allowed = max(tolerance(tensor) for tensor in (losses, *(digest.sample for digest in plain if digest)))
+    allowed = coarsest(losses)
     return [
         node.call
         for node, one, other in zip(nodes, plain, scaled, strict=True)
@@ -79,10 +79,9 @@ class _Digest:
     gradients of all layers need not be held at once.
     """
 
-    __slots__ = ("rows", "sample", "scale")
+    __slots__ = ("rows", "scale")
 
     def __init__(self, gradient: Tensor) -> None:
-        self.sample = gradient.new_empty(0)
         wide = gradient if gradient.dtype == torch.float64 else gradient.float()
         generator = torch.Generator().manual_seed(_SEED)
         direction = torch.randn(wide.shape[-1], generator=generator, dtype=torch.float64, device="cpu")

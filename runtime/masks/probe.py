@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
+from gradwarden.runtime.masks.graph import coarsest
 from gradwarden.runtime.masks.layers import Embedding
 from gradwarden.runtime.masks.layout import Layout, candidates, confirmed
 from gradwarden.runtime.masks.sites import Site
@@ -132,6 +133,7 @@ def _compare(
         plan = engine.plan(weights)
         with engine.following(plan):
             losses = _losses(trial.run(_EXAMPLES), located)
+            rounding = coarsest(losses)
             try:
                 got: dict[int, Tensor] = {}
                 for parameter, gradient in engine.gradients(plan, losses, 1.0, rows):
@@ -139,11 +141,15 @@ def _compare(
                     got[id(parameter)] = gradient if previous is None else previous + gradient
             except RuntimeError as error:
                 raise TrialError(f"the backward pass failed: {' '.join(str(error).split())[:200]}") from error
-        _check(engine, weights, got, reference)
+        _check(engine, weights, got, reference, rounding)
 
 
 def _check(
-    engine: FusedEngine, weights: Tensor, got: dict[int, Tensor], reference: Sequence[dict[int, Tensor]]
+    engine: FusedEngine,
+    weights: Tensor,
+    got: dict[int, Tensor],
+    reference: Sequence[dict[int, Tensor]],
+    rounding: float,
 ) -> None:
     largest = max(
         (float(g.abs().max()) for grads in reference for g in grads.values() if g.numel()), default=0.0
@@ -158,19 +164,12 @@ def _check(
         if not parameter.numel():
             continue
         error = float((have - want).abs().max())
-        allowed = _precision(parameter) * (float(want.abs().max()) + 0.01 * largest)
+        allowed = max(rounding, tolerance(parameter.dtype)) * (float(want.abs().max()) + 0.01 * largest)
         if not error <= allowed:
             raise TrialError(
                 f"the gradient of `{engine.bands.labels[id(parameter)]}` is {error:.1e} from the exact one, "
                 f"more than the {allowed:.1e} that rounding explains"
             )
-
-
-def _precision(parameter: nn.Parameter) -> float:
-    kind = parameter.device.type
-    if torch.is_autocast_enabled(kind):
-        return tolerance(torch.empty(0, dtype=torch.get_autocast_dtype(kind), device="cpu"))
-    return tolerance(parameter)
 
 
 def _trial_weights(bands: int) -> Iterator[Tensor]:

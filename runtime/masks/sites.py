@@ -80,7 +80,7 @@ def find_sites(model: nn.Module, bands: BandIndex) -> Iterator[Site]:
         if "forward" in module.__dict__ or not isinstance(module._parameters.get("weight"), nn.Parameter):
             continue
         for operation in OPERATIONS:
-            if any(type(module).forward is stock.forward for stock in operation.classes):
+            if operation.covers(module):
                 own = {bands.home[id(p)] for p in module.parameters(recurse=False) if id(p) in bands.home}
                 yield Site(name, module, operation, sum(1 << band for band in own))
 

@@ -46,6 +46,12 @@ class SplitEngine:
         self._watch = Watch(model, self._before_forward)
         self._examined = examined
 
+    @property
+    def paths(self) -> dict[str, str]:
+        """How each trainable parameter's gradient is taken, by name: always `reference`."""
+        trainable = (p for band in range(self._bands.count) for p in self._bands.trainable(band))
+        return {self._bands.labels[id(p)]: "reference" for p in trainable}
+
     def arm(self, weights: Tensor) -> None:
         """Set the weights [B, bands] of the batch that the next forward pass will be given."""
         refuse_mixing(self._model)

@@ -101,6 +101,47 @@ def test_a_residual_network_counts_the_blocks_of_its_stages() -> None:
     assert layers["layer4.1.1.weight"].depth == layers["fc.weight"].depth == 0
 
 
+class Coder(nn.Module):
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(Block() for _ in range(blocks))
+        self.norm = nn.LayerNorm(4)
+
+
+class EncoderDecoder(nn.Module):
+    def __init__(self, first: str, second: str, blocks: tuple[int, int]) -> None:
+        super().__init__()
+        self.words = nn.Embedding(9, 4)
+        for name, count in zip((first, second), blocks, strict=True):
+            self.add_module(name, Coder(count))
+        self.head = nn.Linear(4, 9)
+
+
+@pytest.mark.parametrize("blocks", [(2, 2), (3, 2)])
+@pytest.mark.parametrize("names", [("encoder", "decoder"), ("down_blocks", "up_blocks")])
+def test_the_blocks_of_an_encoder_come_before_those_of_its_decoder(
+    names: tuple[str, str], blocks: tuple[int, int]
+) -> None:
+    layers = by_name(ModelMap.from_module(EncoderDecoder(*names, blocks)))
+    order = [f"{name}.block.{i}" for name, n in zip(names, blocks, strict=True) for i in range(n)]
+    count = len(order)
+    assert [layers[f"{path}.norm.weight"].block for path in order] == list(range(count))
+    assert layers[f"{names[0]}.norm.weight"].depth == layers[f"{order[blocks[0] - 1]}.norm.weight"].depth
+    assert layers["words.weight"].depth == 1_000_000
+    assert layers["head.weight"].depth == layers[f"{names[1]}.norm.weight"].depth == 0
+
+
+def test_two_towers_are_not_run_one_after_the_other() -> None:
+    class Towers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.text, self.vision = nn.Module(), nn.Module()
+            self.text.encoder, self.vision.encoder = Coder(2), Coder(3)
+
+    layers = by_name(ModelMap.from_module(Towers()))
+    assert layers["vision.encoder.block.0.norm.weight"].block == 0
+
+
 def test_any_other_model_is_taken_in_the_order_of_registration() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""`nn.Conv1d`, `nn.Conv2d`, `nn.Conv3d`, with groups, dilation, stride and every padding mode."""
+"""`nn.Conv1d` to `Conv3d` and `nn.ConvTranspose1d` to `3d`: groups, dilation, stride, every padding mode."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 
 from gradwarden.runtime.masks.call import Call, autocast_dtype, scaled
+from gradwarden.runtime.masks.layers.operation import stock_forward
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.rows import Rows
 
 
 class ConvolutionRows(Function):
-    """x [N, C, *], weight [out, C/groups, *kernel], bias [out] -> [N, out, *]."""
+    """x [N, C, *], weight [out, C/groups, *kernel], bias [out] -> [N, out, *].
+
+    Where transposed, the weight is [C, out/groups, *kernel].
+    """
 
     @staticmethod
     def forward(ctx: Any, call: Call, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -69,7 +73,7 @@ def _gradients(call: Call, grad: Tensor, x: Tensor, weight: Tensor, wanted: list
         options["stride"],
         options["padding"],
         options["dilation"],
-        False,
+        options["transposed"],
         options["output_padding"],
         options["groups"],
         wanted,
@@ -79,9 +83,13 @@ def _gradients(call: Call, grad: Tensor, x: Tensor, weight: Tensor, wanted: list
 class Convolution:
     """Weighted convolutions."""
 
-    classes: ClassVar[tuple[type[nn.Module], ...]] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     adds_rank: ClassVar[int] = 0
     function: ClassVar[type[Function]] = ConvolutionRows
+
+    @staticmethod
+    def covers(module: nn.Module) -> bool:
+        """Return whether this is the stock layer."""
+        return stock_forward(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
 
     @staticmethod
     def accepts(module: _ConvNd, layout: Layout) -> bool:
@@ -98,12 +106,40 @@ class Convolution:
             padding = (0,) * len(module.kernel_size)
         elif isinstance(padding, str):
             padding = (0,) * len(module.kernel_size)
-        call.options.update(
-            stride=module.stride,
-            padding=padding,
-            dilation=module.dilation,
-            transposed=False,
-            output_padding=module.output_padding,
-            groups=module.groups,
-        )
-        return ConvolutionRows.apply(call, x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
+        return _apply(module, call, x, weight, bias, padding)
+
+
+class TransposedConvolution:
+    """Weighted transposed convolutions, without a requested output size."""
+
+    adds_rank: ClassVar[int] = 0
+    function: ClassVar[type[Function]] = ConvolutionRows
+
+    @staticmethod
+    def covers(module: nn.Module) -> bool:
+        """Return whether this is the stock layer."""
+        return stock_forward(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
+
+    @staticmethod
+    def accepts(module: _ConvNd, layout: Layout) -> bool:
+        """Return whether the input has a batch dimension and the batch is in it."""
+        return Convolution.accepts(module, layout)
+
+    @staticmethod
+    def run(module: _ConvNd, call: Call, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the transposed convolution of x."""
+        return _apply(module, call, x, weight, bias, module.padding)
+
+
+def _apply(
+    module: _ConvNd, call: Call, x: Tensor, weight: Tensor, bias: Tensor | None, padding: object
+) -> Tensor:
+    call.options.update(
+        stride=module.stride,
+        padding=padding,
+        dilation=module.dilation,
+        transposed=module.transposed,
+        output_padding=module.output_padding,
+        groups=module.groups,
+    )
+    return ConvolutionRows.apply(call, x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]

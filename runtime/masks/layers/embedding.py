@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from gradwarden.runtime.masks.call import Call, scaled
+from gradwarden.runtime.masks.layers.operation import stock_forward
 from gradwarden.runtime.masks.layout import Layout
 
 
@@ -40,9 +41,13 @@ class EmbeddingRows(Function):
 class Embedding:
     """Weighted `nn.Embedding` (dense gradients)."""
 
-    classes: ClassVar[tuple[type[nn.Module], ...]] = (nn.Embedding,)
     adds_rank: ClassVar[int] = 1
     function: ClassVar[type[Function]] = EmbeddingRows
+
+    @staticmethod
+    def covers(module: nn.Module) -> bool:
+        """Return whether this is the stock layer."""
+        return stock_forward(module, (nn.Embedding,))
 
     @staticmethod
     def accepts(module: nn.Embedding, layout: Layout) -> bool:

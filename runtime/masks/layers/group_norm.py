@@ -10,6 +10,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from gradwarden.runtime.masks.call import Call, autocast_dtype, scaled
+from gradwarden.runtime.masks.layers.operation import stock_forward
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.rows import Rows
 
@@ -88,9 +89,13 @@ def _sizes(x: Tensor) -> tuple[int, int, int]:
 class GroupNorm:
     """Weighted `nn.GroupNorm`."""
 
-    classes: ClassVar[tuple[type[nn.Module], ...]] = (nn.GroupNorm,)
     adds_rank: ClassVar[int] = 0
     function: ClassVar[type[Function]] = GroupNormRows
+
+    @staticmethod
+    def covers(module: nn.Module) -> bool:
+        """Return whether this is the stock layer."""
+        return stock_forward(module, (nn.GroupNorm,))
 
     @staticmethod
     def accepts(module: nn.GroupNorm, layout: Layout) -> bool:

@@ -11,6 +11,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from gradwarden.runtime.masks.call import Call, autocast_dtype, row_sum, scaled
+from gradwarden.runtime.masks.layers.operation import stock_forward
 from gradwarden.runtime.masks.layout import Layout
 
 
@@ -67,9 +68,13 @@ def _gradients(
 class LayerNorm:
     """Weighted `nn.LayerNorm`."""
 
-    classes: ClassVar[tuple[type[nn.Module], ...]] = (nn.LayerNorm,)
     adds_rank: ClassVar[int] = 0
     function: ClassVar[type[Function]] = LayerNormRows
+
+    @staticmethod
+    def covers(module: nn.Module) -> bool:
+        """Return whether this is the stock layer."""
+        return stock_forward(module, (nn.LayerNorm,))
 
     @staticmethod
     def accepts(module: nn.LayerNorm, layout: Layout) -> bool:

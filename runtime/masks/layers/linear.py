@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from gradwarden.runtime.masks.call import Call, autocast_dtype, row_sum, scaled
+from gradwarden.runtime.masks.layers.operation import stock_forward
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.rows import Rows
 
@@ -82,9 +83,13 @@ def _matrix(tensor: Tensor) -> Tensor:
 class Linear:
     """Weighted `nn.Linear`."""
 
-    classes: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)
     adds_rank: ClassVar[int] = 0
     function: ClassVar[type[Function]] = LinearRows
+
+    @staticmethod
+    def covers(module: nn.Module) -> bool:
+        """Return whether this is the stock layer."""
+        return stock_forward(module, (nn.Linear,))
 
     @staticmethod
     def accepts(module: nn.Linear, layout: Layout) -> bool:

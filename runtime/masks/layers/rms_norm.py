@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from gradwarden.runtime.masks.call import Call, scaled
+from gradwarden.runtime.masks.layers.operation import stock_forward
 from gradwarden.runtime.masks.layout import Layout
 
 
@@ -60,9 +61,13 @@ def _normalise(x: Tensor, rank: int, eps: float) -> tuple[Tensor, Tensor]:
 class RMSNorm:
     """Weighted `nn.RMSNorm`."""
 
-    classes: ClassVar[tuple[type[nn.Module], ...]] = (nn.RMSNorm,)
     adds_rank: ClassVar[int] = 0
     function: ClassVar[type[Function]] = RMSNormRows
+
+    @staticmethod
+    def covers(module: nn.Module) -> bool:
+        """Return whether this is the stock layer."""
+        return stock_forward(module, (nn.RMSNorm,))
 
     @staticmethod
     def accepts(module: nn.RMSNorm, layout: Layout) -> bool:

@@ -1,0 +1,80 @@
+"""Hugging Face's `Conv1D`, as in GPT-2: y = x W + b over the last dimension, with W [in, out].
+
+The class is known by its name, so that the library need not be installed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from gradwarden.runtime.masks.call import Call, autocast_dtype, row_sum, scaled
+from gradwarden.runtime.masks.layers.operation import stock_forward_named
+from gradwarden.runtime.masks.layout import Layout
+
+_CLASS = ("transformers.pytorch_utils", "Conv1D")
+
+
+class TransposedLinearRows(Function):
+    """x [..., in], weight [in, out], bias [out] -> [..., out]."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Call, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.call, ctx.dtypes = call, (x.dtype, weight.dtype, bias.dtype)
+        dtype = autocast_dtype(x)
+        if dtype is not None:
+            x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
+        ctx.shape = x.shape
+        ctx.save_for_backward(None if call.weight.empty else x, weight if ctx.needs_input_grad[1] else None)
+        with torch.autocast(x.device.type, enabled=False):
+            return torch.addmm(bias, _matrix(x), weight).view(*x.shape[:-1], weight.shape[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        call, (x, weight) = ctx.call, ctx.saved_tensors
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[1]:
+            grad_x = call.input_gradient(
+                grad,
+                ctx.shape,
+                lambda pick: (_matrix(pick(grad)) @ weight.t()).view(*pick(grad).shape[:-1], -1),
+            ).to(ctx.dtypes[0])
+        rows, bias_rows = call.weight_rows(), call.bias_rows()
+        if rows is not None:
+            weighed = rows.weigh(rows.pick(grad, call.layout), call.layout)
+            product = _matrix(rows.pick(x, call.layout)).t() @ _matrix(weighed)
+            grad_weight = scaled(product, rows).to(ctx.dtypes[1])
+        if bias_rows is not None:
+            grad_bias = row_sum(bias_rows, call.layout, grad, 1).to(ctx.dtypes[2])
+        return None, grad_x, grad_weight, grad_bias
+
+
+def _matrix(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1, tensor.shape[-1])
+
+
+class TransposedLinear:
+    """Weighted `transformers.pytorch_utils.Conv1D`."""
+
+    adds_rank: ClassVar[int] = 0
+    function: ClassVar[type[Function]] = TransposedLinearRows
+
+    @staticmethod
+    def covers(module: nn.Module) -> bool:
+        """Return whether this is the library's class, with its own forward."""
+        return stock_forward_named(module, *_CLASS)
+
+    @staticmethod
+    def accepts(module: nn.Module, layout: Layout) -> bool:
+        """Return whether the batch is not in the feature dimension."""
+        return layout.dim < layout.rank - 1
+
+    @staticmethod
+    def run(module: nn.Module, call: Call, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return x W + b."""
+        return TransposedLinearRows.apply(call, x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
