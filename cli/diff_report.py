@@ -38,6 +38,7 @@ class Outcome:
     bands: tuple[Difference, ...]
     privacy: tuple[Difference, ...]
     gradients: tuple[Difference, ...]
+    maintenance: tuple[Difference, ...]
     rules: tuple[RuleDifference, ...]
     schema: tuple[str, ...]
     counts: DataDifference | None = None
@@ -46,7 +47,7 @@ class Outcome:
     @property
     def decided(self) -> tuple[Difference, ...]:
         """What of the differences bears on what is learned; rules do so through these alone."""
-        return (*self.bands, *self.privacy, *self.gradients)
+        return (*self.bands, *self.privacy, *self.gradients, *self.maintenance)
 
     @property
     def widens(self) -> bool:
@@ -75,6 +76,7 @@ def show(outcome: Outcome, old: Path, new: Path) -> None:
         ("bands", outcome.bands),
         ("privacy", outcome.privacy),
         ("gradients", outcome.gradients),
+        ("maintenance", outcome.maintenance),
     ):
         _show_differences(heading, [(d.subject, d) for d in differences], outcome, new)
     titles = [(f"{rule.kind} {rule.title}", rule.difference) for rule in outcome.rules]
@@ -181,6 +183,7 @@ def to_json(outcome: Outcome, old: Path, new: Path) -> dict[str, Any]:
         "bands": [_difference(d, outcome) for d in outcome.bands],
         "privacy": [_difference(d, outcome) for d in outcome.privacy],
         "gradients": [_difference(d, outcome) for d in outcome.gradients],
+        "maintenance": [_difference(d, outcome) for d in outcome.maintenance],
         "rules": [
             {
                 "kind": rule.kind,

@@ -8,7 +8,7 @@ import click
 
 from gradwarden.cli.diagnostics import printable
 from gradwarden.policy.decision import Decision, Obligation
-from gradwarden.policy.evaluation.explain import ConditionTrace, Explanation, RuleTrace
+from gradwarden.policy.evaluation.explain import ConditionTrace, Explanation, MaintainedBands, RuleTrace
 from gradwarden.policy.testing.runner import show_weight
 
 COLOURS = {"admit": "green", "limit": "yellow", "defer": "blue", "refuse": "red", "invalid": "magenta"}
@@ -27,6 +27,7 @@ def explanation_lines(explanation: Explanation) -> Iterator[str]:
     yield from _section("obligations", map(_obligation, decision.obligations))
     bearing = [rule for rule in explanation.rules if rule.state != "silent"]
     yield from _section("rules", (line for rule in bearing for line in _rule(rule)))
+    yield from _section("maintained", (line for rule in explanation.maintained for line in _maintained(rule)))
     if any(cause.effect == "not_granted" for cause in decision.causes):
         grants = [rule for rule in explanation.rules if rule.role == "grants"]
         lines = (line for grant in grants for line in _rule(grant, holding=False))
@@ -67,6 +68,14 @@ def _rule(rule: RuleTrace, *, holding: bool = True) -> Iterator[str]:
         if condition.holds == holding or rule.role == "asserts":
             yield from _condition(condition)
     if rule.because and holding:
+        yield f"  because {printable(rule.because)}"
+
+
+def _maintained(rule: MaintainedBands) -> Iterator[str]:
+    state = "" if rule.level == "hard" else " (advisory: measured, not enforced)"
+    yield f"{click.style(rule.name, bold=True)} [maintain]{state}"
+    yield f"  {', '.join(rule.bands)}: {rule.terms}"
+    if rule.because:
         yield f"  because {printable(rule.because)}"
 
 

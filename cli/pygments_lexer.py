@@ -32,7 +32,7 @@ DECLARATIONS = ("examples", "signals", "model", "phases", "gradient", "import")
 
 KINDS = (
     *("policy", "let", "band", "depth", "suppress", "retain", "privacy", "memorization", "curriculum"),
-    *("modulate", "waive", "assert", "starvation"),
+    *("modulate", "waive", "maintain", "assert", "starvation"),
 )
 """Words before the name of what they declare."""
 
@@ -40,9 +40,34 @@ LEVELS = ("advisory", "hard")
 
 CLAUSES = (
     *("accept", "after", "all", "always", "approved", "at", "because", "before", "blocks", "by", "cap"),
-    *("clip", "default", "delta", "during", "epoch", "epochs", "epsilon", "exposure", "exposures", "from"),
+    *(
+        "clip",
+        "default",
+        "delta",
+        "drift",
+        "during",
+        "epoch",
+        "epochs",
+        "epsilon",
+        "exposure",
+        "exposures",
+        "from",
+    ),
     *("halt", "language", "max", "most", "names", "never", "next", "optional", "places", "private"),
-    *("reach", "refuse", "report", "rest", "route", "scale", "step", "steps", "to", "top", "unit"),
+    *(
+        "reach",
+        "refuse",
+        "report",
+        "rest",
+        "route",
+        "scale",
+        "step",
+        "steps",
+        "strength",
+        "to",
+        "top",
+        "unit",
+    ),
     *("until", "version", "weight", "when", "within"),
 )
 

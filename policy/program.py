@@ -367,6 +367,24 @@ class GradientCap:
     norm: str
 
 
+@dataclass(frozen=True, slots=True)
+class Maintenance:
+    """A `maintain` rule: from step `start` on, bands are held near what they were when it came into force.
+
+    strength: of the pull, L2-SP (Li, Grandvalet & Davoine 2018), which adds strength * (p - anchor) to the
+    gradient of every parameter p that a step reaches; a canonical decimal string, None for no pull.
+    drift: the greatest ||p - anchor|| / ||anchor|| of each band, in millionths; None for no bound.
+    """
+
+    name: str
+    bands: tuple[str, ...]
+    strength: str | None
+    drift: int | None
+    start: int = 0
+    level: Level = "hard"
+    because: str = ""
+
+
 @dataclass(frozen=True)
 class Program:
     """A policy in the form that is executed. Tuples of rules are sorted by name; names are unique over all.
@@ -389,6 +407,7 @@ class Program:
     assertions: tuple[Assertion, ...]
     starvation: tuple[Starvation, ...] = ()
     gradient_caps: tuple[GradientCap, ...] = ()
+    maintained: tuple[Maintenance, ...] = ()
     model_map: str = ""
     """SHA-256 (hex) of the model map that the bands were bound with; empty where unbound."""
 

@@ -40,12 +40,14 @@ def _order_faults(program: p.Program) -> Iterator[str]:
         ("assertions", [x.name for x in program.assertions]),
         ("starvation", [x.band for x in program.starvation]),
         ("gradient_caps", [x.band for x in program.gradient_caps]),
+        ("maintained", [x.name for x in program.maintained]),
     )
     for what, names in sequences:
         if list(names) != sorted(set(names)):
             yield f"`{what}` are not sorted by unique names"
     rules = [x.name for group in (program.grants, program.limits) for x in group]
     rules += [x.name for x in program.modulations] + [x.name for x in program.assertions]
+    rules += [x.name for x in program.maintained]
     if len(set(rules)) != len(rules):
         yield "two rules have one name"
     if len(set(program.band_names)) != len(program.bands):
@@ -81,12 +83,19 @@ def _shape_faults(program: p.Program) -> Iterator[str]:
     for limit in program.limits:
         if (limit.kind == "privacy") != (limit.privacy is not None):
             yield f"`{limit.name}` has privacy terms without being a privacy rule, or the reverse"
+    maintained = [band for rule in program.maintained for band in rule.bands]
+    if len(set(maintained)) != len(maintained):
+        yield "a band is maintained twice"
+    for rule in program.maintained:
+        if rule.strength is None and rule.drift is None:
+            yield f"`{rule.name}` neither pulls nor bounds"
 
 
 def _reference_faults(program: p.Program) -> Iterator[str]:
     bands = set(program.band_names)
     signals = {x.name for x in program.signals}
     named = [x.band for x in program.starvation] + [x.band for x in program.gradient_caps]
+    named += [band for x in program.maintained for band in x.bands]
     named += [x.band for m in program.modulations for x in m.scalings]
     named += [x.band for x in program.assertions if x.form in ("never_reach", "at_most")]
     named += [band for x in program.limits if x.privacy for band in x.privacy.bands]

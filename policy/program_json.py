@@ -60,6 +60,7 @@ def program_to_data(program: p.Program) -> Json:
         "assertions": [_rule(rule, "when", "then") for rule in program.assertions],
         "starvation": [_plain(guard) for guard in program.starvation],
         "gradient_caps": [_plain(cap) for cap in program.gradient_caps],
+        "maintained": [_plain(rule) for rule in program.maintained],
         "model_map": program.model_map,
     }
 
@@ -244,6 +245,7 @@ def _program(data: Json) -> p.Program:
         assertions=tuple(p.Assertion(**_conditions(x)) for x in data["assertions"]),
         starvation=tuple(p.Starvation(**x) for x in data["starvation"]),
         gradient_caps=tuple(p.GradientCap(**x) for x in data["gradient_caps"]),
+        maintained=tuple(p.Maintenance(**_tuples(x)) for x in data["maintained"]),
         model_map=data["model_map"],
     )
 

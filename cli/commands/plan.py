@@ -159,6 +159,12 @@ def _show(program: Program, given: ContextOptions, tally: Tally, place: str) -> 
     ]
     emit_table(("band", "examples", "share", "sum of weights"), bands, numeric=(1, 2, 3))
     click.echo()
+    if program.maintained:
+        from gradwarden.policy.evaluation.phrasing import maintenance_terms
+
+        held = [(x.name, ", ".join(x.bands), maintenance_terms(x), x.level) for x in program.maintained]
+        emit_table(("maintains", "bands", "how", "level"), held)
+        click.echo()
     rules = [(name, f"{count:,}", _share(tally, count)) for name, count in sorted(tally.rules.items())]
     emit_table(("rule", "examples", "share"), rules, numeric=(1, 2))
     if tally.faulty:
@@ -201,6 +207,8 @@ def _sum(micro: int) -> str:
 
 
 def _to_json(program: Program, data: Path, given: ContextOptions, tally: Tally) -> dict[str, Any]:
+    from gradwarden.policy.evaluation.phrasing import maintenance_terms
+
     return {
         "policy": {"name": program.name, "version": program.version, "digest": program.digest},
         "data": str(data),
@@ -211,6 +219,10 @@ def _to_json(program: Program, data: Path, given: ContextOptions, tally: Tally) 
             band: {"examples": tally.reached[band], "weight": tally.weight[band] / SCALE}
             for band in program.band_names
         },
+        "maintained": [
+            {"rule": x.name, "bands": x.bands, "terms": maintenance_terms(x), "level": x.level}
+            for x in program.maintained
+        ],
         "rules": dict(sorted(tally.rules.items())),
         "problems": [
             {"attribute": attribute, "code": code, "records": count}

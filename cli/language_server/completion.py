@@ -126,8 +126,8 @@ def _keywords(place: Place, expected: Expected) -> Iterator[str]:
     allowed = ALLOWED.get(place.kind)  # type: ignore[call-overload]  # any word may stand there
     for word in expected.keywords:
         misplaced = word in _CLAUSES and allowed is not None and word not in allowed
-        is_operator = word == "in" and "or" in expected.keywords
-        if not word[0].isalpha() or (misplaced and not is_operator):
+        goes_on = (word == "in" and "or" in expected.keywords) or place.last() == "drift"
+        if not word[0].isalpha() or (misplaced and not goes_on):
             continue
         if place.last() in _VALUED and word not in ("true", "false"):
             continue

@@ -127,10 +127,22 @@ def summary_of(rule: s.Rule | s.Assertion) -> str:
             return f"confines examples{where} {effects}"
         case "waive":
             return f"lifts `{rule.name.text}`{where}, {effects}"
+        case "maintain":
+            return f"holds bands near what they were{_maintained(rule)}"
         case "retain":
             return f"keeps examples{where}: {effects}"
         case _:
             return f"{effects}{where}"
+
+
+def _maintained(rule: s.Rule) -> str:
+    """Return which bands a rule holds, from when on, and how."""
+    order = (s.Timing, s.Within, s.Strength, s.Drift)
+    clauses = sorted(
+        (clause for clause in rule.clauses if isinstance(clause, order)),
+        key=lambda clause: order.index(type(clause)),
+    )
+    return f": {', '.join(phrase(clause.span) for clause in clauses)}" if clauses else ""
 
 
 def _stages(rule: s.Rule) -> Iterator[str]:
@@ -207,6 +219,9 @@ def _touches(rule: s.Rule | s.Assertion, band: str) -> Iterator[tuple[str, str]]
                     yield verb, target.weight.span.text if target.weight else "1"
                 elif rule.kind == "curriculum":
                     yield verb, "0"
+            case s.Within(bands) if rule.kind == "maintain":
+                if band in [x.text for x in bands]:
+                    yield "Maintained", ""
             case s.Within(bands):
                 yield ("Made private", "") if band in [x.text for x in bands] else ("Closed", "")
             case s.Route(to) if to.text != band:

@@ -14,6 +14,7 @@ from gradwarden.policy.checking.check_guards import (
     check_waiver,
     name_waivers,
 )
+from gradwarden.policy.checking.check_maintenance import check_maintenance
 from gradwarden.policy.checking.check_rules import check_rule
 from gradwarden.policy.checking.check_schema import check_name, check_schema, whole
 from gradwarden.policy.checking.scope import Faults, Scope
@@ -122,10 +123,13 @@ class _Rules:
         self.assertions: list[Assertion] = []
         kinds = self._names(items, conditions.faults)
         waivers: list[Waiver | None] = []
+        maintain: list[s.Rule] = []
         for item in items:
             match item:
                 case s.Rule(kind="waive"):
                     waivers.append(check_waiver(item, conditions, kinds))
+                case s.Rule(kind="maintain"):
+                    maintain.append(item)
                 case s.Rule():
                     self._add(check_rule(item, conditions))
                 case s.Assertion():
@@ -133,6 +137,7 @@ class _Rules:
                 case _:
                     pass
         self.waivers = name_waivers([waiver for waiver in waivers if waiver])
+        self.maintained = check_maintenance(maintain, conditions)
         self.starvation = check_starvation([i for i in items if isinstance(i, s.Starvation)], conditions)
         self.gradient = check_gradient([i for i in items if isinstance(i, s.Gradient)], conditions)
 
@@ -186,4 +191,5 @@ def _program(header: s.Header, scope: Scope, rules: _Rules) -> Program:
         assertions=tuple(sorted(rules.assertions, key=lambda rule: rule.name)),
         starvation=rules.starvation,
         gradient_caps=rules.gradient,
+        maintained=rules.maintained,
     )

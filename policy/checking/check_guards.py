@@ -55,7 +55,7 @@ def _check_waived(rule: s.Rule, conditions: Conditions, rules: dict[str, str]) -
     kind = rules.get(rule.name.text)
     if kind is None:
         conditions.faults.undeclared("GW203", "rule", rule.name, rules, "a waiver names the rule it lifts")
-    elif kind in ("depth", "modulate", "assert", "privacy"):
+    elif kind in ("depth", "modulate", "assert", "privacy", "maintain"):
         reasons = {
             "depth": "it grants, and has nothing to lift",
             "privacy": "a privacy guarantee has no exceptions",

@@ -22,6 +22,7 @@ ALLOWED: dict[s.RuleKind, tuple[str, ...]] = {
     "curriculum": ("when", "before", "from", "in", "during", "reach", "because"),
     "modulate": ("when", "scale", "because"),
     "waive": ("when", "approved", "until", "because"),
+    "maintain": ("within", "strength", "drift", "from", "because"),
 }
 """The clauses that a rule of each kind may have, by the words that they begin with."""
 

@@ -13,9 +13,9 @@ from gradwarden.policy.context import Context
 from gradwarden.policy.decision import Decision, Problem
 from gradwarden.policy.evaluation.evaluate import Facts, decide, holds, read_facts
 from gradwarden.policy.evaluation.partition import reads_of
-from gradwarden.policy.evaluation.phrasing import Phrasing, share
+from gradwarden.policy.evaluation.phrasing import Phrasing, maintenance_terms, share
 from gradwarden.policy.evaluation.values import day_text, decode_signal, decode_value
-from gradwarden.policy.program import Assertion, Condition, Program
+from gradwarden.policy.program import Assertion, Condition, Level, Program
 
 Role = Literal["grants", "limits", "scales", "waives", "asserts"]
 State = Literal["enforced", "advisory", "waived", "silent"]
@@ -45,14 +45,29 @@ class RuleTrace:
 
 
 @dataclass(frozen=True, slots=True)
+class MaintainedBands:
+    """A `maintain` rule in force, with those of its bands that the example shapes."""
+
+    name: str
+    bands: tuple[str, ...]
+    terms: str
+    level: Level
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
-    """A decision and the rules behind it, in the order of the program; none where there are problems."""
+    """A decision and the rules behind it, in the order of the program; none where there are problems.
+
+    maintained: what holds the bands that the example shapes near their anchor; it changes no decision.
+    """
 
     program: str
     version: int
     decision: Decision
     rules: tuple[RuleTrace, ...]
     problems: tuple[Problem, ...]
+    maintained: tuple[MaintainedBands, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the explanation as JSON data."""
@@ -60,6 +75,7 @@ class Explanation:
             "policy": {"name": self.program, "version": self.version},
             "decision": self.decision.to_json(),
             "rules": [asdict(rule) for rule in self.rules],
+            "maintained": [asdict(rule) for rule in self.maintained],
         }
 
     def render(self, *, every_rule: bool = False) -> str:
@@ -69,6 +85,7 @@ class Explanation:
         lines += [f"  problem: {problem.attribute}: {problem.detail}" for problem in self.problems]
         for rule in shown:
             lines += ["", *_render_rule(rule)]
+        lines += [f"maintain {x.name}: {', '.join(x.bands)}: {x.terms} ({x.level})" for x in self.maintained]
         return "\n".join(lines)
 
     def _reason(self) -> Iterator[str]:
@@ -92,7 +109,15 @@ def explain(program: Program, metadata: Mapping[str, object], context: Context) 
         return Explanation(program.name, program.version, decision, (), problems)
     unchecked = decide(replace(program, assertions=()), metadata, context)
     rules = tuple(_Tracer(program, facts, decision, unchecked.micro).rules())
-    return Explanation(program.name, program.version, decision, rules, problems)
+    held = tuple(_maintained(program, decision, context.step))
+    return Explanation(program.name, program.version, decision, rules, problems, held)
+
+
+def _maintained(program: Program, decision: Decision, step: int) -> Iterator[MaintainedBands]:
+    for rule in program.maintained:
+        bands = tuple(band for band in rule.bands if decision.weights[band])
+        if bands and rule.start <= step:
+            yield MaintainedBands(rule.name, bands, maintenance_terms(rule), rule.level, rule.because)
 
 
 class _Tracer:

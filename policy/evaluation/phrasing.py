@@ -20,6 +20,7 @@ from gradwarden.policy.program import (
     Constant,
     Flag,
     Has,
+    Maintenance,
     Not,
     Number,
     NumericExpr,
@@ -154,6 +155,19 @@ def scaled(value: int, places: int) -> str:
 def share(micro: int) -> str:
     """Return a weight or factor in millionths as the shortest decimal."""
     return scaled(micro, 6)
+
+
+def maintenance_terms(rule: Maintenance) -> str:
+    """Return how a `maintain` rule holds its bands: `strength 0.01, drift at most 2%, from step 100`."""
+    pull = [] if rule.strength is None else [f"strength {rule.strength}"]
+    bound = [] if rule.drift is None else [f"drift at most {percent(rule.drift)}"]
+    start = [f"from step {rule.start}"] if rule.start else []
+    return ", ".join([*pull, *bound, *start])
+
+
+def percent(micro: int) -> str:
+    """Return a share in millionths in percent, as the shortest decimal: `2.5%`."""
+    return f"{scaled(micro, 4)}%"
 
 
 def _day(value: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 from gradwarden.policy.checking.types import Attribute
@@ -45,12 +46,25 @@ def _reached(subject: Subject, report: Report) -> None:
         where = subject.header.name.span
         report.add("GW508", "no rule grants anything, so nothing will be learned", where, help)
         return
+    kept = {name.text: rule for rule, within in _maintained(subject.items) for name in within.bands}
     for index, band in enumerate(scope.band_names):
-        if not any(grant.weights[index] for grant in enforced):
+        if any(grant.weights[index] for grant in enforced):
+            continue
+        if (rule := kept.get(band)) is not None:
+            help = "leave it out: a band that learns nothing stays bit for bit as it is"
+            report.add("GW548", f"no rule grants the band `{band}` that `{rule.text}` holds", rule.span, help)
+        else:
             help = "name it in a `depth` rule, if it is to learn anything"
             if band == QUARANTINE:
                 help = "`reach all` leaves it out; name it in a `depth` rule"
             report.add("GW503", f"no rule grants the band `{band}`", scope.band_spans[band], help)
+
+
+def _maintained(items: Iterable[s.Item]) -> Iterator[tuple[s.Name, s.Within]]:
+    """Yield the name of each `maintain` rule and the bands that it holds."""
+    for item in items:
+        if isinstance(item, s.Rule) and item.kind == "maintain":
+            yield from ((item.name, clause) for clause in item.clauses if isinstance(clause, s.Within))
 
 
 def _unread(subject: Subject, report: Report) -> None:

@@ -88,6 +88,7 @@ RULES = (
     _note("GW544", "unseen-value", "a value that no example of the data has (a note)", needs="data"),
     _warning("GW545", "premature-guard", "a memorization rule that holds before anything is measured"),
     _warning("GW547", "refuses-everything", "a rule that refuses every example at any time"),
+    _warning("GW548", "idle-maintenance", "a `maintain` rule for a band that no rule grants"),
 )
 """Every lint rule, by code."""
 

@@ -175,6 +175,12 @@ class Builder(ExpressionBuilder):
     def approved(self, children: Children) -> s.Approved:
         return s.Approved(self._word(children[2]), self._span(children))
 
+    def strength(self, children: Children) -> s.Strength:
+        return s.Strength(self._plain(children[1]), self._span(children))
+
+    def drift(self, children: Children) -> s.Drift:
+        return s.Drift(self._plain(children[2]), self._span(children))
+
     # --- assertions and guards ------------------------------------------------------------------------------
 
     def assertion(self, children: Children) -> s.Assertion:

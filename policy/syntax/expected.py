@@ -19,7 +19,7 @@ _DECLARATION = re.compile(
         policy\b (?!\s*:) | import[ \t]*" | max[ \t]+weight\b
       | (?:let|band)[ \t]+\w+[ \t]*=(?!=)
       | (?:(?:advisory|hard)[ \t]+)? [A-Za-z_]+ (?:[ \t]+\w+)? [ \t]*\{
-      | (?:depth|suppress|retain|privacy|memorization|curriculum|modulate|waive|assert|starvation)
+      | (?:depth|suppress|retain|privacy|memorization|curriculum|modulate|waive|maintain|assert|starvation)
         [ \t]+ (?![:=])
     )""",
     re.MULTILINE | re.VERBOSE,

@@ -46,7 +46,7 @@ _DECLARATION = re.compile(
       | (?:examples|signals|model|phases|gradient)\s*\{
       | (?:let|band)[ \t]+\w+[ \t]*=(?!=)
       | (?:(?:advisory|hard)[ \t]+)?
-        (?:depth|suppress|retain|privacy|memorization|curriculum|modulate|waive|assert|starvation)
+        (?:depth|suppress|retain|privacy|memorization|curriculum|modulate|waive|maintain|assert|starvation)
         [ \t]+\w+\s*\{
     ) | ^[A-Za-z_]+[ \t]+\w+[ \t]*\{""",
     re.MULTILINE | re.VERBOSE,

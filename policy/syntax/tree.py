@@ -13,7 +13,15 @@ from gradwarden.policy.program import Level
 from gradwarden.policy.source import Source, Span
 
 RuleKind = Literal[
-    "depth", "suppress", "retain", "privacy", "memorization", "curriculum", "modulate", "waive"
+    "depth",
+    "suppress",
+    "retain",
+    "privacy",
+    "memorization",
+    "curriculum",
+    "modulate",
+    "waive",
+    "maintain",
 ]
 
 
@@ -452,6 +460,20 @@ class Approved:
     span: Span
 
 
+@dataclass(frozen=True, slots=True)
+class Strength:
+    value: Quantity
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """`drift at most PERCENT%`"""
+
+    percent: Quantity
+    span: Span
+
+
 Clause: TypeAlias = (
     When
     | Because
@@ -467,6 +489,8 @@ Clause: TypeAlias = (
     | UnitOf
     | Scale
     | Approved
+    | Strength
+    | Drift
 )
 
 

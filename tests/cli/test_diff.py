@@ -178,3 +178,15 @@ def test_without_the_solver_it_says_what_to_install(
     result = run("diff", *names)
     assert result.exit_code == 2
     assert "pip install 'gradwarden[prove]'" in result.stderr
+
+
+def test_a_band_that_is_no_longer_maintained_is_a_widening(run: Any, files: Any) -> None:
+    held = "suppress long { when lines > 500"
+    old, new = files((held, f"maintain kept {{ within deep  strength 0.01  drift at most 2% }}\n{held}"))
+    result = run("diff", old, new)
+    assert result.exit_code == 0
+    assert "maintenance\n  deep  narrower (not held, now strength 0.01, drift at most 2%)" in result.stdout
+    result = run("diff", new, old, "--format", "json")
+    assert result.exit_code == 1
+    [found] = document(result)["maintenance"]
+    assert (found["name"], found["relation"]) == ("deep", "wider")

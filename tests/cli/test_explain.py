@@ -122,3 +122,23 @@ def test_a_signal_beyond_its_range_is_said_to_be_clamped(run: Run, policy: Path)
 def test_counts_are_bounded_as_in_the_language(run: Run, policy: Path) -> None:
     result = run("explain", policy, "--example", "-", "--step", 2**31, input=json.dumps(EXAMPLE))
     assert result.exit_code == 2
+
+
+HELD = """
+maintain kept { within deep, shallow  strength 0.01  drift at most 2.5%  from step 5  because "base" }
+advisory maintain watched { within other  drift at most 10% }
+"""
+
+
+def test_what_holds_the_bands_that_an_example_shapes_is_told(run: Run, policy: Path) -> None:
+    policy.write_text(policy.read_text().replace("model {", "model {\n  other = blocks 7") + HELD)
+    example = json.dumps({**EXAMPLE, "lines": 1})
+    early = run("explain", policy, "--example", "-", "--set", "loss=0", input=example)
+    assert "kept [maintain]" not in early.stdout
+    result = run("explain", policy, "--example", "-", "--set", "loss=0", "--step", 5, input=example)
+    assert "maintained\n  kept [maintain]\n" in result.stdout
+    told = "    shallow, deep: strength 0.01, drift at most 2.5%, from step 5\n    because base\n"
+    assert told in result.stdout
+    assert "watched" not in result.stdout
+    document = explain(run, policy, {**EXAMPLE, "lines": 1}, "--step", 5)
+    assert [rule["name"] for rule in document["maintained"]] == ["kept"]  # type: ignore[attr-defined]

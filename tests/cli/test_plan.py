@@ -202,3 +202,15 @@ def test_a_manifest_without_records_is_warned_of(run: Run, policy: Path) -> None
     result = run("plan", policy, "--data", "data.jsonl", "--format", "json")
     assert json.loads(result.stdout)["records"] == 0
     assert "warning[GW900]: `data.jsonl` holds no records" in result.stderr
+
+
+def test_what_holds_the_bands_is_part_of_the_plan(run: Run, policy: Path) -> None:
+    policy.write_text(policy.read_text() + "maintain kept { within deep  drift at most 2% }\n")
+    data = write(policy.with_name("data.jsonl"))
+    _, document = plan(run, policy, data)
+    assert document["maintained"] == [
+        {"rule": "kept", "bands": ["deep"], "terms": "drift at most 2%", "level": "hard"}
+    ]
+    words = run("plan", policy, "--data", data, "--at", "2026-01-01").stdout
+    assert "maintains  bands  how               level" in words
+    assert "kept       deep   drift at most 2%  hard" in words

@@ -1625,6 +1625,16 @@ SCHEMA: Sequence[Group] = (
         case("admitted", {}, "admit 1", rules="base"),
     ),
     group(
+        "maintained_bands_change_no_decision",
+        TWO
+        + ALL
+        + 'suppress s { when step > 5  cap deep at 0.5  because "later" }\n'
+        + "maintain m { within deep  strength 0.01  drift at most 2.5% }\n"
+        + "advisory maintain n { within shallow  drift at most 100%  from step 3 }",
+        case("admitted, and no rule of it is named", {}, "admit 1 1", rules="base"),
+        case("nor once both are in force", {}, "limit 1 0.5", rules="base s", causes="s:capped", step=6),
+    ),
+    group(
         "everything_at_once",
         "max weight 2\nexamples { kind : one of surface, concept phi : bool patient : string erase : date optional }\n"
         + "signals { g : number 0..1 default 0 }\n"

@@ -137,6 +137,7 @@ def declarations(draw: DrawFn) -> list[str]:
         'waive waived { approved by "B"  until 2027-01-01  because "x" }',
         "starvation deep { after 100 steps halt }",
         "gradient { deep at most 1.0 shallow at most 5 }",
+        'maintain kept { within deep, middle  strength 0.010  drift at most 2.5%  from step 3 because "x" }',
     ]
     return draw(st.permutations([*SCHEMA, *drawn, *extra]))
 

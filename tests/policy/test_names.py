@@ -81,6 +81,7 @@ def test_clauses_name_bands_attributes_signals_phases_and_rules() -> None:
             'waive r { approved by "A"  until 2027-01-01  because "b" }',
             "starvation deep { after 10 steps halt }",
             "gradient { shallow at most 1 }",
+            "maintain m { within deep  strength 1 }",
             "assert a { never reach deep when fine }",
         )
         if not name[2]
@@ -97,6 +98,7 @@ def test_clauses_name_bands_attributes_signals_phases_and_rules() -> None:
         ("rule", "r", False),
         ("band", "deep", False),
         ("band", "shallow", False),
+        ("band", "deep", False),
         ("band", "deep", False),
         ("condition", "fine", False),
     ]

@@ -115,6 +115,12 @@ def test_conditions_nested_without_end_are_refused() -> None:
     assert refusal(text)[0] in ("GW440", "GW441", "GW442", "GW443")
 
 
+def maintained(**changes: object) -> dict[str, object]:
+    """A `maintain` rule as JSON data."""
+    rule = {"name": "m", "bands": ["deep"], "strength": "1", "drift": None, "start": 0}
+    return {**rule, "level": "hard", "because": "", **changes}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -138,6 +144,11 @@ def test_conditions_nested_without_end_are_refused() -> None:
         ),
         (lambda d: d["attributes"][0].update(lo=5, hi=-5), "is empty"),
         (lambda d: d.update(starvation=[{"band": "none", "steps": 1, "action": "halt"}]), "no band"),
+        (lambda d: d.update(maintained=[maintained(bands=["none"])]), "no band"),
+        (lambda d: d.update(maintained=[maintained(), maintained(name="n")]), "maintained twice"),
+        (lambda d: d.update(maintained=[maintained(strength=None)]), "neither pulls nor bounds"),
+        (lambda d: d.update(maintained=[maintained(name=d["grants"][0]["name"])]), "one name"),
+        (lambda d: d.update(maintained=[maintained(name="z"), maintained(bands=["middle"])]), "not sorted"),
         (
             lambda d: d.update(
                 waivers=[

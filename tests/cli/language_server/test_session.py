@@ -121,6 +121,11 @@ HOVERS = [
     ("depth d { when loss‸ > 1  reach all }", ["loss : number 0..10 default 1", "clamped"]),
     ("depth d { when phase == war‸mup  reach all }", ["until step 10"]),
     ("depth d { when to‸day > 2026-01-01  reach all }", ["never the machine's clock"]),
+    (
+        "maintain ke‸pt { drift at most 2%  strength 0.1  within deep  from step 3 }",
+        ["Holds bands near what they were: from step 3, within deep, strength 0.1, drift at most 2%."],
+    ),
+    ("maintain kept { within de‸ep  strength 1 }", ["Maintained by `maintain kept`."]),
     ("depth d { when pat‸ient == patient  reach all }", ["which may lack it"]),
 ]
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from gradwarden.policy import Context, compile_policy, parse_policy
 from gradwarden.policy.comparing.counts import DataDifference
-from gradwarden.policy.comparing.pairs import rename_attributes
+from gradwarden.policy.comparing.maintaining import maintenance_differences
+from gradwarden.policy.comparing.pairs import cells, rename_attributes
 from gradwarden.policy.comparing.programs import Comparer, Difference
 from gradwarden.policy.comparing.rules import rule_differences
 from gradwarden.policy.comparing.schemas import schema_changes
@@ -181,6 +182,59 @@ def test_a_protection_under_another_name_is_one() -> None:
 )  # fmt: skip
 def test_gradient_caps_are_compared_by_their_norm(change: tuple[str, str], relation: str) -> None:
     assert relations(list(compare(change).gradients())) == {"deep": relation}
+
+
+HELD = "maintain base { within deep  strength 0.01  drift at most 2%  from step 10 }"
+
+
+@pytest.mark.parametrize(
+    ("now", "relation"),
+    [
+        (HELD.replace("base", "other"), None),
+        ("", "wider"),
+        (HELD.replace("0.01", "0.001"), "wider"),
+        (HELD.replace("strength 0.01", ""), "wider"),
+        (HELD.replace("2%", "2.0001%"), "wider"),
+        (HELD.replace("drift at most 2%", ""), "wider"),
+        (HELD.replace("step 10", "step 11"), "wider"),
+        (f"advisory {HELD}", "wider"),
+        (HELD.replace("0.01", "0.1"), "narrower"),
+        (HELD.replace("2%", "1%"), "narrower"),
+        (HELD.replace("from step 10", ""), "narrower"),
+        (HELD.replace("0.01", "0.1").replace("2%", "3%"), "both"),
+    ],
+)
+def test_maintain_rules_are_compared_by_how_closely_they_hold_a_band(now: str, relation: str | None) -> None:
+    old, new = program(BASE + HELD), program(BASE + now)
+    found = list(maintenance_differences(old, new, cells(old, new)))
+    assert relations(found) == ({"deep": relation} if relation else {})
+    assert all(d.widens == (relation in ("wider", "both")) for d in found)
+    turned = {"wider": "narrower", "narrower": "wider", "both": "both", None: None}
+    back = relations(list(maintenance_differences(new, old, cells(new, old))))
+    assert back == ({"deep": turned[relation]} if relation else {})
+
+
+def test_a_drift_that_is_measured_over_a_larger_band_lets_each_part_move_further() -> None:
+    def held(shares: dict[str, tuple[str, ...]]) -> Program:
+        rules = "".join(f"maintain m{n} {{ within {n}  drift at most 2% }} " for n in shares)
+        source = bound_in_bands(shares, {})
+        checked = program(
+            "policy p version 1 language 1 model { "
+            + " ".join(f'{band} = names "{band}.*"' for band in shares)
+            + f" }} depth d {{ reach all }} {rules}"
+        )
+        return dataclasses.replace(source, maintained=checked.maintained)
+
+    one, halves = held({"a": ("w.1", "w.2")}), held({"b": ("w.1",), "c": ("w.2",)})
+    found = list(maintenance_differences(one, halves, cells(one, halves)))
+    assert relations(found) == {"a -> b": "narrower", "a -> c": "narrower"}
+    found = list(maintenance_differences(halves, one, cells(halves, one)))
+    assert relations(found) == {"b -> a": "wider", "c -> a": "wider"}
+
+
+def test_without_a_model_nobody_knows_whether_the_same_parameters_are_held() -> None:
+    old, new = program(BASE + HELD), program(BASE + HELD, ("top 25%", "top 30%"))
+    assert relations(list(maintenance_differences(old, new, cells(old, new)))) == {"deep": "unknown"}
 
 
 def test_without_a_model_a_band_that_is_drawn_otherwise_may_be_wider() -> None:

@@ -297,6 +297,7 @@ def test_rules_that_are_said_to_do_nothing_do_nothing_in_a_long_campaign(
         ("suppress s { cap deep at 1  because \"r\" }", ["GW533"]),
         ("suppress s { cap deep at 0.999999  because \"r\" }", []),
         # declarations
+        ("maintain m { within deep  strength 1 }", []),
         (
             "band low = entropy < 3\n"
             "band high = entropy > 3\ndepth x { when low or high  reach deep }",

@@ -1,0 +1,66 @@
+"""How `maintain` rules differ: whether a part of the model may move further from what it was.
+
+They change no decision, so nothing is asked of a solver. A pull that is weaker, a bound that is greater, a
+rule that comes later, only advises or is gone, lets a band move further: wider. So does a bound that holds
+for a larger band, since one part of it may then move by what the others leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from decimal import Decimal
+
+from gradwarden.policy.comparing.pairs import Cell
+from gradwarden.policy.comparing.programs import Difference, Relation
+from gradwarden.policy.evaluation.phrasing import maintenance_terms
+from gradwarden.policy.program import Maintenance, Program
+
+
+def maintenance_differences(old: Program, new: Program, cells: Collection[Cell]) -> Iterator[Difference]:
+    """Yield each part of the model that is held otherwise than before.
+
+    A rule that only advises holds nothing.
+    """
+    before, after = _held(old), _held(new)
+    for cell in cells:
+        was = None if cell.old is None else before.get(old.band_names[cell.old])
+        now = None if cell.new is None else after.get(new.band_names[cell.new])
+        joined = _bounded(was) and any(x.new == cell.new and x.old != cell.old for x in cells)
+        divided = _bounded(now) and any(x.old == cell.old and x.new != cell.new for x in cells)
+        wider, narrower = _looser(was, now) or joined, _looser(now, was) or divided
+        if not wider and not narrower and not (cell.moved and was):
+            continue
+        relation: Relation = "both" if wider and narrower else "wider" if wider else "narrower"
+        notes = [f"{_terms(was)}, now {_terms(now)}"]
+        if (joined or divided) and was and now:
+            notes.append("a bound holds for a band as a whole, and the band has other parameters")
+        if cell.moved and not wider:
+            relation = "unknown"
+            notes.append(
+                "its part of the model may be another: compare programs that are bound (--model-map)"
+            )
+        yield Difference(cell.name, relation, notes=tuple(notes))
+
+
+def _held(program: Program) -> dict[str, Maintenance]:
+    """Return the rule that holds each band."""
+    return {band: rule for rule in program.maintained if rule.level == "hard" for band in rule.bands}
+
+
+def _bounded(rule: Maintenance | None) -> bool:
+    return rule is not None and rule.drift is not None
+
+
+def _looser(was: Maintenance | None, now: Maintenance | None) -> bool:
+    """Return whether a band that `was` holds may move further under `now`, in some way."""
+    if was is None:
+        return False
+    if now is None:
+        return True
+    weaker = Decimal(now.strength or 0) < Decimal(was.strength or 0)
+    further = was.drift is not None and (now.drift is None or now.drift > was.drift)
+    return weaker or further or now.start > was.start
+
+
+def _terms(rule: Maintenance | None) -> str:
+    return "not held" if rule is None else maintenance_terms(rule)
