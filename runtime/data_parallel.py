@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
@@ -62,6 +62,9 @@ class Ranks(Protocol):
     def lead(self, what: str, produce: Callable[[], T], prepare: Callable[[], object]) -> T:
         """Run `produce` on rank 0 and `prepare` on the others; return what rank 0 got. Raises alike."""
 
+    def any(self, what: str, flag: bool) -> bool:
+        """Return whether the flag is set on any rank. A rank cannot fail here, and names no reason."""
+
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Turn each gradient into its sum over the ranks, None counting as zeros. The same list on all."""
 
@@ -76,6 +79,9 @@ class OneRank:
 
     def lead(self, what: str, produce: Callable[[], T], prepare: Callable[[], object]) -> T:
         return produce()
+
+    def any(self, what: str, flag: bool) -> bool:
+        return flag
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Leave gradients as they are."""
@@ -96,6 +102,7 @@ class GroupRanks:
 
     def __init__(self, group: ProcessGroup) -> None:
         self._group = group
+        self._device = _device_of(group)
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         if self.rank < 0:
             raise MaskError("this process is not in the group", help="pass a group that every process is in")
@@ -125,6 +132,12 @@ class GroupRanks:
         found: T = self.collect(what, action)[ROOT]
         return found
 
+    def any(self, what: str, flag: bool) -> bool:
+        flags = torch.tensor([flag], dtype=torch.int32, device=self._device)
+        with self._together(what):
+            dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._group)
+        return bool(flags[0])
+
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         for bucket in _buckets(parameters):
             flat = torch.cat([_gradient(parameter).reshape(-1) for parameter in bucket])
@@ -135,14 +148,26 @@ class GroupRanks:
 
     def _exchange(self, note: Note) -> list[Note]:
         notes: list[Any] = [None] * self.size
-        try:
+        with self._together(note.what):
             dist.all_gather_object(notes, note, group=self._group)
+        return notes
+
+    @contextmanager
+    def _together(self, what: str) -> Iterator[None]:
+        try:
+            yield
         except (RuntimeError, ValueError, OSError) as error:
             raise RankError(
-                f"rank {self.rank} lost the other ranks when it would {note.what}",
+                f"rank {self.rank} lost the other ranks when it would {what}",
                 help="see what the other ranks printed; the run can be resumed from its ledger",
             ) from error
-        return notes
+
+
+def _device_of(group: ProcessGroup) -> torch.device:
+    """Return where a group takes tensors from."""
+    if dist.get_backend(group) == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
 
 
 def ranks_of(group: ProcessGroup | None) -> Ranks:
@@ -180,14 +205,17 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 
 def check_replica(model: nn.Module, ranks: Ranks) -> None:
-    """Raise MaskError for a model whose gradients could not be summed here."""
+    """Raise MaskError for a model whose gradients could not be reduced.
+
+    model: without a wrapper of its own.
+    """
     if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
         raise MaskError(
-            "the model is wrapped in DistributedDataParallel, which does not see masked gradients",
-            help="pass the model itself and the process group: `Governor(program, model, …, group=group)`",
+            "a part of the model is wrapped in DistributedDataParallel",
+            help="wrap the model as a whole, or not at all and pass `group=`",
         )
     if ranks.size > 1 and any(getattr(module, "sparse", False) is True for module in model.modules()):
-        raise MaskError("sparse gradients cannot be summed over ranks", help="use `sparse=False`")
+        raise MaskError("sparse gradients cannot be reduced over ranks", help="use `sparse=False`")
 
 
 def check_equal(ranks: Ranks, what: str, facts: Callable[[], Mapping[str, str]]) -> None:

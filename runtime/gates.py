@@ -8,7 +8,8 @@ Norms are L2 norms over all parameters of a band; a finite gradient never overfl
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -87,6 +88,7 @@ class ForeignWatch:
 
     def __init__(self) -> None:
         self.seen = False
+        self._paused = False
         self._watched: dict[Tensor, RemovableHandle] = {}
 
     def begin(self, parameters: Iterable[Tensor]) -> None:
@@ -97,6 +99,15 @@ class ForeignWatch:
                 hook = parameter.register_post_accumulate_grad_hook(self._see)  # type: ignore[no-untyped-call]
                 self._watched[parameter] = hook
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, gradients may be accumulated: the masks' own, where a wrapper reduces them on the way."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
     def remove(self) -> None:
         """Stop watching. Safe to repeat."""
         for handle in self._watched.values():
@@ -104,7 +115,7 @@ class ForeignWatch:
         self._watched.clear()
 
     def _see(self, parameter: Tensor) -> None:
-        self.seen = True
+        self.seen = self.seen or not self._paused
 
     def finding(self) -> Finding | None:
         """Return a finding where `backward` was called on something that reaches a parameter."""

@@ -30,13 +30,7 @@ from gradwarden.policy.context import Context, IntArray
 from gradwarden.policy.program import Program
 from gradwarden.runtime.binding import bind_model
 from gradwarden.runtime.checkpoints import save_checkpoint
-from gradwarden.runtime.data_parallel import (
-    check_equal,
-    check_replica,
-    first_finding,
-    ranks_of,
-    weights_digest,
-)
+from gradwarden.runtime.data_parallel import check_equal, check_replica, first_finding, weights_digest
 from gradwarden.runtime.errors import LedgerError, MaskError, PrivacyError, RankError, StarvationHalt
 from gradwarden.runtime.expiry import ExpiryWatch
 from gradwarden.runtime.gates import (
@@ -52,12 +46,13 @@ from gradwarden.runtime.history import read_history
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.ledger import Ledger
 from gradwarden.runtime.ledger.program_signature import demand_signature
-from gradwarden.runtime.masks import make_engine
+from gradwarden.runtime.masks import Engine, make_engine
 from gradwarden.runtime.memorization import LossReference
 from gradwarden.runtime.privacy.accounting import JointPlan
 from gradwarden.runtime.privacy.budget import BudgetBook
 from gradwarden.runtime.proposal import Proposal
 from gradwarden.runtime.recorder import Recorder
+from gradwarden.runtime.reduction import reduction_of
 from gradwarden.runtime.roster import Examples, Roster
 from gradwarden.runtime.starvation import StarvationGuard
 from gradwarden.runtime.terms import RunTerms, committer_of, ledger_of
@@ -85,8 +80,10 @@ class Governor:
     example commitments, made where it is missing; None: `<ledger path>.secret`. noise_seed: fixes the privacy
     noise, for tests.
     dataset: (id, metadata) of examples known beforehand; the ledger then opens with a salted digest of them.
-    group: the processes that train this model together, each with its own part of every batch. The model is
-    not wrapped; rank 0 has the ledger, the others pass None. All of them call every method alike.
+    model: as the loop calls it, in DistributedDataParallel or not.
+    group: the processes that train this model together, each with its own part of every batch; that of the
+    wrapper where there is one. Rank 0 has the ledger, the others pass None. All of them call every method
+    alike.
     trusted: where keys are given, the program must be signed by one of them, as it is passed here. signature:
     the content of its `.note` (`gradwarden build --sign`).
 
@@ -115,9 +112,11 @@ class Governor:
     ) -> None:
         if normaliser is not None and not 0.0 < normaliser < float("inf"):
             raise MaskError(f"a normaliser is a number above 0, not `{normaliser}`")
-        self.model = model
         self.optimizer = optimizer
-        self.ranks = ranks_of(group)
+        self.foreign = ForeignWatch()
+        self.reduction = reduction_of(model, group, self.foreign)
+        self.ranks = self.reduction.ranks
+        self.model = self.reduction.module
         self.normaliser = normaliser
         self.epoch = 0
         self.next_step = 0
@@ -125,7 +124,6 @@ class Governor:
         self.refused = 0
         self.exposed = 0
         self.references = LossReference()
-        self.foreign = ForeignWatch()
         self._clock = clock
         self._engine_choice = engine
         self._closed = False
@@ -138,7 +136,7 @@ class Governor:
             self._attach(program, ledger, privacy, secret, noise_seed, dataset)
 
         self.ranks.collect("join the run", join)
-        self.engine = make_engine(model, self.program.bands, engine)
+        self.engine = self._make_engine(self.program)
         try:
             check_equal(self.ranks, "join the run", self._replica)
             standing = self.ranks.lead("join the run", self._begin, lambda: None)
@@ -178,6 +176,9 @@ class Governor:
         )
         self.starvation = StarvationGuard(self.program.starvation)
         self.recorder = Recorder(self.ledger)
+
+    def _make_engine(self, program: Program) -> Engine:
+        return make_engine(self.model, program.bands, self._engine_choice, self.reduction.passes)
 
     def _replica(self) -> dict[str, str]:
         """Return what every rank must have alike."""
@@ -281,7 +282,10 @@ class Governor:
         self._open_step = None
         step = proposal.context.step
         try:
-            parts = self.ranks.collect(f"leave step {step}", lambda: proposal.part(error))
+            own = proposal.finding(error)
+            if proposal.active:
+                self.reduction.finish(own is None)
+            parts = self.ranks.collect(f"leave step {step}", lambda: proposal.part(own))
             proposal.take_losses(parts)
             finding = first_finding([part.finding for part in parts])
             if finding is None:
@@ -296,6 +300,8 @@ class Governor:
             reason = "ranks_lost" if isinstance(fault, RankError) else "interrupted"
             self._refuse(proposal, Finding("commit", reason, raised("the step's end", fault)))
             raise
+        finally:
+            self.reduction.end()
         if finding is not None:
             self._refuse(proposal, finding)
             return
@@ -314,7 +320,7 @@ class Governor:
     def _gradient_gate(self, proposal: Proposal, graded: int) -> Finding | None:
         """Sum over ranks, noise what is private, check that all is finite, cap norms. Fails closed."""
         try:
-            self.ranks.sum_gradients([p for i, p in enumerate(self.every_parameter()) if graded >> i & 1])
+            self.reduction.settle(self.every_parameter(), graded)
             if self.budgets:
                 # Before anything private is added: a refused step is not paid for, so it may not tell of it.
                 findings = check_gradients(self.parameters)
@@ -381,11 +387,11 @@ class Governor:
         self.budgets.check_same_terms(bound.program)
         self.engine.close()
         try:
-            self.engine = make_engine(self.model, bound.program.bands, self._engine_choice)
+            self.engine = self._make_engine(bound.program)
             check_equal(self.ranks, "change the policy", lambda: {"policy": bound.program.digest})
         except BaseException:
             self.engine.close()
-            self.engine = make_engine(self.model, self.program.bands, self._engine_choice)
+            self.engine = self._make_engine(self.program)
             raise
         self.program, self.parameters = bound.program, bound.parameters
         self.budgets.adopt(bound.program)

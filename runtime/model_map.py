@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from typing import Self
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from gradwarden.policy.model_map import Layer, Parameter
 from gradwarden.policy.model_map import ModelMap as ModelMapData
@@ -41,8 +42,11 @@ class ModelMap(ModelMapData):
     def from_module(cls, module: nn.Module) -> Self:
         """Return the map of every parameter of `module`, frozen ones included.
 
-        Raises MaskError for a model without parameters or with parameters that have no shape yet.
+        A model in DistributedDataParallel has the map of the bare model. Raises MaskError for a model without
+        parameters or with parameters that have no shape yet.
         """
+        if isinstance(module, DistributedDataParallel):
+            module = module.module
         blocks = _sequential(module) or _stages(module) or _stack(module) or _in_order(module)
         places = list(_places(module, blocks))
         layers: dict[tuple[str, int | None, int], list[Parameter]] = {}

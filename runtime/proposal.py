@@ -66,6 +66,7 @@ class Proposal:
             governor.begin(self)
         try:
             governor.model.zero_grad(set_to_none=True)
+            governor.reduction.begin()
             governor.foreign.begin(governor.every_parameter())
             self._arm()
         except BaseException as error:
@@ -187,6 +188,8 @@ class Proposal:
         if self.refusal is not None or not self.weights[self._part].any():
             return
         public = self._public[self._part]
+        if self._done.all():
+            self._governor.reduction.last()
         try:
             self.refusal = check_losses(losses, public.nonzero().flatten().tolist())
             if self.refusal is None:
@@ -208,7 +211,7 @@ class Proposal:
                 governor.budgets.contribute(losses, self._private, self.weights, governor.parameters)
         if bool(public.any()):
             rows = None if bool((public | ~self._reached()).all()) else public
-            governor.engine.backward(losses, self.normaliser, rows=rows)
+            governor.engine.backward(losses, self.normaliser / governor.reduction.share, rows=rows)
 
     def _reached(self) -> Tensor:
         return torch.from_numpy(self.weights[self._part].any(axis=1))
@@ -237,13 +240,13 @@ class Proposal:
         self._governor.engine.disarm()
         self._governor.conclude(self, error)
 
-    def part(self, error: BaseException | None) -> Part:
-        """Return what the other ranks need to know of this one. error: what broke the block, if any."""
-        graded = sum(1 << i for i, p in enumerate(self._governor.every_parameter()) if p.grad is not None)
-        return Part(self._finding(error), np.array(self._places, np.int64), np.array(self._losses), graded)
+    def part(self, finding: Finding | None) -> Part:
+        """Return what the other ranks need to know of this one. finding: of this rank."""
+        graded = self._governor.reduction.graded(self._governor.every_parameter())
+        return Part(finding, np.array(self._places, np.int64), np.array(self._losses), graded)
 
-    def _finding(self, error: BaseException | None) -> Finding | None:
-        """Return why this rank cannot let the step through."""
+    def finding(self, error: BaseException | None) -> Finding | None:
+        """Return why this rank cannot let the step through. error: what broke the block, if any."""
         if error is not None:
             return Finding("gradient", "interrupted", raised("the step's block", error))
         if self.refusal is not None:

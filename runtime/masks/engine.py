@@ -12,6 +12,7 @@ from gradwarden.policy.errors import did_you_mean
 from gradwarden.policy.program import Band
 from gradwarden.runtime.errors import MaskError
 from gradwarden.runtime.masks.fused import FusedEngine
+from gradwarden.runtime.masks.passes import Passes
 from gradwarden.runtime.masks.split import SplitEngine
 
 ENGINES = ("auto", "fused", "split")
@@ -64,15 +65,18 @@ class Engine(Protocol):
         """Restore the model. Safe to repeat."""
 
 
-def make_engine(model: nn.Module, bands: Sequence[Band], engine: str = "auto") -> Engine:
+def make_engine(
+    model: nn.Module, bands: Sequence[Band], engine: str = "auto", passes: Passes | None = None
+) -> Engine:
     """Attach a mask engine to a model whose parameters are bound to bands.
 
     engine: `split` (reference, any architecture), `fused` (one backward pass; a failing probe is an error)
     or `auto` (`fused`; a failing probe falls back to `split` with a warning). The probe runs with the first
-    armed forward pass. Raises MaskError for a model that mixes examples or lacks parameters of `bands`.
+    armed forward pass. passes: how backward passes are run; None: by this process alone. Raises MaskError for
+    a model that mixes examples or lacks parameters of `bands`.
     """
     if engine not in ENGINES:
         raise MaskError(f"unknown mask engine `{engine}`", help=did_you_mean(engine, ENGINES))
     if engine == "split":
-        return SplitEngine(model, bands)
-    return FusedEngine(model, bands, strict=engine == "fused")
+        return SplitEngine(model, bands, passes=passes)
+    return FusedEngine(model, bands, strict=engine == "fused", passes=passes)

@@ -32,10 +32,11 @@ from gradwarden.runtime.masks.call import Call
 from gradwarden.runtime.masks.graph import Uses, uses
 from gradwarden.runtime.masks.mixing import refuse_mixing
 from gradwarden.runtime.masks.ownership import Schedule, misplaced
+from gradwarden.runtime.masks.passes import Passes
 from gradwarden.runtime.masks.probe import Recorder, probe
 from gradwarden.runtime.masks.rows import Plan, Rows
 from gradwarden.runtime.masks.sites import Site, attach, detach, find_sites
-from gradwarden.runtime.masks.split import SplitEngine, add_gradient, by_class, gradients_of
+from gradwarden.runtime.masks.split import SplitEngine, add_gradient, by_class
 from gradwarden.runtime.masks.trial import Trial, TrialError, holds_batch
 from gradwarden.runtime.masks.watch import Watch
 
@@ -46,7 +47,14 @@ class FusedEngine:
     strict: a failing probe raises MaskError; otherwise the engine becomes a `SplitEngine`, with a warning.
     """
 
-    def __init__(self, model: nn.Module, bands: Sequence[Band], *, strict: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        bands: Sequence[Band],
+        *,
+        strict: bool = False,
+        passes: Passes | None = None,
+    ) -> None:
         refuse_mixing(model)
         self.notes: list[str] = []
         self.bands = index_bands(model, bands)
@@ -54,6 +62,7 @@ class FusedEngine:
         self._model = model
         self._declared = tuple(bands)
         self._strict = strict
+        self._passes = passes or Passes()
         self._probed = self._probing = False
         self._dim = 0
         self._plain = False
@@ -106,7 +115,7 @@ class FusedEngine:
         checked_losses(losses, plan.batch)
         chosen = chosen_rows(rows, plan.batch)
         for parameter, gradient in self.gradients(
-            plan, losses, checked_normaliser(normaliser), chosen, retain_graph
+            plan, losses, checked_normaliser(normaliser), chosen, retain_graph, self._passes
         ):
             add_gradient(parameter, gradient)
         if not retain_graph:
@@ -141,7 +150,13 @@ class FusedEngine:
         return Plan(weights, [float(sum(p.numel() for p in members)) for members in self.bands.members])
 
     def gradients(
-        self, plan: Plan, losses: Tensor, normaliser: float, rows: Tensor, retain_graph: bool = False
+        self,
+        plan: Plan,
+        losses: Tensor,
+        normaliser: float,
+        rows: Tensor,
+        retain_graph: bool = False,
+        passes: Passes | None = None,
     ) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Yield gradients to be added up, for the chosen rows (bool [B]) of a batch run under a plan."""
         weights = plan.weights * rows[:, None]
@@ -150,20 +165,19 @@ class FusedEngine:
         if not wanted:
             return
         require_graph(losses)
+        passes = passes or Passes()
         apart, ratios = self._apart(plan, losses, wanted, normaliser)
         together = [parameter for key, parameter in wanted.items() if key not in apart]
         if apart:
             keep = retain_graph or bool(together)
             with self._replay(plan, raw=True, only=apart):
-                yield from by_class(losses, weights, self.bands.restricted(apart), normaliser, keep)
+                bands = self.bands.restricted(apart)
+                yield from by_class(losses, weights, bands, normaliser, keep, passes)
         if together:
             factors = (plan.factors * rows / normaliser).to(device=losses.device, dtype=losses.dtype)
             with self._replay(plan, skip=apart):
-                found = gradients_of(losses, factors, together, retain_graph)
-            for parameter, gradient in zip(together, found, strict=True):
-                if gradient is not None:
-                    ratio = ratios.get(id(parameter), 1.0)
-                    yield parameter, gradient if ratio == 1.0 else gradient * ratio
+                scales = {parameter: ratios.get(id(parameter), 1.0) for parameter in together}
+                yield from passes.joint(losses, factors, scales, retain_graph)
 
     @contextmanager
     def recording(self, recorder: Recorder) -> Iterator[None]:
@@ -353,5 +367,5 @@ class FusedEngine:
         self.close()
         self.notes.append(f"the fused engine is not used: {reason}")
         warnings.warn(f"gradwarden: masks use the slower `split` engine: {reason}", stacklevel=2)
-        self._reference = SplitEngine(self._model, self._declared)
+        self._reference = SplitEngine(self._model, self._declared, passes=self._passes)
         self._reference.arm(weights)

@@ -17,8 +17,8 @@ from torch.autograd.graph import GradientEdge
 
 from gradwarden.runtime.masks.call import Call
 from gradwarden.runtime.masks.graph import coarsest
+from gradwarden.runtime.masks.passes import gradients_of
 from gradwarden.runtime.masks.rows import Plan
-from gradwarden.runtime.masks.split import gradients_of
 
 _SEED = 31
 _SIGNS = 4096

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
 
 from gradwarden.policy.program import Band
 from gradwarden.runtime.errors import MaskError
@@ -23,9 +22,9 @@ from gradwarden.runtime.masks.batch import (
     checked_normaliser,
     checked_weights,
     chosen_rows,
-    require_graph,
 )
 from gradwarden.runtime.masks.mixing import refuse_mixing
+from gradwarden.runtime.masks.passes import Passes
 from gradwarden.runtime.masks.trial import Trial, TrialError, refuse_dependence
 from gradwarden.runtime.masks.watch import Watch
 
@@ -35,7 +34,14 @@ class SplitEngine:
 
     name = "split"
 
-    def __init__(self, model: nn.Module, bands: Sequence[Band], *, examined: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        bands: Sequence[Band],
+        *,
+        examined: bool = False,
+        passes: Passes | None = None,
+    ) -> None:
         """examined: whether the model is already known not to mix examples."""
         refuse_mixing(model)
         self.notes: list[str] = []
@@ -45,6 +51,7 @@ class SplitEngine:
         self._captured: Tensor | None = None
         self._watch = Watch(model, self._before_forward)
         self._examined = examined
+        self._passes = passes or Passes()
 
     @property
     def paths(self) -> dict[str, str]:
@@ -67,7 +74,7 @@ class SplitEngine:
         checked_losses(losses, len(weights))
         chosen = weights * chosen_rows(rows, len(weights))[:, None]
         for parameter, gradient in by_class(
-            losses, chosen, self._bands, checked_normaliser(normaliser), retain_graph
+            losses, chosen, self._bands, checked_normaliser(normaliser), retain_graph, self._passes
         ):
             add_gradient(parameter, gradient)
         if not retain_graph:
@@ -106,7 +113,12 @@ class SplitEngine:
 
 
 def by_class(
-    losses: Tensor, weights: Tensor, bands: BandIndex, normaliser: float, retain_graph: bool
+    losses: Tensor,
+    weights: Tensor,
+    bands: BandIndex,
+    normaliser: float,
+    retain_graph: bool,
+    passes: Passes,
 ) -> Iterator[tuple[nn.Parameter, Tensor]]:
     """Yield, for each distinct nonzero row of weights [B, bands], its rows' gradients times its weights."""
     classes, member = torch.unique(weights, dim=0, return_inverse=True)
@@ -117,27 +129,9 @@ def by_class(
     for number in active:
         chosen = (member == number).to(device=losses.device, dtype=losses.dtype)
         keep = retain_graph or number != active[-1]
-        gradients = gradients_of(losses, chosen, wanted[number], keep)
         row = classes[number].tolist()
-        for parameter, gradient in zip(wanted[number], gradients, strict=True):
-            if gradient is not None:
-                yield parameter, gradient * (row[bands.home[id(parameter)]] / normaliser)
-
-
-def gradients_of(
-    losses: Tensor, factors: Tensor, parameters: Sequence[Tensor] | Sequence[GradientEdge], retain_graph: bool
-) -> tuple[Tensor | None, ...]:
-    """Return the gradients of the losses' sum, each times its factor; None for a parameter not used."""
-    require_graph(losses)
-    try:
-        return torch.autograd.grad(losses, parameters, factors, retain_graph=retain_graph, allow_unused=True)
-    except RuntimeError as error:
-        if "checkpoint" in str(error):
-            raise MaskError(
-                "the model uses reentrant activation checkpointing",
-                help="pass `use_reentrant=False` to `torch.utils.checkpoint.checkpoint`",
-            ) from error
-        raise
+        scales = {p: row[bands.home[id(p)]] / normaliser for p in wanted[number]}
+        yield from passes.apart(losses, chosen, scales, keep)
 
 
 def add_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:

@@ -2,122 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import multiprocessing
-import runpy
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-from gradwarden.runtime import Signer
-from gradwarden.runtime.ledger.reader import read_entries
-from gradwarden.runtime.verification.verify import verify_ledger
-
-WORKER = Path(__file__).with_name("rank_worker.py")
-PATIENCE = 40.0
-
-spec = importlib.util.spec_from_file_location("rank_worker_alone", WORKER)
-assert spec is not None
-worker = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(worker)  # type: ignore[union-attr]  # a file has a loader
-
-
-class Pair:
-    """Two processes in one process group."""
-
-    def __init__(self, folder: Path) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipes, self.processes = [], []
-        for rank in range(2):
-            ours, theirs = context.Pipe()
-            settings = {"rank": rank, "size": 2, "store": str(folder / "store"), "pipe": theirs}
-            process = context.Process(
-                target=runpy.run_path,
-                args=(str(WORKER),),
-                kwargs={"init_globals": {"SETTINGS": settings}, "run_name": "rank_worker"},
-                daemon=True,
-            )
-            process.start()
-            theirs.close()
-            self.pipes.append(ours)
-            self.processes.append(process)
-        assert self.answers() == ["ready", "ready"]
-
-    def answers(self) -> list[Any]:
-        """The answer of each rank; None where it died."""
-        found = []
-        for pipe in self.pipes:
-            if not pipe.poll(PATIENCE):
-                self.stop()
-                pytest.fail("a rank hangs")
-            try:
-                found.append(pipe.recv())
-            except EOFError:
-                found.append(None)
-        return found
-
-    def train(self, task: dict[str, Any]) -> list[Any]:
-        for pipe in self.pipes:
-            pipe.send(task)
-        return self.answers()
-
-    @property
-    def alive(self) -> bool:
-        return all(process.is_alive() for process in self.processes)
-
-    def stop(self) -> None:
-        for pipe, process in zip(self.pipes, self.processes, strict=True):
-            pipe.close()
-            process.join(2)
-            process.kill()
-
-
-class Site:
-    """Where a test trains: in two processes, or in this one with the batch of both."""
-
-    def __init__(self, folder: Path, pair: Pair) -> None:
-        self.folder, self.pair = folder, pair
-        self.signer = Signer.generate("run")
-
-    def train(self, policy: str, steps: list[dict[str, Any]], **more: Any) -> list[Any]:
-        return self.pair.train(self._task("pair", policy, steps, more))
-
-    def alone(self, policy: str, steps: list[dict[str, Any]], **more: Any) -> Any:
-        whole = [{"parts": [[e for part in step["parts"] for e in part]]} for step in steps]
-        return worker.train(self._task("alone", policy, whole, more))
-
-    def _task(self, name: str, policy: str, steps: list[dict[str, Any]], more: Any) -> dict[str, Any]:
-        folder = self.folder / name
-        folder.mkdir(exist_ok=True)
-        if not (folder / "run.key").exists():
-            self.signer.save(folder / "run.key")
-        return {"folder": str(folder), "policy": policy, "steps": steps, **more}
-
-    def bodies(self, kind: str, name: str = "pair") -> list[dict[str, Any]]:
-        path = self.folder / name / "run.ledger"
-        return [entry.body for entry in read_entries(path) if entry.kind == kind]
-
-    def verify(self) -> Any:
-        return verify_ledger(self.folder / "pair" / "run.ledger", [self.signer.public])
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Pair]]:
-    made: list[Pair] = []
-    yield made
-    for pair in made:
-        pair.stop()
-
-
-@pytest.fixture
-def site(pairs: list[Pair], tmp_path: Path) -> Site:
-    if not pairs or not pairs[-1].alive:
-        pairs.append(Pair(tmp_path))
-    return Site(tmp_path, pairs[-1])
 
 
 def parts(first: str, second: str, mark: str = "") -> list[list[dict[str, Any]]]:
@@ -137,6 +26,9 @@ STEPS = [
     {"parts": parts("bb", "d", "r")},
     {"parts": parts("abd", "ab", "p")},
 ]
+
+
+WRAPS = [None, "ddp"]
 
 
 def tensors(answer: Any) -> list[torch.Tensor]:
@@ -167,11 +59,12 @@ def test_two_processes_train_what_one_trains_on_the_batch_of_both(lab, site, eng
         assert one["norms"] == other["norms"] == pytest.approx(whole["norms"], rel=1e-9)
         assert one["loss"] == other["loss"] == pytest.approx(whole["loss"], rel=1e-9)
         assert one["local"] + other["local"] == whole["local"]
-    assert first["weights"] != [p.tolist() for p in worker.model_of(0).parameters()]
+    assert first["weights"] != [p.tolist() for p in site.worker.model_of(0).parameters()]
 
 
-def test_one_ledger_accounts_for_the_examples_of_both(lab, site):
-    first, second = site.train(lab.policy, STEPS)
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_one_ledger_accounts_for_the_examples_of_both(lab, site, wrap):
+    first, second = site.train(lab.policy, STEPS, wrap=wrap)
     site.alone(lab.policy, STEPS)
     report = site.verify()
     assert report.ok
@@ -188,9 +81,10 @@ def test_one_ledger_accounts_for_the_examples_of_both(lab, site):
     assert recorded == alone
 
 
-def test_accumulation_may_differ_between_processes(lab, site):
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_accumulation_may_differ_between_processes(lab, site, wrap):
     steps = [{**step, "micro": [1, 2]} for step in STEPS]
-    first, second = site.train(lab.policy, steps)
+    first, second = site.train(lab.policy, steps, wrap=wrap)
     assert first["weights"] == second["weights"]
     assert_same_weights(first, site.alone(lab.policy, STEPS), 1e-9)
 
@@ -237,14 +131,15 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("how", REFUSALS)
-def test_what_goes_wrong_on_one_process_refuses_the_step_on_both(lab, site, how):
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_what_goes_wrong_on_one_process_refuses_the_step_on_both(lab, site, how, wrap):
     reason, detail = REFUSALS[how]
     steps = [
         {"parts": parts("ab", "a")},
         {"parts": parts("b", "b"), "spoil": [1, how]},
         {"parts": parts("a", "d")},
     ]
-    answers = site.train(lab.policy, steps)
+    answers = site.train(lab.policy, steps, wrap=wrap)
     for answer in answers:
         assert answer["error"] is None
         good, bad, after = answer["steps"]
@@ -263,16 +158,18 @@ def test_what_goes_wrong_on_one_process_refuses_the_step_on_both(lab, site, how)
     assert site.verify().ok
 
 
-def test_where_the_ledger_cannot_be_written_no_process_moves(lab, site):
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_where_the_ledger_cannot_be_written_no_process_moves(lab, site, wrap):
     steps = [{"parts": parts("ab", "a")}, {"parts": parts("a", "b"), "spoil": [0, "disk"]}]
-    for answer in site.train(lab.policy, steps):
+    for answer in site.train(lab.policy, steps, wrap=wrap):
         assert answer["error"][0] == "LedgerError"
         assert "No space left" in answer["error"][1]
         assert answer["weights"] == answer["steps"][0]["weights"]
 
 
-def test_a_step_that_nothing_of_any_process_may_shape_is_refused_on_both(lab, site):
-    answers = site.train(lab.policy, [{"parts": parts("C", "cC")}])
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_a_step_that_nothing_of_any_process_may_shape_is_refused_on_both(lab, site, wrap):
+    answers = site.train(lab.policy, [{"parts": parts("C", "cC")}], wrap=wrap)
     for answer in answers:
         assert answer["steps"][0]["refusal"][1:] == [
             "nothing_admitted",
@@ -362,12 +259,6 @@ def test_different_initial_weights_are_refused_on_both(lab, site):
     assert not (site.folder / "pair" / "run.ledger").read_bytes()
 
 
-def test_a_wrapped_model_is_refused_with_the_remedy(lab, site):
-    for answer in site.train(lab.policy, STEPS, wrapped=True):
-        assert answer["error"][0] == "MaskError"
-        assert "group=group" in answer["error"][1]
-
-
 def test_privacy_rules_are_refused(lab, site):
     text = lab.policy + "privacy p { when kind == a  within shallow  epsilon 3  delta 1e-6  clip 1.0 }\n"
     for answer in site.train(text, STEPS):
@@ -383,14 +274,15 @@ def test_a_process_that_ends_early_is_an_error_on_both_and_nothing_is_sealed(lab
     assert site.verify().status == "INCOMPLETE"
 
 
-def test_a_checkpoint_is_saved_once_and_known_to_all(lab, site):
-    first, second = site.train(lab.policy, STEPS, checkpoint="weights.safetensors")
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_a_checkpoint_is_saved_once_and_known_to_all(lab, site, wrap):
+    first, second = site.train(lab.policy, STEPS, checkpoint="weights.safetensors", wrap=wrap)
     (saved,) = site.bodies("checkpoint")
     assert saved["digest"] == first["digest"] == second["digest"]
     assert (site.folder / "pair" / "weights.safetensors").exists()
 
 
-def test_a_process_that_dies_is_an_error_on_the_other_and_the_run_can_be_resumed(lab, site, pairs, tmp_path):
+def test_a_process_that_dies_is_an_error_on_the_other_and_the_run_can_be_resumed(lab, site):
     steps = [{"parts": parts("ab", "a")}, {"parts": parts("a", "b"), "spoil": [1, "die"]}]
     survivor, dead = site.train(lab.policy, steps)
     assert dead is None
@@ -400,7 +292,7 @@ def test_a_process_that_dies_is_an_error_on_the_other_and_the_run_can_be_resumed
     assert [body["reason"] for body in site.bodies("refused")] == ["ranks_lost"]
     assert site.verify().status == "INCOMPLETE"
     site.pair.stop()
-    resumed = worker.train(site._task("pair", lab.policy, [{"parts": [parts("ab", "")[0]]}], {}))
+    resumed = site.worker.train(site._task("pair", lab.policy, [{"parts": [parts("ab", "")[0]]}], {}))
     assert resumed["error"] is None
     report = site.verify()
     assert report.ok

@@ -1,0 +1,75 @@
+"""How an engine's backward passes are run, and where their gradients go.
+
+An engine takes some gradients apart (one pass for the examples of one weight) and the rest in a joint pass,
+the last one over a graph. A model whose wrapper reduces gradients while the backward pass runs
+(`replicas`, `sharding`) has passes of its own kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
+
+from gradwarden.runtime.errors import MaskError
+from gradwarden.runtime.masks.batch import require_graph
+
+Scales = Mapping[nn.Parameter, float]
+"""The parameters of a pass, and by what the gradient of each is multiplied."""
+
+
+class Passes:
+    """Backward passes of one process: gradients are returned, and kept by the caller."""
+
+    def apart(
+        self, losses: Tensor, factors: Tensor, scales: Scales, retain_graph: bool
+    ) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Yield the parameters' gradients of the losses' sum, each loss times its factor.
+
+        A parameter that the losses do not depend on is left out. Nothing is yielded that the pass has itself
+        added to `.grad`.
+        """
+        found = gradients_of(losses, factors, list(scales), retain_graph)
+        for (parameter, scale), gradient in zip(scales.items(), found, strict=True):
+            if gradient is not None:
+                yield parameter, gradient if scale == 1.0 else gradient * scale
+
+    def joint(
+        self, losses: Tensor, factors: Tensor, scales: Scales, retain_graph: bool
+    ) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Do the same in the last pass over a graph."""
+        return self.apart(losses, factors, scales, retain_graph)
+
+
+def gradients_of(
+    losses: Tensor, factors: Tensor, parameters: Sequence[Tensor] | Sequence[GradientEdge], retain_graph: bool
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of the losses' sum, each times its factor; None for a parameter not used."""
+    require_graph(losses)
+    with _explained():
+        return torch.autograd.grad(losses, parameters, factors, retain_graph=retain_graph, allow_unused=True)
+
+
+def accumulate(
+    losses: Tensor, factors: Tensor, parameters: Sequence[nn.Parameter], retain_graph: bool
+) -> None:
+    """Add the same gradients to the parameters' `.grad` while the backward pass goes along."""
+    require_graph(losses)
+    with _explained():
+        torch.autograd.backward(losses, factors, retain_graph=retain_graph, inputs=parameters)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if "checkpoint" not in str(error):
+            raise
+        raise MaskError(
+            "the model uses reentrant activation checkpointing",
+            help="pass `use_reentrant=False` to `torch.utils.checkpoint.checkpoint`",
+        ) from error

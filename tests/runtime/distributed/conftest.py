@@ -1,0 +1,120 @@
+"""Two processes that train together, kept for all tests, and what one process makes of the same batches."""
+
+from __future__ import annotations
+
+import importlib.util
+import multiprocessing
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradwarden.runtime import Signer
+from gradwarden.runtime.ledger.reader import read_entries
+from gradwarden.runtime.verification.verify import verify_ledger
+
+WORKER = Path(__file__).with_name("rank_worker.py")
+PATIENCE = 40.0
+
+spec = importlib.util.spec_from_file_location("rank_worker_alone", WORKER)
+assert spec is not None
+worker = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(worker)  # type: ignore[union-attr]  # a file has a loader
+
+
+class Pair:
+    """Two processes in one process group."""
+
+    def __init__(self, folder: Path) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipes, self.processes = [], []
+        for rank in range(2):
+            ours, theirs = context.Pipe()
+            settings = {"rank": rank, "size": 2, "store": str(folder / "store"), "pipe": theirs}
+            process = context.Process(
+                target=runpy.run_path,
+                args=(str(WORKER),),
+                kwargs={"init_globals": {"SETTINGS": settings}, "run_name": "rank_worker"},
+                daemon=True,
+            )
+            process.start()
+            theirs.close()
+            self.pipes.append(ours)
+            self.processes.append(process)
+        assert self.answers() == ["ready", "ready"]
+
+    def answers(self) -> list[Any]:
+        """The answer of each rank; None where it died."""
+        found = []
+        for pipe in self.pipes:
+            if not pipe.poll(PATIENCE):
+                self.stop()
+                pytest.fail("a rank hangs")
+            try:
+                found.append(pipe.recv())
+            except EOFError:
+                found.append(None)
+        return found
+
+    def train(self, task: dict[str, Any]) -> list[Any]:
+        for pipe in self.pipes:
+            pipe.send(task)
+        return self.answers()
+
+    @property
+    def alive(self) -> bool:
+        return all(process.is_alive() for process in self.processes)
+
+    def stop(self) -> None:
+        for pipe, process in zip(self.pipes, self.processes, strict=True):
+            pipe.close()
+            process.join(2)
+            process.kill()
+
+
+class Site:
+    """Where a test trains: in two processes, or in this one with the batch of both."""
+
+    worker = worker
+
+    def __init__(self, folder: Path, pair: Pair) -> None:
+        self.folder, self.pair = folder, pair
+        self.signer = Signer.generate("run")
+
+    def train(self, policy: str, steps: list[dict[str, Any]], **more: Any) -> list[Any]:
+        return self.pair.train(self._task("pair", policy, steps, more))
+
+    def alone(self, policy: str, steps: list[dict[str, Any]], **more: Any) -> Any:
+        whole = [{"parts": [[e for part in step["parts"] for e in part]]} for step in steps]
+        return worker.train(self._task("alone", policy, whole, more))
+
+    def _task(self, name: str, policy: str, steps: list[dict[str, Any]], more: Any) -> dict[str, Any]:
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+        if not (folder / "run.key").exists():
+            self.signer.save(folder / "run.key")
+        return {"folder": str(folder), "policy": policy, "steps": steps, **more}
+
+    def bodies(self, kind: str, name: str = "pair") -> list[dict[str, Any]]:
+        path = self.folder / name / "run.ledger"
+        return [entry.body for entry in read_entries(path) if entry.kind == kind]
+
+    def verify(self) -> Any:
+        return verify_ledger(self.folder / "pair" / "run.ledger", [self.signer.public])
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Pair]]:
+    made: list[Pair] = []
+    yield made
+    for pair in made:
+        pair.stop()
+
+
+@pytest.fixture
+def site(pairs: list[Pair], tmp_path: Path) -> Site:
+    if not pairs or not pairs[-1].alive:
+        pairs.append(Pair(tmp_path))
+    return Site(tmp_path, pairs[-1])
