@@ -188,7 +188,7 @@ class Proposal:
         if self.refusal is not None or not self.weights[self._part].any():
             return
         public = self._public[self._part]
-        if self._done.all():
+        if not self.weights[~self._done].any():
             self._governor.reduction.last()
         try:
             self.refusal = check_losses(losses, public.nonzero().flatten().tolist())

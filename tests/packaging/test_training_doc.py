@@ -49,7 +49,7 @@ def report_of(folder: Path, ledger: str) -> Any:
 def test_the_program_leaves_a_ledger_that_verifies(names, folder):
     report = report_of(folder, "run.ledger")
     assert report.ok
-    assert report.facts["committed"] == 8 + 1 + 1 + 1
+    assert report.facts["committed"] == 8 + 1 + 1 + 4 + 1 + 1
     assert [entry.kind for entry in read_entries(folder / "run.ledger")].count("resumed") == 1
 
 
