@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from gradwarden.cli.diagnostics import plural, printable
 from gradwarden.cli.output import emit_table
 from gradwarden.policy.decimals import unscaled
 from gradwarden.policy.evaluation.explain import weights_text
+from gradwarden.policy.frozen import frozen
 
 if TYPE_CHECKING:
     from gradwarden.policy.comparing.counts import Count, DataDifference
@@ -27,7 +27,7 @@ COLOURS = {"same": None, "wider": "red", "narrower": "green", "both": "red", "un
 WORDS = {"both": "wider and narrower"}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Outcome:
     """All that was found out about two programs. comparable: some example fits both schemas."""
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradwarden.cli.output import progress
+from gradwarden.policy.frozen import frozen
 
 if TYPE_CHECKING:
     from gradwarden.policy.linting.subject import Finding
     from gradwarden.policy.load import Policy
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RunPlan:
     """The run that is planned: its steps, the chance of a privacy unit to be in one, and the noise.
 

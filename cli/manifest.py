@@ -12,11 +12,11 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from gradwarden.cli.failures import InputError
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import AttributeSpec, Program
 
 PIECE = 65_536
@@ -45,7 +45,7 @@ ID = "id"
 ENCODING = "save the file as UTF-8"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Piece:
     """Records that follow each other in a manifest.
 
@@ -61,7 +61,7 @@ class Piece:
     done: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Manifest:
     """An opened manifest: its pieces, the total of their `done`, and the unit of both."""
 

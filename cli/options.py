@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradwarden.cli.failures import InputError
+from gradwarden.policy.frozen import frozen
 
 if TYPE_CHECKING:
     from gradwarden.policy.context import Context
@@ -61,7 +61,7 @@ class SettingType(click.ParamType):  # type: ignore[type-arg]  # as above
         return name.strip(), number
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ContextOptions:
     """The context that a user gave. `at` is today's date where none was given."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from datetime import date
 from importlib.resources import files
 from pathlib import Path
@@ -16,13 +15,14 @@ from gradwarden.cli.output import progress
 from gradwarden.policy.checking.check_schema import MAX_ATTRIBUTES
 from gradwarden.policy.deriving import Column, name_fault, suggested_name
 from gradwarden.policy.errors import Diagnostic
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import AttributeSpec, Program
 
 NOTHING_DECLARED = Program("", 1, 1, 1, (), (), (), (), (), (), (), ())
 """Under it, cells of CSV stay texts."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Derived:
     """What a manifest gives. malformed: lines that hold no record. faults: why no policy can be written."""
 

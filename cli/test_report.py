@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from gradwarden.cli.case_report import (
 )
 from gradwarden.cli.diagnostics import plural, printable
 from gradwarden.cli.output import emit_json, emit_table
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.testing.inputs import inputs_of
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from gradwarden.policy.testing.test_file import TestFile
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Suite:
     """The results of all test files of one policy. `rules`: where each rule is named in its text."""
 
@@ -54,7 +54,7 @@ class Suite:
         return [result for result in self.results if not result.passed]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Report:
     """One suite with what was measured about it."""
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from gradwarden.cli.diagnostics import plural, printable
+from gradwarden.policy.frozen import frozen
 
 if TYPE_CHECKING:
     from gradwarden.runtime.ledger.chain import Finding
@@ -36,7 +36,7 @@ HELP = {
 ALTERED = "entries before it still hold; compare what follows with a copy kept elsewhere"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Signature:
     """The signature beside a compiled program, and the given keys that made it (none: by others)."""
 
@@ -44,7 +44,7 @@ class Signature:
     signers: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Verdict:
     """All that was found out about a ledger."""
 

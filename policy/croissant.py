@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from gradwarden.policy.evaluation.values import decode_value
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import AttributeSpec, Program
 from gradwarden.policy.record_schema import number_words
 
@@ -127,7 +127,7 @@ def _words(spec: AttributeSpec) -> str:
 # --- reading ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Field:
     """A field of a record set. types: the last parts of its data types. values: those it refers to, if any.
 
@@ -141,13 +141,13 @@ class Field:
     values: tuple[str, ...] | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RecordSet:
     name: str
     fields: tuple[Field, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Description:
     """What is read of a Croissant description. rai: properties of the RAI vocabulary, with their texts."""
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal
 
 from gradwarden.policy.croissant import Description, Field, RecordSet
 from gradwarden.policy.errors import did_you_mean
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import AttributeSpec, Program
 from gradwarden.policy.record_schema import ID
 
@@ -71,7 +71,7 @@ _FILLERS = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Coverage:
     """How one attribute, or one field without attribute, stands; `detail` in words where there is a fault."""
 
@@ -80,7 +80,7 @@ class Coverage:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Statement:
     """One text of the RAI vocabulary, and the rules that share a word with it (none: nothing reflects it)."""
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Any, Literal
 
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import SCALE, PrivacyTerms
 
 Verdict = Literal["admit", "limit", "defer", "refuse", "invalid"]
@@ -23,7 +23,7 @@ Stage = Literal[
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Problem:
     """One fault of an example's metadata: which attribute, a stable code, and the fault in words.
 
@@ -35,7 +35,7 @@ class Problem:
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Cause:
     """One rule that lowered a weight, and how (`Effect` of the program, `not_granted` or `assertion`)."""
 
@@ -43,7 +43,7 @@ class Cause:
     effect: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Obligation:
     """Something the runtime must do for this example beyond its weights."""
 
@@ -52,7 +52,7 @@ class Obligation:
     privacy: PrivacyTerms | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Decision:
     """The outcome for one example.
 

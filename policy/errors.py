@@ -8,10 +8,10 @@ remedy goes in `help`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
 
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.source import Span
 
 Severity = Literal["error", "warning", "note"]
@@ -21,7 +21,7 @@ EXCERPT = 160
 """How many characters of a line are shown around a finding."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Diagnostic:
     """One finding: a stable code, what is wrong, where, and how to mend it.
 

@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 from gradwarden.policy.checking.check import CheckedPolicy, check_types
 from gradwarden.policy.errors import Diagnostic, PolicyError
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import Program
 from gradwarden.policy.source import Source, Span
 from gradwarden.policy.syntax import tree as s
@@ -32,7 +33,7 @@ ReadText: TypeAlias = Callable[[Path], str | Diagnostic]
 Parse: TypeAlias = Callable[[Source], tuple[s.File, list[Diagnostic]]]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reading:
     """The files of a policy, the main one first, and what was wrong with reading and parsing them.
 

@@ -24,6 +24,7 @@ import rfc8785
 import yaml
 
 from gradwarden.policy.errors import Diagnostic, PolicyError
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import SCALE, Band, Selector
 from gradwarden.policy.source import Span
 
@@ -38,7 +39,7 @@ MAX_DEPTH = 32
 _SHOWN = 3
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Parameter:
     """One tensor of a model. `aliases` are other names of the same, tied tensor."""
 
@@ -47,7 +48,7 @@ class Parameter:
     aliases: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Layer:
     """A module whose parameters share one depth.
 

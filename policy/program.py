@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from gradwarden.policy.frozen import frozen
+
 if TYPE_CHECKING:
     from gradwarden.policy.context import Context
     from gradwarden.policy.decision import Decision
@@ -38,35 +40,35 @@ Level = Literal["hard", "advisory"]
 # --- numeric expressions (int64; the checker has excluded overflow) ---------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Number:
     """A constant, already scaled."""
 
     value: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AttributeValue:
     """The encoded value of a number or date attribute; 0 where absent (never observed: `has` dominates)."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SignalValue:
     """The encoded, clamped value of a declared signal."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ClockValue:
     """A context value: step, epoch, today (days since 1970-01-01) or this example's exposures so far."""
 
     name: ClockName
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Arithmetic:
     """A sum, difference or product of two numeric expressions."""
 
@@ -81,45 +83,45 @@ NumericExpr: TypeAlias = Number | AttributeValue | SignalValue | ClockValue | Ar
 # --- conditions ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Constant:
     value: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Not:
     term: Condition
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class And:
     """True where every term is; an empty conjunction is true."""
 
     terms: tuple[Condition, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Or:
     """True where some term is; an empty disjunction is false."""
 
     terms: tuple[Condition, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Has:
     """True where an optional attribute is present."""
 
     attribute: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Flag:
     """The value of a bool attribute; false where absent."""
 
     attribute: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class OneOf:
     """True where an enum attribute is present and its code is one of `codes` (sorted)."""
 
@@ -127,7 +129,7 @@ class OneOf:
     codes: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SetTest:
     """True where a set attribute has any (or all) of the members `codes`; an absent set is empty."""
 
@@ -136,7 +138,7 @@ class SetTest:
     codes: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Text:
     """True where a string attribute is present and passes a test against any of `operands` (sorted).
 
@@ -148,14 +150,14 @@ class Text:
     operands: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Compare:
     op: CompareOp
     left: NumericExpr
     right: NumericExpr
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Spent:
     """True where the context says that the budget of the named privacy rule is spent."""
 
@@ -168,7 +170,7 @@ Condition: TypeAlias = Constant | Not | And | Or | Has | Flag | OneOf | SetTest 
 # --- declarations -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AttributeSpec:
     """What an example's metadata may hold under one name.
 
@@ -187,7 +189,7 @@ class AttributeSpec:
     unit: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SignalSpec:
     """A bounded run-time signal. All ints are scaled by 10**places; values are clamped to lo..hi."""
 
@@ -198,7 +200,7 @@ class SignalSpec:
     default: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Selector:
     """One way of choosing parameters for a band.
 
@@ -213,7 +215,7 @@ class Selector:
     patterns: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Band:
     """A named part of the model, in order from shallow (nearest the output) to deep.
 
@@ -228,7 +230,7 @@ class Band:
 # --- rules --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Grant:
     """A `depth` rule: where `when` holds, each band may be learned at up to `weights[band]`."""
 
@@ -256,7 +258,7 @@ Effect = Literal[
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Clause:
     """One effect of a limit: where `when` holds, the weight of each band is at most `caps[band]`.
 
@@ -269,7 +271,7 @@ class Clause:
     defers: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PrivacyTerms:
     """What a privacy rule demands. Decimals are canonical strings (`3`, `0.000001`)."""
 
@@ -281,7 +283,7 @@ class PrivacyTerms:
     bands: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Limit:
     """A rule that can only lower weights: the least cap per band wins."""
 
@@ -293,7 +295,7 @@ class Limit:
     privacy: PrivacyTerms | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Scaling:
     """A factor for one band, linear in a signal: `at_low` at its lo, `at_high` at its hi.
 
@@ -308,7 +310,7 @@ class Scaling:
     at_high: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Modulation:
     """A `modulate` rule: where `when` holds, bands are scaled; the least factor per band wins."""
 
@@ -319,7 +321,7 @@ class Modulation:
     because: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Waiver:
     """Lifts a limit for the examples where `when` holds. `when` includes the lapse date."""
 
@@ -331,7 +333,7 @@ class Waiver:
     because: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Assertion:
     """What must hold of every decision; one that fails refuses the example (fail closed).
 
@@ -350,7 +352,7 @@ class Assertion:
     because: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Starvation:
     """What to do when no example reaches a band for `steps` committed steps."""
 
@@ -359,7 +361,7 @@ class Starvation:
     action: Literal["report", "halt", "accept"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GradientCap:
     """The greatest L2 norm of a band's gradient (a canonical decimal string); greater is scaled down."""
 

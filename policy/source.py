@@ -6,10 +6,10 @@ count them; columns count characters, not bytes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from gradwarden.policy.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Source:
     """One text with the name it is reported under (usually its path)."""
 
@@ -34,7 +34,7 @@ class Source:
         return lines[number - 1].rstrip("\r") if 1 <= number <= len(lines) else ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Span:
     """A half-open character range [start, end) of one source."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from gradwarden.cli.lint_inputs import RunPlan, data_findings, run_findings
 from gradwarden.cli.options import FILE, MAX_COUNT, DateType, today
 from gradwarden.cli.output import emit_json, format_option
 from gradwarden.policy.errors import Diagnostic, PolicyError
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.linting.registry import RULES
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ EPOCH_DAY = date(1970, 1, 1)
 COUNT = click.IntRange(1, MAX_COUNT)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LintInputs:
     """What lints are told besides a policy."""
 
@@ -199,7 +199,7 @@ def _summarise(files: Sequence[Path], findings: Sequence[Diagnostic]) -> None:
     click.echo(f"{plural(len(files), 'file')} checked: {outcome}")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MendedFile:
     """A file that was mended, or would be."""
 

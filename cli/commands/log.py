@@ -6,7 +6,6 @@ import re
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from gradwarden.cli.diagnostics import printable
 from gradwarden.cli.options import FILE
 from gradwarden.cli.output import emit_json, format_option
 from gradwarden.policy.decision import VERDICTS
+from gradwarden.policy.frozen import frozen
 
 if TYPE_CHECKING:
     from gradwarden.runtime.ledger.entries import Entry
@@ -52,7 +52,7 @@ class StepRange(click.ParamType):  # type: ignore[type-arg]  # generic only in n
         return first, last
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Told:
     """An entry and the decisions that it declares or names, one per example of a step."""
 
@@ -60,7 +60,7 @@ class Told:
     decisions: tuple[dict[str, Any], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Wanted:
     """Which entries are shown. Empty or None: all."""
 

@@ -17,6 +17,7 @@ from gradwarden.cli.manifest import Piece, open_manifest
 from gradwarden.cli.options import FILE, ContextOptions, context_options
 from gradwarden.cli.output import emit_json, emit_table, format_option, progress
 from gradwarden.policy.decision import VERDICTS
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import SCALE
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from gradwarden.policy.program import Program
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class InvalidRecord:
     """A record that cannot be decided on, and why. `place` is its line or row."""
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from gradwarden.cli.language_server.declarations import Declared
 from gradwarden.policy.checking.clauses import ALLOWED
 from gradwarden.policy.combine import QUARANTINE
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.syntax import tree as s
 from gradwarden.policy.syntax.expected import Expected, declaration_start, expected_after
 from gradwarden.policy.syntax.lexemes import Lexeme, lexemes
@@ -38,7 +38,7 @@ _TERMS: tuple[tuple[Kind, str], ...] = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Proposal:
     """A word to offer: a declared symbol, a clock, or a keyword or unit (`symbol` and `clock` unset).
 
@@ -55,7 +55,7 @@ class Proposal:
         return self.insert or self.label
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Place:
     """Where a word is being written: its start, and the lexemes of its declaration before it."""
 

@@ -9,11 +9,11 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from gradwarden.cli.language_server.workspace import View, Workspace, judge, place_of
 from gradwarden.policy.errors import Diagnostic
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.linting.subject import Edit, Finding
 from gradwarden.policy.load import read_files
 from gradwarden.policy.source import Source, Span
@@ -33,7 +33,7 @@ _REPLACED = frozenset({"GW101", "GW102", "GW201", "GW206", "GW302", "GW450", "GW
 _DOUBLED = ("&&", "||", "//")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Fix:
     """Edits that mend a finding, and what they do in a few words."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from gradwarden.cli.language_server.workspace import View, Workspace, place_of
@@ -18,6 +17,7 @@ from gradwarden.policy.checking.check_schema import MAX_NAME
 from gradwarden.policy.checking.types import RESERVED
 from gradwarden.policy.combine import QUARANTINE
 from gradwarden.policy.errors import Diagnostic
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.load import read_files
 from gradwarden.policy.source import Source, Span
 from gradwarden.policy.syntax.names import TERMS, Kind, Occurrence, Symbol, occurrences
@@ -30,7 +30,7 @@ class RenameRefusedError(Exception):
     """Why a name cannot be given another spelling, in words for the user."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Renaming:
     """The spans of a name, by the place of their file, each once, in textual order."""
 

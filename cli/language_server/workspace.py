@@ -21,6 +21,7 @@ from pygls.uris import from_fs_path, to_fs_path
 from gradwarden.policy.checking.check import check
 from gradwarden.policy.context import EPOCH_DAY
 from gradwarden.policy.errors import Diagnostic
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.linting.lint import Given, lint
 from gradwarden.policy.linting.subject import Finding
 from gradwarden.policy.load import SUFFIX, Reading, read_files, read_text
@@ -46,7 +47,7 @@ _IMPORT = re.compile(r'^[ \t]*import[ \t]*"([^"\n]+)"', re.MULTILINE)
 _SKIPPED = frozenset({"__pycache__", "node_modules", "build", "dist", "venv"})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Buffer:
     """A text that is open. `path` is None for one that has no file yet."""
 

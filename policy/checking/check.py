@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from gradwarden.policy.checking.check_bands import check_bands
 from gradwarden.policy.checking.check_conditions import Conditions
@@ -20,6 +19,7 @@ from gradwarden.policy.checking.check_schema import check_name, check_schema, wh
 from gradwarden.policy.checking.scope import Faults, Scope
 from gradwarden.policy.checking.types import MAX_COUNT
 from gradwarden.policy.errors import Diagnostic
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import Assertion, Grant, Limit, Modulation, Program, Waiver
 from gradwarden.policy.source import Span
 from gradwarden.policy.syntax import tree as s
@@ -28,7 +28,7 @@ LANGUAGE = 1
 MAX_RULES = 10_000
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CheckedPolicy:
     """A policy without faults: its program, not bound to a model, and where its rules and bands are.
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 
 from gradwarden.policy.checking.check_conditions import Conditions
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import (
     And,
     Arithmetic,
@@ -31,7 +31,7 @@ _FLIPPED: dict[CompareOp, CompareOp] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Interval:
     """Encoded values lo..hi, both included, of one attribute."""
 

@@ -7,10 +7,10 @@ all evaluators (Python integers, int64 columns, JSON numbers) agree exactly.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import date
 from typing import Literal, TypeAlias
 
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import AttributeSpec, Condition, NumericExpr, SignalSpec
 from gradwarden.policy.source import Span
 
@@ -51,7 +51,7 @@ def day_text(days: int) -> str:
     return date.fromordinal(days + EPOCH_ORDINAL).isoformat()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Attribute:
     """A declared attribute and where it was declared."""
 
@@ -59,14 +59,14 @@ class Attribute:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Signal:
     spec: SignalSpec
     unit: str
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PhaseEnd:
     """A phase and the count at which it ends; the last phase has no end (`clock` is None)."""
 
@@ -75,7 +75,7 @@ class PhaseEnd:
     end: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Numeric:
     """A numeric operand: its expression, kind, scale, interval (scaled) and unit.
 
@@ -91,7 +91,7 @@ class Numeric:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Checked:
     """A typed condition, and which optional attributes are present where it is true and where false.
 
@@ -104,7 +104,7 @@ class Checked:
     signals: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Categorical:
     """A string, enum or set attribute standing as an operand."""
 
@@ -112,7 +112,7 @@ class Categorical:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PhaseOperand:
     """The word `phase` standing as an operand."""
 

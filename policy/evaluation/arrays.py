@@ -7,7 +7,6 @@ encoder once per distinct value, or once per row.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import date
 from typing import Any, TypeAlias
 
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradwarden.policy.evaluation.values import Fault, encode_value, is_absent
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import AttributeSpec
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -37,7 +37,7 @@ _OUT_OF_RANGE = CODES.index("out_of_range")
 _NOT_FINITE = CODES.index("not_finite")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class EncodedColumn:
     """One attribute of N examples.
 

@@ -6,7 +6,6 @@ Every other evaluator (`batch`, `admission`, `replay`) is held equal to this one
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
 from datetime import date, datetime
 from typing import assert_never
 
@@ -17,6 +16,7 @@ from gradwarden.policy.errors import GradwardenError
 from gradwarden.policy.evaluation.partition import partition
 from gradwarden.policy.evaluation.texts import text_holds
 from gradwarden.policy.evaluation.values import Encoded, Fault, encode_metadata, encode_signal
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import (
     And,
     Arithmetic,
@@ -47,7 +47,7 @@ class ContextError(GradwardenError):
     code = "GW130"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Facts:
     """All that conditions may read: encoded attributes (absent ones are left out), signals and the clock."""
 

@@ -6,7 +6,7 @@ The explanation is plain data (`to_json`) and prints as text without colour (`re
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 from gradwarden.policy.context import Context
@@ -15,6 +15,7 @@ from gradwarden.policy.evaluation.evaluate import Facts, decide, holds, read_fac
 from gradwarden.policy.evaluation.partition import reads_of
 from gradwarden.policy.evaluation.phrasing import Phrasing, maintenance_terms, share
 from gradwarden.policy.evaluation.values import day_text, decode_signal, decode_value
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import Assertion, Condition, Level, Program
 
 Role = Literal["grants", "limits", "scales", "waives", "asserts"]
@@ -22,7 +23,7 @@ State = Literal["enforced", "advisory", "waived", "silent"]
 """silent: nothing of the rule matches, or the assertion holds."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ConditionTrace:
     """One condition of a rule: its text, its truth, what a true one does, and the values that it reads."""
 
@@ -32,7 +33,7 @@ class ConditionTrace:
     values: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RuleTrace:
     """One rule of the program as it bears on the example."""
 
@@ -44,7 +45,7 @@ class RuleTrace:
     conditions: tuple[ConditionTrace, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MaintainedBands:
     """A `maintain` rule in force, with those of its bands that the example shapes."""
 
@@ -55,7 +56,7 @@ class MaintainedBands:
     because: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Explanation:
     """A decision and the rules behind it, in the order of the program; none where there are problems.
 

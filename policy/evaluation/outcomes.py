@@ -7,7 +7,7 @@ the modulations that match. Outcomes are worked out once per distinct word, by `
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from gradwarden.policy.combine import QUARANTINE, combine, scaling_factor
 from gradwarden.policy.decision import VERDICTS, Decision, Problem, Verdict, invalid
 from gradwarden.policy.evaluation.arrays import Array, BoolArray
 from gradwarden.policy.evaluation.partition import Partition, partition
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import SCALE, Assertion, Modulation, Program, Scaling, SignalSpec
 
 Micro = npt.NDArray[np.int64]
@@ -33,7 +34,7 @@ _WORDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Modulated:
     """Decisions that differ only by the factors of signals.
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias, assert_never
 
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import (
     And,
     Arithmetic,
@@ -46,7 +47,7 @@ Skeleton: TypeAlias = Callable[[int], bool]
 """The truth of one condition, given the packed truth of all leaves."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reads:
     """What a condition or expression depends on."""
 

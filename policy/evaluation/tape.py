@@ -18,6 +18,7 @@ import numpy as np
 from gradwarden.policy.evaluation.arrays import Array, narrowest_signed
 from gradwarden.policy.evaluation.columns import Columns
 from gradwarden.policy.evaluation.texts import text_holds
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import (
     And,
     Arithmetic,
@@ -93,7 +94,7 @@ class RowInputs:
     spent: Set[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Term:
     """A numeric operand: a slot of the tape, and the interval that its values lie in."""
 
@@ -102,7 +103,7 @@ class _Term:
     hi: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Step:
     """One operation to be: the slots it reads, the slot it writes, and how it is made."""
 

@@ -10,7 +10,6 @@ examples.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -21,6 +20,7 @@ from gradwarden.policy.decision import VERDICTS
 from gradwarden.policy.evaluation.arrays import Array, BoolArray
 from gradwarden.policy.evaluation.factoring import any_of
 from gradwarden.policy.evaluation.outcomes import Micro, scaling_factors
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import (
     SCALE,
     And,
@@ -39,7 +39,7 @@ Key = TypeVar("Key")
 _ADMIT, _LIMIT, _DEFER, _REFUSE = (VERDICTS.index(name) for name in ("admit", "limit", "defer", "refuse"))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Weighed:
     """The outcome of n examples, or of n kinds of them.
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from gradwarden.policy.errors import did_you_mean
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.linting.edits import removed
 from gradwarden.policy.linting.registry import BY_CODE, Input
 from gradwarden.policy.linting.subject import Finding, Report
@@ -29,7 +29,7 @@ OWN = frozenset({"GW536", "GW538"})
 """Findings about these comments, which no comment allows."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Allowance:
     """A comment that allows findings of some codes inside any of its spans."""
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from gradwarden.policy.errors import Diagnostic, PolicyError
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.linting.lint import NOTHING, Given, lint
 from gradwarden.policy.linting.subject import Edit, Finding
 from gradwarden.policy.load import Policy, parse_policy
@@ -21,7 +21,7 @@ MAX_ROUNDS = 40
 """How often a text is looked at again: mending one thing can uncover another."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Mended:
     """A mended text, and the findings that are gone, each where it stood when it was mended."""
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from gradwarden.policy.checking.check import CheckedPolicy
 from gradwarden.policy.errors import Diagnostic
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.linting.allowances import apply_allowances
 from gradwarden.policy.linting.declarations import lint_declarations
 from gradwarden.policy.linting.effects import lint_effects
@@ -18,7 +17,7 @@ from gradwarden.policy.linting.subject import Finding, Report, Subject
 from gradwarden.policy.linting.times import lint_dates, lint_retention, lint_stages
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Given:
     """What the lints are told besides the policy.
 

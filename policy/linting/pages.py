@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.linting.registry import RULES, LintRule
 
 BASE = """examples {
@@ -54,7 +54,7 @@ _NEEDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Page:
     """The page of one lint. bad, good: examples with and without the finding; options: how it is checked."""
 

@@ -6,14 +6,15 @@ A lint is a warning or a note about a policy that compiles. The page of each is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+from gradwarden.policy.frozen import frozen
 
 Input = Literal["date", "data", "run", "epoch"]
 """What a lint needs besides the policy: `--at`, `--data`, `--steps` and its terms, `--epoch-days`."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LintRule:
     """One lint. summary: what a finding says, in a few words; mends: whether `check --fix` can mend it."""
 

@@ -12,6 +12,7 @@ from gradwarden.policy.checking.check import CheckedPolicy
 from gradwarden.policy.checking.check_conditions import Conditions
 from gradwarden.policy.checking.scope import MAX_FAULTS, Faults, Scope
 from gradwarden.policy.errors import Diagnostic
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.linting.domain import Domain
 from gradwarden.policy.linting.registry import BY_CODE
 from gradwarden.policy.program import (
@@ -34,7 +35,7 @@ MAX_TESTS = 100_000
 """How many tests the searches over one policy look at; what lies beyond is left to `prove`."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Edit:
     """A change to a text: what stands in a span becomes something else."""
 
@@ -42,7 +43,7 @@ class Edit:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Finding:
     """One finding of a lint, and the edits that mend it, if it can be mended safely."""
 
@@ -65,7 +66,7 @@ class Report:
         self.findings.append(Finding(diagnostic, tuple(edits)))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SourcedRule:
     """A rule of the program with the declaration it was compiled from."""
 

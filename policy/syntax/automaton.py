@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from lark import Lark
 from lark.grammar import Rule
 from lark.lexer import BasicLexer, UnlessCallback
 from lark.parsers.lalr_analysis import Shift
+
+from gradwarden.policy.frozen import frozen
 
 Match: TypeAlias = Callable[[str, int, int], "re.Match[str] | None"]
 
@@ -42,7 +43,7 @@ class _Parts(list[Any]):
     """What a rule was made of that has no value of its own."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Reduction:
     """size: of the right side. nested: some of it may be `_Parts`. method: of the builder, None: `_Parts`.
 
@@ -57,7 +58,7 @@ class _Reduction:
     symbol: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Lexer:
     """What may come next in a state. words: keywords that a terminal's pattern matches too, by terminal."""
 

@@ -7,9 +7,9 @@ reported once and replaced by a leaf.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.source import Span
 from gradwarden.policy.syntax import tree as s
 from gradwarden.policy.syntax.build_tokens import Children, ListText, TokenReader, UnitText, is_token, word_of
@@ -18,7 +18,7 @@ MAX_NESTING = 64
 """How many levels of operators and parentheses an expression may have."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Built:
     """An expression under construction with its height."""
 

@@ -7,13 +7,13 @@ sub-rules, in textual order, and the rule's span runs from its first child to it
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 from typing import Any, TypeAlias, cast
 
 from gradwarden.policy.checking.types import EPOCH_ORDINAL
 from gradwarden.policy.errors import Diagnostic
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.source import Source, Span
 from gradwarden.policy.syntax import tree as s
 
@@ -26,13 +26,13 @@ Children: TypeAlias = list[Any]
 _ESCAPES = {'"': '"', "\\": "\\", "n": "\n", "t": "\t"}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class UnitText:
     text: str
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ListText:
     members: tuple[s.Member, ...]
     span: Span

@@ -7,12 +7,13 @@ cannot drift from it.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
 from lark import Lark, UnexpectedInput
 from lark.lexer import PatternStr
+
+from gradwarden.policy.frozen import frozen
 
 _DECLARATION = re.compile(
     r"""^[ \t]*(?:
@@ -35,7 +36,7 @@ _STAND_IN = "x"
 """Put where the next word will be, for the patterns that look at it."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Expected:
     """What may follow: keywords and signs, and whether a name, a number, a string or a date may."""
 

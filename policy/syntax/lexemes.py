@@ -7,8 +7,9 @@ which the formatter's tests hold them to.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Literal
+
+from gradwarden.policy.frozen import frozen
 
 Kind = Literal["comment", "string", "date", "number", "word", "sign"]
 
@@ -27,7 +28,7 @@ _BEFORE_SIGNED = {"and", "or", "not", "implies", "in", "when", "number", "intege
 """Words after which `-` belongs to the number that follows."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Lexeme:
     """One lexeme; `breaks` counts the line ends between it and the lexeme before."""
 

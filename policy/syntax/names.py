@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.source import Source, Span
 from gradwarden.policy.syntax import tree as s
 
@@ -20,7 +21,7 @@ TERMS: tuple[Kind, ...] = ("attribute", "signal", "condition", "entropy band")
 """The kinds that share one space of names: what a condition may read by its bare name."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Symbol:
     """What a name stands for. `owner` is the attribute that has a value, and empty for other kinds."""
 
@@ -29,7 +30,7 @@ class Symbol:
     owner: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Occurrence:
     """One place where a symbol is named. The span holds the name alone, without quotes around it."""
 

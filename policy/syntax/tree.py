@@ -5,10 +5,10 @@ Numbers are exact decimals as written; dates are days since 1970-01-01. Grouping
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal, TypeAlias
 
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import Level
 from gradwarden.policy.source import Source, Span
 
@@ -25,7 +25,7 @@ RuleKind = Literal[
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Name:
     """An identifier where the grammar asks for one."""
 
@@ -33,7 +33,7 @@ class Name:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Word:
     """A value written as a bare name or as a quoted string (`quoted`)."""
 
@@ -42,7 +42,7 @@ class Word:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Quantity:
     """A number with an optional unit (empty where none was written)."""
 
@@ -51,7 +51,7 @@ class Quantity:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Day:
     """A calendar day."""
 
@@ -66,13 +66,13 @@ Member: TypeAlias = Quantity | Day | Word
 # --- expressions --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Truth:
     value: bool
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reference:
     """A bare name: an attribute, signal, clock, named condition, band or enum value."""
 
@@ -80,7 +80,7 @@ class Reference:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Present:
     """`has NAME`"""
 
@@ -88,7 +88,7 @@ class Present:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class InBand:
     """`band NAME`"""
 
@@ -96,13 +96,13 @@ class InBand:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Negative:
     term: Expr
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Operation:
     """`+`, `-` or `*` between two operands."""
 
@@ -112,7 +112,7 @@ class Operation:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Comparison:
     """Operands joined by comparison operators; more than one operator is refused by the checker."""
 
@@ -121,7 +121,7 @@ class Comparison:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class InList:
     term: Expr
     members: tuple[Member, ...]
@@ -129,7 +129,7 @@ class InList:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class InRange:
     """`term in lo..hi`, both ends included."""
 
@@ -140,7 +140,7 @@ class InRange:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TextTest:
     test: Literal["starts with", "ends with", "contains", "like"]
     term: Expr
@@ -148,7 +148,7 @@ class TextTest:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SetTest:
     test: Literal["any", "all"]
     term: Expr
@@ -156,13 +156,13 @@ class SetTest:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Negation:
     term: Expr
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Junction:
     """`and` or `or` over two or more terms."""
 
@@ -171,7 +171,7 @@ class Junction:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Implication:
     left: Expr
     right: Expr
@@ -202,7 +202,7 @@ Expr: TypeAlias = (
 # --- declarations -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Header:
     name: Name
     version: Quantity
@@ -210,19 +210,19 @@ class Header:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Import:
     path: Word
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MaxWeight:
     weight: Quantity
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SimpleType:
     """`string`, `bool` or `date`; `lo` and `hi` only for a date with a range."""
 
@@ -232,14 +232,14 @@ class SimpleType:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ChoiceType:
     kind: Literal["enum", "set"]
     values: tuple[Word, ...]
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RangeType:
     """`number lo..hi [unit] [places N]` or `integer lo..hi [unit]`."""
 
@@ -251,7 +251,7 @@ class RangeType:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Field:
     name: Name
     type: SimpleType | ChoiceType | RangeType
@@ -259,13 +259,13 @@ class Field:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Examples:
     fields: tuple[Field, ...]
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SignalField:
     name: Name
     type: RangeType
@@ -273,13 +273,13 @@ class SignalField:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Signals:
     fields: tuple[SignalField, ...]
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PartSelector:
     """One selector of a model band; which fields are set depends on `kind`."""
 
@@ -290,7 +290,7 @@ class PartSelector:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Part:
     """A band of the model."""
 
@@ -299,13 +299,13 @@ class Part:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Model:
     parts: tuple[Part, ...]
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Phase:
     """`clock` and `end` are None for a phase without an end."""
 
@@ -315,20 +315,20 @@ class Phase:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Phases:
     phases: tuple[Phase, ...]
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Let:
     name: Name
     condition: Expr
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class EntropyBand:
     name: Name
     condition: Expr
@@ -338,19 +338,19 @@ class EntropyBand:
 # --- clauses of rules ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class When:
     condition: Expr
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Because:
     text: Word
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Target:
     """`BAND [at WEIGHT]`; a name of None is `all`."""
 
@@ -359,7 +359,7 @@ class Target:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Targets:
     """`reach …` or `cap …`"""
 
@@ -368,18 +368,18 @@ class Targets:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Route:
     band: Name
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Refuse:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Moment:
     """A count of steps or epochs, a day, or the name of a date attribute."""
 
@@ -388,7 +388,7 @@ class Moment:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Timing:
     """`until`, `from` or `before` a moment."""
 
@@ -397,7 +397,7 @@ class Timing:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class During:
     """`during step 10..20`, both ends included."""
 
@@ -407,39 +407,39 @@ class During:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class InPhase:
     phase: Name
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AtMost:
     count: Quantity
     noun: Literal["exposures", "epochs"]
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Within:
     bands: tuple[Name, ...]
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PrivacyNumber:
     term: Literal["epsilon", "delta", "clip"]
     value: Quantity
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class UnitOf:
     attribute: Name
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Scaling:
     band: Name
     signal: Name
@@ -448,13 +448,13 @@ class Scaling:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Scale:
     scalings: tuple[Scaling, ...]
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Approved:
     by: Word
     span: Span
@@ -497,7 +497,7 @@ Clause: TypeAlias = (
 # --- rules --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rule:
     kind: RuleKind
     name: Name
@@ -506,7 +506,7 @@ class Rule:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Claim:
     """What an assertion says. `band` and `bound` are set where the form names them."""
 
@@ -517,7 +517,7 @@ class Claim:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Assertion:
     name: Name
     level: Level | None
@@ -526,7 +526,7 @@ class Assertion:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Starvation:
     band: Name
     steps: Quantity
@@ -534,14 +534,14 @@ class Starvation:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GradientCap:
     band: Name
     norm: Quantity
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Gradient:
     caps: tuple[GradientCap, ...]
     span: Span
@@ -564,7 +564,7 @@ Item: TypeAlias = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class File:
     """One parsed text: its items in textual order.
 

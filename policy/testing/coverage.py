@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from gradwarden.policy.evaluation.evaluate import Facts, holds, read_facts
 from gradwarden.policy.evaluation.partition import reads_of
 from gradwarden.policy.evaluation.phrasing import Phrasing
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import Condition, Constant, Has, Program
 from gradwarden.policy.testing.inputs import Assignment, leaves, variables_read
 from gradwarden.policy.testing.runner import CaseResult
@@ -25,7 +26,7 @@ MAX_BASES = 8
 """How many examples of the tests are changed to find one that a test lacks."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PartCoverage:
     """How often a condition, or one of the tests it is made of, was true and false."""
 
@@ -65,7 +66,7 @@ class ConditionCoverage(PartCoverage):
     parts: tuple[PartCoverage, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Gap:
     """An outcome that no case reached. `whole`: of a condition, not only of a part of one."""
 
@@ -77,7 +78,7 @@ class Gap:
     whole: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RuleCoverage:
     """How many cases a rule matched, and how many valid ones it did not."""
 
@@ -95,7 +96,7 @@ class RuleCoverage:
                     yield Gap(self.rule, condition.part, piece.text, side, piece.condition, whole)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Coverage:
     """Coverage of all rules of one program."""
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, get_args
 
 from gradwarden.policy.decision import VERDICTS, Decision, Stage
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import MAX_CEILING, SCALE
 from gradwarden.policy.source import Span
 from gradwarden.policy.testing.reading import Reader
@@ -38,7 +38,7 @@ _SENTENCES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Bound:
     """A weight in millionths that lies between two others, both included."""
 
@@ -55,7 +55,7 @@ class Bound:
         return f"{show_weight(self.least)}..{show_weight(self.most)}"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Some:
     """A list that holds some names and does not hold others."""
 
@@ -63,14 +63,14 @@ class Some:
     without: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AnyOf:
     """One of several verdicts."""
 
     verdicts: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Expectation:
     """One thing that a case expects, under its key of `expect`."""
 
@@ -81,7 +81,7 @@ class Expectation:
     """Where the names of bands or rules stand in the text."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Mismatch:
     """One expectation that a decision does not meet, both sides in the words of a test file."""
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal, InvalidOperation
 from itertools import product
@@ -30,6 +29,7 @@ from typing import Any, Literal
 from gradwarden.policy.context import Context
 from gradwarden.policy.errors import Diagnostic, did_you_mean
 from gradwarden.policy.evaluation.values import Fault, encode_date, encode_number, encode_value
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import AttributeSpec, Program
 from gradwarden.policy.source import Span
 from gradwarden.policy.testing.expectations import Expectation
@@ -56,7 +56,7 @@ MAX_SHRINKS = 2_000
 _RANGE = re.compile(r"(.+?)\.\.(.+)")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Generator:
     """What a file says of one input: `any`, a range (its two ends as text), or a list of values."""
 
@@ -66,7 +66,7 @@ class Generator:
     values: tuple[Node, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ForAll:
     """An expectation about all examples of a domain."""
 

@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeAlias
 from gradwarden.policy.context import EPOCH_DAY, Context
 from gradwarden.policy.evaluation.partition import partition, reads_of
 from gradwarden.policy.evaluation.values import encode_date, encode_number
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import (
     And,
     Arithmetic,
@@ -62,7 +63,7 @@ Assignment: TypeAlias = Mapping[Variable, Any]
 """A value for each input, as an example or a context holds it; None for an attribute that is absent."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Scale:
     """The integers behind a number or a date, and the way back to values."""
 
@@ -72,7 +73,7 @@ class Scale:
     encode: Callable[[Any], int]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Domain:
     """The values of one input, the simplest first. `whole`: there are no others."""
 

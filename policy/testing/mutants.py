@@ -9,10 +9,11 @@ Assertions are left alone: they are to be proved, not tested.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 from gradwarden.policy.evaluation.phrasing import Phrasing
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import (
     SCALE,
     And,
@@ -47,7 +48,7 @@ Value = TypeVar("Value", int, str)
 _BOUNDARY: dict[CompareOp, CompareOp] = {"lt": "le", "le": "lt", "ge": "gt", "gt": "ge"}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Mutant:
     """A damaged program: the rule that was changed, and the change in words."""
 

@@ -11,11 +11,12 @@ Only what a mutant changes is evaluated again: the truth of all other conditions
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from gradwarden.policy.combine import combine
 from gradwarden.policy.decision import Decision
 from gradwarden.policy.evaluation.evaluate import Facts, holds, read_facts
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import Condition, Program
 from gradwarden.policy.testing.coverage import condition_labels
 from gradwarden.policy.testing.expectations import compare
@@ -34,7 +35,7 @@ MAX_BASES = 24
 """How many examples of the tests a distinguishing example is looked for around."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Survivor:
     """A mutant that no test notices, and an example that tells it from the program, if one was found."""
 
@@ -52,7 +53,7 @@ class Survivor:
         return self.mutant.change
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Campaign:
     """The outcome for one program. `mutants` does not count those that change nothing (`equivalent`)."""
 
@@ -61,7 +62,7 @@ class Campaign:
     survivors: tuple[Survivor, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Known:
     """An example with what the program makes of it."""
 
@@ -118,7 +119,7 @@ def _sources(program: Program, mutant: Mutant) -> tuple[int | Condition, ...]:
     return tuple(indices.get(id(condition), condition) for condition in mutant.program.conditions())
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Trial:
     """A mutant beside its program. `sources`: where the truth of each of its conditions comes from."""
 

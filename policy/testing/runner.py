@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from gradwarden.policy.decision import Decision
 from gradwarden.policy.errors import Diagnostic, PolicyError, did_you_mean
 from gradwarden.policy.evaluation.partition import partition
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import Program
 from gradwarden.policy.testing.expectations import NAME_LISTS, Mismatch, compare, show_weight
 from gradwarden.policy.testing.for_all import ForAll, assignments, concrete, domains, shrink
@@ -17,7 +17,7 @@ from gradwarden.policy.testing.test_file import Case, Entry, TestFile
 __all__ = ["CaseResult", "Mismatch", "check_fit", "fit_faults", "run_case", "run_cases", "show_weight"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CaseResult:
     """The outcome of one case; it passed where there is no mismatch.
 

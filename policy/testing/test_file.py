@@ -31,6 +31,7 @@ from typing import Any, TypeAlias
 
 from gradwarden.policy.context import Context
 from gradwarden.policy.errors import Diagnostic, PolicyError
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.source import Source, Span
 from gradwarden.policy.testing.expectations import EXPECTATIONS, STAGES, Expectation, read_expectations
 from gradwarden.policy.testing.for_all import (
@@ -51,7 +52,7 @@ SUFFIX = "_test.yaml"
 __all__ = ["EXPECTATIONS", "STAGES", "Case", "Entry", "Expectation", "ForAll", "TestFile", "parse_tests"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Case:
     """One example in one context, and what should be decided."""
 
@@ -66,7 +67,7 @@ Entry: TypeAlias = Case | ForAll
 """What a test file is made of; a table is a case for each row."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TestFile:
     """The cases of one file. `policy` is the path of the policy they are about."""
 

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import yaml
 
 from gradwarden.policy.errors import Diagnostic, PolicyError
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.source import Source, Span
 
 MAX_CHARACTERS = 1 << 20
@@ -44,7 +45,7 @@ _STARTS = (yaml.MappingStartEvent, yaml.SequenceStartEvent)
 _ENDS = (yaml.MappingEndEvent, yaml.SequenceEndEvent)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Node:
     """A value and where it stands. Mappings keep the node of each key beside the node of its value."""
 
