@@ -1,28 +1,24 @@
-"""Runs the LALR automaton that Lark builds from the grammar, for texts without faults.
+"""Runs the LALR automaton of the grammar (`parse_table`), for texts without faults.
 
 Lark's own driver keeps what error messages need; most texts have no errors. This one walks the same table
 with the same terminals, calls the same methods of a builder, and stops at the first thing that does not fit;
 the caller then has Lark parse the text again, and say what is wrong.
 
-Per state of the parser, the terminals that may come next are one regular expression, as in Lark's contextual
-lexer; what is ignored is skipped in front of it. As in Lark, what a rule whose name begins with `_` was made
-of goes into the rule around it, and a rule marked `?` that has one part is that part.
+Per state of the parser, what may come next is one regular expression, as in Lark's contextual lexer; what is
+ignored is skipped in front of it. As in Lark, what a rule whose name begins with `_` was made of goes into
+the rule around it, and a rule marked `?` that has one part is that part.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
-
-from lark import Lark
-from lark.grammar import Rule
-from lark.lexer import BasicLexer, UnlessCallback
-from lark.parsers.lalr_analysis import Shift
 
 from gradwarden.policy.frozen import frozen
 
-Match: TypeAlias = Callable[[str, int, int], "re.Match[str] | None"]
+Lexer: TypeAlias = tuple[str, dict[str, dict[str, str]]]
+"""A pattern with a group per kind of token, and for some kinds the terminals of single texts."""
 
 
 class StuckError(Exception):
@@ -44,10 +40,38 @@ class _Parts(list[Any]):
 
 
 @frozen
-class _Reduction:
-    """size: of the right side. nested: some of it may be `_Parts`. method: of the builder, None: `_Parts`.
+class Rule:
+    """A rule of the grammar. size: how many symbols it has. nested: some of them have no value of their own.
 
-    single: a single part stands for itself. unit: nothing else can happen. symbol: the left side.
+    single: a single part stands for itself, as in rules marked `?`.
+    """
+
+    name: str
+    size: int
+    nested: bool
+    single: bool
+
+
+@frozen
+class Table:
+    """The automaton as data. actions: by state and symbol, the state to go to, or -1 - the rule to reduce by.
+
+    lexers: by state, an index into `patterns`. end: the state in which the start symbol is on top.
+    """
+
+    start: int
+    end: int
+    rules: Sequence[Rule]
+    actions: Sequence[Mapping[str, int]]
+    lexers: Sequence[int]
+    patterns: Sequence[Lexer]
+
+
+@frozen
+class _Reduction:
+    """A rule with its method of the builder; None: `_Parts`.
+
+    unit: one part takes the place of another, whatever it is.
     """
 
     size: int
@@ -58,60 +82,45 @@ class _Reduction:
     symbol: str
 
 
-@frozen
-class _Lexer:
-    """What may come next in a state. words: keywords that a terminal's pattern matches too, by terminal."""
-
-    match: Match
-    words: Mapping[str, Mapping[str, str]]
-
-
 class Automaton:
-    """The automaton of a grammar that was built with `parser="lalr"` and `lexer="contextual"`.
+    """The automaton of a table. builder: a class with a method for each rule that needs one."""
 
-    builder: a class with a method for each rule that needs one; it takes the parts, tokens included.
-    """
-
-    def __init__(self, lark: Lark, builder: type) -> None:
-        table = lark.parser.parser.parser.parse_table
-        (self._start,), (self._end,) = table.start_states.values(), table.end_states.values()
-        self._lexers: dict[int, BasicLexer] = lark.parser.lexer.lexers
-        self._known: dict[int, _Lexer] = {}
-        self._by_lexer: dict[int, _Lexer] = {}
-        reductions: dict[Any, _Reduction] = {}
+    def __init__(self, table: Table, builder: type) -> None:
+        self._table = table
+        reductions = [_reduction(rule, builder) for rule in table.rules]
         # By state and symbol: the state to go to, or the reduction to make first. The class tells which.
-        self._actions: dict[int, dict[str, Any]] = {}
-        for state, actions in table.states.items():
-            row = self._actions[state] = {}
-            for symbol, (action, argument) in actions.items():
-                if action is not Shift and argument not in reductions:
-                    reductions[argument] = _reduction(argument, builder)
-                # Lark's names are tokens of its own, which are slow to compare.
-                row[str(symbol)] = argument if action is Shift else reductions[argument]
+        self._actions: list[dict[str, Any]] = [
+            {symbol: action if action >= 0 else reductions[-1 - action] for symbol, action in row.items()}
+            for row in table.actions
+        ]
+        self._lexers: dict[int, tuple[Callable[..., re.Match[str] | None], dict[str, dict[str, str]]]] = {}
+        # Where units lead, by the states below and on top, and the terminal ahead: nothing else decides it.
+        self._climbs: dict[tuple[int, int, str], int] = {}
 
     def run(self, text: str, builder: Any) -> Any:
         """Return what the builder made of the start symbol. Raises StuckError."""
-        actions, known = self._actions, self._known
-        state = self._start
+        actions, lexers, climbs = self._actions, self._lexers, self._climbs
+        state = self._table.start
         states: list[int] = [state]
         values: list[Any] = []
-        position, end = 0, len(text)
+        position = 0
         while True:
-            lexer = known.get(state) or self._lexer(state)
-            found = lexer.match(text, position, end)
+            match, words = lexers.get(state) or self._lexer(state)
+            found = match(text, position)
             kind = found.lastgroup if found else None
             if found is None or kind is None:
-                return self._finish(builder, states, values, (found.end() if found else position) == end)
+                at_end = (found.end() if found else position) == len(text)
+                return self._finish(builder, states, values, at_end)
             position = found.end()
             token = Token(found[kind])
-            words = lexer.words.get(kind)
-            if words:
-                kind = words.get(token, kind)
+            if kind in words:
+                kind = words[kind].get(token, kind)
             token.type, token.start_pos, token.end_pos = kind, position - len(token), position
             action = actions[state].get(kind)
             while action.__class__ is _Reduction:
                 if action.unit:
-                    state = states[-1] = actions[states[-2]][action.symbol]
+                    key = states[-2], state, kind
+                    state = states[-1] = climbs.get(key) or self._climb(key)
                 else:
                     state = self._reduce(builder, action, states, values)
                 action = actions[state].get(kind)
@@ -120,6 +129,16 @@ class Automaton:
             state = action
             states.append(state)
             values.append(token)
+
+    def _climb(self, key: tuple[int, int, str]) -> int:
+        """Return the state in which the top of the stack is no longer the only part of something."""
+        below, state, kind = key
+        action = self._actions[state].get(kind)
+        while action.__class__ is _Reduction and action.unit:
+            state = self._actions[below][action.symbol]
+            action = self._actions[state].get(kind)
+        self._climbs[key] = state
+        return state
 
     def _reduce(self, builder: Any, action: Any, states: list[int], values: list[Any]) -> int:
         size = action.size
@@ -143,34 +162,26 @@ class Automaton:
         """Reduce to the start symbol where the text is at its end."""
         if not at_end:
             raise StuckError
-        while states[-1] != self._end:
+        while states[-1] != self._table.end:
             action = self._actions[states[-1]].get("$END")
             if not isinstance(action, _Reduction):
                 raise StuckError
             self._reduce(builder, action, states, values)
         return values[-1]
 
-    def _lexer(self, state: int) -> _Lexer:
-        """Return the lexer of a state; states that accept the same share one."""
-        lark = self._lexers[state]
-        made = self._by_lexer.get(id(lark))
-        if made is None:
-            made = self._by_lexer[id(lark)] = _lexer_of(lark)
-        self._known[state] = made
+    def _lexer(self, state: int) -> tuple[Callable[..., re.Match[str] | None], dict[str, dict[str, str]]]:
+        """Return the lexer of a state; its pattern is compiled when first needed."""
+        pattern, words = self._table.patterns[self._table.lexers[state]]
+        made = self._lexers[state] = re.compile(pattern).match, words
         return made
 
 
 def _reduction(rule: Rule, builder: type) -> _Reduction:
-    name = str(rule.origin.name)
-    nested = any(not part.is_term and part.name.startswith("_") for part in rule.expansion)
-    return _Reduction(
-        size=len(rule.expansion),
-        nested=nested,
-        method=None if name.startswith("_") else getattr(builder, name, _unbuilt),
-        single=rule.options.expand1,
-        unit=rule.options.expand1 and len(rule.expansion) == 1 and not nested,
-        symbol=name,
-    )
+    nameless = rule.name.startswith("_")
+    # The one part of a nameless rule goes into the rule around it, whether or not it comes in `_Parts`.
+    unit = rule.size == 1 and (nameless or (rule.single and not rule.nested))
+    method = None if nameless else getattr(builder, rule.name, _unbuilt)
+    return _Reduction(rule.size, rule.nested, method, rule.single, unit, rule.name)
 
 
 def _unbuilt(_builder: Any, _parts: list[Any]) -> Any:
@@ -188,17 +199,3 @@ def _flat(parts: list[Any]) -> list[Any]:
         else:
             flat.append(part)
     return flat
-
-
-def _lexer_of(lexer: BasicLexer) -> _Lexer:
-    terminals = lexer.scanner.terminals
-    ignored = "|".join(t.pattern.to_regexp() for t in terminals if t.name in lexer.ignore_types)
-    kept = [f"(?P<{t.name}>{t.pattern.to_regexp()})" for t in terminals if t.name not in lexer.ignore_types]
-    # The empty alternative matches where nothing else does: at the end, or at a fault.
-    pattern = re.compile(f"(?:{ignored})*+(?:{'|'.join([*kept, ''])})", lexer.g_regex_flags)
-    words = {
-        name: {t.pattern.value: t.name for t in callback.scanner.terminals}
-        for name, callback in lexer.callback.items()
-        if isinstance(callback, UnlessCallback)
-    }
-    return _Lexer(pattern.match, words)

@@ -1,30 +1,26 @@
-"""From text to syntax tree. The only module that knows the parser generator (Lark).
+"""From text to syntax tree.
 
-A text without faults is parsed in one go. Otherwise it is cut where a line begins with the head of a
-declaration, and each piece is parsed on its own, so that every declaration reports its own first fault.
+A text without faults is read by the automaton of the grammar. Any other is parsed again, piece by piece, to
+say what is wrong with it (`recovery`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
-from importlib.resources import files
-from itertools import pairwise
-from threading import Lock
-from typing import Any, cast
+from typing import TYPE_CHECKING
 
-from lark import Lark, UnexpectedCharacters, UnexpectedInput, UnexpectedToken
-from lark.lexer import PatternStr, TerminalDef
-from lark.utils import TextSlice
-
-from gradwarden.policy.checking.remedies import remedy
 from gradwarden.policy.errors import Diagnostic
 from gradwarden.policy.source import Source, Span
 from gradwarden.policy.syntax.automaton import Automaton, StuckError
 from gradwarden.policy.syntax.build import Builder
-from gradwarden.policy.syntax.tree import File, Item
+from gradwarden.policy.syntax.parse_table import grammar_text, load_table
+from gradwarden.policy.syntax.tree import File
+
+if TYPE_CHECKING:
+    from gradwarden.policy.syntax.recovery import Recovery
 
 MAX_TEXT = 1 << 20
 """The longest policy text, in characters (files: in bytes)."""
@@ -32,44 +28,10 @@ MAX_TEXT = 1 << 20
 MAX_FAULTS = 100
 """How many faults of one text are reported."""
 
-MAX_TRIED = 300
-"""How much may be open in the parser for every token to be tried that may stand where a fault is."""
-
 _FORBIDDEN = re.compile(
     # control characters, lone surrogates, and characters that reorder or hide the text around them
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
 )
-
-_DECLARATION = re.compile(
-    r"""^[ \t]*(?:
-        policy\b (?!\s*:) | import[ \t]*" | max[ \t]+weight\b
-      | (?:examples|signals|model|phases|gradient)\s*\{
-      | (?:let|band)[ \t]+\w+[ \t]*=(?!=)
-      | (?:(?:advisory|hard)[ \t]+)?
-        (?:depth|suppress|retain|privacy|memorization|curriculum|modulate|waive|maintain|assert|starvation)
-        [ \t]+\w+\s*\{
-    ) | ^[A-Za-z_]+[ \t]+\w+[ \t]*\{""",
-    re.MULTILINE | re.VERBOSE,
-)
-
-_RULE = re.compile(
-    r"[ \t]*(?:(?:advisory|hard)[ \t]+)?(?!(?:let|band|max|policy|import)\b)[A-Za-z_]+[ \t]+\w+\s*\{"
-)
-"""The head of a declaration, misspelt perhaps, that others refer to at most as a rule."""
-
-_SPOKEN = {
-    "NAME": "a name",
-    "FIELD": "a name and `:`",
-    "NUMBER": "a number",
-    "STRING": "a quoted string",
-    "DATE": "a date",
-    "AT_MOST": "`at most`",
-    "IN_NAME": "`in`",
-    "$END": "the end of the file",
-}
-
-_OPERAND = {"NAME", "NUMBER", "LPAR", "NOT", "HAS", "TRUE"}
-"""Where all of these are expected, a condition is."""
 
 
 def parse(source: Source) -> tuple[File, list[Diagnostic]]:
@@ -77,9 +39,11 @@ def parse(source: Source) -> tuple[File, list[Diagnostic]]:
     faults = list(_text_faults(source))
     if faults:
         return File(source, (), complete=False), faults
-    grammar = _grammar()
-    with grammar.lock:
-        file, faults = grammar.parse(source)
+    builder = Builder(source)
+    try:
+        file, faults = File(source, automaton().run(source.text, builder)), builder.faults
+    except StuckError:
+        file, faults = recovery().parse(source, MAX_FAULTS)
     if len(faults) <= MAX_FAULTS:
         return file, faults
     return replace(file, complete=False), [*faults[:MAX_FAULTS], _too_many(source, faults[MAX_FAULTS])]
@@ -103,156 +67,14 @@ def _text_faults(source: Source) -> Iterator[Diagnostic]:
 
 
 @cache
-def _grammar() -> _Grammar:
-    return _Grammar()
+def automaton() -> Automaton:
+    """Return the parser of texts without faults."""
+    return Automaton(load_table(), Builder)
 
 
-class _Relay:
-    """Hands each reduction to the builder of the text being parsed; the parser is built only once."""
+@cache
+def recovery() -> Recovery:
+    """Return the parser of texts with faults, which is made when the first one comes."""
+    from gradwarden.policy.syntax.recovery import Recovery
 
-    builder: Builder
-
-    def __getattr__(self, rule: str) -> Callable[[list[Any]], Any]:
-        if rule.startswith("_") or not hasattr(Builder, rule):
-            raise AttributeError(rule)
-        return lambda children: getattr(self.builder, rule)(children)
-
-
-def _whole_word(terminal: TerminalDef) -> None:
-    """Let a keyword end where its word ends, so that `step0` is no `step`.
-
-    The pattern is changed in place: the lexer tells keywords by their exact class.
-    """
-    pattern = terminal.pattern
-    if isinstance(pattern, PatternStr) and pattern.value.isalpha():
-        whole = f"{pattern.to_regexp()}(?![A-Za-z0-9_])"
-        vars(pattern)["to_regexp"] = lambda: whole
-
-
-class _Grammar:
-    """The parser of `policy.lark`. `lock` guards it: one text at a time."""
-
-    def __init__(self) -> None:
-        text = (files("gradwarden.grammars") / "policy.lark").read_text("utf-8")
-        self.lock = Lock()
-        self._relay = _Relay()
-        self._lark = Lark(
-            text,
-            parser="lalr",
-            lexer="contextual",
-            keep_all_tokens=True,
-            maybe_placeholders=False,
-            edit_terminals=_whole_word,
-            transformer=self._relay,
-        )
-        self._automaton = Automaton(self._lark, Builder)
-        self._spoken = dict(_SPOKEN)
-        self._keywords: dict[str, str] = {}
-        for terminal in self._lark.terminals:
-            if isinstance(terminal.pattern, PatternStr):
-                self._keywords[terminal.name] = terminal.pattern.value
-                self._spoken[terminal.name] = f"`{terminal.pattern.value}`"
-
-    def parse(self, source: Source) -> tuple[File, list[Diagnostic]]:
-        builder = Builder(source)
-        try:
-            items = self._automaton.run(source.text, builder)
-        except StuckError:
-            return self._recover(source)
-        return File(source, items), builder.faults
-
-    def _items(self, source: Source, start: int, end: int) -> tuple[Item, ...]:
-        return cast("tuple[Item, ...]", self._lark.parse(TextSlice(source.text, start, end)))
-
-    def _recover(self, source: Source) -> tuple[File, list[Diagnostic]]:
-        """Parse declaration by declaration; a broken one loses only itself."""
-        items: list[Item] = []
-        faults: list[Diagnostic] = []
-        complete = True
-        heads = (match.start() for match in _DECLARATION.finditer(source.text))
-        cuts = [0, *(head for head in heads if head > 0), len(source.text)]
-        for start, end in pairwise(cuts):
-            self._relay.builder = Builder(source)
-            try:
-                items += self._items(source, start, end)
-            except UnexpectedInput as error:
-                faults.append(self._fault(source, error, end))
-                complete = complete and _RULE.match(source.text, start) is not None
-                items += self._before(source, start, faults[-1])
-            faults += self._relay.builder.faults
-            if len(faults) > MAX_FAULTS:
-                break
-        return File(source, tuple(items), complete), faults
-
-    def _before(self, source: Source, start: int, fault: Diagnostic) -> tuple[Item, ...]:
-        """Return the whole declarations of a piece that stand before its fault."""
-        self._relay.builder = Builder(source)
-        try:
-            return self._items(source, start, fault.span.start if fault.span else start)
-        except UnexpectedInput:
-            return ()
-
-    def _fault(self, source: Source, error: UnexpectedInput, end: int) -> Diagnostic:
-        if isinstance(error, UnexpectedToken):
-            expected = set(_accepted(error))
-            if error.token.type == "$END":
-                return self._early_end(source, expected, end)
-            span = Span(source, error.token.start_pos or 0, error.token.end_pos or 0)
-            return self._unexpected("GW101", span, expected)
-        assert isinstance(error, UnexpectedCharacters)
-        at = error.pos_in_stream or 0
-        span = Span(source, at, at + 1)
-        if span.text == '"':
-            return Diagnostic("GW103", "this string does not end on its line", span, 'close it with `"`')
-        return self._unexpected("GW102", span, set(error.allowed or ()))
-
-    def _early_end(self, source: Source, expected: set[str], end: int) -> Diagnostic:
-        """The text, or the piece of it up to the next declaration, stops in the middle of something."""
-        following = re.compile(r"\s*(\w+)").match(source.text, end)
-        if following:
-            span = Span(source, following.start(1), following.end(1))
-            found = self._unexpected("GW101", span, expected)
-            return replace(found, help="a `}` is missing before it") if "RBRACE" in expected else found
-        last = len(source.text.rstrip())
-        help = f"expected {self._list(expected)}"
-        return Diagnostic("GW104", "unexpected end of the file", Span(source, max(last - 1, 0), last), help)
-
-    def _unexpected(self, code: str, span: Span, expected: set[str]) -> Diagnostic:
-        words = [self._keywords[name] for name in expected if name in self._keywords]
-        message = f"unexpected `{span.text}`, expected {self._list(expected)}"
-        return Diagnostic(code, message, span, remedy(span, words, expected))
-
-    def _list(self, expected: Iterable[str]) -> str:
-        """Name what may stand here, in few words."""
-        names = set(expected)
-        spoken = []
-        if names >= _OPERAND:
-            spoken.append("a condition")
-            names -= {*_OPERAND, "STRING", "DATE", "MINUS", "FALSE", "BAND"}
-        if {"WHEN", "BECAUSE", "REACH"} <= names:
-            operators = {"PLUS", "AND", "OR"} <= names
-            spoken.append("an operator or a clause" if operators else "a clause")
-            names = names & {"RBRACE"}
-        elif {"DEPTH", "SUPPRESS", "LET"} <= names:
-            spoken.append("a declaration")
-            names = set()
-        elif {"AND", "OR", "IMPLIES"} <= names:
-            spoken.append("an operator")
-            names -= {name for name in names if self._keywords.get(name, "") in _OPERATORS} | {"IN_NAME"}
-        spoken += sorted(self._spoken.get(name, name.lower()) for name in names)
-        shown = spoken if len(spoken) <= 8 else [*spoken[:8], "…"]
-        return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} or {shown[-1]}"
-
-
-def _accepted(error: UnexpectedToken) -> Iterable[str]:
-    """Return what may stand where a fault is; far down, where trying each costs too much, a few too many."""
-    state = error.interactive_parser.parser_state if error.interactive_parser else None
-    if state is None or len(state.value_stack) > MAX_TRIED:
-        return error.expected
-    return error.accepts or error.expected
-
-
-_OPERATORS = {
-    *("==", "!=", "<", "<=", ">", ">=", "+", "-", "*", "and", "or", "implies", "in", "not", "has"),
-    *("starts", "ends", "contains", "like"),
-}
+    return Recovery(grammar_text())

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lark import UnexpectedInput
-from lark.utils import TextSlice
 
 from gradwarden.policy.source import Source
 from gradwarden.policy.syntax.automaton import StuckError
 from gradwarden.policy.syntax.build import Builder
-from gradwarden.policy.syntax.parse import _grammar
+from gradwarden.policy.syntax.grammar import table_data
+from gradwarden.policy.syntax.parse import automaton, recovery
+from gradwarden.policy.syntax.parse_table import digest, grammar_text, load_table, table_of
 from tests.policy.strategies_text import commented, declarations, text_of
 
 ROOT = Path(__file__).parents[2]
@@ -32,19 +35,15 @@ TEXTS = [
 
 
 def by_lark(source: Source) -> Any:
-    grammar = _grammar()
-    builder = grammar._relay.builder = Builder(source)
-    try:
-        items = grammar._lark.parse(TextSlice(source.text, 0, len(source.text)))
-    except UnexpectedInput:
-        return None
-    return items, builder.faults
+    builder = Builder(source)
+    items = recovery().parse_whole(source, builder)
+    return None if items is None else (items, builder.faults)
 
 
 def by_automaton(source: Source) -> Any:
     builder = Builder(source)
     try:
-        return _grammar()._automaton.run(source.text, builder), builder.faults
+        return automaton().run(source.text, builder), builder.faults
     except StuckError:
         return None
 
@@ -89,3 +88,25 @@ def test_mutilated_texts_are_read_alike(text: str, data: st.DataObject) -> None:
 )
 def test_the_ends_of_texts_are_read_alike(text: str) -> None:
     assert_read_alike(text)
+
+
+def test_the_stored_table_is_that_of_the_grammar() -> None:
+    stored = json.loads((ROOT / "grammars" / "policy.table.json").read_text("utf-8"))
+    assert stored["grammar"] == digest(grammar_text()), "run `python -m gradwarden.policy.syntax.grammar`"
+    assert stored == table_data(grammar_text()), "run `python -m gradwarden.policy.syntax.grammar`"
+
+
+def test_a_table_of_another_grammar_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = grammar_text().replace('"suppress"', '"silence"')
+    monkeypatch.setattr("gradwarden.policy.syntax.parse_table.grammar_text", lambda: changed)
+    assert load_table() == table_of(table_data(changed))
+    assert "silence" in load_table().patterns[0][1]["NAME"]
+
+
+def test_a_text_without_faults_is_read_without_the_parser_generator() -> None:
+    program = (
+        "from gradwarden.policy import parse_policy\n"
+        "parse_policy('policy p version 1 language 1 model { deep = rest }')\n"
+        "import sys; sys.exit('lark' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
