@@ -7,7 +7,8 @@ order of reading (left operands of `and`, `or` and `implies` are known when the 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from gradwarden.policy.checking.check_numbers import (
     attribute_operand,
@@ -82,6 +83,7 @@ class Conditions:
         """Conditions, by the id of the node, in which some junction has fewer terms than were written."""
         self._folds = 0
         self._named: dict[str, Checked] = {}
+        self._coded: dict[str, dict[str, int]] = {}
         self._open: list[str] = []
         self._written_out = 0
         self._total = 0
@@ -141,25 +143,9 @@ class Conditions:
     # --- logic ----------------------------------------------------------------------------------------------
 
     def _condition(self, expr: s.Expr, present: Present) -> Checked:
-        match expr:
-            case s.Junction(op, terms):
-                return self._junction(op, terms, present)
-            case s.Negation(term):
-                return negation(self._condition(term, present))
-            case s.Implication(left, right):
-                first = self._condition(left, present)
-                second = self._condition(right, present | first.yes)
-                return junction("or", [negation(first), second])
-            case s.Comparison():
-                return self._comparison(expr, present)
-            case s.InList():
-                return self._in_list(expr, present)
-            case s.InRange():
-                return self._in_range(expr, present)
-            case s.TextTest():
-                return self._text_test(expr, present)
-            case s.SetTest():
-                return self._set_test(expr, present)
+        check = _CHECKS.get(expr.__class__)
+        if check:
+            return check(self, expr, present)
         operand = self._operand(expr, present)
         if isinstance(operand, Checked) or operand is None:
             return operand or FALSE
@@ -169,9 +155,18 @@ class Conditions:
         self.faults.error("GW301", f"{describe(operand)} is not a condition", expr.span, help)
         return FALSE
 
-    def _junction(self, op: str, terms: Sequence[s.Expr], present: Present) -> Checked:
+    def _negation(self, expr: s.Negation, present: Present) -> Checked:
+        return negation(self._condition(expr.term, present))
+
+    def _implication(self, expr: s.Implication, present: Present) -> Checked:
+        first = self._condition(expr.left, present)
+        second = self._condition(expr.right, present | first.yes)
+        return junction("or", [negation(first), second])
+
+    def _junction(self, expr: s.Junction, present: Present) -> Checked:
+        op = expr.op
         done: list[Checked] = []
-        for term in terms:
+        for term in expr.terms:
             done.append(self._condition(term, present))
             self.compiled[id(term)] = done[-1].condition
             present |= done[-1].yes if op == "and" else done[-1].no
@@ -305,7 +300,7 @@ class Conditions:
     def _is_literal(self, expr: s.Expr) -> bool:
         """Whether an operand is a value rather than something that has a type of its own."""
         if isinstance(expr, s.Reference):
-            return expr.name not in {*self.scope.terms(), *CLOCKS, "phase"}
+            return not (self.scope.declares(expr.name) or expr.name in CLOCKS or expr.name == "phase")
         return isinstance(expr, s.Word | s.Truth)
 
     def _equality(self, operand: Categorical | PhaseOperand, op: str, right: s.Expr, span: Span) -> Checked:
@@ -404,7 +399,9 @@ class Conditions:
         return Checked(Text(operand.spec.name, "equals", tuple(sorted({word.text for word in words}))))
 
     def _codes(self, spec: AttributeSpec, words: Sequence[s.Word]) -> tuple[int, ...]:
-        known = {value: code for code, value in enumerate(spec.values)}
+        known = self._coded.get(spec.name)
+        if known is None:
+            known = self._coded[spec.name] = {value: code for code, value in enumerate(spec.values)}
         codes = set()
         for word in words:
             if word.text in known:
@@ -458,6 +455,19 @@ class Conditions:
             if not isinstance(member, s.Word):
                 self.faults.error("GW302", "a set does not hold numbers or dates", member.span)
         return Checked(SetTest(operand.spec.name, expr.test, self._codes(operand.spec, words)))
+
+
+_CHECKS: dict[type, Callable[[Conditions, Any, Present], Checked]] = {
+    s.Junction: Conditions._junction,
+    s.Negation: Conditions._negation,
+    s.Implication: Conditions._implication,
+    s.Comparison: Conditions._comparison,
+    s.InList: Conditions._in_list,
+    s.InRange: Conditions._in_range,
+    s.TextTest: Conditions._text_test,
+    s.SetTest: Conditions._set_test,
+}
+"""The check of every form that can only be a condition."""
 
 
 def _comparing(condition: Condition) -> Checked:

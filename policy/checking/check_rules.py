@@ -48,16 +48,8 @@ MAX_SHOWN = 80
 def check_rule(rule: s.Rule, conditions: Conditions) -> Grant | Limit | Modulation | None:
     """Return what a rule compiles to; None for a waiver, or where nothing can be made of it."""
     check = _RuleCheck(rule, conditions)
-    lower: dict[str, Callable[[], Grant | Limit | Modulation | None]] = {
-        "depth": check.depth,
-        "suppress": check.suppress,
-        "retain": check.retain,
-        "privacy": check.privacy,
-        "memorization": check.memorization,
-        "curriculum": check.curriculum,
-        "modulate": check.modulate,
-    }
-    return lower[rule.kind]() if rule.kind in lower else None
+    lower = _LOWER.get(rule.kind)
+    return lower(check) if lower else None
 
 
 class _RuleCheck:
@@ -374,6 +366,17 @@ class _RuleCheck:
             self.faults.undeclared("GW201", "signal", signal, known, "declare it in `signals { … }`")
             return None
         return Scaling(band, signal.text, ends[0], ends[1]) if band else None
+
+
+_LOWER: dict[str, Callable[[_RuleCheck], Grant | Limit | Modulation | None]] = {
+    "depth": _RuleCheck.depth,
+    "suppress": _RuleCheck.suppress,
+    "retain": _RuleCheck.retain,
+    "privacy": _RuleCheck.privacy,
+    "memorization": _RuleCheck.memorization,
+    "curriculum": _RuleCheck.curriculum,
+    "modulate": _RuleCheck.modulate,
+}
 
 
 def _clock(op: CompareOp, kind: str, value: int) -> Condition:

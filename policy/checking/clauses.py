@@ -105,7 +105,10 @@ class Clauses:
 
     def one(self, kind: type[ClauseT]) -> ClauseT | None:
         """Return the clause of a kind, if there is one."""
-        return next((clause for clause in self.all if isinstance(clause, kind)), None)
+        for clause in self.all:
+            if isinstance(clause, kind):
+                return clause
+        return None
 
     def need(self, kind: type[ClauseT], example: str) -> ClauseT | None:
         """Return the clause of a kind, or report that it is missing."""

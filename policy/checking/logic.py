@@ -44,17 +44,22 @@ def junction(op: str, terms: Sequence[Checked]) -> Checked:
 
 def conjunction(*terms: Condition) -> Condition:
     """Return the flattened conjunction of conditions; constants are folded."""
-    flat = [x for term in terms for x in (term.terms if isinstance(term, And) else (term,))]
-    kept = tuple(dict.fromkeys(term for term in flat if term != Constant(True)))
-    if Constant(False) in kept:
-        return Constant(False)
-    return kept[0] if len(kept) == 1 else And(kept) if kept else Constant(True)
+    return _joined(And, terms, neutral=True)
 
 
 def disjunction(*terms: Condition) -> Condition:
     """Return the flattened disjunction of conditions; constants are folded."""
-    flat = [x for term in terms for x in (term.terms if isinstance(term, Or) else (term,))]
-    kept = tuple(dict.fromkeys(term for term in flat if term != Constant(False)))
-    if Constant(True) in kept:
-        return Constant(True)
-    return kept[0] if len(kept) == 1 else Or(kept) if kept else Constant(False)
+    return _joined(Or, terms, neutral=False)
+
+
+def _joined(form: type[And] | type[Or], terms: Sequence[Condition], *, neutral: bool) -> Condition:
+    kept: list[Condition] = []
+    for term in terms:
+        for x in term.terms if isinstance(term, form) else (term,):
+            if not isinstance(x, Constant):
+                kept.append(x)
+            elif x.value is not neutral:
+                return x
+    if len(kept) > 1:  # to compare conditions takes long
+        kept = list(dict.fromkeys(kept))
+    return kept[0] if len(kept) == 1 else form(tuple(kept)) if kept else Constant(neutral)

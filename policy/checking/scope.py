@@ -116,6 +116,10 @@ class Scope:
         """Return the bands that `reach all` names."""
         return tuple(name for name in self.band_names if name != QUARANTINE)
 
+    def declares(self, name: str) -> bool:
+        """Whether a name is an attribute, a signal or a named condition."""
+        return name in self.attributes or name in self.signals or name in self.named
+
     def terms(self) -> list[str]:
         """Return every name that a condition may use."""
         return [*self.attributes, *self.signals, *self.named]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TypeAlias
+from collections.abc import Callable, Iterator
+from operator import attrgetter
+from typing import Any, TypeAlias
 
 from gradwarden.policy.program import And, Arithmetic, Compare, Condition, Not, NumericExpr, Or, SignalValue
 
@@ -19,16 +20,18 @@ MAX_TOTAL = 1_000_000
 Node: TypeAlias = Condition | NumericExpr
 
 
+_PARTS: dict[type, Callable[[Any], tuple[Node, ...]]] = {
+    And: attrgetter("terms"),
+    Or: attrgetter("terms"),
+    Not: lambda node: (node.term,),
+    Compare: attrgetter("left", "right"),
+    Arithmetic: attrgetter("left", "right"),
+}
+
+
 def children(node: Node) -> tuple[Node, ...]:
-    match node:
-        case And(terms) | Or(terms):
-            return terms
-        case Not(term):
-            return (term,)
-        case Compare(_, left, right) | Arithmetic(_, left, right):
-            return (left, right)
-        case _:
-            return ()
+    parts = _PARTS.get(node.__class__)
+    return parts(node) if parts else ()
 
 
 def signals_of(condition: Condition) -> Iterator[str]:
@@ -50,11 +53,16 @@ class Measure:
 
     def __call__(self, node: Node) -> tuple[int, int]:
         """Return (number of nodes, number of levels)."""
+        parts = children(node)
+        if not parts:
+            return 1, 1
         known = self._known.get(id(node))
         if known:
             return known[1], known[2]
-        below = [self(child) for child in children(node)]
-        size = 1 + sum(size for size, _ in below)
-        height = 1 + max((height for _, height in below), default=0)
-        self._known[id(node)] = (node, size, height)
-        return size, height
+        size, height = 1, 0
+        for part in parts:
+            size_below, height_below = self(part)
+            size += size_below
+            height = max(height, height_below)
+        self._known[id(node)] = (node, size, height + 1)
+        return size, height + 1

@@ -45,6 +45,9 @@ class ExpressionBuilder(TokenReader):
             )
         return Built(s.Truth(False, span), MAX_NESTING + 1, span)
 
+    def _leaf(self, node: s.Expr) -> Built:
+        return Built(node, 1, node.span)
+
     def implication(self, children: Children) -> Built:
         left, right = _terms(children)
         return self._grow(children, lambda span: s.Implication(left, right, span))
@@ -105,25 +108,25 @@ class ExpressionBuilder(TokenReader):
         return self._grow(children, lambda span: cast(s.Expr, children[1].node))
 
     def number(self, children: Children) -> Built:
-        return self._grow(children, lambda span: self._quantity(children))
+        return self._leaf(self._quantity(children))
 
     def day(self, children: Children) -> Built:
-        return self._grow(children, lambda span: self._day(children[0]))
+        return self._leaf(self._day(children[0]))
 
     def text(self, children: Children) -> Built:
-        return self._grow(children, lambda span: self._word(children[0]))
+        return self._leaf(self._word(children[0]))
 
     def name(self, children: Children) -> Built:
-        return self._grow(children, lambda span: s.Reference(str(children[0]), span))
+        return self._leaf(s.Reference(str(children[0]), self._span(children)))
 
     def truth(self, children: Children) -> Built:
-        return self._grow(children, lambda span: s.Truth(str(children[0]) == "true", span))
+        return self._leaf(s.Truth(str(children[0]) == "true", self._span(children)))
 
     def has(self, children: Children) -> Built:
-        return self._grow(children, lambda span: s.Present(self._name(children[1]), span))
+        return self._leaf(s.Present(self._name(children[1]), self._span(children)))
 
     def in_band(self, children: Children) -> Built:
-        return self._grow(children, lambda span: s.InBand(self._name(children[1]), span))
+        return self._leaf(s.InBand(self._name(children[1]), self._span(children)))
 
     def list(self, children: Children) -> ListText:
         return ListText(self._members(children), self._span(children))

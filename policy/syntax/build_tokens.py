@@ -52,8 +52,8 @@ class TokenReader:
 
     def _span(self, children: Children) -> Span:
         first, last = children[0], children[-1]
-        start = getattr(first, "start_pos", -1) if isinstance(first, str) else first.span.start
-        end = getattr(last, "end_pos", -1) if isinstance(last, str) else last.span.end
+        start = first.start_pos if isinstance(first, str) else first.span.start  # type: ignore[attr-defined]  # a token
+        end = last.end_pos if isinstance(last, str) else last.span.end  # type: ignore[attr-defined]  # a token
         return Span(self.source, start, end)
 
     def _fault(self, code: str, message: str, span: Span, help: str | None = None) -> None:
@@ -82,7 +82,8 @@ class TokenReader:
                 )
             return _ESCAPES.get(match[1], match[1])
 
-        return re.sub(r"\\(.)", replace, str(token)[1:-1])
+        text = str(token)[1:-1]
+        return re.sub(r"\\(.)", replace, text) if "\\" in text else text
 
     def _quantity(self, children: Children) -> s.Quantity:
         """The number among `-`, a NUMBER and a unit."""
