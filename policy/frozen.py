@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True)
 def frozen(cls: type[T]) -> type[T]:
-    """Make a class of annotated fields a frozen value. Defaults are plain: neither `field(…)` nor mutable."""
+    """Make a class of annotated fields a frozen value; it has no bases, and no default is a `field(…)`."""
     # Where there is no text, dataclasses would work one out from the signature, which takes long.
     cls.__doc__ = cls.__doc__ or cls.__name__
     made: Any = dataclass(init=False, repr=False, eq=False, slots=True)(cls)

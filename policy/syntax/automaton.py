@@ -142,11 +142,13 @@ class Automaton:
 
     def _reduce(self, builder: Any, action: Any, states: list[int], values: list[Any]) -> int:
         size = action.size
-        parts = values[-size:] if size else []
         if size:
+            parts = values[-size:]
             del values[-size:], states[-size:]
-        if action.nested:
-            parts = _flat(parts)
+            if action.nested:
+                parts = _flat(parts)
+        else:
+            parts = []
         method = action.method
         if method is None:
             values.append(parts if parts.__class__ is _Parts else _Parts(parts))
@@ -191,9 +193,13 @@ def _unbuilt(_builder: Any, _parts: list[Any]) -> Any:
 
 def _flat(parts: list[Any]) -> list[Any]:
     """Return parts with those of nameless rules in their places; a list grows where it is, not anew."""
-    first = parts[0] if parts else None
-    flat = first if first.__class__ is _Parts else _Parts()
-    for part in parts[1:] if flat is first else parts:
+    first = parts[0]
+    if first.__class__ is _Parts:
+        flat = first
+        del parts[0]
+    else:
+        flat = _Parts()
+    for part in parts:
         if part.__class__ is _Parts:
             flat += part
         else:

@@ -26,7 +26,7 @@ MAX_BASES = 8
 """How many examples of the tests are changed to find one that a test lacks."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class PartCoverage:
     """How often a condition, or one of the tests it is made of, was true and false."""
 
