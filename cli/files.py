@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from pathlib import Path
 
 import click
@@ -12,6 +11,8 @@ import click
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file's content, keeping its mode; a link is followed. Raises OSError."""
+    import tempfile
+
     target = path.resolve()
     if target.is_dir():
         raise IsADirectoryError(21, "is a directory", str(path))

@@ -8,7 +8,6 @@ remedy goes in `help`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import Literal
 
 from gradwarden.policy.frozen import frozen
@@ -122,5 +121,7 @@ def did_you_mean(word: str, known: Iterable[str], likeness: float = 0.6) -> str 
     """
     if len(word) > COMPARED:
         return None
+    from difflib import get_close_matches
+
     near = get_close_matches(word, [name for name in known if len(name) <= COMPARED], n=1, cutoff=likeness)
     return f"did you mean `{near[0]}`?" if near else None

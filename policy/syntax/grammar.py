@@ -16,7 +16,7 @@ from lark.lexer import BasicLexer, PatternStr, TerminalDef
 from lark.parsers.lalr_analysis import Shift
 
 from gradwarden.policy.syntax.automaton import Lexer
-from gradwarden.policy.syntax.parse_table import NAME, digest, grammar_text
+from gradwarden.policy.syntax.parse_table import NAME, checksum, grammar_text
 
 WORD, SIGN = "NAME", "SIGN"
 """The groups of a pattern whose texts are told apart by looking them up."""
@@ -67,7 +67,7 @@ def table_data(grammar: str) -> dict[str, Any]:
         for state in order
     ]
     return {
-        "grammar": digest(grammar),
+        "grammar": checksum(grammar),
         "start": order[start],
         "end": order[end],
         "rules": [_rule(rule) for rule in rules],

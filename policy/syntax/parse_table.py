@@ -8,9 +8,9 @@ After a change of the grammar, `python -m gradwarden.policy.syntax.grammar` writ
 from __future__ import annotations
 
 import json
-from hashlib import sha256
-from importlib.resources import files
+from pkgutil import get_data
 from typing import Any
+from zlib import crc32
 
 from gradwarden.policy.syntax.automaton import Rule, Table
 
@@ -18,23 +18,32 @@ NAME = "policy.table.json"
 
 
 def grammar_text() -> str:
-    return (files("gradwarden.grammars") / "policy.lark").read_text("utf-8")
+    grammar = get_data("gradwarden.grammars", "policy.lark")
+    assert grammar is not None, "the grammar is part of the distribution"
+    return grammar.decode("utf-8")
 
 
-def digest(grammar: str) -> str:
-    return sha256(grammar.encode()).hexdigest()
+def checksum(grammar: str) -> int:
+    return crc32(grammar.encode("utf-8"))
 
 
 def load_table() -> Table:
     """Return the table of the grammar, from its file if that is up to date."""
     grammar = grammar_text()
-    stored = files("gradwarden.grammars") / NAME
-    data = json.loads(stored.read_text("utf-8")) if stored.is_file() else {}
-    if data.get("grammar") != digest(grammar):
+    data = _stored()
+    if data.get("grammar") != checksum(grammar):
         from gradwarden.policy.syntax.grammar import table_data
 
         data = table_data(grammar)
     return table_of(data)
+
+
+def _stored() -> dict[str, Any]:
+    try:
+        data: dict[str, Any] = json.loads(get_data("gradwarden.grammars", NAME) or b"{}")
+    except FileNotFoundError:
+        return {}
+    return data
 
 
 def table_of(data: dict[str, Any]) -> Table:

@@ -17,7 +17,7 @@ from gradwarden.policy.syntax.automaton import StuckError
 from gradwarden.policy.syntax.build import Builder
 from gradwarden.policy.syntax.grammar import table_data
 from gradwarden.policy.syntax.parse import automaton, recovery
-from gradwarden.policy.syntax.parse_table import digest, grammar_text, load_table, table_of
+from gradwarden.policy.syntax.parse_table import checksum, grammar_text, load_table, table_of
 from tests.policy.strategies_text import commented, declarations, text_of
 
 ROOT = Path(__file__).parents[2]
@@ -92,7 +92,7 @@ def test_the_ends_of_texts_are_read_alike(text: str) -> None:
 
 def test_the_stored_table_is_that_of_the_grammar() -> None:
     stored = json.loads((ROOT / "grammars" / "policy.table.json").read_text("utf-8"))
-    assert stored["grammar"] == digest(grammar_text()), "run `python -m gradwarden.policy.syntax.grammar`"
+    assert stored["grammar"] == checksum(grammar_text()), "run `python -m gradwarden.policy.syntax.grammar`"
     assert stored == table_data(grammar_text()), "run `python -m gradwarden.policy.syntax.grammar`"
 
 
