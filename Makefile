@@ -68,6 +68,7 @@ bench: setup-bench
 	$(BIN)/python -m benchmarks.policy_eval_100
 	$(BIN)/python -m benchmarks.plan_bench
 	$(BIN)/python -m benchmarks.library_time
+	$(BIN)/python -m benchmarks.policy_text
 	$(BIN)/python -m benchmarks.step_time
 	$(BIN)/python -m benchmarks.ledger_bench
 	$(BIN)/python -m benchmarks.verify_bench

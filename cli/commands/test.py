@@ -160,12 +160,15 @@ def _load(policy: Path, tests: Path) -> tuple[Program, Mapping[str, Span]]:
 
 
 def _measure(suite: Suite, *, coverage: bool, mutate: bool) -> Report:
-    from gradwarden.policy.testing.coverage import measure
-    from gradwarden.policy.testing.mutation import mutants, run_campaign
+    measured = None
+    if coverage:
+        from gradwarden.policy.testing.coverage import measure
 
-    measured = measure(suite.program, suite.results) if coverage else None
+        measured = measure(suite.program, suite.results)
     if not mutate:
         return Report(suite, measured, None)
+    from gradwarden.policy.testing.mutation import mutants, run_campaign
+
     cases = [case for tests in suite.files for case in tests.cases]
     total = sum(1 for _ in mutants(suite.program))
     with progress(f"mutating {suite.program.name}", total, "mutants") as advance:

@@ -72,7 +72,10 @@ def encode_metadata(
 
 def is_absent(raw: object) -> bool:
     """Return whether a raw value says that the attribute is absent: None, NaT or a masked element."""
-    return raw is None or raw is np.ma.masked or (isinstance(raw, np.datetime64) and bool(np.isnat(raw)))
+    if raw is None or (isinstance(raw, np.datetime64) and bool(np.isnat(raw))):
+        return True
+    # The type is asked for first, since naming `np.ma` imports as much again as numpy itself.
+    return isinstance(raw, np.ndarray) and raw is np.ma.masked
 
 
 def missing(name: str) -> Problem:
