@@ -369,7 +369,7 @@ class GradientCap:
     norm: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Maintenance:
     """A `maintain` rule: from step `start` on, bands are held near what they were when it came into force.
 

@@ -460,13 +460,13 @@ class Approved:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Strength:
     value: Quantity
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Drift:
     """`drift at most PERCENT%`"""
 
