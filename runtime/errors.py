@@ -36,6 +36,12 @@ class RankError(RuntimeGovernanceError):
     code = "GW540"
 
 
+class InfluenceError(RuntimeGovernanceError):
+    """Runs that cannot be compared to measure what a group of examples did."""
+
+    code = "GW560"
+
+
 class LedgerError(RuntimeGovernanceError):
     """A ledger that cannot be written, or can no longer be trusted to be written."""
 

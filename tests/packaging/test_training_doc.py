@@ -85,3 +85,11 @@ def test_the_script_for_several_processes_leaves_one_ledger_for_all(names, folde
     assert report.ok
     assert (report.facts["committed"], report.facts["decisions_replayed"]) == (4, 64)
     assert (folder / "parallel.safetensors").exists()
+
+
+def test_the_influence_that_the_page_measures_is_indirect_below_the_mask(names):
+    shallow, deep = names["report"].band("shallow"), names["report"].band("deep")
+    assert shallow.first_direct == 1
+    assert not deep.direct
+    assert deep.after(1).distance == 0.0
+    assert deep.after(2).distance > 0.0
