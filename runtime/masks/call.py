@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from gradwarden.runtime.masks.layout import Layout
-from gradwarden.runtime.masks.rows import Plan, Rows
+from gradwarden.runtime.masks.plan import Plan
+from gradwarden.runtime.masks.rows import Rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,7 +41,7 @@ class Call:
     def _rows(self, rows: Rows, parameter: int) -> Rows | None:
         if rows.empty or not self.plan.wants(parameter):
             return None
-        return self.plan.every if self.plan.raw else rows
+        return self.plan.every if self.plan.mode.raw else rows
 
     def input_gradient(
         self, grad: Tensor, shape: torch.Size, compute: Callable[[Callable[[Tensor], Tensor]], Tensor]
@@ -49,7 +50,7 @@ class Call:
 
         `compute` is given the function that picks those rows from a tensor. grad: the output's gradient.
         """
-        if self.plan.raw or self.reach.whole:
+        if self.plan.mode.raw or self.reach.whole:
             return compute(lambda tensor: tensor)
         result = grad.new_zeros(shape)
         if not self.reach.empty:

@@ -28,13 +28,24 @@ from gradwarden.runtime.masks.batch import (
     chosen_rows,
     require_graph,
 )
+from gradwarden.runtime.masks.blocks import (
+    Block,
+    Joined,
+    UnlikePartsError,
+    find_blocks,
+    observe,
+    run_in_parts,
+    without_graph,
+)
 from gradwarden.runtime.masks.call import Call
 from gradwarden.runtime.masks.graph import Uses, uses
 from gradwarden.runtime.masks.mixing import refuse_mixing
 from gradwarden.runtime.masks.ownership import Schedule, misplaced
 from gradwarden.runtime.masks.passes import Passes
+from gradwarden.runtime.masks.plan import Plan
+from gradwarden.runtime.masks.planner import Choice, band_choices, choose
 from gradwarden.runtime.masks.probe import Recorder, probe
-from gradwarden.runtime.masks.rows import Plan, Rows
+from gradwarden.runtime.masks.rows import Rows
 from gradwarden.runtime.masks.sites import Site, attach, detach, find_sites
 from gradwarden.runtime.masks.split import SplitEngine, add_gradient, by_class
 from gradwarden.runtime.masks.trial import Trial, TrialError, holds_batch
@@ -68,6 +79,7 @@ class FusedEngine:
         self._plain = False
         self._reference: SplitEngine | None = None
         self._pending: Plan | None = None
+        self._last: Plan | None = None
         self._plan: Plan | None = None
         self._recorder: Recorder | None = None
         self._replaying = False
@@ -77,8 +89,18 @@ class FusedEngine:
         self._no_rows: dict[int, Rows] = {}
         self._schedule = Schedule()
         self._given_up: frozenset[int] = frozenset()
+        self.blocks = tuple(find_blocks(model, self.sites, self.bands))
+        self._joined = Joined()
+        self._choices: dict[str, Choice] = {}
+        self._in_part = False
         for site in self.sites:
             attach(site, self._answer)
+        for block in self.blocks:
+            inside = {id(module) for module in block.module.modules()}
+            for site in self.sites:
+                if id(site.module) in inside:
+                    site.block = block
+            attach(block, self._answer_block)
         self._watch = Watch(model, self._before_forward)
 
     @property
@@ -118,8 +140,17 @@ class FusedEngine:
             plan, losses, checked_normaliser(normaliser), chosen, retain_graph, self._passes
         ):
             add_gradient(parameter, gradient)
+        self._joined.clear()
         if not retain_graph:
             self._plan = None
+
+    def explain(self) -> tuple[Choice, ...]:
+        """Return how each block, and each band outside of blocks, was run in the last armed forward pass."""
+        if self._last is None:
+            return ()
+        inside = {id(p) for block in self.blocks for p in block.module.parameters()}
+        outside = {self.bands.home[key] for key in self.bands.home if key not in inside}
+        return (*self._choices.values(), *band_choices(self._last, self.bands.names, sorted(outside)))
 
     @contextmanager
     def unweighted(self) -> Iterator[None]:
@@ -133,13 +164,14 @@ class FusedEngine:
     def disarm(self) -> None:
         """Forget the armed batch: forward passes are plain until the next `arm`."""
         self._plan = self._pending = None
+        self._joined.clear()
         if self._reference is not None:
             self._reference.disarm()
 
     def close(self) -> None:
         """Restore the model. Safe to repeat."""
         self.disarm()
-        for site in self.sites:
+        for site in (*self.sites, *self.blocks):
             detach(site)
         self._watch.remove()
         if self._reference is not None:
@@ -147,7 +179,7 @@ class FusedEngine:
 
     def plan(self, weights: Tensor) -> Plan:
         """Return the plan of a batch with weights float64 [B, bands]."""
-        return Plan(weights, [float(sum(p.numel() for p in members)) for members in self.bands.members])
+        return Plan.of(weights, [float(sum(p.numel() for p in members)) for members in self.bands.members])
 
     def gradients(
         self,
@@ -214,10 +246,10 @@ class FusedEngine:
         self._loose |= found.ordinary
         if plan.by_rows and not self._probing:
             self._confirm_rows(plan, losses, found, normaliser)
-        if plan.misplaced:
+        if plan.mode.misplaced:
             return frozenset(wanted), {}
         ratios: dict[int, float] = {}
-        for key in found.ordinary & plan.loose:
+        for key in found.ordinary & plan.mode.loose:
             ratio = plan.ratio(self.bands.home[key])
             if ratio is not None and (ratio == 1.0 or key not in found.weighing):
                 ratios[key] = ratio
@@ -225,20 +257,28 @@ class FusedEngine:
 
     def _confirm_rows(self, plan: Plan, losses: Tensor, found: Uses, normaliser: float) -> None:
         """Check, where it is due, that rows are those of their examples; layers that err are given up."""
-        if plan.misplaced or not self._schedule.due(plan.batch, found.moved, found.sign):
+        if plan.mode.misplaced or not self._schedule.due(plan.batch, found.moved, found.sign):
             return
         with self._replay(plan, raw=True, only=frozenset()):
-            wrong = {key for call in misplaced(plan, losses, found.calls, normaliser) for key in call.ids}
-        sites = [site for site in self.sites if id(site.parameters[0]) in wrong]
-        if not sites:
+            wrong = misplaced(plan, losses, [*found.calls, *found.joins], normaliser)
+        keys = {key for node in wrong if hasattr(node, "call") for key in node.call.ids}
+        sites = [site for site in self.sites if id(site.parameters[0]) in keys]
+        blocks = [node.join.block for node in wrong if hasattr(node, "join")]
+        if not sites and not blocks:
             return
-        names = ", ".join(f"`{site.name}`" for site in sites[:3]) + (", …" if len(sites) > 3 else "")
+        odd = list(dict.fromkeys(place.name for place in (*sites, *blocks)))
+        names = ", ".join(f"`{name}`" for name in odd[:3]) + (", …" if len(odd) > 3 else "")
         reason = (
             f"the rows of {names} are not where the probe has found them: the model moves rows by content"
         )
+        for block in self.blocks:
+            block.give_up(reason)
         if self._strict:
             raise MaskError(reason, help="use the engine `auto` or `split`")
-        plan.misplaced = True
+        if found.joins:
+            # What rows without a graph would have given cannot be had any more.
+            raise MaskError(reason, help="repeat the step: from now on every row of every block has a graph")
+        plan.mode.misplaced = True
         self._given_up |= {id(site) for site in sites}
         for site in sites:
             self._loose |= {id(p) for p in site.parameters if p is not None and id(p) in self.bands.home}
@@ -261,11 +301,17 @@ class FusedEngine:
 
     def _begin(self, plan: Plan, whole_inputs: bool = False) -> None:
         """Bind a plan to the forward pass that starts now."""
-        plan.whole_inputs, plan.loose, plan.given_up = whole_inputs, self._loose, self._given_up
+        plan.mode.whole_inputs, plan.mode.loose, plan.mode.given_up = (
+            whole_inputs,
+            self._loose,
+            self._given_up,
+        )
         self._reached = 0
         for key in self._loose:
             self._reached |= 1 << self.bands.home[key]
         self._plan, self._pending = plan, None
+        self._choices, self._last = {}, plan
+        self._joined.clear()
 
     @contextmanager
     def _replay(
@@ -278,12 +324,12 @@ class FusedEngine:
     ) -> Iterator[None]:
         """Set what layers compute in a backward pass; layers recomputed in it do as they did before."""
         before = self._replaying
-        plan.raw, plan.only, plan.skip = raw, only, skip
+        plan.mode.raw, plan.mode.only, plan.mode.skip = raw, only, skip
         self._replaying = True
         try:
             yield
         finally:
-            plan.raw, plan.only, plan.skip = False, None, frozenset()
+            plan.mode.raw, plan.mode.only, plan.mode.skip = False, None, frozenset()
             self._replaying = before
 
     def _answer(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -295,13 +341,81 @@ class FusedEngine:
             return output
         if self._pending is not None and not self._replaying and torch.is_grad_enabled():
             self._begin(self._pending)
-        if self._plan is None:
+        plan = self._plan
+        if plan is None:
             return site.stock(*args, **kwargs)
         if not self._replaying:
             self._pass(site)
-        if not torch.is_grad_enabled() or self._plan.trivial or len(args) != 1 or kwargs:
+        if not torch.is_grad_enabled() or plan.trivial or len(args) != 1 or kwargs:
             return site.stock(*args, **kwargs)
-        return self._weighed(self._plan, site, args[0])
+        if self._replaying and not self._in_part and site.block is not None:
+            # Recomputed by a checkpoint within the block, which was given some of the rows.
+            plan = plan.ways.get(site.block) or plan
+        return self._weighed(plan, site, args[0])
+
+    def _answer_block(self, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a block: in one piece, without a graph, or in two parts, as is cheapest under the plan."""
+        if self._recorder is not None:
+            block.before |= self._reached
+            result, seen = observe(block, args, kwargs)
+            self._recorder.see_block(block, seen)
+            return result
+        if self._pending is not None and not self._replaying and torch.is_grad_enabled():
+            self._begin(self._pending)
+        plan = self._plan
+        if plan is None or self._in_part or not torch.is_grad_enabled() or plan.trivial:
+            return block.stock(*args, **kwargs)
+        if not self._replaying:
+            block.before |= self._reached
+        part = self._part(plan, block, args, kwargs)
+        if part is plan:
+            return block.stock(*args, **kwargs)
+        if part is None:
+            with without_graph():
+                return block.stock(*args, **kwargs)
+        try:
+            return run_in_parts(
+                block, part, args, kwargs, lambda a, k: self._run_part(block, part, a, k), self._joined
+            )
+        except UnlikePartsError:
+            block.give_up("the parts of its result do not fit together")
+            plan.ways[block] = plan
+            return block.stock(*args, **kwargs)
+
+    def _part(self, plan: Plan, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan | None:
+        """Return the plan of the rows that need a graph in a block, the whole plan, or None for no row.
+
+        It is chosen at the block's first call in a batch and stays: layers that are recomputed inside it look
+        it up again.
+        """
+        fault, cost = block.look_at(args, kwargs, plan.batch)
+        if self._plain:
+            fault = "the model is given the batch in several views"
+        if block not in plan.ways:
+            mask = block.own | block.before
+            choice = choose(block.name, plan, block.own, mask, cost, fault)
+            forced = self._probing and choice.way == "slice" and not fault and not plan.reach(mask).whole
+            split = choice.way == "split" or forced
+            plan.ways[block] = (
+                None if choice.way == "stop" else plan.part(plan.reach(mask)) if split else plan
+            )
+            self._choices[block.name] = choice
+        elif fault and plan.ways[block] not in (None, plan):
+            block.give_up(fault)
+            raise MaskError(
+                f"the block `{block.name}` is called with and without the batch in one step: {fault}",
+                help="repeat the step: from now on the block is run in one piece",
+            )
+        return plan.ways[block]
+
+    def _run_part(self, block: Block, part: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a block under the plan of some of the rows, which it is given alone."""
+        before = self._plan
+        self._plan, self._in_part = part, True
+        try:
+            return block.stock(*args, **kwargs)
+        finally:
+            self._plan, self._in_part = before, False
 
     def _pass(self, site: Site) -> None:
         site.before |= self._reached
@@ -313,7 +427,7 @@ class FusedEngine:
         if weight_rows.empty and bias_rows.empty and not x.requires_grad:
             with torch.no_grad():
                 return site.stock(x)
-        if self._plain or id(site) in plan.given_up:
+        if self._plain or id(site) in plan.mode.given_up:
             return site.stock(x)
         rank = x.dim() + site.operation.adds_rank
         if rank in site.shared:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gradwarden.runtime.masks.blocks import JoinRows
 from gradwarden.runtime.masks.layers import OPERATIONS
 from gradwarden.runtime.masks.trial import tolerance
 
@@ -39,13 +40,15 @@ class Uses:
     """What one walk of a graph has found.
 
     ordinary, weighing: ids of the parameters reached by ordinary operations and by weighing layers. calls:
-    the nodes of weighing layers. moved: whether rows of such a layer's output are placed by content before
-    they reach the losses. sign: equal for graphs of the same operations, wired in the same way.
+    the nodes of weighing layers. joins: the nodes where blocks that ran in parts were joined. moved: whether
+    rows of a weighing layer's output are placed by content before they reach the losses. sign: equal for
+    graphs of the same operations, wired in the same way.
     """
 
     ordinary: set[int]
     weighing: set[int]
     calls: Sequence[Any]
+    joins: Sequence[Any]
     moved: bool
     sign: int
 
@@ -59,17 +62,21 @@ def uses(losses: Tensor, parameters: Collection[int]) -> Uses:
     ordinary: set[int] = set()
     weighing: set[int] = set()
     calls: list[Any] = []
+    joins: list[Any] = []
     movers: list[Any] = []
     sign: list[Any] = []
     pending: list[Any] = [losses.grad_fn]
     seen: set[Any] = {None, losses.grad_fn}
     while pending:
         node = pending.pop()
-        weighs = getattr(node, "_forward_cls", None) in _FUNCTIONS
+        own = getattr(node, "_forward_cls", None)
+        weighs = own in _FUNCTIONS
         kind = type(node)
         sign.append(kind)
         if weighs:
             calls.append(node)
+        elif own is JoinRows:
+            joins.append(node)
         elif _kind(kind):
             _note(node, movers, sign)
         for following, output in node.next_functions:
@@ -82,7 +89,7 @@ def uses(losses: Tensor, parameters: Collection[int]) -> Uses:
             if following not in seen:
                 seen.add(following)
                 pending.append(following)
-    return Uses(ordinary, weighing, calls, _above_a_layer(movers), hash(tuple(sign)))
+    return Uses(ordinary, weighing, calls, joins, _above_a_layer(movers), hash(tuple(sign)))
 
 
 def coarsest(losses: Tensor) -> float:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from gradwarden.runtime.masks.call import Call
 from gradwarden.runtime.masks.graph import coarsest
+from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.passes import gradients_of
-from gradwarden.runtime.masks.rows import Plan
+from gradwarden.runtime.masks.plan import Plan
 
 _SEED = 31
 _SIGNS = 4096
@@ -43,16 +43,17 @@ class Schedule:
         return moved or not known or self._batches & (self._batches - 1) == 0
 
 
-def misplaced(plan: Plan, losses: Tensor, calls: Sequence[Any], normaliser: float) -> list[Call]:
-    """Return the calls, of these nodes, that credit rows to examples whose rows they are not.
+def misplaced(plan: Plan, losses: Tensor, nodes: Sequence[Any], normaliser: float) -> list[Any]:
+    """Return the nodes whose output has rows that are not those of the examples they are credited to.
 
-    Two backward passes, in a plan that is `raw` and wants no parameter. Rows whose gradient is not finite
-    are not compared.
+    nodes: of weighing layers, and of blocks that ran in parts. Two backward passes, in a plan that is `raw`
+    and wants no parameter. Rows whose gradient is not finite are not compared.
     """
-    nodes = [node for node in calls if node.call.plan is plan]
-    if not nodes:
+    placed = [(node, *_place(node)) for node in nodes]
+    placed = [entry for entry in placed if entry[1].whole is plan]
+    if not placed:
         return []
-    edges = [GradientEdge(node, 0) for node in nodes]
+    edges = [GradientEdge(node, 0) for node, _, _ in placed]
     generator = torch.Generator().manual_seed(_SEED)
     live = (plan.factors > 0).to(torch.float64) / normaliser
     scales = live * (
@@ -65,11 +66,19 @@ def misplaced(plan: Plan, losses: Tensor, calls: Sequence[Any], normaliser: floa
     )
     ratios = torch.where(factors[0] > 0, factors[1].double() / factors[0].double(), 0.0)
     allowed = coarsest(losses)
-    return [
-        node.call
-        for node, one, other in zip(nodes, plain, scaled, strict=True)
-        if one is not None and other is not None and not _owned(node.call, one, other, ratios, allowed)
-    ]
+    wrong = []
+    for (node, part, layout), one, other in zip(placed, plain, scaled, strict=True):
+        if one is not None and other is not None:
+            owners = ratios[part.rows.chosen.to(ratios.device)]
+            if not _owned(layout, owners, one, other, allowed):
+                wrong.append(node)
+    return wrong
+
+
+def _place(node: Any) -> tuple[Plan, Layout]:
+    """Return the plan and the layout of the rows that a node puts out."""
+    call = getattr(node, "call", None)
+    return (call.plan, call.layout) if call is not None else (node.join.plan, node.join.layout)
 
 
 class _Digest:
@@ -90,12 +99,12 @@ class _Digest:
         self.scale = torch.where(torch.isfinite(norms), norms, 0.0).amax() if norms.numel() else None
 
 
-def _owned(call: Call, plain: _Digest, scaled: _Digest, ratios: Tensor, allowed: float) -> bool:
-    """Return whether every row of a call's output is scaled by its example's ratio."""
+def _owned(layout: Layout, ratios: Tensor, plain: _Digest, scaled: _Digest, allowed: float) -> bool:
+    """Return whether every row of an output is scaled by its example's ratio. ratios: of its examples."""
     if plain.scale is None:
         return True
-    dim, per_example = call.layout.dim, plain.rows.shape[call.layout.dim] // call.plan.batch
-    owners = ratios.repeat(per_example) if call.layout.interleaved else ratios.repeat_interleave(per_example)
+    dim, per_example = layout.dim, plain.rows.shape[layout.dim] // len(ratios)
+    owners = ratios.repeat(per_example) if layout.interleaved else ratios.repeat_interleave(per_example)
     shape = [1] * plain.rows.dim()
     shape[dim] = -1
     error = (scaled.rows - plain.rows * owners.to(plain.rows).view(shape)).abs()

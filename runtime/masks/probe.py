@@ -9,11 +9,12 @@ The losses are random linear functionals of the model's outputs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from gradwarden.runtime.masks.blocks import Block, Seen, Signature, learn
 from gradwarden.runtime.masks.graph import coarsest
 from gradwarden.runtime.masks.layers import Embedding
 from gradwarden.runtime.masks.layout import Layout, candidates, confirmed
@@ -31,14 +32,19 @@ Located = list[tuple[int, Layout]]
 
 
 class Recorder:
-    """The outputs of every supported layer in one forward pass, in the order of its calls."""
+    """What every supported layer and every block did in one forward pass, in the order of calls."""
 
     def __init__(self) -> None:
         self.outputs: dict[Site, list[Tensor]] = {}
+        self.blocks: dict[Block, list[Seen]] = {}
 
     def see(self, site: Site, output: Tensor) -> None:
         """Keep the output of one call."""
         self.outputs.setdefault(site, []).append(output)
+
+    def see_block(self, block: Block, call: Seen) -> None:
+        """Keep one call of a block."""
+        self.blocks.setdefault(block, []).append(call)
 
 
 def probe(engine: FusedEngine, trial: Trial) -> bool:
@@ -52,17 +58,66 @@ def probe(engine: FusedEngine, trial: Trial) -> bool:
         reference = _learn(engine, trial, located)
         if not all(torch.isfinite(g).all() for gradients in reference for g in gradients.values()):
             return False
-        shared = [site for site in engine.sites if site.shared]
+        random = {block: block.inputs for block in engine.blocks if block.random}
+        for block in random:
+            block.inputs = {}
+        _settle(engine, trial, located, reference)
+        if random:
+            _try_random(engine, trial, located, random)
+    return True
+
+
+def _settle(
+    engine: FusedEngine, trial: Trial, located: Located, reference: Sequence[dict[int, Tensor]]
+) -> None:
+    """Compare; give up what is not sure of itself, blocks first, as long as the gradients are not exact."""
+    while True:
         try:
             _compare(engine, trial, located, reference)
-        except TrialError:
-            if not shared:
+            return
+        except TrialError as failure:
+            split = [block for block in engine.blocks if block.inputs]
+            shared = [site for site in engine.sites if site.shared]
+            if not split and not shared:
                 raise
-            for site in shared:
+            for block in split:
+                block.give_up(f"its gradients would not be exact: {failure.message}")
+            for site in shared if not split else ():
                 site.layouts.clear()
                 site.shared.clear()
-            _compare(engine, trial, located, reference)
-    return True
+
+
+def _try_random(
+    engine: FusedEngine,
+    trial: Trial,
+    located: Located,
+    random: dict[Block, dict[Any, tuple[Signature, Signature]]],
+) -> None:
+    """Check blocks that draw random numbers in evaluation mode, where dropout does not draw any.
+
+    In parts they draw other numbers than in one piece, so that no two runs could be compared.
+    """
+    modes = [(module, module.training) for block in random for module in block.module.modules()]
+    for module, _ in modes:
+        module.training = False
+    try:
+        losses = _losses(trial.run(_EXAMPLES), located)
+        reference = [_plain_gradients(engine, loss) for loss in losses]
+        for block, inputs in random.items():
+            block.inputs = inputs
+        _compare(engine, trial, located, reference)
+    except TrialError as failure:
+        for block in random:
+            block.give_up(f"it could not be checked without its random numbers: {failure.message}")
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _plain_gradients(engine: FusedEngine, loss: Tensor) -> dict[int, Tensor]:
+    parameters = _trainable(engine)
+    found = _differentiate(loss, parameters)
+    return {id(p): g for p, g in zip(parameters, found, strict=True) if g is not None}
 
 
 def _learn(engine: FusedEngine, trial: Trial, located: Located) -> list[dict[int, Tensor]]:
@@ -74,7 +129,9 @@ def _learn(engine: FusedEngine, trial: Trial, located: Located) -> list[dict[int
         losses = _losses(trial.run(_EXAMPLES), located)
     parameters = _trainable(engine)
     outputs = [y for calls in large.outputs.values() for y in calls if y.requires_grad]
+    outputs += [x for calls in large.blocks.values() for call in calls for x in call.tensors]
     reference: list[dict[int, Tensor]] = []
+    outputs = list({id(y): y for y in outputs}.values())
     touched: dict[int, list[Tensor | None]] = {id(y): [] for y in outputs}
     for loss in losses:
         found = _differentiate(loss, [*parameters, *outputs])
@@ -83,6 +140,12 @@ def _learn(engine: FusedEngine, trial: Trial, located: Located) -> list[dict[int
             touched[id(y)].append(gradient)
     for site in engine.sites:
         _locate(site, small.outputs.get(site, []), large.outputs.get(site, []), touched)
+
+    def owned(tensor: Tensor, layout: Layout) -> bool:
+        return confirmed([layout], touched[id(tensor)]) is not None
+
+    for block in engine.blocks:
+        learn(block, small.blocks.get(block, []), large.blocks.get(block, []), SIZES, owned)
     return reference
 
 

@@ -1,4 +1,4 @@
-"""Which rows of a tensor count for a band, and how much: the plan of one batch."""
+"""Which rows of a tensor count for a band, and how much."""
 
 from __future__ import annotations
 
@@ -33,6 +33,12 @@ class Rows:
             self.span = (int(chosen[0]), len(chosen))
         self._indices: dict[tuple[object, ...], Tensor] = {}
         self._weights: dict[tuple[object, ...], Tensor] = {}
+
+    def others(self) -> Rows:
+        """Return the examples that are not chosen, with weight 1."""
+        left = torch.ones(self.batch, dtype=torch.float64, device="cpu")
+        left[self.chosen] = 0.0
+        return Rows(left)
 
     @property
     def empty(self) -> bool:
@@ -124,67 +130,3 @@ def _uneven(weights: Tensor) -> Tensor:
     """Return which bands have positive weights that differ: bool [bands]."""
     least = torch.where(weights > 0, weights, torch.inf).amin(dim=0)
     return (weights.amax(dim=0) > 0) & (least != weights.amax(dim=0))
-
-
-class Plan:
-    """How the backward pass of one armed batch weighs rows.
-
-    factors: float64 [B], by which each loss is scaled. bands: the rows of each band, weights relative to the
-    factors. every: all rows, with weight 1. raw: while set, layers take every row as it is, whosever it may
-    be. only, skip: ids of the parameters whose gradients layers are asked for (all where None), and of those
-    they must leave out.
-    loose: ids of the parameters that were known, before the forward pass, to be used outside weighing layers.
-    misplaced: whether rows have been found that are not those of the examples they are credited to.
-    given_up: ids of the layers that go the reference way, as known before the forward pass.
-    whole_inputs: whether input gradients are needed for every row, because the caller's inputs ask for them.
-    """
-
-    def __init__(self, weights: Tensor, costs: Sequence[float]) -> None:
-        self.weights = weights
-        self.factors = row_factors(weights, costs)
-        scaled = relative(weights, self.factors)
-        self.bands = tuple(Rows(column) for column in scaled.unbind(dim=1))
-        self._even = [self._ratio(column) for column in scaled.unbind(dim=1)]
-        self._reach: dict[int, Rows] = {}
-        self.every = Rows(torch.ones(len(weights), dtype=torch.float64, device="cpu"))
-        self.raw = False
-        self.misplaced = False
-        self.given_up: frozenset[int] = frozenset()
-        self.only: frozenset[int] | None = None
-        self.skip: frozenset[int] = frozenset()
-        self.loose: frozenset[int] = frozenset()
-        self.whole_inputs = False
-
-    @property
-    def batch(self) -> int:
-        return len(self.weights)
-
-    @property
-    def trivial(self) -> bool:
-        """Whether plain back-propagation of the scaled losses is all there is to do."""
-        return all(rows.plain for rows in self.bands)
-
-    @property
-    def by_rows(self) -> bool:
-        """Whether it matters which rows are whose."""
-        return not all(rows.empty or (rows.whole and rows.weights is None) for rows in self.bands)
-
-    def ratio(self, band: int) -> float | None:
-        """Return the weight of a band for every example with any weight, if they agree."""
-        return self._even[band]
-
-    def reach(self, mask: int) -> Rows:
-        """Return the examples with some weight in any of the bands whose bits are set in `mask`."""
-        if mask not in self._reach:
-            bands = [band for band in range(len(self.bands)) if mask >> band & 1]
-            reached = self.weights[:, bands].gt(0).any(dim=1) | self.whole_inputs
-            self._reach[mask] = Rows(reached.to(torch.float64))
-        return self._reach[mask]
-
-    def wants(self, parameter: int) -> bool:
-        """Return whether the gradient of the parameter with this id is asked for."""
-        return parameter not in self.skip and (self.only is None or parameter in self.only)
-
-    def _ratio(self, column: Tensor) -> float | None:
-        values = column[self.factors > 0]
-        return float(values[0]) if len(values) and bool((values == values[0]).all()) else None

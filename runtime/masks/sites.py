@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -12,7 +12,11 @@ from gradwarden.runtime.masks.bands import BandIndex
 from gradwarden.runtime.masks.layers import OPERATIONS, Operation
 from gradwarden.runtime.masks.layout import Layout
 
-Answer = Callable[["Site", tuple[Any, ...], dict[str, Any]], Tensor]
+if TYPE_CHECKING:
+    from gradwarden.runtime.masks.blocks import Block
+
+Answer = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
+"""Given a site or a block and its arguments, returns the result of its forward pass."""
 
 
 @dataclass(slots=True, eq=False)
@@ -22,7 +26,7 @@ class Site:
     own: the bands of its parameters, as a bit mask. before: the bands of all layers called before it, as far
     as seen; grows only. layouts: where the examples lie in outputs, by their rank; a call of another rank
     goes the reference way. shared: ranks of the outputs of an embedding that is looked up once for the whole
-    batch (positions); its indices are expanded so that rows belong to examples.
+    batch (positions); its indices are expanded so that rows belong to examples. block: the one it is part of.
     """
 
     name: str
@@ -32,6 +36,7 @@ class Site:
     before: int = 0
     layouts: dict[int, Layout] = field(default_factory=dict)
     shared: set[int] = field(default_factory=set)
+    block: Block | None = None
 
     def stock(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run the layer as its class defines it."""
@@ -44,13 +49,13 @@ class Site:
 
 
 class SiteForward:
-    """Stands in for a layer's `forward`. Copies and pickles of the model get the stock `forward`."""
+    """Stands in for the `forward` of a layer or a block. Copies and pickles of the model get the stock one."""
 
-    def __init__(self, site: Site, answer: Answer) -> None:
+    def __init__(self, site: Site | Block, answer: Answer) -> None:
         self._site = site
         self._answer = answer
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._answer(self._site, args, kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StockForward:
@@ -85,11 +90,11 @@ def find_sites(model: nn.Module, bands: BandIndex) -> Iterator[Site]:
                 yield Site(name, module, operation, sum(1 << band for band in own))
 
 
-def attach(site: Site, answer: Answer) -> None:
-    """Let `answer` stand in for the layer's forward."""
+def attach(site: Site | Block, answer: Answer) -> None:
+    """Let `answer` stand in for the forward of a layer or a block."""
     site.module.forward = SiteForward(site, answer)
 
 
-def detach(site: Site) -> None:
-    """Give the layer its own forward back. Safe to repeat."""
+def detach(site: Site | Block) -> None:
+    """Give the layer or block its own forward back. Safe to repeat."""
     site.module.__dict__.pop("forward", None)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gradwarden.runtime.masks.layout import Layout, candidates, confirmed
-from gradwarden.runtime.masks.rows import Plan, Rows, relative, row_factors
+from gradwarden.runtime.masks.plan import Plan
+from gradwarden.runtime.masks.rows import Rows, relative, row_factors
 
 weight = st.sampled_from([0.0, 1.0]) | st.floats(1e-6, 4.0)
 
@@ -49,7 +50,7 @@ def test_factors_times_relative_weights_are_the_weights(weights: Tensor, costs: 
 
 
 def test_weights_that_differ_only_between_rows_need_no_weighing() -> None:
-    plan = Plan(torch.tensor([[0.5, 0.5], [1.5, 1.5], [1.0, 0.0]], dtype=torch.float64), [1.0, 1.0])
+    plan = Plan.of(torch.tensor([[0.5, 0.5], [1.5, 1.5], [1.0, 0.0]], dtype=torch.float64), [1.0, 1.0])
     assert plan.bands[0].plain
     assert plan.bands[1].weights is None
     assert plan.bands[1].factor == 1.0
@@ -58,11 +59,11 @@ def test_weights_that_differ_only_between_rows_need_no_weighing() -> None:
 def test_the_most_expensive_band_is_the_one_that_is_not_weighed() -> None:
     weights = torch.tensor([[0.5, 0.2], [0.9, 0.7]], dtype=torch.float64)
     for costs, spared in (((10.0, 1.0), 0), ((1.0, 10.0), 1)):
-        assert [rows.plain for rows in Plan(weights, costs).bands] == [spared == 0, spared == 1]
+        assert [rows.plain for rows in Plan.of(weights, costs).bands] == [spared == 0, spared == 1]
 
 
 def test_reach_is_the_union_of_the_bands_of_a_mask() -> None:
-    plan = Plan(torch.tensor([[1.0, 0.0], [0.0, 0.5], [0.0, 0.0]], dtype=torch.float64), [1.0, 1.0])
+    plan = Plan.of(torch.tensor([[1.0, 0.0], [0.0, 0.5], [0.0, 0.0]], dtype=torch.float64), [1.0, 1.0])
     assert plan.reach(0).empty
     assert plan.reach(0b01).chosen.tolist() == [0]
     assert plan.reach(0b10).chosen.tolist() == [1]

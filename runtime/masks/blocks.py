@@ -1,0 +1,425 @@
+"""Repeated blocks of a model, which can be run in two parts: rows that need a graph, and rows that do not.
+
+An example that may shape neither a block nor anything before it needs no gradient there. Its rows go through
+the block without a graph, the others with one, and the outputs are put together in the batch's order. The
+gradients are those of the whole batch in one piece; what is saved is the backward pass of everything in the
+block for the first rows, attention and activations included, and their memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.utils import _pytree as pytree
+
+from gradwarden.runtime.masks.bands import BandIndex
+from gradwarden.runtime.masks.layout import Layout
+from gradwarden.runtime.masks.plan import Plan
+from gradwarden.runtime.masks.planner import BlockCost
+from gradwarden.runtime.masks.rows import Rows
+from gradwarden.runtime.masks.sites import Site
+
+Leaves = list[Any]
+
+_CONSTANTS = (type(None), bool, int, float, str, torch.dtype, torch.device)
+"""Arguments that mean the same for any part of a batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What the arguments, or the results, of a block's call look like.
+
+    spec: the tree that holds them. dims: for each leaf, the dimension that holds the batch; None where the
+    leaf is the same for any part of the batch.
+    """
+
+    spec: Any
+    dims: tuple[int | None, ...]
+
+    def fits(self, leaves: Leaves, batch: int) -> bool:
+        """Return whether leaves of this tree have the batch where it was found."""
+        return all(
+            _constant(leaf) if dim is None else _holds(leaf, dim, batch)
+            for leaf, dim in zip(leaves, self.dims, strict=True)
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Block:
+    """One repeated block.
+
+    own: the bands of its parameters, as a bit mask. before: those of all layers called before it, as far as
+    seen; grows only. size: its number of parameters. inputs: how it may be called, with the signature of its
+    results; learned by the probe. fault: why it cannot be run in parts, empty where it can. random: whether
+    it draws random numbers.
+    """
+
+    name: str
+    module: nn.Module
+    own: int
+    size: int
+    before: int = 0
+    inputs: dict[Any, tuple[Signature, Signature]] = field(default_factory=dict)
+    fault: str = "it was not called while the model was probed"
+    random: bool = False
+
+    def look_at(self, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int) -> tuple[str, BlockCost]:
+        """Return why a call cannot be run in parts, empty where it can, and what the block costs."""
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        known = self.inputs.get(spec)
+        if known is None or not known[0].fits(leaves, batch):
+            fault = self.fault or "it is called otherwise than when the model was probed"
+            return fault, BlockCost(self.size, 1, "cpu")
+        held = [leaf for leaf, dim in zip(leaves, known[0].dims, strict=True) if dim is not None]
+        largest = max(held, key=lambda leaf: leaf.numel())
+        # [B, T, features] or [B, channels, *]: every position of an example passes through the parameters.
+        positions = largest.shape[1] if largest.dim() == 3 else largest.shape[2:].numel()
+        return "", BlockCost(self.size, positions, largest.device.type)
+
+    def give_up(self, fault: str) -> None:
+        """Run the block in one piece from now on."""
+        self.fault = fault
+        self.inputs = {}
+
+    def stock(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the block as its class defines it."""
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+
+def find_blocks(model: nn.Module, sites: Sequence[Site], bands: BandIndex) -> Iterator[Block]:
+    """Yield the elements of the model's repeated containers that hold at least two supported layers.
+
+    Of blocks within blocks the outer one counts, unless it spans several bands and the inner ones are finer.
+    """
+    weighing = {id(site.module) for site in sites}
+    found: dict[str, nn.Module] = {}
+    for name, container in model.named_modules():
+        if isinstance(container, nn.ModuleList | nn.Sequential) and len(container) > 1:
+            for key, module in container.named_children():
+                layers = sum(id(inner) in weighing for inner in module.modules())
+                if layers > 1 and "forward" not in module.__dict__:
+                    found.setdefault(f"{name}.{key}" if name else key, module)
+    seen: set[int] = set()
+    for name, module in found.items():
+        own = _own_bands(module, bands)
+        inner = any(other.startswith(name + ".") for other in found)
+        outer = any(
+            name.startswith(other + ".") and _kept(other, found, bands) for other in found if other != name
+        )
+        if outer or (inner and own.bit_count() > 1) or id(module) in seen:
+            continue
+        seen.add(id(module))
+        yield Block(name, module, own, sum(p.numel() for p in module.parameters()))
+
+
+def _kept(name: str, found: dict[str, nn.Module], bands: BandIndex) -> bool:
+    inner = any(other.startswith(name + ".") for other in found)
+    return not (inner and _own_bands(found[name], bands).bit_count() > 1)
+
+
+def _own_bands(module: nn.Module, bands: BandIndex) -> int:
+    own = {bands.home[id(p)] for p in module.parameters() if id(p) in bands.home}
+    return sum(1 << band for band in own)
+
+
+# --- what calls look like -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """One call of a block in a plain run. random: whether it drew random numbers; kept: whether it left the
+    buffers of the block alone."""
+
+    inputs: Leaves
+    inputs_spec: Any
+    outputs: Leaves
+    outputs_spec: Any
+    random: bool
+    kept: bool
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors that carry gradients into and out of the block."""
+        return [x for x in (*self.inputs, *self.outputs) if isinstance(x, Tensor) and x.requires_grad]
+
+
+def observe(block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Seen]:
+    """Run a block plainly; return its result and what was seen."""
+    inputs, inputs_spec = pytree.tree_flatten((args, kwargs))
+    generators, versions = _generators(), _versions(block.module)
+    result = block.stock(*args, **kwargs)
+    outputs, outputs_spec = pytree.tree_flatten(result)
+    random = any(not torch.equal(one, other) for one, other in zip(generators, _generators(), strict=True))
+    kept = versions == _versions(block.module)
+    return result, Seen(inputs, inputs_spec, outputs, outputs_spec, random, kept)
+
+
+def learn(
+    block: Block,
+    small: Sequence[Seen],
+    large: Sequence[Seen],
+    sizes: tuple[int, int],
+    owned: Callable[[Tensor, Layout], bool],
+) -> None:
+    """Set how a block may be called from its calls in two runs of different batch size, or its fault.
+
+    owned: tells whether each example's loss touches only that example's rows of a tensor of the larger run.
+    """
+    block.inputs = {}
+    block.random = any(call.random for call in large)
+    block.fault = "" if large else "it was not called while the model was probed"
+    if len(small) != len(large):
+        block.fault = "it is called more or less often by the size of the batch"
+    for few, many in zip(small, large, strict=False):
+        fault = _learn_call(block, few, many, sizes, owned)
+        if fault:
+            block.fault = fault
+    if block.fault:
+        block.inputs = {}
+
+
+def _learn_call(
+    block: Block, few: Seen, many: Seen, sizes: tuple[int, int], owned: Callable[[Tensor, Layout], bool]
+) -> str:
+    """Add the signature of one call to a block; return why it cannot be run in parts, if so."""
+    if not many.kept:
+        return "it changes its own buffers"
+    if few.inputs_spec != many.inputs_spec or few.outputs_spec != many.outputs_spec:
+        return "its arguments or results have another structure by the size of the batch"
+    dims_in = _dims(few.inputs, many.inputs, sizes)
+    dims_out = _dims(few.outputs, many.outputs, sizes)
+    for what, leaves, dims in (("argument", many.inputs, dims_in), ("result", many.outputs, dims_out)):
+        if -1 in dims:
+            return f"it is unclear which part of its {what} `{_describe(leaves[dims.index(-1)])}` is whose"
+    if None in (dim for leaf, dim in zip(many.outputs, dims_out, strict=True) if isinstance(leaf, Tensor)):
+        return "a result of it is no example's"
+    if not any(dim is not None for dim in dims_in):
+        return "none of its arguments holds the batch"
+    for leaf, dim in zip((*many.inputs, *many.outputs), (*dims_in, *dims_out), strict=True):
+        if dim is not None and leaf.requires_grad and not owned(leaf, Layout(dim, leaf.dim())):
+            return "rows of its arguments or results are not where its shapes suggest"
+    learned = (Signature(many.inputs_spec, dims_in), Signature(many.outputs_spec, dims_out))
+    if block.inputs.setdefault(many.inputs_spec, learned) != learned:
+        return "it is called in different ways that look the same"
+    return ""
+
+
+def _dims(few: Leaves, many: Leaves, sizes: tuple[int, int]) -> tuple[int | None, ...]:
+    """Return where each leaf holds the batch: None for constants, -1 where that is unclear."""
+    return tuple(_dim(one, other, sizes) for one, other in zip(few, many, strict=True))
+
+
+def _dim(one: Any, other: Any, sizes: tuple[int, int]) -> int | None:
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return None if _constant(one) and _constant(other) and one == other else -1
+    if one.shape == other.shape:
+        return None
+    if one.dim() != other.dim():
+        return -1
+    changed = [dim for dim in range(one.dim()) if one.shape[dim] != other.shape[dim]]
+    exact = len(changed) == 1 and (one.shape[changed[0]], other.shape[changed[0]]) == sizes
+    return changed[0] if exact else -1
+
+
+def _constant(leaf: Any) -> bool:
+    return isinstance(leaf, (*_CONSTANTS, Tensor))
+
+
+def _holds(leaf: Any, dim: int, batch: int) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() > dim and leaf.shape[dim] == batch
+
+
+def _describe(leaf: Any) -> str:
+    return f"tensor {list(leaf.shape)}" if isinstance(leaf, Tensor) else type(leaf).__name__
+
+
+def _generators() -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        states += torch.cuda.get_rng_state_all()
+    return states
+
+
+def _versions(module: nn.Module) -> list[tuple[int, int]]:
+    return [(id(buffer), buffer._version) for buffer in module.buffers()]
+
+
+# --- running one in two parts -------------------------------------------------------------------------------
+
+
+class PickRows(Function):
+    """x -> the chosen rows of x. The gradient of the others is zero."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Rows, layout: Layout, x: Tensor) -> Tensor:
+        ctx.rows, ctx.layout, ctx.shape = rows, layout, x.shape
+        picked = rows.pick(x, layout)
+        # A view of an input could not be changed in place by the block.
+        return picked if picked._base is None else picked.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        whole = grad.new_zeros(ctx.shape)
+        ctx.rows.place(whole, grad, ctx.layout)
+        return None, None, whole
+
+
+class JoinRows(Function):
+    """The chosen rows and the others -> all rows in order. No gradient goes to the others."""
+
+    @staticmethod
+    def forward(ctx: Any, join: Join, chosen: Tensor, others: Tensor) -> Tensor:
+        ctx.join = join
+        return join.join(chosen, others)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, ctx.join.pick(grad), None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Join:
+    """Which rows of a joined tensor come from where. part: the plan of the rows that have a graph."""
+
+    part: Plan
+    block: Block
+    layout: Layout
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the whole batch."""
+        return self.part.whole
+
+    def pick(self, grad: Tensor) -> Tensor:
+        """Return the rows that have a graph."""
+        return self.part.rows.pick(grad, self.layout)
+
+    def join(self, chosen: Tensor, others: Tensor) -> Tensor:
+        """Return all rows in the batch's order."""
+        shape = list(chosen.shape)
+        shape[self.layout.dim] = self.plan.batch
+        result = chosen.new_empty(shape)
+        self.part.rows.place(result, chosen, self.layout)
+        self.part.rest.place(result, others, self.layout)
+        return result
+
+
+@dataclass(slots=True, eq=False)
+class Joined:
+    """The last joined tensors of a batch and their parts, so that the next block need not take them apart."""
+
+    part: Plan | None = None
+    parts: dict[int, tuple[Tensor, int, Tensor, Tensor]] = field(default_factory=dict)
+
+    def keep(self, part: Plan, whole: Tensor, chosen: Tensor, others: Tensor) -> None:
+        """Remember the two parts of a tensor; those joined under another plan are forgotten."""
+        if self.part is not part:
+            self.clear()
+            self.part = part
+        self.parts[id(whole)] = (whole, whole._version, chosen, others)
+
+    def find(self, part: Plan, whole: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return both parts of a tensor, if it is as it was joined from the same rows."""
+        known = self.parts.get(id(whole)) if self.part is part else None
+        if known is None or known[0] is not whole or known[1] != whole._version:
+            return None
+        return known[2], known[3]
+
+    def clear(self) -> None:
+        """Forget everything, and with it the graphs that it holds."""
+        self.part = None
+        self.parts.clear()
+
+
+class UnlikePartsError(Exception):
+    """The parts of a block's result do not fit together."""
+
+
+def run_in_parts(
+    block: Block,
+    part: Plan,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    run: Callable[[Any, Any], Any],
+    joined: Joined,
+) -> Any:
+    """Run a block's chosen rows with a graph and the rest without one; return the joined result.
+
+    part: the plan of the chosen rows. run: runs the block on (args, kwargs) of those rows, under that plan.
+    Raises UnlikePartsError.
+    """
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    inputs, outputs = block.inputs[spec]
+    kept, left = _divide(leaves, inputs, part, joined)
+    chosen, kept_spec = pytree.tree_flatten(run(*pytree.tree_unflatten(kept, spec)))
+    with without_graph():
+        args, kwargs = pytree.tree_unflatten(left, spec)
+        others, left_spec = pytree.tree_flatten(block.stock(*args, **kwargs))
+    if kept_spec != outputs.spec or left_spec != outputs.spec:
+        raise UnlikePartsError
+    result = [
+        one if dim is None else _join(Join(part, block, Layout(dim, one.dim())), one, other, joined)
+        for one, other, dim in zip(chosen, others, outputs.dims, strict=True)
+    ]
+    return pytree.tree_unflatten(result, kept_spec)
+
+
+def _divide(leaves: Leaves, inputs: Signature, part: Plan, joined: Joined) -> tuple[Leaves, Leaves]:
+    kept, left = list(leaves), list(leaves)
+    for place, (leaf, dim) in enumerate(zip(leaves, inputs.dims, strict=True)):
+        if dim is None:
+            continue
+        known = joined.find(part, leaf)
+        if known is not None:
+            kept[place], left[place] = known
+            continue
+        layout = Layout(dim, leaf.dim())
+        kept[place] = (
+            PickRows.apply(part.rows, layout, leaf)  # type: ignore[no-untyped-call]
+            if leaf.requires_grad
+            else part.rows.pick(leaf, layout)
+        )
+        left[place] = part.rest.pick(leaf.detach(), layout)
+    return kept, left
+
+
+def _join(join: Join, chosen: Any, others: Any, joined: Joined) -> Tensor:
+    dim, rows, rest = join.layout.dim, join.part.rows, join.part.rest
+    if not _holds(chosen, dim, len(rows.chosen)) or not _holds(others, dim, len(rest.chosen)):
+        raise UnlikePartsError
+    if _other_sizes(chosen, dim) != _other_sizes(others, dim) or chosen.dtype != others.dtype:
+        raise UnlikePartsError
+    if not chosen.requires_grad:
+        return join.join(chosen, others)
+    whole: Tensor = JoinRows.apply(join, chosen, others)  # type: ignore[no-untyped-call]
+    joined.keep(join.part, whole, chosen, others)
+    return whole
+
+
+def _other_sizes(tensor: Tensor, dim: int) -> tuple[int, ...]:
+    return tuple(tensor.shape[:dim]) + tuple(tensor.shape[dim + 1 :])
+
+
+@contextmanager
+def without_graph() -> Iterator[None]:
+    """Inside, nothing is recorded, and weights that autocast converts are not kept for later use.
+
+    A converted weight that was kept without a graph would be used again, without one, where a gradient is
+    wanted.
+    """
+    cache = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_autocast_cache_enabled(cache)

@@ -1,0 +1,112 @@
+"""The plan of one batch: which rows count for each band, and what its backward pass is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradwarden.runtime.masks.rows import Rows, relative, row_factors
+
+
+@dataclass(slots=True)
+class Mode:
+    """What holds for one batch and all parts of it, and changes while it lives.
+
+    raw: while set, layers take every row as it is, whosever it may be. only, skip: ids of the parameters
+    whose gradients layers are asked for (all where None), and of those they must leave out.
+    loose: ids of the parameters that were known, before the forward pass, to be used outside weighing layers.
+    misplaced: whether rows have been found that are not those of the examples they are credited to.
+    given_up: ids of the layers that go the reference way, as known before the forward pass.
+    whole_inputs: whether input gradients are needed for every row, because the caller's inputs ask for them.
+    """
+
+    raw: bool = False
+    misplaced: bool = False
+    given_up: frozenset[int] = frozenset()
+    only: frozenset[int] | None = None
+    skip: frozenset[int] = frozenset()
+    loose: frozenset[int] = frozenset()
+    whole_inputs: bool = False
+
+
+class Plan:
+    """How the backward pass of one armed batch weighs rows.
+
+    weights: float64 [B, bands]. factors: float64 [B], by which each loss is scaled. bands: the rows of each
+    band, weights relative to the factors. every: all rows, with weight 1. whole: the plan of the whole batch.
+    rows, rest: which examples of that batch these are, and which they are not. ways: the plan by which each
+    block was run, None where it was run without a graph.
+    """
+
+    def __init__(
+        self,
+        weights: Tensor,
+        factors: Tensor,
+        mode: Mode,
+        whole: Plan | None = None,
+        rows: Rows | None = None,
+    ) -> None:
+        self.weights = weights
+        self.factors = factors
+        self.mode = mode
+        self.every = Rows(torch.ones(len(weights), dtype=torch.float64, device="cpu"))
+        self.whole = self if whole is None else whole
+        self.rows = self.every if rows is None else rows
+        self.rest = self.rows.others()
+        scaled = relative(weights, factors)
+        self.bands = tuple(Rows(column) for column in scaled.unbind(dim=1))
+        self._even = [self._ratio(column) for column in scaled.unbind(dim=1)]
+        self._reach: dict[int, Rows] = {}
+        self._parts: dict[bytes, Plan] = {}
+        self.ways: dict[object, Plan | None] = {}
+
+    @classmethod
+    def of(cls, weights: Tensor, costs: Sequence[float]) -> Plan:
+        """Return the plan of a whole batch. costs: the price of weighing each band."""
+        return cls(weights, row_factors(weights, costs), Mode())
+
+    def part(self, rows: Rows) -> Plan:
+        """Return the plan of some of the examples, run by themselves; the same one for the same rows."""
+        key = rows.chosen.numpy().tobytes()
+        if key not in self._parts:
+            chosen = rows.chosen
+            self._parts[key] = Plan(self.weights[chosen], self.factors[chosen], self.mode, self.whole, rows)
+        return self._parts[key]
+
+    @property
+    def batch(self) -> int:
+        return len(self.weights)
+
+    @property
+    def trivial(self) -> bool:
+        """Whether plain back-propagation of the scaled losses is all there is to do for the whole batch."""
+        return all(rows.plain for rows in self.whole.bands)
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether it matters which rows are whose."""
+        return not all(rows.empty or (rows.whole and rows.weights is None) for rows in self.bands)
+
+    def ratio(self, band: int) -> float | None:
+        """Return the weight of a band for every example with any weight, if they agree."""
+        return self._even[band]
+
+    def reach(self, mask: int) -> Rows:
+        """Return the examples with some weight in any of the bands whose bits are set in `mask`."""
+        if mask not in self._reach:
+            bands = [band for band in range(len(self.bands)) if mask >> band & 1]
+            reached = self.weights[:, bands].gt(0).any(dim=1) | self.mode.whole_inputs
+            self._reach[mask] = Rows(reached.to(torch.float64))
+        return self._reach[mask]
+
+    def wants(self, parameter: int) -> bool:
+        """Return whether the gradient of the parameter with this id is asked for."""
+        mode = self.mode
+        return parameter not in mode.skip and (mode.only is None or parameter in mode.only)
+
+    def _ratio(self, column: Tensor) -> float | None:
+        values = column[self.factors > 0]
+        return float(values[0]) if len(values) and bool((values == values[0]).all()) else None
