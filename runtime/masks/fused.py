@@ -171,8 +171,8 @@ class FusedEngine:
     def close(self) -> None:
         """Restore the model. Safe to repeat."""
         self.disarm()
-        for site in (*self.sites, *self.blocks):
-            detach(site)
+        for place in (*self.sites, *self.blocks):
+            detach(place)
         self._watch.remove()
         if self._reference is not None:
             self._reference.close()

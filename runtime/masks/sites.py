@@ -49,7 +49,7 @@ class Site:
 
 
 class SiteForward:
-    """Stands in for the `forward` of a layer or a block. Copies and pickles of the model get the stock one."""
+    """Stands in for a layer's or a block's `forward`. Copies and pickles of the model get the stock one."""
 
     def __init__(self, site: Site | Block, answer: Answer) -> None:
         self._site = site

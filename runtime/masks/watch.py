@@ -8,23 +8,32 @@ from typing import Any
 import torch
 from torch import nn
 
+Callback = Callable[[tuple[Any, ...], dict[str, Any]], None]
+
 
 class Watch:
     """Calls `callback(args, kwargs)` before each forward pass of a model that records a graph.
 
-    Forward passes that the callback itself causes are not reported.
+    Forward passes that the callback itself causes are not reported. Copies and pickles of the model are not
+    watched.
     """
 
-    def __init__(self, model: nn.Module, callback: Callable[[tuple[Any, ...], dict[str, Any]], None]) -> None:
-        self._callback = callback
-        self._busy = False
-        self._handle = model.register_forward_pre_hook(self._before, with_kwargs=True)
+    def __init__(self, model: nn.Module, callback: Callback) -> None:
+        self._handle = model.register_forward_pre_hook(_Hook(callback), with_kwargs=True)
 
     def remove(self) -> None:
         """Stop watching. Safe to repeat."""
         self._handle.remove()
 
-    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+
+class _Hook:
+    """What the model holds."""
+
+    def __init__(self, callback: Callback) -> None:
+        self._callback = callback
+        self._busy = False
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._busy or not torch.is_grad_enabled():
             return
         self._busy = True
@@ -32,3 +41,17 @@ class Watch:
             self._callback(args, kwargs)
         finally:
             self._busy = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return _nothing
+
+    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
+        return _no_hook, ()
+
+
+def _no_hook() -> Callable[..., None]:
+    return _nothing
+
+
+def _nothing(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Stand in for the hook in copies."""

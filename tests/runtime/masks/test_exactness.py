@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradwarden.policy.program import Band
-from gradwarden.runtime.masks import make_engine
+from gradwarden.runtime.masks import make_engine, planner
 
 EXACT = 1e-9
 """The greatest relative error of a float64 gradient."""
@@ -24,8 +24,13 @@ DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
 @pytest.fixture(autouse=True, params=DEVICES)
-def device(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run each test in float64, on the processor and, where there is one, on the accelerator."""
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Run each test in float64, on the processor and, where there is one, on the accelerator.
+
+    Blocks are run in parts wherever they can be, however small they are.
+    """
+    for kind in DEVICES:
+        monkeypatch.setitem(planner.CALL_COST, kind, 0.0)
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     torch.set_default_device(request.param)
