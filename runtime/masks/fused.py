@@ -171,8 +171,10 @@ class FusedEngine:
     def close(self) -> None:
         """Restore the model. Safe to repeat."""
         self.disarm()
-        for place in (*self.sites, *self.blocks):
-            detach(place)
+        for site in self.sites:
+            detach(site)
+        for block in self.blocks:
+            detach(block)
         self._watch.remove()
         if self._reference is not None:
             self._reference.close()
