@@ -394,7 +394,7 @@ def _divide(leaves: Leaves, inputs: Signature, part: Plan, joined: Joined) -> tu
 
 def _join(join: Join, chosen: Any, others: Any, joined: Joined) -> Tensor:
     dim, rows, rest = join.layout.dim, join.part.rows, join.part.rest
-    if not _holds(chosen, dim, len(rows.chosen)) or not _holds(others, dim, len(rest.chosen)):
+    if not _holds(chosen, dim, rows.count) or not _holds(others, dim, rest.count):
         raise UnlikePartsError
     if _other_sizes(chosen, dim) != _other_sizes(others, dim) or chosen.dtype != others.dtype:
         raise UnlikePartsError

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,6 +76,11 @@ def row_sum(rows: Rows, layout: Layout, grad: Tensor, rank: int) -> Tensor:
         return scaled(matrix.sum(0), rows).view(shape)
     ones = grad.new_ones((1,)).expand(*picked.shape[: picked.dim() - rank], *[1] * rank)
     return (matrix.t() @ rows.weigh(ones, layout).reshape(-1)).view(shape)
+
+
+def at_its_precision(tensor: Tensor, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """Return a context in which autocast leaves operations alone. dtype: what it asks for, None if it is off."""
+    return nullcontext() if dtype is None else torch.autocast(tensor.device.type, enabled=False)
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:

@@ -39,7 +39,7 @@ from gradwarden.runtime.masks.blocks import (
 )
 from gradwarden.runtime.masks.call import Call
 from gradwarden.runtime.masks.graph import Uses, uses
-from gradwarden.runtime.masks.mixing import refuse_mixing
+from gradwarden.runtime.masks.mixing import refuse_mixing, suspects
 from gradwarden.runtime.masks.ownership import Schedule, misplaced
 from gradwarden.runtime.masks.passes import Passes
 from gradwarden.runtime.masks.plan import Plan
@@ -66,7 +66,8 @@ class FusedEngine:
         strict: bool = False,
         passes: Passes | None = None,
     ) -> None:
-        refuse_mixing(model)
+        self._suspects = suspects(model)
+        refuse_mixing(self._suspects)
         self.notes: list[str] = []
         self.bands = index_bands(model, bands)
         self.sites = tuple(find_sites(model, self.bands))
@@ -120,7 +121,7 @@ class FusedEngine:
         if self._reference is not None:
             self._reference.arm(weights)
             return
-        refuse_mixing(self._model)
+        refuse_mixing(self._suspects)
         self._pending = self.plan(checked_weights(weights, self.bands.count))
 
     def backward(

@@ -5,16 +5,27 @@ Where examples mix, no weighting of gradients separates them, so such models are
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from gradwarden.runtime.errors import MaskError
 
+Suspects = Sequence[tuple[str, nn.Module]]
+"""Modules that may mix examples, depending on their mode, and their names."""
 
-def refuse_mixing(model: nn.Module) -> None:
-    """Raise MaskError if a module of the model is known to mix examples in its present mode."""
-    for name, module in model.named_modules():
+
+def suspects(model: nn.Module) -> Suspects:
+    """Return the modules of a model that are to be asked before every batch."""
+    kinds = (_BatchNorm, _InstanceNorm, nn.Embedding, nn.EmbeddingBag)
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
+
+
+def refuse_mixing(modules: Suspects) -> None:
+    """Raise MaskError if one of the modules mixes examples in its present mode."""
+    for name, module in modules:
         reason = _mixes(module)
         if reason is not None:
             raise MaskError(f"`{name or type(module).__name__}` {reason[0]}", help=reason[1])

@@ -58,8 +58,11 @@ class Plan:
         self.rest = self.rows.others()
         scaled = relative(weights, factors)
         self.bands = tuple(Rows(column) for column in scaled.unbind(dim=1))
+        self._live = factors.tolist()
         self._even = [self._ratio(column) for column in scaled.unbind(dim=1)]
         self._reach: dict[int, Rows] = {}
+        self._rows: dict[tuple[bool, ...], Rows] = {}
+        self._bits: list[int] | None = None
         self._parts: dict[bytes, Plan] = {}
         self.ways: dict[object, Plan | None] = {}
 
@@ -96,11 +99,15 @@ class Plan:
 
     def reach(self, mask: int) -> Rows:
         """Return the examples with some weight in any of the bands whose bits are set in `mask`."""
-        if mask not in self._reach:
-            bands = [band for band in range(len(self.bands)) if mask >> band & 1]
-            reached = self.weights[:, bands].gt(0).any(dim=1) | self.mode.whole_inputs
-            self._reach[mask] = Rows(reached.to(torch.float64))
-        return self._reach[mask]
+        known = self._reach.get(mask)
+        if known is None:
+            if self._bits is None:
+                self._bits = [sum(1 << k for k, w in enumerate(row) if w) for row in self.weights.tolist()]
+            reached = tuple(self.mode.whole_inputs or bool(bits & mask) for bits in self._bits)
+            if reached not in self._rows:
+                self._rows[reached] = Rows(torch.tensor(reached, dtype=torch.float64, device="cpu"))
+            known = self._reach[mask] = self._rows[reached]
+        return known
 
     def wants(self, parameter: int) -> bool:
         """Return whether the gradient of the parameter with this id is asked for."""
@@ -108,5 +115,5 @@ class Plan:
         return parameter not in mode.skip and (mode.only is None or parameter in mode.only)
 
     def _ratio(self, column: Tensor) -> float | None:
-        values = column[self.factors > 0]
-        return float(values[0]) if len(values) and bool((values == values[0]).all()) else None
+        values = {value for value, factor in zip(column.tolist(), self._live, strict=True) if factor}
+        return values.pop() if len(values) == 1 else None

@@ -64,10 +64,10 @@ def choose(name: str, plan: Plan, own: int, mask: int, cost: BlockCost, fault: s
     without a graph, input gradients included, and costs a second call.
     """
     reach = plan.reach(mask)
-    rows, batch = len(reach.chosen), plan.batch
+    rows, batch = reach.count, plan.batch
     if reach.empty:
         return Choice(name, "stop", 0, batch, 0.0, "no example may shape it or anything before it")
-    learning = len(plan.reach(own).chosen)
+    learning = plan.reach(own).count
     if reach.whole:
         if learning == batch:
             return Choice(name, "weigh", batch, batch, 1.0, "every example may shape it")
@@ -88,7 +88,7 @@ def band_choices(plan: Plan, names: Sequence[str], bands: Sequence[int]) -> list
     choices = []
     for band in bands:
         rows = plan.bands[band]
-        count, batch = len(rows.chosen), plan.batch
+        count, batch = rows.count, plan.batch
         way: Way = "stop" if rows.empty else "weigh" if rows.whole else "slice"
         reason = {
             "stop": "no example may shape it",

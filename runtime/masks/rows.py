@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,24 +14,33 @@ from gradwarden.runtime.masks.layout import Layout
 class Rows:
     """The examples of a batch with a positive weight, and their weights.
 
-    Weights are `factor` for every chosen example where `weights` is None, else one for each of them.
+    Weights are `factor` for every chosen example where `weights` is None, else one for each of them. chosen:
+    int64 [count]. span: the first and the count of the chosen examples where they are adjacent. empty, whole,
+    plain: whether none is chosen; whether every one is; whether every one is, with weight 1.
     Tensors of indices and weights are made once for each device, precision and layout.
     """
 
-    __slots__ = ("_indices", "_weights", "batch", "chosen", "factor", "span", "weights")
+    __slots__ = (
+        *("_indices", "_weights", "batch", "chosen", "count", "empty", "factor", "plain", "span", "weights"),
+        "whole",
+    )
 
     def __init__(self, weights: Tensor) -> None:
         """weights: float64 [B] on the CPU, finite, at least 0."""
-        chosen = torch.nonzero(weights).flatten()
-        values = weights[chosen]
-        equal = len(chosen) == 0 or bool((values == values[0]).all())
-        self.batch = len(weights)
-        self.chosen = chosen
-        self.weights = None if equal else values
-        self.factor = float(values[0]) if equal and len(chosen) else 1.0
-        self.span: tuple[int, int] | None = None
-        if len(chosen) and int(chosen[-1]) - int(chosen[0]) + 1 == len(chosen):
-            self.span = (int(chosen[0]), len(chosen))
+        values = weights.tolist()
+        chosen = [row for row, value in enumerate(values) if value]
+        count, batch = len(chosen), len(values)
+        first = values[chosen[0]] if chosen else 1.0
+        equal = all(values[row] == first for row in chosen)
+        self.batch = batch
+        self.count = count
+        self.chosen = torch.tensor(chosen, dtype=torch.int64, device="cpu")
+        self.weights = None if equal else weights[self.chosen]
+        self.factor = first if equal else 1.0
+        self.span = (chosen[0], count) if chosen and chosen[-1] - chosen[0] + 1 == count else None
+        self.empty = count == 0
+        self.whole = count == batch
+        self.plain = self.whole and equal and self.factor == 1.0
         self._indices: dict[tuple[object, ...], Tensor] = {}
         self._weights: dict[tuple[object, ...], Tensor] = {}
 
@@ -39,20 +49,6 @@ class Rows:
         left = torch.ones(self.batch, dtype=torch.float64, device="cpu")
         left[self.chosen] = 0.0
         return Rows(left)
-
-    @property
-    def empty(self) -> bool:
-        return len(self.chosen) == 0
-
-    @property
-    def whole(self) -> bool:
-        """Whether every example is chosen."""
-        return len(self.chosen) == self.batch
-
-    @property
-    def plain(self) -> bool:
-        """Whether every example is chosen with weight 1."""
-        return self.whole and self.weights is None and self.factor == 1.0
 
     def pick(self, tensor: Tensor, layout: Layout) -> Tensor:
         """Return the chosen examples' rows; a view where they are adjacent."""
@@ -78,7 +74,7 @@ class Rows:
         """Return picked rows times their weights; `factor` is left to the caller."""
         if self.weights is None:
             return picked
-        per_example = picked.shape[layout.dim] // len(self.chosen)
+        per_example = picked.shape[layout.dim] // self.count
         key = (picked.device, picked.dtype, per_example, layout.interleaved)
         if key not in self._weights:
             repeated = (
@@ -111,22 +107,18 @@ def row_factors(weights: Tensor, costs: Sequence[float]) -> Tensor:
     it. The factors are chosen so that the bands that then need weighing are the cheapest: `costs` has the
     price of weighing each band (its number of parameters). weights: float64 [B, bands].
     """
-    active = weights.amax(dim=1, keepdim=True)
-    base = (active > 0).to(weights.dtype)
-    choices = [base, active]
-    if not bool(((weights == 0) | (weights == 1)).all()):
-        choices += [torch.where(band > 0, band, active) for band in weights[:, :, None].unbind(dim=1)]
-    price = torch.tensor(costs, dtype=torch.float64, device="cpu")
-    prices = [float(price[_uneven(relative(weights, choice[:, 0]))].sum()) for choice in choices]
-    return choices[min(range(len(choices)), key=prices.__getitem__)][:, 0]
+    array = weights.numpy()
+    active = array.max(axis=1, initial=0.0)
+    choices = [np.where(active > 0, 1.0, 0.0), active]
+    if not np.isin(array, (0.0, 1.0)).all():
+        choices += [np.where(column > 0, column, active) for column in array.T]
+    factors = np.stack(choices)
+    scaled = array / np.where(factors > 0, factors, 1.0)[:, :, None]
+    least = np.where(scaled > 0, scaled, np.inf).min(axis=1, initial=np.inf)
+    uneven = np.isfinite(least) & (least != scaled.max(axis=1, initial=0.0))
+    return torch.from_numpy(factors[int((uneven @ np.asarray(costs)).argmin())])
 
 
 def relative(weights: Tensor, factors: Tensor) -> Tensor:
     """Return weights [B, bands] divided by their rows' factors; rows without weight stay 0."""
     return weights / torch.where(factors > 0, factors, 1.0)[:, None]
-
-
-def _uneven(weights: Tensor) -> Tensor:
-    """Return which bands have positive weights that differ: bool [bands]."""
-    least = torch.where(weights > 0, weights, torch.inf).amin(dim=0)
-    return (weights.amax(dim=0) > 0) & (least != weights.amax(dim=0))

@@ -23,7 +23,7 @@ from gradwarden.runtime.masks.batch import (
     checked_weights,
     chosen_rows,
 )
-from gradwarden.runtime.masks.mixing import refuse_mixing
+from gradwarden.runtime.masks.mixing import refuse_mixing, suspects
 from gradwarden.runtime.masks.passes import Passes
 from gradwarden.runtime.masks.trial import Trial, TrialError, refuse_dependence
 from gradwarden.runtime.masks.watch import Watch
@@ -43,7 +43,8 @@ class SplitEngine:
         passes: Passes | None = None,
     ) -> None:
         """examined: whether the model is already known not to mix examples."""
-        refuse_mixing(model)
+        self._suspects = suspects(model)
+        refuse_mixing(self._suspects)
         self.notes: list[str] = []
         self._model = model
         self._bands = index_bands(model, bands)
@@ -61,7 +62,7 @@ class SplitEngine:
 
     def arm(self, weights: Tensor) -> None:
         """Set the weights [B, bands] of the batch that the next forward pass will be given."""
-        refuse_mixing(self._model)
+        refuse_mixing(self._suspects)
         self._pending = checked_weights(weights, self._bands.count)
 
     def backward(

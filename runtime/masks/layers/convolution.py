@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 
-from gradwarden.runtime.masks.call import Call, autocast_dtype, scaled
+from gradwarden.runtime.masks.call import Call, at_its_precision, autocast_dtype, scaled
 from gradwarden.runtime.masks.layers.operation import stock_forward
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.rows import Rows
@@ -31,7 +31,7 @@ class ConvolutionRows(Function):
             x, weight = x.to(dtype), weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
         ctx.save_for_backward(x, weight)
-        with torch.autocast(x.device.type, enabled=False):
+        with at_its_precision(x, dtype):
             return torch.convolution(x, weight, bias, **call.options)  # type: ignore[arg-type]
 
     @staticmethod

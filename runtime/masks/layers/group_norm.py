@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -9,10 +10,9 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from gradwarden.runtime.masks.call import Call, autocast_dtype, scaled
+from gradwarden.runtime.masks.call import Call, autocast_dtype, row_sum, scaled
 from gradwarden.runtime.masks.layers.operation import stock_forward
 from gradwarden.runtime.masks.layout import Layout
-from gradwarden.runtime.masks.rows import Rows
 
 
 class GroupNormRows(Function):
@@ -40,44 +40,37 @@ class GroupNormRows(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         call, (x, mean, rstd, weight) = ctx.call, ctx.saved_tensors
-        grad = grad.contiguous()
+        grad, layout = grad.contiguous(), call.layout
 
-        def run(rows_of: Any, weigh: Any, wanted: list[bool]) -> Any:
-            part = rows_of(x)
+        def run(pick: Callable[[Tensor], Tensor], rstd: Tensor, wanted: list[bool]) -> Any:
+            part = pick(x).contiguous()
             return torch.ops.aten.native_group_norm_backward(
-                weigh(rows_of(grad)),
+                pick(grad).contiguous(),
                 part,
-                rows_of(mean),
-                rows_of(rstd),
+                pick(mean).contiguous(),
+                rstd.contiguous(),
                 weight,
                 *_sizes(part),
                 ctx.groups,
                 wanted,
             )
 
-        def parameters(rows: Rows, wanted: list[bool]) -> list[Tensor]:
-            found = run(
-                lambda tensor: rows.pick(tensor, call.layout).contiguous(),
-                lambda tensor: rows.weigh(tensor, call.layout),
-                wanted,
-            )
-            return [scaled(gradient, rows) for gradient, want in zip(found, wanted, strict=True) if want]
-
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[1]:
             grad_x = call.input_gradient(
-                grad,
-                x.shape,
-                lambda pick: run(lambda t: pick(t).contiguous(), lambda t: t, [True, False, False])[0],
+                grad, x.shape, lambda pick: run(pick, pick(rstd), [True, False, False])[0]
             ).to(ctx.dtype)
         rows, bias_rows = call.weight_rows(), call.bias_rows()
-        if rows is not None and rows is bias_rows:
-            grad_weight, grad_bias = parameters(rows, [False, True, True])
-        else:
-            if rows is not None:
-                (grad_weight,) = parameters(rows, [False, True, False])
-            if bias_rows is not None:
-                (grad_bias,) = parameters(bias_rows, [False, False, True])
+        if rows is not None:
+            together = rows is bias_rows and rows.weights is None
+            # The gain's gradient is the sum over examples of sum(grad * (x - mean)) * rstd, so weights can go
+            # to rstd, which has one number per example and group.
+            weighed = rows.weigh(rows.pick(rstd, layout), layout)
+            found = run(lambda tensor: rows.pick(tensor, layout), weighed, [False, True, together])
+            grad_weight = scaled(found[1], rows)
+            grad_bias = scaled(found[2], rows) if together else None
+        if bias_rows is not None and grad_bias is None:
+            grad_bias = row_sum(bias_rows, layout, grad.flatten(2).sum(2), 1)
         return None, grad_x, grad_weight, grad_bias
 
 

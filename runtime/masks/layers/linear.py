@@ -11,7 +11,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from gradwarden.runtime.masks.call import Call, autocast_dtype, row_sum, scaled
+from gradwarden.runtime.masks.call import Call, at_its_precision, autocast_dtype, row_sum, scaled
 from gradwarden.runtime.masks.layers.operation import stock_forward
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.rows import Rows
@@ -30,7 +30,7 @@ class LinearRows(Function):
         keep = None if call.weight.empty else x
         ctx.shape = x.shape
         ctx.save_for_backward(keep, weight if ctx.needs_input_grad[1] else None)
-        with torch.autocast(x.device.type, enabled=False):
+        with at_its_precision(x, dtype):
             return functional.linear(x, weight, bias)
 
     @staticmethod

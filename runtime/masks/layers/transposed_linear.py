@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from gradwarden.runtime.masks.call import Call, autocast_dtype, row_sum, scaled
+from gradwarden.runtime.masks.call import Call, at_its_precision, autocast_dtype, row_sum, scaled
 from gradwarden.runtime.masks.layers.operation import stock_forward_named
 from gradwarden.runtime.masks.layout import Layout
 
@@ -30,7 +30,7 @@ class TransposedLinearRows(Function):
             x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
         ctx.shape = x.shape
         ctx.save_for_backward(None if call.weight.empty else x, weight if ctx.needs_input_grad[1] else None)
-        with torch.autocast(x.device.type, enabled=False):
+        with at_its_precision(x, dtype):
             return torch.addmm(bias, _matrix(x), weight).view(*x.shape[:-1], weight.shape[1])
 
     @staticmethod
