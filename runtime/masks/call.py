@@ -79,7 +79,7 @@ def row_sum(rows: Rows, layout: Layout, grad: Tensor, rank: int) -> Tensor:
 
 
 def at_its_precision(tensor: Tensor, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
-    """Return a context in which autocast leaves operations alone. dtype: what it asks for, None if it is off."""
+    """Return a context in which autocast does nothing. dtype: what it asks for, None if it is off."""
     return nullcontext() if dtype is None else torch.autocast(tensor.device.type, enabled=False)
 
 
