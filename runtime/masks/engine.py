@@ -13,6 +13,7 @@ from gradwarden.policy.program import Band
 from gradwarden.runtime.errors import MaskError
 from gradwarden.runtime.masks.fused import FusedEngine
 from gradwarden.runtime.masks.passes import Passes
+from gradwarden.runtime.masks.planner import Choice
 from gradwarden.runtime.masks.split import SplitEngine
 
 ENGINES = ("auto", "fused", "split")
@@ -38,6 +39,9 @@ class Engine(Protocol):
         `fast`: by its layer, from weighted rows. `reference`: by one backward pass for each distinct row of
         weights. Known once the first batch has been run.
         """
+
+    def explain(self) -> tuple[Choice, ...]:
+        """Return how each part of the model was run in the last armed forward pass, and why."""
 
     def arm(self, weights: Tensor) -> None:
         """Set the weights [B, bands] for the next forward pass, whose graph keeps them."""

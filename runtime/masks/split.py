@@ -25,6 +25,7 @@ from gradwarden.runtime.masks.batch import (
 )
 from gradwarden.runtime.masks.mixing import refuse_mixing, suspects
 from gradwarden.runtime.masks.passes import Passes
+from gradwarden.runtime.masks.planner import Choice
 from gradwarden.runtime.masks.trial import Trial, TrialError, refuse_dependence
 from gradwarden.runtime.masks.watch import Watch
 
@@ -59,6 +60,10 @@ class SplitEngine:
         """How each trainable parameter's gradient is taken, by name: always `reference`."""
         trainable = (p for band in range(self._bands.count) for p in self._bands.trainable(band))
         return {self._bands.labels[id(p)]: "reference" for p in trainable}
+
+    def explain(self) -> tuple[Choice, ...]:
+        """Return nothing: every example's graph is kept whole, and differentiated once per weight vector."""
+        return ()
 
     def arm(self, weights: Tensor) -> None:
         """Set the weights [B, bands] of the batch that the next forward pass will be given."""

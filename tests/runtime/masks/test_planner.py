@@ -1,0 +1,98 @@
+"""The planner: which exact way to run a block is cheapest, and the reason it gives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gradwarden.runtime.masks.plan import Plan
+from gradwarden.runtime.masks.planner import CALL_COST, BlockCost, Choice, band_choices, choose
+
+LARGE = BlockCost(size=10**6, positions=128, device="cpu")
+SMALL = BlockCost(size=100, positions=1, device="cpu")
+OWN, BEFORE = 0b010, 0b100
+"""A block in band 1; band 2 comes before it, band 0 after it."""
+
+
+def plan_of(*rows: tuple[float, ...]) -> Plan:
+    weights = torch.tensor(rows, dtype=torch.float64)
+    return Plan.of(weights, [1.0] * weights.shape[1])
+
+
+def chosen(plan: Plan, cost: BlockCost = LARGE, fault: str = "") -> Choice:
+    return choose("blocks.0", plan, OWN, OWN | BEFORE, cost, fault)
+
+
+@pytest.mark.parametrize(
+    ("rows", "way", "graph", "reason"),
+    [
+        ([(1, 1, 1), (1, 0.5, 0)], "weigh", 2, "every example may shape it"),
+        ([(1, 0, 0), (0.5, 0, 0)], "stop", 0, "no example may shape it or anything before it"),
+        ([(1, 1, 1), (1, 0, 0)], "split", 1, "1 may shape neither it nor anything before it"),
+        ([(1, 1, 1), (1, 0, 1)], "slice", 2, "1 may shape it, but all may shape something before it"),
+    ],
+)
+def test_the_way_follows_from_who_may_shape_what(
+    rows: list[tuple[float, ...]], way: str, graph: int, reason: str
+) -> None:
+    choice = chosen(plan_of(*rows))
+    assert (choice.way, choice.rows, choice.reason) == (way, graph, reason)
+
+
+def test_a_block_that_cannot_be_divided_says_why() -> None:
+    choice = chosen(plan_of((1, 1, 1), (1, 0, 0)), fault="it changes its own buffers")
+    assert choice.way == "slice"
+    assert choice.reason == "it is not run in parts: it changes its own buffers"
+
+
+@pytest.mark.parametrize("device", sorted(CALL_COST))
+def test_a_second_call_must_save_more_than_it_costs(device: str) -> None:
+    plan = plan_of((1, 1, 1), (1, 0, 0), (1, 0, 0))
+    worth = int(CALL_COST[device] / 2)
+    assert chosen(plan, BlockCost(worth, 1, device)).way == "split"
+    assert chosen(plan, BlockCost(worth - 1, 1, device)).way == "slice"
+
+
+def test_a_device_that_nobody_has_measured_counts_as_an_accelerator() -> None:
+    plan = plan_of((1, 1, 1), (1, 0, 0))
+    assert chosen(plan, BlockCost(int(CALL_COST["cuda"]) - 1, 1, "xpu")).way == "slice"
+
+
+weight = st.sampled_from([0.0, 0.5, 1.0])
+weights = st.lists(st.tuples(weight, weight, weight), min_size=1, max_size=8).map(
+    lambda rows: torch.tensor(rows, dtype=torch.float64)
+)
+
+
+@given(weights, st.sampled_from([LARGE, SMALL]), st.sampled_from(["", "a fault"]))
+def test_less_to_learn_is_never_more_work(rows: Tensor, cost: BlockCost, fault: str) -> None:
+    before = chosen(Plan.of(rows, [1.0] * 3), cost, fault)
+    assert 0.0 <= before.work <= 1.0
+    assert (before.work == 0.0) == (before.way == "stop")
+    for place in rows.nonzero():
+        fewer = rows.clone()
+        fewer[tuple(place)] = 0.0
+        assert chosen(Plan.of(fewer, [1.0] * 3), cost, fault).work <= before.work
+
+
+@given(weights)
+def test_rows_without_a_graph_may_shape_nothing_there(rows: Tensor) -> None:
+    choice = chosen(Plan.of(rows, [1.0] * 3))
+    needed = int((rows[:, 1:] > 0).any(dim=1).sum())
+    assert choice.rows >= needed
+    if choice.way == "split":
+        assert choice.rows == needed
+
+
+def test_bands_outside_of_blocks_are_told_as_well() -> None:
+    plan = plan_of((1, 0.5, 0), (1, 0, 0))
+    lines = [str(choice) for choice in band_choices(plan, ["top", "middle", "deep"], [0, 1, 2])]
+    assert lines == [
+        "band top: weigh (2 of 2 examples, 100% of the plain backward pass): "
+        "every example may shape it, with one weight",
+        "band middle: slice (1 of 2 examples, 50% of the plain backward pass): 1 examples may shape it",
+        "band deep: stop (0 of 2 examples, 0% of the plain backward pass): no example may shape it",
+    ]
