@@ -33,11 +33,6 @@ def bind_model(program: Program, model: nn.Module, optimizer: torch.optim.Optimi
     Raises MaskError where the program's map is of another model or the optimizer moves foreign tensors or
     must evaluate the model itself, and PolicyError where the derived map leaves a parameter without a band.
     """
-    if program.maintained:
-        raise MaskError(
-            f"`{program.maintained[0].name}` maintains bands, which this version cannot do in a run",
-            help="leave the `maintain` rules out; a run never goes on without what its policy asks for",
-        )
     if not program.model_map:
         model_map = ModelMap.from_module(model)
         program = replace(program, bands=bind(program.bands, model_map), model_map=model_map.digest)

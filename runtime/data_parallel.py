@@ -68,6 +68,9 @@ class Ranks(Protocol):
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Turn each gradient into its sum over the ranks, None counting as zeros. The same list on all."""
 
+    def share(self, tensors: Sequence[Tensor]) -> None:
+        """Give tensors the values that they have on rank 0, in place. Alike in shape and type on all."""
+
 
 class OneRank:
     """A process that trains alone."""
@@ -85,6 +88,9 @@ class OneRank:
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Leave gradients as they are."""
+
+    def share(self, tensors: Sequence[Tensor]) -> None:
+        """Leave tensors as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +151,11 @@ class GroupRanks:
             sums = torch.split(flat, [parameter.numel() for parameter in bucket])
             for parameter, total in zip(bucket, sums, strict=True):
                 parameter.grad = total.view(parameter.shape)
+
+    def share(self, tensors: Sequence[Tensor]) -> None:
+        root = dist.get_global_rank(self._group, ROOT)
+        for tensor in tensors:
+            dist.broadcast(tensor, root, group=self._group)
 
     def _exchange(self, note: Note) -> list[Note]:
         notes: list[Any] = [None] * self.size

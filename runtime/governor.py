@@ -46,6 +46,7 @@ from gradwarden.runtime.history import read_history
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.ledger import Ledger
 from gradwarden.runtime.ledger.program_signature import demand_signature
+from gradwarden.runtime.maintenance import Maintainer, Standing
 from gradwarden.runtime.masks import Engine, make_engine
 from gradwarden.runtime.memorization import LossReference
 from gradwarden.runtime.privacy.accounting import JointPlan
@@ -139,7 +140,8 @@ class Governor:
         self.engine = self._make_engine(self.program)
         try:
             check_equal(self.ranks, "join the run", self._replica)
-            standing = self.ranks.lead("join the run", self._begin, lambda: None)
+            standing, anchored = self.ranks.lead("join the run", self._begin, lambda: None)
+            self.maintainer.begin(self.program, self.parameters, standing[0], anchored)
         except BaseException:
             self.engine.close()
             raise
@@ -176,6 +178,7 @@ class Governor:
         )
         self.starvation = StarvationGuard(self.program.starvation)
         self.recorder = Recorder(self.ledger)
+        self.maintainer = Maintainer(self.ranks, self.recorder, self.model, self.ledger.path)
 
     def _make_engine(self, program: Program) -> Engine:
         return make_engine(self.model, program.bands, self._engine_choice, self.reduction.passes)
@@ -188,12 +191,13 @@ class Governor:
             "weights": weights_digest(self.model),
         }
 
-    def _begin(self) -> tuple[int, int, int, int]:
-        """Open the ledger's run or resume it; return its steps and examples so far."""
+    def _begin(self) -> tuple[tuple[int, int, int, int], Standing | None]:
+        """Open the ledger's run or resume it; return its steps and examples so far, and its anchors."""
         history = read_history(self.ledger.path, self.ledger.entries_on_open)
         if history.opened is None:
+            self.maintainer.check(self.program, self.parameters)
             self.recorder.open(self.program, self._terms.opening(self.ledger, self.engine.name))
-            return 0, 0, 0, 0
+            return (0, 0, 0, 0), None
         history.resume()
         self._terms.check_against(history.opened)
         self.roster.resume(history)
@@ -201,7 +205,9 @@ class Governor:
         # Not the digest: a crash may have cut off the text of the very program that the ledger names.
         if history.program_text != self.program.to_json():
             self.recorder.change_policy(self.program, history.next_step)
-        return history.next_step, history.committed, history.refused, history.example_count
+            history.change_anchors()
+        counts = (history.next_step, history.committed, history.refused, history.example_count)
+        return counts, Standing(history.anchors, history.former_anchors)
 
     # --- steps ---------------------------------------------------------------------------------------------
 
@@ -327,6 +333,9 @@ class Governor:
                 if findings:
                     return findings[0]
                 self.budgets.release(self.parameters, proposal.normaliser)
+            finding = self.maintainer.pull(proposal.active)
+            if finding is not None:
+                return finding
             proposal.norms = band_norms(self.parameters)
             findings = check_gradients(self.parameters, proposal.norms)
             findings += check_reach(proposal.norms, proposal.active)
@@ -350,6 +359,7 @@ class Governor:
         step = proposal.context.step
         try:
             self.optimizer.step()
+            proposal.maintained = self.maintainer.hold(proposal.active)
         except BaseException:
             # How far it moved is unknown: the step gets no outcome, and nothing more is trained from here.
             self._abandon()
@@ -361,6 +371,7 @@ class Governor:
         self.exposed += len(learned)
         norms = {band: _decimal(norm) for band, norm in proposal.norms.items()}
         loss = _decimal(proposal.mean_loss)
+        self.maintainer.record(step, proposal.maintained)
         self.recorder.commit(step, proposal.active, norms, loss, self.budgets.charge())
         self._watch_starvation(step, proposal.active)
 
@@ -385,6 +396,7 @@ class Governor:
         self.check_idle("the policy cannot change")
         bound = bind_model(program, self.model, self.optimizer)
         self.budgets.check_same_terms(bound.program)
+        self.maintainer.prepare(bound.program, bound.parameters, self.next_step)
         self.engine.close()
         try:
             self.engine = self._make_engine(bound.program)
@@ -397,6 +409,7 @@ class Governor:
         self.budgets.adopt(bound.program)
         self.starvation = StarvationGuard(self.program.starvation)
         self.recorder.change_policy(self.program, self.next_step)
+        self.maintainer.enter(self.next_step)
         self.roster.change_program(self.program)
 
     def checkpoint(self, path: Path | str) -> str:

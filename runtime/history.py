@@ -63,6 +63,10 @@ class History:
     """Per privacy rule, steps without an outcome since the last committed one."""
     pending: PendingStep | None = None
     sealed: bool = False
+    anchors: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Per band, its `anchored` entry under the program in force."""
+    former_anchors: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The same under the program before; none once a step was proposed under the one in force."""
     _parts: list[bytes] = field(default_factory=list)
 
     def apply(self, kind: str, body: Mapping[str, Any]) -> None:
@@ -72,6 +76,7 @@ class History:
                 self.opened = body
                 self._expect_program(body["policy"]["digest"])
             case "policy_changed":
+                self.change_anchors()
                 self._expect_program(body["policy"]["digest"])
             case "program":
                 self.program_parts.append(body["text"])
@@ -87,6 +92,8 @@ class History:
             case "refused":
                 self.refused += 1
                 self.pending = None
+            case "anchored":
+                self.anchors[body["band"]] = body
             case "resumed":
                 self.resume()
             case "sealed":
@@ -97,7 +104,13 @@ class History:
         self.program_parts = []
         self.decisions, self.reach = [], []
 
+    def change_anchors(self) -> None:
+        """Take the anchors so far for those of a program that is no longer in force."""
+        self.former_anchors |= self.anchors
+        self.anchors = {}
+
     def _propose(self, body: Mapping[str, Any]) -> None:
+        self.former_anchors = {}
         packed = b"".join(self._parts) + b64decode(body["commitments"])
         self._parts.clear()
         commitments = [packed[at : at + SIZE] for at in range(0, len(packed), SIZE)]

@@ -25,6 +25,7 @@ from gradwarden.runtime.data_parallel import ROOT, Part, Share, join_signals
 from gradwarden.runtime.depth_batches import by_depth
 from gradwarden.runtime.errors import MaskError, PrivacyError
 from gradwarden.runtime.gates import Finding, check_losses, raised
+from gradwarden.runtime.maintenance import Measured
 from gradwarden.runtime.restore import Snapshot
 from gradwarden.runtime.roster import Examples
 
@@ -39,6 +40,7 @@ class Proposal:
     a whole. verdict: `admit` (every example at full weight), `limit` (something is masked or left out) or
     `refuse`. active: names of the bands that some example of the step reaches or that are noised for privacy;
     none once the step was refused. refusal: why a gate refused the step, None where it went through.
+    maintained: how far maintained bands have drifted after a step that moved them.
     """
 
     def __init__(self, governor: Governor, examples: Examples, signals: Mapping[str, Any]) -> None:
@@ -47,6 +49,7 @@ class Proposal:
         self._signals = signals
         self.refusal: Finding | None = None
         self.committed = False
+        self.maintained = Measured({})
         self._entered = False
 
     # --- admission -----------------------------------------------------------------------------------------
@@ -54,6 +57,7 @@ class Proposal:
     def __enter__(self) -> Self:
         governor = self._governor
         shares = governor.ranks.collect(governor.point, self._share)
+        governor.maintainer.advance(governor.next_step)
         try:
             self.context: Context = governor.ranks.lead(
                 governor.point, lambda: self._intend(shares), lambda: self._join(shares)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from gradwarden.runtime.ledger.entries import Entry
 
 KINDS = (
-    "opened", "program", "classes", "decisions", "examples", "step", "committed", "refused", "starved",
-    "expired", "policy_changed", "checkpoint", "resumed", "sealed", "head",
+    "opened", "program", "classes", "decisions", "examples", "step", "committed", "refused", "anchored",
+    "maintained", "starved", "expired", "policy_changed", "checkpoint", "resumed", "sealed", "head",
 )  # fmt: skip
 
 POLL_SECONDS = 0.2
@@ -264,6 +264,14 @@ def _committed(body: dict[str, Any]) -> str:
     return "; ".join([told, *spent])
 
 
+def _maintained(body: dict[str, Any]) -> str:
+    drift = (
+        f"{band} drift {value}{' (put back)' if band in body['held'] else ''}"
+        for band, value in body["drift"].items()
+    )
+    return ", ".join(drift)
+
+
 def _head(body: dict[str, Any]) -> str:
     found = re.match(r".*\n(\d+)\n", body["note"])
     signers = sorted(set(re.findall("^\N{EM DASH} (\\S+) ", body["note"], re.MULTILINE)))
@@ -278,6 +286,8 @@ _CONTENTS = {
     "decisions": lambda body: f"{len(body['decisions'])} decisions",
     "committed": _committed,
     "refused": lambda body: f"{body['gate']} gate: {body['reason']}: {body['detail']}",
+    "anchored": lambda body: f"{body['band']} by {body['rule']}: {body['file']}",
+    "maintained": _maintained,
     "starved": lambda body: f"{body['band']} for {body['steps']} steps: {body['action']}",
     "expired": lambda body: f"{body['rule']}: {body['count']} examples",
     "policy_changed": lambda body: f"{body['policy']['name']} version {body['policy']['version']}",

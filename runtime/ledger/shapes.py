@@ -227,6 +227,16 @@ _STARVED: dict[str, Shape] = {
     "steps": _count,
     "action": partial(_one_of, _ACTIONS),
 }
+_ANCHORED: dict[str, Shape] = {
+    "step": _count,
+    "band": _text,
+    "rule": _text,
+    "strength": partial(_maybe, _text),
+    "drift": partial(_maybe, _count),
+    "file": _text,
+    "digest": _digest,
+}
+_MAINTAINED: dict[str, Shape] = {"step": _count, "drift": partial(_map, _text), "held": _texts}
 _CHECKPOINT: dict[str, Shape] = {
     "step": _count,
     "file": _text,
@@ -250,6 +260,8 @@ SHAPES: dict[str, Shape] = {
     "committed": committed,
     "refused": partial(_record, _REFUSED),
     "starved": partial(_record, _STARVED),
+    "anchored": partial(_record, _ANCHORED),
+    "maintained": partial(_record, _MAINTAINED),
     "expired": partial(_record, {"step": _count, "rule": _text, "count": _count}),
     "policy_changed": partial(_record, {"policy": partial(_record, _POLICY), "step": _count}),
     "checkpoint": partial(_record, _CHECKPOINT),

@@ -4,7 +4,7 @@ A run replays where each step's decisions are what the program in force gives fo
 exposures and spent budgets are what earlier entries add up to, and its outcome is one that its decisions
 allow. The first entry that does not fit is named (`Finding.code`): `policy_mismatch` (another policy than
 the one given), `program_damaged`, `wrong_classes`, `wrong_step`, `wrong_decision`, `wrong_exposures`,
-`wrong_budget`, `wrong_outcome`, `wrong_totals`.
+`wrong_budget`, `wrong_anchor`, `wrong_drift`, `wrong_outcome`, `wrong_totals`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from gradwarden.runtime.ledger.entries import Entry
 from gradwarden.runtime.recorder import decision_body
 from gradwarden.runtime.verification.budget_audit import BudgetAudit, PrivateLimit, private_limits
 from gradwarden.runtime.verification.example_audit import ExampleAudit
+from gradwarden.runtime.verification.maintenance_audit import MaintenanceAudit
 from gradwarden.runtime.verification.violation import ViolationError, names, number
 
 NORM_ROUNDING = 1e-5
@@ -47,6 +48,7 @@ class RunReplay:
         self._first: Finding | None = None
         self._audit = BudgetAudit((), None)
         self._examples = ExampleAudit()
+        self._maintained = MaintenanceAudit()
         self._private: tuple[PrivateLimit, ...] = ()
         self._caps: list[float] = []
         self._bands: frozenset[str] = frozenset()
@@ -99,6 +101,7 @@ class RunReplay:
             "verdicts": dict(self.verdicts),
             "exposures": history.example_count,
             "privacy": history.spending,
+            "drift": self._maintained.drift,
             "budgets_recomputed": self._audit.recomputes,
         }
 
@@ -113,6 +116,15 @@ class RunReplay:
                 self._check_committed(body)
             case "refused":
                 self._pending(body)
+                self._maintained.check_refused(body["step"])
+            case "anchored":
+                self._ready()
+                history = self._history
+                within = history.pending is not None
+                self._maintained.check_anchor(body, history.next_step, within_step=within)
+            case "maintained":
+                self._pending(body)
+                self._maintained.check_measured(body)
             case "classes":
                 self._check_classes(body)
             case "decisions":
@@ -126,6 +138,7 @@ class RunReplay:
                 self._check_change(body)
             case "resumed":
                 self._forget_numbers()
+                self._maintained.forget()
             case "checkpoint":
                 self._check_checkpoint(body)
             case "sealed":
@@ -160,6 +173,7 @@ class RunReplay:
         self._check_identity(program)
         self._check_expected(program)
         self._audit.check_terms(program)
+        self._maintained.take_program(program)
         self._replayer = Replayer(program)
         self._signals = frozenset(spec.name for spec in program.signals)
         self._private = private_limits(program)
@@ -218,6 +232,7 @@ class RunReplay:
             )
         if body["step"] != due:
             raise ViolationError("wrong_step", f"step {body['step']} comes where step {due} was due")
+        self._maintained.check_step(due)
 
     def _check_part(self, body: Mapping[str, Any]) -> None:
         history = self._history
@@ -320,6 +335,7 @@ class RunReplay:
                 f"step {body['step']} moved {names(body['active'])}; its decisions allow {names(active)}",
             )
         self._check_norms(program, body, active)
+        self._maintained.check_outcome(body["step"], active)
         self._audit.check_charge(program, body, spent, self._history.private_steps)
 
     def _check_norms(self, program: Program, body: Mapping[str, Any], active: Sequence[str]) -> None:

@@ -121,6 +121,45 @@ def test_a_band_that_nobody_reaches_keeps_its_bits(lab, site):
         assert all(x != y for x, y in zip(before[2:], after[2:], strict=True))
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_maintained_bands_are_held_alike_on_both(lab, site, optimizer):
+    policy = lab.policy + "maintain base { within deep  strength 0.5  drift at most 2% }\n"
+    policy += "maintain late { within shallow  strength 1  from step 2 }\n"
+    first, second = site.train(policy, STEPS, optimizer=optimizer)
+    assert first["error"] is None
+    assert first["weights"] == second["weights"]
+    assert_same_weights(first, site.alone(policy, STEPS, optimizer=optimizer), 1e-9)
+    assert site.bodies("maintained")[-1]["held"] == ["deep"]
+    assert site.bodies("maintained")[-1] == site.bodies("maintained", "alone")[-1]
+    assert [body["digest"] for body in site.bodies("anchored")][:1] == [
+        body["digest"] for body in site.bodies("anchored", "alone")
+    ][:1]
+    assert site.verify().ok
+
+
+def test_the_anchor_of_a_resumed_run_reaches_the_process_that_has_no_ledger(lab, site):
+    policy = lab.policy + "maintain base { within deep  strength 2 }\n"
+    for train in (site.train, site.alone):
+        train(policy, STEPS[:1], end="leave")
+    first, second = site.train(policy, STEPS[1:2], seeds=[1, 1])
+    alone = site.alone(policy, STEPS[1:2], seeds=[1, 1])
+    assert first["error"] is None
+    assert first["weights"] == second["weights"]
+    assert_same_weights(first, alone, 1e-9)
+    assert len(site.bodies("anchored")) == 1
+    assert site.verify().ok
+
+
+def test_an_anchor_that_is_missing_on_one_process_is_an_error_on_both(lab, site):
+    policy = lab.policy + "maintain base { within deep  strength 2 }\n"
+    site.train(policy, STEPS[:1], end="leave")
+    for path in (site.folder / "pair").glob("*.anchor-*"):
+        path.unlink()
+    for answer in site.train(policy, STEPS[1:2]):
+        assert answer["error"][0] == "LedgerError"
+        assert "cannot read the anchor" in answer["error"][1]
+
+
 # --- refusals -----------------------------------------------------------------------------------------------
 
 REFUSALS = {

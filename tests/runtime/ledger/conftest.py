@@ -75,6 +75,10 @@ class Cases:
             "privacy": {"patients": {"steps": 1, "epsilon": "0.1"}},
         }
 
+    def anchored(self, **changes: Any) -> dict[str, Any]:
+        terms = {"rule": "kept", "strength": "0.01", "drift": None}
+        return {"step": 9, "band": "deep", "file": "anchor.safetensors", "digest": ZERO, **terms, **changes}
+
     def every_kind(self) -> dict[str, list[dict[str, Any]]]:
         """One or more bodies of each kind that a caller may append after the opening."""
         policy = {"name": "small", "version": 2, "digest": ZERO}
@@ -87,6 +91,8 @@ class Cases:
             "step": [self.step(1), self.step(2, count=0), {**self.step(3), "exposures": None, "today": None}],
             "committed": [self.committed(1), {**self.committed(2), "loss": None}],
             "refused": [{"step": 1, "gate": "gradient", "reason": "not_finite", "detail": "deep"}],
+            "anchored": [self.anchored(), self.anchored(strength=None, drift=20_000)],
+            "maintained": [{"step": 9, "drift": {"deep": "0.02"}, "held": ["deep"]}],
             "starved": [{"step": 9, "band": "deep", "steps": 5, "action": "report"}],
             "expired": [{"step": 9, "rule": "trial", "count": 3}],
             "policy_changed": [{"policy": policy, "step": 10}],
