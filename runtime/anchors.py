@@ -62,7 +62,9 @@ def anchor_norm(band: str, values: Iterable[Tensor]) -> float:
 
 def norm_of(tensor: Tensor) -> Tensor:
     """Return a norm; half precision would lose it, and a copy in double precision would cost memory."""
-    return torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
+    kind = torch.promote_types(tensor.dtype, torch.float32)
+    norm: Tensor = torch.linalg.vector_norm(tensor, dtype=kind)
+    return norm
 
 
 def joint_norm(norms: Sequence[Tensor]) -> float:
