@@ -166,10 +166,10 @@ class Forked(nn.Module):
         return self.used(inputs)
 
 
-def test_what_has_no_gradient_is_not_put_back(lab):
+def test_what_has_no_gradient_is_neither_pulled_nor_put_back(lab):
     model = Forked()
     text = "policy p version 1 language 1\nexamples { kind : one of a }\nmodel { whole = rest }\n"
-    text += "depth a { reach all }\nmaintain base { within whole  drift at most 2% }\n"
+    text += "depth a { reach all }\nmaintain base { within whole  strength 1  drift at most 2% }\n"
     governor = lab.governor(text, model)
     anchor = values(governor, "whole")
     with torch.no_grad():
@@ -387,6 +387,21 @@ def test_a_band_that_was_let_go_is_anchored_anew(lab):
     lab.step(governor, lab.batch("aa"), scale=10.0)
     assert drift(governor, anchor) == pytest.approx(0.02, rel=2e-6)
     governor.close()
+    assert lab.verify().ok
+
+
+def test_a_band_that_was_let_go_is_anchored_anew_in_a_resumed_run_too(lab):
+    governor = lab.governor(lab.policy + BOUND)
+    lab.step(governor, lab.batch("aa"))
+    governor.change_policy(lab.program(lab.policy))
+    lab.step(governor, lab.batch("aa"))
+    governor.engine.close()
+    governor.ledger.close()
+    anchor = values(governor)
+    again = lab.governor(lab.policy + BOUND, governor.model)
+    lab.step(again, lab.batch("aa"), scale=10.0)
+    assert drift(again, anchor) == pytest.approx(0.02, rel=2e-6)
+    again.close()
     assert lab.verify().ok
 
 
