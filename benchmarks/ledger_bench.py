@@ -48,6 +48,7 @@ def opening(ledger: Ledger) -> dict[str, Any]:
         "keys": [ledger.vkey],
         "engine": "fused",
         "normaliser": None,
+        "clip_norm": None,
         "secret_commitment": zero,
         "privacy": [],
     }

@@ -71,6 +71,7 @@ def write_run(path: Path, program: Program, signer: Signer) -> None:
             "keys": [ledger.vkey],
             "engine": "fused",
             "normaliser": None,
+            "clip_norm": None,
             "secret_commitment": committer.secret_commitment,
             "privacy": [],
         },

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import hypot
 from typing import Literal, TypeAlias
 
 import torch
@@ -144,16 +145,33 @@ def apply_caps(
     return factors
 
 
+def clip_whole(
+    parameters: ParametersByBand, norms: Mapping[str, float | None], greatest: float
+) -> dict[str, float | None]:
+    """Scale down, in place, the gradients of all bands where their norm together exceeds `greatest`.
+
+    norms: of the bands, all finite. Returns the norms that are left.
+    """
+    whole = hypot(*(norm for norm in norms.values() if norm is not None))
+    if whole <= greatest:
+        return dict(norms)
+    factor = greatest / whole
+    for members in parameters.values():
+        for gradient in _gradients(members):
+            gradient.mul_(factor)
+    return {band: None if norm is None else norm * factor for band, norm in norms.items()}
+
+
 def raised(what: str, error: BaseException) -> str:
     """Say that something raised an error. Its message may quote data, which the ledger never holds."""
     return f"{what} raised `{type(error).__name__}`"
 
 
 def _gradients(members: Iterable[Tensor]) -> list[Tensor]:
-    return [_values(parameter) for parameter in members if parameter.grad is not None]
+    return [gradient_values(parameter) for parameter in members if parameter.grad is not None]
 
 
-def _values(parameter: Tensor) -> Tensor:
+def gradient_values(parameter: Tensor) -> Tensor:
     """Return the gradient, or the values of a sparse one: a view, so that scaling it scales the gradient."""
     assert parameter.grad is not None
     if not parameter.grad.is_sparse:

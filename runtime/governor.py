@@ -40,16 +40,18 @@ from gradwarden.runtime.gates import (
     band_norms,
     check_gradients,
     check_reach,
+    clip_whole,
     raised,
 )
 from gradwarden.runtime.history import read_history
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.ledger import Ledger
 from gradwarden.runtime.ledger.program_signature import demand_signature
+from gradwarden.runtime.loss_scaling import LossScaling
 from gradwarden.runtime.maintenance import Maintainer, Standing
 from gradwarden.runtime.masks import Engine, make_engine
 from gradwarden.runtime.memorization import LossReference
-from gradwarden.runtime.privacy.accounting import JointPlan
+from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
 from gradwarden.runtime.privacy.budget import BudgetBook
 from gradwarden.runtime.proposal import Proposal
 from gradwarden.runtime.recorder import Recorder
@@ -59,6 +61,7 @@ from gradwarden.runtime.starvation import StarvationGuard
 from gradwarden.runtime.terms import RunTerms, committer_of, ledger_of
 
 if TYPE_CHECKING:
+    from torch.amp.grad_scaler import GradScaler
     from torch.distributed import ProcessGroup
 
 LOSS_RATIO = "loss_ratio"
@@ -76,6 +79,8 @@ class Governor:
     ledger: an open ledger; a new one gets the run's opening, one with entries is resumed.
     engine: `fused` (one backward pass), `split` (reference), or `auto` (fused where its probe passes).
     normaliser: what gradients are divided by; None: the number of examples proposed in the step.
+    scaler: keeps the scale of losses for training in float16. clip_norm: the greatest L2 norm of the step's
+    whole gradient, after the caps of bands.
     privacy: how the privacy rules' units are sampled and noised; then `normaliser` must be a constant.
     clock: gives the calendar day of a step, by default in UTC. secret: the file with the secret of the
     example commitments, made where it is missing; None: `<ledger path>.secret`. noise_seed: fixes the privacy
@@ -102,6 +107,8 @@ class Governor:
         ledger: Ledger | None,
         engine: Literal["auto", "fused", "split"] = "auto",
         normaliser: float | None = None,
+        scaler: GradScaler | None = None,
+        clip_norm: float | None = None,
         privacy: JointPlan | None = None,
         clock: Callable[[], date] = utc_day,
         secret: Path | None = None,
@@ -111,14 +118,15 @@ class Governor:
         trusted: Sequence[PublicKey] = (),
         signature: bytes | None = None,
     ) -> None:
-        if normaliser is not None and not 0.0 < normaliser < float("inf"):
-            raise MaskError(f"a normaliser is a number above 0, not `{normaliser}`")
+        for name, value in (("normaliser", normaliser), ("clip norm", clip_norm)):
+            if value is not None and not 0.0 < value < float("inf"):
+                raise MaskError(f"a {name} is a number above 0, not `{value}`")
         self.optimizer = optimizer
         self.foreign = ForeignWatch()
         self.reduction = reduction_of(model, group, self.foreign)
         self.ranks = self.reduction.ranks
         self.model = self.reduction.module
-        self.normaliser = normaliser
+        self.normaliser, self.clip_norm = normaliser, clip_norm
         self.epoch = 0
         self.next_step = 0
         self.committed = 0
@@ -134,6 +142,7 @@ class Governor:
         def join() -> None:
             if trusted:
                 demand_signature(program, signature, trusted)
+            self.scaling = LossScaling(scaler, optimizer, private=bool(privacy_rules(program)))
             self._attach(program, ledger, privacy, secret, noise_seed, dataset)
 
         self.ranks.collect("join the run", join)
@@ -173,6 +182,7 @@ class Governor:
         self._terms = RunTerms(
             committer.secret_commitment,
             self.normaliser,
+            self.clip_norm,
             self.budgets.declaration(),
             None if dataset is None else self.roster.digest(),
         )
@@ -188,6 +198,7 @@ class Governor:
         return {
             "policy": self.program.digest,
             "normaliser": repr(self.normaliser),
+            "scale": repr(self.scaling.scale),
             "weights": weights_digest(self.model),
         }
 
@@ -301,6 +312,7 @@ class Governor:
         except LedgerError:
             proposal.restore()
             self.budgets.forget()
+            self.scaling.forget()
             raise
         except BaseException as fault:
             reason = "ranks_lost" if isinstance(fault, RankError) else "interrupted"
@@ -327,6 +339,7 @@ class Governor:
         """Sum over ranks, noise what is private, check that all is finite, cap norms. Fails closed."""
         try:
             self.reduction.settle(self.every_parameter(), graded)
+            self.scaling.divide(self.every_parameter())
             if self.budgets:
                 # Before anything private is added: a refused step is not paid for, so it may not tell of it.
                 findings = check_gradients(self.parameters)
@@ -344,11 +357,14 @@ class Governor:
             caps = {cap.band: float(cap.norm) for cap in self.program.gradient_caps}
             for band, factor in apply_caps(self.parameters, proposal.norms, caps).items():
                 proposal.norms[band] = (proposal.norms[band] or 0.0) * factor
+            if self.clip_norm is not None:
+                proposal.norms = clip_whole(self.parameters, proposal.norms, self.clip_norm)
         except Exception as error:
             return Finding("gradient", "gate_failed", raised("the gradient gate", error))
         return None
 
     def _refuse(self, proposal: Proposal, finding: Finding) -> None:
+        finding = self.scaling.refuse(finding)
         proposal.refusal = finding
         proposal.restore()
         self.budgets.forget()
@@ -360,6 +376,7 @@ class Governor:
         try:
             self.optimizer.step()
             proposal.maintained = self.maintainer.hold(proposal.active)
+            self.scaling.commit()
         except BaseException:
             # How far it moved is unknown: the step gets no outcome, and nothing more is trained from here.
             self._abandon()

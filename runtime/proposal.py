@@ -210,6 +210,12 @@ class Proposal:
 
     def _differentiate(self, losses: Tensor, public: Tensor) -> None:
         governor = self._governor
+        # Gradients keep the forward pass's precision, whether `backward` is called inside autocast or not.
+        with torch.autocast(losses.device.type, enabled=False):
+            self._add_gradients(governor.scaling.scaled(losses), public)
+
+    def _add_gradients(self, losses: Tensor, public: Tensor) -> None:
+        governor = self._governor
         if self._private.units:
             with governor.engine.unweighted():
                 governor.budgets.contribute(losses, self._private, self.weights, governor.parameters)

@@ -19,12 +19,14 @@ from gradwarden.runtime.ledger.unwritten import Unwritten
 class RunTerms:
     """The terms of a run, as its ledger's opening records them.
 
-    normaliser: None where gradients are divided by the size of each batch. privacy: the plan of each rule.
+    normaliser: None where gradients are divided by the size of each batch. clip_norm: the greatest norm of a
+    step's whole gradient, None where there is none. privacy: the plan of each rule.
     dataset: the salted digest and the count of the examples known beforehand, None where there are none.
     """
 
     secret_commitment: str
     normaliser: float | None
+    clip_norm: float | None
     privacy: list[dict[str, str]]
     dataset: dict[str, Any] | None = None
 
@@ -36,7 +38,8 @@ class RunTerms:
             "dataset": self.dataset,
             "keys": [ledger.vkey],
             "engine": engine,
-            "normaliser": self._normaliser,
+            "normaliser": _text(self.normaliser),
+            "clip_norm": _text(self.clip_norm),
             "secret_commitment": self.secret_commitment,
             "privacy": self.privacy,
         }
@@ -48,11 +51,12 @@ class RunTerms:
                 "the secret does not belong to this ledger",
                 help="pass `secret=` with the file that was written beside the ledger when the run began",
             )
-        if opened["normaliser"] != self._normaliser:
-            raise LedgerError(
-                f"the ledger was opened with the normaliser `{opened['normaliser']}`",
-                help="pass the same `normaliser=`; it cannot change within a run",
-            )
+        for name, value in (("normaliser", self.normaliser), ("clip_norm", self.clip_norm)):
+            if opened[name] != _text(value):
+                raise LedgerError(
+                    f"the ledger was opened with the {name.replace('_', ' ')} `{opened[name]}`",
+                    help=f"pass the same `{name}=`; it cannot change within a run",
+                )
         if opened["privacy"] != self.privacy:
             raise LedgerError(
                 "the privacy plan is not the one that the ledger was opened with",
@@ -65,9 +69,9 @@ class RunTerms:
                 help="pass `dataset=` with the same examples and metadata as when the run began",
             )
 
-    @property
-    def _normaliser(self) -> str | None:
-        return None if self.normaliser is None else repr(float(self.normaliser))
+
+def _text(value: float | None) -> str | None:
+    return None if value is None else repr(float(value))
 
 
 def ledger_of(ledger: Ledger | None, rank: int) -> Ledger | Unwritten:

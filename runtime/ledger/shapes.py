@@ -210,6 +210,7 @@ _OPENED: dict[str, Shape] = {
     "keys": _texts,
     "engine": _text,
     "normaliser": partial(_maybe, _text),
+    "clip_norm": partial(_maybe, _text),
     "secret_commitment": _digest,
     "privacy": partial(_list, partial(_record, dict.fromkeys(_TERMS, _text))),
 }

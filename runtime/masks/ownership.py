@@ -56,8 +56,9 @@ def misplaced(plan: Plan, losses: Tensor, nodes: Sequence[Any], normaliser: floa
     edges = [GradientEdge(node, 0) for node, _, _ in placed]
     generator = torch.Generator().manual_seed(_SEED)
     live = (plan.factors > 0).to(torch.float64) / normaliser
+    # At most 1: what does not overflow in the first pass may not do so in the second.
     scales = live * (
-        0.5 + 1.5 * torch.rand(plan.batch, generator=generator, dtype=torch.float64, device="cpu")
+        0.25 + 0.75 * torch.rand(plan.batch, generator=generator, dtype=torch.float64, device="cpu")
     )
     factors = [factor.to(device=losses.device, dtype=losses.dtype) for factor in (live, scales)]
     plain, scaled = (
@@ -88,7 +89,7 @@ class _Digest:
     gradients of all layers need not be held at once.
     """
 
-    __slots__ = ("rows", "scale")
+    __slots__ = ("finite", "rows", "scale")
 
     def __init__(self, gradient: Tensor) -> None:
         wide = gradient if gradient.dtype == torch.float64 else gradient.float()
@@ -96,7 +97,8 @@ class _Digest:
         direction = torch.randn(wide.shape[-1], generator=generator, dtype=torch.float64, device="cpu")
         self.rows = wide @ direction.to(wide)
         norms = torch.linalg.vector_norm(wide, dim=-1)
-        self.scale = torch.where(torch.isfinite(norms), norms, 0.0).amax() if norms.numel() else None
+        self.finite = torch.isfinite(norms) & torch.isfinite(self.rows)
+        self.scale = torch.where(self.finite, norms, 0.0).amax() if norms.numel() else None
 
 
 def _owned(layout: Layout, ratios: Tensor, plain: _Digest, scaled: _Digest, allowed: float) -> bool:
@@ -108,4 +110,5 @@ def _owned(layout: Layout, ratios: Tensor, plain: _Digest, scaled: _Digest, allo
     shape = [1] * plain.rows.dim()
     shape[dim] = -1
     error = (scaled.rows - plain.rows * owners.to(plain.rows).view(shape)).abs()
-    return not bool((error > allowed * plain.scale).any())
+    compared = plain.finite & scaled.finite
+    return not bool((compared & (error > allowed * plain.scale)).any())

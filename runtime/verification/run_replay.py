@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import hypot, inf
 from typing import Any
 
 from gradwarden.policy.decision import Decision, step_verdict
@@ -51,6 +52,7 @@ class RunReplay:
         self._maintained = MaintenanceAudit()
         self._private: tuple[PrivateLimit, ...] = ()
         self._caps: list[float] = []
+        self._clip_norm = inf
         self._bands: frozenset[str] = frozenset()
         self._signals: frozenset[str] = frozenset()
         self._policy: Mapping[str, Any] = {}
@@ -133,6 +135,7 @@ class RunReplay:
                 self._check_program(body)
             case "opened":
                 self._audit = BudgetAudit(body["privacy"], body["normaliser"])
+                self._clip_norm = inf if body["clip_norm"] is None else number(body["clip_norm"])
                 self._replace_program(body["policy"])
             case "policy_changed":
                 self._check_change(body)
@@ -359,6 +362,12 @@ class RunReplay:
                     f"the gradient of `{cap.band}` in step {body['step']} has norm "
                     f"{body['norms'][cap.band]}, above the cap of {cap.norm}",
                 )
+        whole = hypot(*norms.values())
+        if whole > self._clip_norm * (1 + NORM_ROUNDING):
+            raise ViolationError(
+                "wrong_outcome",
+                f"the gradient of step {body['step']} has norm {whole:.6g}, above {self._clip_norm:g}",
+            )
 
     def _check_checkpoint(self, body: Mapping[str, Any]) -> None:
         if body["step"] != self._history.next_step or self._history.pending is not None:

@@ -56,6 +56,7 @@ OPENED: dict[str, Any] = {
     "code": {"gradwarden": "0.1.0", "torch": None},
     "engine": "split",
     "normaliser": None,
+    "clip_norm": None,
     "secret_commitment": DIGEST,
     "privacy": [],
 }

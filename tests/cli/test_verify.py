@@ -74,6 +74,7 @@ def record(here: Path, program: Program, signer: Signer) -> Record:
                 "keys": [signer.public.vkey],
                 "engine": "split",
                 "normaliser": None,
+                "clip_norm": None,
                 "secret_commitment": committer.secret_commitment,
                 "privacy": [],
             },

@@ -53,6 +53,13 @@ def test_the_program_leaves_a_ledger_that_verifies(names, folder):
     assert [entry.kind for entry in read_entries(folder / "run.ledger")].count("resumed") == 1
 
 
+def test_the_program_in_half_precision_leaves_a_ledger_that_verifies(names, folder):
+    report = report_of(folder, "half.ledger")
+    assert report.ok
+    assert report.facts["committed"] + report.facts["refused"] == 4
+    assert report.facts["committed"] > 0
+
+
 def test_the_private_program_leaves_a_ledger_that_verifies(names, folder):
     report = report_of(folder, "private.ledger")
     assert report.ok

@@ -35,6 +35,7 @@ class Cases:
             "keys": [ledger.vkey],
             "engine": "split",
             "normaliser": None,
+            "clip_norm": None,
             "secret_commitment": ZERO,
             "privacy": [],
         }
