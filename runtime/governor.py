@@ -49,7 +49,7 @@ from gradwarden.runtime.ledger.ledger import Ledger
 from gradwarden.runtime.ledger.program_signature import demand_signature
 from gradwarden.runtime.loss_scaling import LossScaling
 from gradwarden.runtime.maintenance import Maintainer, Standing
-from gradwarden.runtime.masks import Engine, make_engine
+from gradwarden.runtime.masks import Engine, LayerRules, make_engine
 from gradwarden.runtime.memorization import LossReference
 from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
 from gradwarden.runtime.privacy.budget import BudgetBook
@@ -78,6 +78,7 @@ class Governor:
 
     ledger: an open ledger; a new one gets the run's opening, one with entries is resumed.
     engine: `fused` (one backward pass), `split` (reference), or `auto` (fused where its probe passes).
+    layers: how classes of one's own weigh their rows; see `make_engine`.
     normaliser: what gradients are divided by; None: the number of examples proposed in the step.
     scaler: keeps the scale of losses for training in float16. clip_norm: the greatest L2 norm of the step's
     whole gradient, after the caps of bands.
@@ -106,6 +107,7 @@ class Governor:
         *,
         ledger: Ledger | None,
         engine: Literal["auto", "fused", "split"] = "auto",
+        layers: LayerRules | None = None,
         normaliser: float | None = None,
         scaler: GradScaler | None = None,
         clip_norm: float | None = None,
@@ -135,6 +137,7 @@ class Governor:
         self.references = LossReference()
         self._clock = clock
         self._engine_choice = engine
+        self._layer_rules = layers
         self._closed = False
         self._open_step: Proposal | None = None
         self._expiries = ExpiryWatch()
@@ -191,7 +194,8 @@ class Governor:
         self.maintainer = Maintainer(self.ranks, self.recorder, self.model, self.ledger.path)
 
     def _make_engine(self, program: Program) -> Engine:
-        return make_engine(self.model, program.bands, self._engine_choice, self.reduction.passes)
+        choice, passes = self._engine_choice, self.reduction.passes
+        return make_engine(self.model, program.bands, choice, passes, layers=self._layer_rules)
 
     def _replica(self) -> dict[str, str]:
         """Return what every rank must have alike."""

@@ -5,6 +5,8 @@ of band b is the sum over i of w[i, b] * dl_i/dp, over a constant normaliser: as
 back-propagated alone and weighted. Back-propagation through a masked layer stays exact.
 """
 
+from gradwarden.runtime.masks.covering import LayerRules
 from gradwarden.runtime.masks.engine import Engine, make_engine
+from gradwarden.runtime.masks.pieces import LayerGradients
 
-__all__ = ["Engine", "make_engine"]
+__all__ = ["Engine", "LayerGradients", "LayerRules", "make_engine"]

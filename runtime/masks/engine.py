@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from gradwarden.policy.errors import did_you_mean
 from gradwarden.policy.program import Band
 from gradwarden.runtime.errors import MaskError
+from gradwarden.runtime.masks.covering import LayerRules
 from gradwarden.runtime.masks.fused import FusedEngine
 from gradwarden.runtime.masks.passes import Passes
 from gradwarden.runtime.masks.planner import Choice
@@ -36,8 +37,9 @@ class Engine(Protocol):
     def paths(self) -> dict[str, str]:
         """How each trainable parameter's gradient is taken, by name.
 
-        `fast`: by its layer, from weighted rows. `reference`: by one backward pass for each distinct row of
-        weights. Known once the first batch has been run.
+        `fast`: by its layer, from weighted rows. `general`: by a module around it that is differentiated by
+        itself. `reference`: by one backward pass for each distinct row of weights. Known once the first batch
+        has been run.
         """
 
     def explain(self) -> tuple[Choice, ...]:
@@ -70,17 +72,24 @@ class Engine(Protocol):
 
 
 def make_engine(
-    model: nn.Module, bands: Sequence[Band], engine: str = "auto", passes: Passes | None = None
+    model: nn.Module,
+    bands: Sequence[Band],
+    engine: str = "auto",
+    passes: Passes | None = None,
+    *,
+    layers: LayerRules | None = None,
 ) -> Engine:
     """Attach a mask engine to a model whose parameters are bound to bands.
 
     engine: `split` (reference, any architecture), `fused` (one backward pass; a failing probe is an error)
     or `auto` (`fused`; a failing probe falls back to `split` with a warning). The probe runs with the first
-    armed forward pass. passes: how backward passes are run; None: by this process alone. Raises MaskError for
-    a model that mixes examples or lacks parameters of `bands`.
+    armed forward pass. passes: how backward passes are run; None: by this process alone. layers: rules for
+    classes of one's own, for `fused`: a function of a layer, its input and the gradient of its output that
+    returns the gradients of its parameters by name; or None, to have the class differentiated as one piece.
+    Raises MaskError for a model that mixes examples or lacks parameters of `bands`.
     """
     if engine not in ENGINES:
         raise MaskError(f"unknown mask engine `{engine}`", help=did_you_mean(engine, ENGINES))
     if engine == "split":
         return SplitEngine(model, bands, passes=passes)
-    return FusedEngine(model, bands, strict=engine == "fused", passes=passes)
+    return FusedEngine(model, bands, strict=engine == "fused", passes=passes, rules=layers)

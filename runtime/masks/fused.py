@@ -10,9 +10,10 @@ batch is bound to its forward pass, so that recomputed layers (activation checkp
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -38,10 +39,12 @@ from gradwarden.runtime.masks.blocks import (
     without_graph,
 )
 from gradwarden.runtime.masks.call import Call
+from gradwarden.runtime.masks.covering import LayerRules, notes_on, ruled_pieces
 from gradwarden.runtime.masks.graph import Uses, uses
 from gradwarden.runtime.masks.mixing import refuse_mixing, suspects
 from gradwarden.runtime.masks.ownership import Schedule, misplaced
 from gradwarden.runtime.masks.passes import Passes
+from gradwarden.runtime.masks.pieces import Piece, floating_outputs, run_piece
 from gradwarden.runtime.masks.plan import Plan
 from gradwarden.runtime.masks.planner import Choice, band_choices, choose
 from gradwarden.runtime.masks.probe import Recorder, probe
@@ -65,12 +68,16 @@ class FusedEngine:
         *,
         strict: bool = False,
         passes: Passes | None = None,
+        rules: LayerRules | None = None,
     ) -> None:
         self._suspects = suspects(model)
         refuse_mixing(self._suspects)
         self.notes: list[str] = []
         self.bands = index_bands(model, bands)
-        self.sites = tuple(find_sites(model, self.bands))
+        self._known = tuple(find_sites(model, self.bands))
+        self.sites: tuple[Site, ...] = ()
+        self.pieces: tuple[Piece, ...] = ()
+        self._cut: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
         self._model = model
         self._declared = tuple(bands)
         self._strict = strict
@@ -85,23 +92,16 @@ class FusedEngine:
         self._recorder: Recorder | None = None
         self._replaying = False
         self._reached = 0
-        covered = {id(parameter) for site in self.sites for parameter in site.parameters}
-        self._loose = frozenset(key for key in self.bands.home if key not in covered)
         self._no_rows: dict[int, Rows] = {}
         self._schedule = Schedule()
         self._given_up: frozenset[int] = frozenset()
-        self.blocks = tuple(find_blocks(model, self.sites, self.bands))
+        self.blocks = tuple(find_blocks(model, self._known, self.bands))
         self._joined = Joined()
         self._choices: dict[str, Choice] = {}
         self._in_part = False
-        for site in self.sites:
-            attach(site, self._answer)
         for block in self.blocks:
-            inside = {id(module) for module in block.module.modules()}
-            for site in self.sites:
-                if id(site.module) in inside:
-                    site.block = block
             attach(block, self._answer_block)
+        self.cover(ruled_pieces(model, self.bands, rules or {}))
         self._watch = Watch(model, self._before_forward)
 
     @property
@@ -111,10 +111,52 @@ class FusedEngine:
 
     @property
     def paths(self) -> dict[str, str]:
-        """How each trainable parameter's gradient is taken, by name: `fast` or `reference`."""
-        slow = self._loose if self._reference is None else self.bands.home.keys()
+        """How each trainable parameter's gradient is taken, by name: see `Engine`."""
+        if self._reference is not None:
+            return self._reference.paths
+        general = {id(p) for piece in self.pieces if piece.rule is None for p in piece.parameters}
         trainable = (p for band in range(self.bands.count) for p in self.bands.trainable(band))
-        return {self.bands.labels[id(p)]: "reference" if id(p) in slow else "fast" for p in trainable}
+        return {
+            self.bands.labels[id(p)]: "reference"
+            if id(p) in self._loose
+            else "general"
+            if id(p) in general
+            else "fast"
+            for p in trainable
+        }
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that the engine is attached to."""
+        return self._model
+
+    @property
+    def loose(self) -> frozenset[int]:
+        """The ids of the parameters that are used outside weighing layers and pieces, as far as seen."""
+        return self._loose
+
+    def cover(self, pieces: Iterable[Piece]) -> None:
+        """Differentiate these modules as pieces from here on; the layers in them are run as they are."""
+        for place in self._places():
+            detach(place)
+        self.pieces = tuple(pieces)
+        inside = {id(module) for piece in self.pieces for module in piece.module.modules()}
+        self.sites = tuple(site for site in self._known if id(site.module) not in inside)
+        for site in self.sites:
+            attach(site, self._answer)
+        for piece in self.pieces:
+            attach(piece, self._answer_piece)
+        for block in self.blocks:
+            within = {id(module) for module in block.module.modules()}
+            for place in self._places():
+                if id(place.module) in within:
+                    place.block = block
+        covered = {id(p) for place in self._places() for p in place.parameters}
+        self._loose = frozenset(key for key in self.bands.home if key not in covered)
+
+    def _places(self) -> list[Site | Piece]:
+        """Return the layers and the pieces whose forward the engine answers."""
+        return [*self.sites, *self.pieces]
 
     def arm(self, weights: Tensor) -> None:
         """Set the weights [B, bands] of the batch that the next forward pass will be given."""
@@ -172,8 +214,8 @@ class FusedEngine:
     def close(self) -> None:
         """Restore the model. Safe to repeat."""
         self.disarm()
-        for site in self.sites:
-            detach(site)
+        for place in self._places():
+            detach(place)
         for block in self.blocks:
             detach(block)
         self._watch.remove()
@@ -246,6 +288,7 @@ class FusedEngine:
         if plan.trivial:
             return frozenset(), {}
         found = uses(losses, wanted.keys())
+        self._refuse_leaks(found)
         self._loose |= found.ordinary
         if plan.by_rows and not self._probing:
             self._confirm_rows(plan, losses, found, normaliser)
@@ -258,6 +301,21 @@ class FusedEngine:
                 ratios[key] = ratio
         return frozenset(found.ordinary - ratios.keys()), ratios
 
+    def _refuse_leaks(self, found: Uses) -> None:
+        """Raise MaskError if the losses depend on a tensor that a piece has handed out beside its results.
+
+        Beyond the inputs of the piece, which are cut off there, its gradient is lost.
+        """
+        leaks = {id(leaf) for leaf in found.leaves if self._cut.get(id(leaf)) is leaf}
+        if not leaks:
+            return
+        failure = TrialError if self._probing else MaskError
+        self.cover(())
+        raise failure(
+            "a module keeps a tensor from within its forward pass, and the losses depend on it",
+            help="repeat the step: from now on no module is differentiated by itself",
+        )
+
     def _confirm_rows(self, plan: Plan, losses: Tensor, found: Uses, normaliser: float) -> None:
         """Check, where it is due, that rows are those of their examples; layers that err are given up."""
         if plan.mode.misplaced or not self._schedule.due(plan.batch, found.moved, found.sign):
@@ -265,7 +323,8 @@ class FusedEngine:
         with self._replay(plan, raw=True, only=frozenset()):
             wrong = misplaced(plan, losses, [*found.calls, *found.joins], normaliser)
         keys = {key for node in wrong if hasattr(node, "call") for key in node.call.ids}
-        sites = [site for site in self.sites if id(site.parameters[0]) in keys]
+        sites: list[Site | Piece] = [site for site in self.sites if id(site.parameters[0]) in keys]
+        sites += dict.fromkeys(node.run.piece for node in wrong if hasattr(node, "run"))
         blocks = [node.join.block for node in wrong if hasattr(node, "join")]
         if not sites and not blocks:
             return
@@ -420,7 +479,29 @@ class FusedEngine:
         finally:
             self._plan, self._in_part = before, False
 
-    def _pass(self, site: Site) -> None:
+    def _answer_piece(self, piece: Piece, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a module that is differentiated as a piece: plainly, or by itself under the present plan."""
+        if self._recorder is not None:
+            self._pass(piece)
+            result = piece.stock(*args, **kwargs)
+            self._recorder.see_piece(piece, floating_outputs(result))
+            return result
+        if self._pending is not None and not self._replaying and torch.is_grad_enabled():
+            self._begin(self._pending)
+        plan = self._plan
+        if plan is None:
+            return piece.stock(*args, **kwargs)
+        if not self._replaying:
+            self._pass(piece)
+        if not torch.is_grad_enabled() or plan.trivial or self._plain or id(piece) in plan.mode.given_up:
+            return piece.stock(*args, **kwargs)
+        if self._replaying and not self._in_part and piece.block is not None:
+            plan = plan.ways.get(piece.block) or plan
+        rows = {p: self._rows(plan, p) for p in piece.parameters}
+        counting = {p: own for p, own in rows.items() if not own.empty}
+        return run_piece(piece, plan, counting, args, kwargs, self._cut)
+
+    def _pass(self, site: Site | Piece) -> None:
         site.before |= self._reached
         self._reached |= site.own
 
@@ -472,8 +553,10 @@ class FusedEngine:
             return
         finally:
             self._pending, self._probing = armed, False
-        if self._probed and self._loose:
-            names = sorted(self.bands.labels[key] for key in self._loose)
+        if self._probed:
+            self.notes += notes_on(self.pieces)
+        names = sorted(name for name, path in self.paths.items() if path == "reference")
+        if self._probed and names:
             shown = ", ".join(f"`{name}`" for name in names[:3]) + (", …" if len(names) > 3 else "")
             self.notes.append(
                 f"{len(names)} parameters are used outside supported layers and take the reference path "

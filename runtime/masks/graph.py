@@ -10,19 +10,20 @@ from torch import Tensor
 
 from gradwarden.runtime.masks.blocks import JoinRows
 from gradwarden.runtime.masks.layers import OPERATIONS
+from gradwarden.runtime.masks.pieces import PieceRows
 from gradwarden.runtime.masks.trial import tolerance
 
-_FUNCTIONS = tuple(operation.function for operation in OPERATIONS)
+_FUNCTIONS = (*(operation.function for operation in OPERATIONS), PieceRows)
 
 _MOVERS = frozenset(
     [
         *("AsStrided", "EmbeddingBag", "Embedding", "GroupedMm", "Put", "SegmentReduce", "SparseAddmm"),
         *("Index", "IndexAdd", "IndexCopy", "IndexPut", "IndexPutImpl", "IndexReduce", "IndexSelect"),
         *("MaskedScatter", "MaskedSelect", "Scatter", "ScatterAdd", "ScatterReduce", "Sort", "Take", "Topk"),
-        *("PackPaddedSequence", "CopySlices"),
+        *("PackPaddedSequence", "CopySlices", "CompiledFunction"),
     ]
 )
-"""Operations that place rows by the values of a tensor."""
+"""Operations that place rows by the values of a tensor, or may: what was compiled cannot be looked into."""
 
 _DETAILS = {
     "Roll": ("_saved_shifts",),
@@ -39,14 +40,15 @@ _kinds: dict[type, str] = {}
 class Uses:
     """What one walk of a graph has found.
 
-    ordinary, weighing: ids of the parameters reached by ordinary operations and by weighing layers. calls:
-    the nodes of weighing layers. joins: the nodes where blocks that ran in parts were joined. moved: whether
-    rows of a weighing layer's output are placed by content before they reach the losses. sign: equal for
-    graphs of the same operations, wired in the same way.
+    ordinary, weighing: ids of the parameters reached by ordinary operations and by weighing layers. leaves:
+    all other tensors that the graph ends in. calls: the nodes of weighing layers and pieces. joins: the nodes
+    where blocks that ran in parts were joined. moved: whether rows of a weighing layer's output are placed by
+    content before they reach the losses. sign: equal for graphs of the same operations, wired the same way.
     """
 
     ordinary: set[int]
     weighing: set[int]
+    leaves: Sequence[Tensor]
     calls: Sequence[Any]
     joins: Sequence[Any]
     moved: bool
@@ -61,6 +63,7 @@ def uses(losses: Tensor, parameters: Collection[int]) -> Uses:
     """
     ordinary: set[int] = set()
     weighing: set[int] = set()
+    leaves: list[Tensor] = []
     calls: list[Any] = []
     joins: list[Any] = []
     movers: list[Any] = []
@@ -84,12 +87,14 @@ def uses(losses: Tensor, parameters: Collection[int]) -> Uses:
             if leaf is not None:
                 if id(leaf) in parameters:
                     (weighing if weighs else ordinary).add(id(leaf))
+                else:
+                    leaves.append(leaf)
                 continue
             sign.append(output)
             if following not in seen:
                 seen.add(following)
                 pending.append(following)
-    return Uses(ordinary, weighing, calls, joins, _above_a_layer(movers), hash(tuple(sign)))
+    return Uses(ordinary, weighing, leaves, calls, joins, _above_a_layer(movers), hash(tuple(sign)))
 
 
 def coarsest(losses: Tensor) -> float:
@@ -104,6 +109,10 @@ def coarsest(losses: Tensor) -> float:
         node = pending.pop()
         kinds = [meta.dtype for meta in node._input_metadata if meta is not None]
         found = max(found, *(tolerance(kind) for kind in kinds if kind.is_floating_point))
+        run = getattr(node, "run", None)
+        if run is not None:
+            pending += [output.grad_fn for output in run.outputs if output.grad_fn not in seen]
+            seen.update(pending)
         for following, _ in node.next_functions:
             if following not in seen:
                 seen.add(following)

@@ -67,6 +67,11 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if "donated buffers" in str(error):
+            raise MaskError(
+                "the compiled model lets a graph be differentiated only once",
+                help="set `torch._functorch.config.donated_buffer = False` before it is compiled",
+            ) from error
         if "checkpoint" not in str(error):
             raise
         raise MaskError(

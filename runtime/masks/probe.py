@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from gradwarden.runtime.masks.blocks import Block, Seen, Signature, learn
+from gradwarden.runtime.masks.covering import watching_calls, widen
 from gradwarden.runtime.masks.graph import coarsest
 from gradwarden.runtime.masks.layers import Embedding
 from gradwarden.runtime.masks.layout import Layout, candidates, confirmed
+from gradwarden.runtime.masks.pieces import Piece
 from gradwarden.runtime.masks.sites import Site
 from gradwarden.runtime.masks.trial import SIZES, Trial, TrialError, refuse_dependence, tolerance, untouched
 
@@ -37,6 +39,7 @@ class Recorder:
     def __init__(self) -> None:
         self.outputs: dict[Site, list[Tensor]] = {}
         self.blocks: dict[Block, list[Seen]] = {}
+        self.pieces: dict[Piece, list[list[Tensor]]] = {}
 
     def see(self, site: Site, output: Tensor) -> None:
         """Keep the output of one call."""
@@ -45,6 +48,10 @@ class Recorder:
     def see_block(self, block: Block, call: Seen) -> None:
         """Keep one call of a block."""
         self.blocks.setdefault(block, []).append(call)
+
+    def see_piece(self, piece: Piece, outputs: list[Tensor]) -> None:
+        """Keep the floating-point outputs of one call of a piece."""
+        self.pieces.setdefault(piece, []).append(outputs)
 
 
 def probe(engine: FusedEngine, trial: Trial) -> bool:
@@ -55,15 +62,41 @@ def probe(engine: FusedEngine, trial: Trial) -> bool:
     """
     located = refuse_dependence(trial)
     with untouched(trial):
-        reference = _learn(engine, trial, located)
-        if not all(torch.isfinite(g).all() for gradients in reference for g in gradients.values()):
+        if not _examine(engine, trial, located):
             return False
-        random = {block: block.inputs for block in engine.blocks if block.random}
-        for block in random:
+        if any(p.requires_grad and id(p) in engine.loose for p in engine.model.parameters()):
+            with watching_calls() as called:
+                trial.run(_EXAMPLES)
+            if widen(engine, called, lambda: _attempt(engine, trial, located)):
+                _examine(engine, trial, located)
+    return True
+
+
+def _examine(engine: FusedEngine, trial: Trial, located: Located) -> bool:
+    """Learn the layouts of what the engine covers, and check its gradients. Returns and raises as `probe`."""
+    reference = _learn(engine, trial, located)
+    if not all(torch.isfinite(g).all() for gradients in reference for g in gradients.values()):
+        return False
+    random = {block: block.inputs for block in engine.blocks if block.random}
+    for block in random:
+        block.inputs = {}
+    _settle(engine, trial, located, reference)
+    if random:
+        _try_random(engine, trial, located, random)
+    return True
+
+
+def _attempt(engine: FusedEngine, trial: Trial, located: Located) -> bool:
+    """Return whether the engine's gradients are exact with its present pieces, blocks in one part."""
+    try:
+        reference = _learn(engine, trial, located)
+        if not all(piece.layouts for piece in engine.pieces if piece.rule is None):
+            return False
+        for block in engine.blocks:
             block.inputs = {}
         _settle(engine, trial, located, reference)
-        if random:
-            _try_random(engine, trial, located, random)
+    except TrialError:
+        return False
     return True
 
 
@@ -123,13 +156,14 @@ def _plain_gradients(engine: FusedEngine, loss: Tensor) -> dict[int, Tensor]:
 def _learn(engine: FusedEngine, trial: Trial, located: Located) -> list[dict[int, Tensor]]:
     """Set the layouts of the engine's layers; return each example's plain gradients by parameter id."""
     small, large = Recorder(), Recorder()
-    with engine.recording(small), torch.no_grad():
+    with engine.recording(small):  # with a graph: without one, encoder layers of PyTorch take another way
         trial.run(_EXAMPLES[: SIZES[0]])
     with engine.recording(large):
         losses = _losses(trial.run(_EXAMPLES), located)
     parameters = _trainable(engine)
     outputs = [y for calls in large.outputs.values() for y in calls if y.requires_grad]
     outputs += [x for calls in large.blocks.values() for call in calls for x in call.tensors]
+    outputs += [y for calls in large.pieces.values() for call in calls for y in call if y.requires_grad]
     reference: list[dict[int, Tensor]] = []
     outputs = list({id(y): y for y in outputs}.values())
     touched: dict[int, list[Tensor | None]] = {id(y): [] for y in outputs}
@@ -140,6 +174,8 @@ def _learn(engine: FusedEngine, trial: Trial, located: Located) -> list[dict[int
             touched[id(y)].append(gradient)
     for site in engine.sites:
         _locate(site, small.outputs.get(site, []), large.outputs.get(site, []), touched)
+    for piece in engine.pieces:
+        _locate_piece(piece, small.pieces.get(piece, []), large.pieces.get(piece, []), touched)
 
     def owned(tensor: Tensor, layout: Layout) -> bool:
         return confirmed([layout], touched[id(tensor)]) is not None
@@ -175,6 +211,34 @@ def _locate(
         site.shared.clear()
 
 
+def _locate_piece(
+    piece: Piece,
+    small: Sequence[list[Tensor]],
+    large: Sequence[list[Tensor]],
+    touched: dict[int, list[Tensor | None]],
+) -> None:
+    """Set the layouts of a piece's outputs from its calls in two runs; none where its calls disagree."""
+    piece.layouts.clear()
+    piece.shared.clear()
+    if [len(call) for call in small] != [len(call) for call in large]:
+        return
+    pairs = (
+        (number, few, many)
+        for call, other in zip(small, large, strict=True)
+        for number, (few, many) in enumerate(zip(call, other, strict=True))
+        if many.requires_grad
+    )
+    for number, few, many in pairs:
+        if few.shape == many.shape and many.dim() > 1 and many.shape[0] == 1:
+            layout: Layout | None = Layout(0, many.dim())
+            piece.shared.add((number, many.dim()))
+        else:
+            layout = confirmed(candidates(few.shape, many.shape, SIZES), touched[id(many)])
+        if layout is None or piece.layouts.setdefault((number, many.dim()), layout) != layout:
+            piece.layouts.clear()
+            return
+
+
 def _shared(site: Site, few: Tensor, many: Tensor) -> Layout | None:
     """Return the layout of an embedding's output once its indices, common to all examples, are expanded."""
     if site.operation is not Embedding or few.shape != many.shape:
@@ -201,7 +265,7 @@ def _compare(
                 got: dict[int, Tensor] = {}
                 for parameter, gradient in engine.gradients(plan, losses, 1.0, rows):
                     previous = got.get(id(parameter))
-                    got[id(parameter)] = _dense(gradient) if previous is None else previous + gradient
+                    got[id(parameter)] = gradient if previous is None else previous + gradient
             except RuntimeError as error:
                 raise TrialError(f"the backward pass failed: {' '.join(str(error).split())[:200]}") from error
         _check(engine, weights, got, reference, rounding)
@@ -264,14 +328,9 @@ def _losses(outputs: Sequence[Tensor], located: Located) -> Tensor:
 
 def _differentiate(loss: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
     try:
-        found = torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
+        return torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
     except RuntimeError as error:
         raise TrialError(f"the backward pass failed: {' '.join(str(error).split())[:200]}") from error
-    return tuple(None if gradient is None else _dense(gradient) for gradient in found)
-
-
-def _dense(gradient: Tensor) -> Tensor:
-    return gradient.to_dense() if gradient.is_sparse else gradient
 
 
 def _trainable(engine: FusedEngine) -> list[nn.Parameter]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from gradwarden.runtime.masks.bands import BandIndex
@@ -14,9 +15,10 @@ from gradwarden.runtime.masks.layout import Layout
 
 if TYPE_CHECKING:
     from gradwarden.runtime.masks.blocks import Block
+    from gradwarden.runtime.masks.pieces import Piece
 
 Answer = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
-"""Given a site or a block and its arguments, returns the result of its forward pass."""
+"""Given a site, a piece or a block and its arguments, returns the result of its forward pass."""
 
 
 @dataclass(slots=True, eq=False)
@@ -49,14 +51,19 @@ class Site:
 
 
 class SiteForward:
-    """Stands in for a layer's or a block's `forward`. Copies and pickles of the model get the stock one."""
+    """Stands in for a layer's or a block's `forward`. Copies and pickles of the model get the stock one.
 
-    def __init__(self, site: Site | Block, answer: Answer) -> None:
+    `torch.compile` compiles what lies around it, not the answer, which depends on the plan of the batch.
+    """
+
+    def __init__(self, site: Site | Piece | Block, answer: Answer) -> None:
         self._site = site
         self._answer = answer
+        self._uncompiled = torch.compiler.disable(answer)  # type: ignore[no-untyped-call]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._answer(self._site, args, kwargs)
+        answer = self._uncompiled if torch.compiler.is_compiling() else self._answer
+        return answer(self._site, args, kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StockForward:
         return StockForward(memo[id(self._site.module)])
@@ -90,11 +97,11 @@ def find_sites(model: nn.Module, bands: BandIndex) -> Iterator[Site]:
                 yield Site(name, module, operation, sum(1 << band for band in own))
 
 
-def attach(site: Site | Block, answer: Answer) -> None:
+def attach(site: Site | Piece | Block, answer: Answer) -> None:
     """Let `answer` stand in for the forward of a layer or a block."""
     site.module.forward = SiteForward(site, answer)
 
 
-def detach(site: Site | Block) -> None:
+def detach(site: Site | Piece | Block) -> None:
     """Give the layer or block its own forward back. Safe to repeat."""
     site.module.__dict__.pop("forward", None)

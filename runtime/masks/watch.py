@@ -32,8 +32,13 @@ class _Hook:
     def __init__(self, callback: Callback) -> None:
         self._callback = callback
         self._busy = False
+        self._uncompiled = torch.compiler.disable(self._see)  # type: ignore[no-untyped-call]
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        see = self._uncompiled if torch.compiler.is_compiling() else self._see
+        see(args, kwargs)
+
+    def _see(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._busy or not torch.is_grad_enabled():
             return
         self._busy = True

@@ -7,6 +7,8 @@ several processes, of privacy and of the cost model are tested elsewhere; `docs/
 from __future__ import annotations
 
 import copy
+import importlib
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -361,6 +363,75 @@ def test_trap_6_the_batch_is_found_in_every_layout(layout: str, length: int) -> 
             have = {name: p.grad for name, p in model.named_parameters()}
             assert distance(have, want) < EXACT, (engine, step)
         masks.close()
+
+
+@pytest.fixture
+def graphs_are_kept() -> Iterator[None]:
+    """Compiled graphs may be differentiated several times, as the engines do."""
+    with importlib.import_module("torch._functorch.config").patch(donated_buffer=False):
+        yield
+    torch.compiler.reset()
+
+
+class Small(nn.Module):
+    """A block and a head; moves rows by content where asked to: [B, T] -> [B]."""
+
+    def __init__(self, sort: bool) -> None:
+        super().__init__()
+        self.words, self.block, self.head = nn.Embedding(WORDS, WIDTH), Block(), nn.Linear(WIDTH, WORDS)
+        self.sort = sort
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.words(x))
+        order = x[:, 0].argsort(stable=True) if self.sort else torch.arange(len(x))
+        h = torch.sigmoid(self.block(h[order])[order.argsort()])
+        return self.head(h).pow(2).flatten(1).mean(1)
+
+
+@pytest.mark.parametrize("sort", [False, True])
+def test_trap_9_a_compiled_model_is_exact(sort: bool, graphs_are_kept: None) -> None:
+    """Layers answer for themselves between compiled parts, even if those move rows."""
+    model = Small(sort)
+    names = [name for name, _ in model.named_parameters()]
+    shallow = tuple(n for n in names if not n.startswith("words"))
+    bands = (Band("shallow", (), shallow), Band("words", (), ("words.weight",)))
+    compiled = torch.compile(model, backend="aot_eager")
+    masks = make_engine(model, bands, "auto")
+    ordered = tokens()[tokens()[:, 0].argsort()]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for x in (ordered, ordered, ordered, ordered.flip(0)):
+            weights = torch.rand(BATCH, 2) * (torch.rand(BATCH, 2) > 0.3)
+            masks.disarm()
+            want = alone(model, bands, weights, x, lambda model, x: model(x))
+            model.zero_grad(set_to_none=True)
+            masks.arm(weights)
+            masks.backward(compiled(x), 1.0)
+            assert distance({name: p.grad for name, p in model.named_parameters()}, want) < EXACT
+    assert any("gradwarden" in str(warning.message) for warning in caught) == sort
+    masks.close()
+
+
+class Donated(torch.autograd.Function):
+    """Refuses its backward pass in the words of a compiled graph that gives its memory away."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        raise RuntimeError("This backward function was compiled with non-empty donated buffers")
+
+
+def test_trap_9_a_graph_that_can_be_differentiated_once_is_refused_with_the_remedy() -> None:
+    model = nn.Linear(3, 2)
+    bands = (Band("all", (), ("weight", "bias")),)
+    masks = make_engine(model, bands, "split")
+    masks.arm(torch.rand(BATCH, 1))
+    with pytest.raises(MaskError, match="only once") as caught:
+        masks.backward(Donated.apply(model(torch.randn(BATCH, 3))).sum(1), 1.0)
+    assert "donated_buffer" in str(caught.value.help)
 
 
 def test_trap_11_a_band_that_private_rows_never_reach_still_learns_of_them() -> None:
