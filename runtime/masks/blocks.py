@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.utils import _pytree as pytree
 
 from gradwarden.runtime.masks.bands import BandIndex
+from gradwarden.runtime.masks.call import differentiable_once
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.plan import Plan
 from gradwarden.runtime.masks.planner import BlockCost
@@ -265,7 +265,7 @@ class PickRows(Function):
         return picked if picked._base is None else picked.clone()
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         whole = grad.new_zeros(ctx.shape)
         ctx.rows.place(whole, grad, ctx.layout)
@@ -281,7 +281,7 @@ class JoinRows(Function):
         return join.join(chosen, others)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return None, ctx.join.pick(grad), None
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from functools import wraps
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from gradwarden.runtime.errors import MaskError
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.plan import Plan
 from gradwarden.runtime.masks.rows import Rows
+
+Backward: TypeAlias = Callable[..., tuple[Tensor | None, ...]]
+"""The backward pass of an autograd function: (ctx, gradients of its outputs) -> gradients of its inputs."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,6 +65,25 @@ class Call:
                 result, compute(lambda tensor: self.reach.pick(tensor, self.layout)), self.layout
             )
         return result
+
+
+def differentiable_once(backward: Backward) -> Backward:
+    """Let a backward pass refuse to be differentiated itself.
+
+    torch's own `once_differentiable` takes the result for a constant, without a word, where the gradient that
+    comes in is one.
+    """
+
+    @wraps(backward)
+    def run(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise MaskError(
+                "the losses depend on gradients of the model (`create_graph=True`): those are not weighed",
+                help='use `engine="split"`, which differentiates the model as it is',
+            )
+        return backward(ctx, *grads)
+
+    return run
 
 
 def scaled(gradient: Tensor, rows: Rows) -> Tensor:

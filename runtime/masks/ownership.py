@@ -43,40 +43,68 @@ class Schedule:
         return moved or not known or self._batches & (self._batches - 1) == 0
 
 
+Placed = tuple[Any, int, Plan, Layout]
+"""A node, the number of one of its outputs, and the plan and the layout of the rows in that."""
+
+
 def misplaced(plan: Plan, losses: Tensor, nodes: Sequence[Any], normaliser: float) -> list[Any]:
     """Return the nodes whose output has rows that are not those of the examples they are credited to.
 
     nodes: of weighing layers, of pieces, and of blocks that ran in parts. Two backward passes, in a plan that
     is `raw` and wants no parameter. Rows whose gradient is not finite are not compared.
     """
-    placed = [(node, *place) for node in nodes for place in _places(node)]
+    placed: list[Placed] = [(node, *place) for node in nodes for place in _places(node)]
     placed = [entry for entry in placed if entry[2].whole is plan]
     if not placed:
         return []
-    edges = [GradientEdge(node, number) for node, number, _, _ in placed]
-    generator = torch.Generator().manual_seed(_SEED)
     live = (plan.factors > 0).to(torch.float64) / normaliser
+    generator = torch.Generator().manual_seed(_SEED)
     # At most 1: what does not overflow in the first pass may not do so in the second.
-    scales = live * (
-        0.25 + 0.75 * torch.rand(plan.batch, generator=generator, dtype=torch.float64, device="cpu")
-    )
-    factors = [factor.to(device=losses.device, dtype=losses.dtype) for factor in (live, scales)]
-    plain, scaled = (
-        [
-            None if g is None else _Digest(g, layout)
-            for g, (*_, layout) in zip(gradients_of(losses, factor, edges, True), placed, strict=True)
-        ]
-        for factor in factors
-    )
-    ratios = torch.where(factors[0] > 0, factors[1].double() / factors[0].double(), 0.0)
+    numbers = 0.25 + 0.75 * torch.rand(plan.batch, generator=generator, dtype=torch.float64, device="cpu")
+    plain = _digests(losses, live, placed)
+    suspects = _unlike(losses, live, numbers, plain, placed)
+    if not suspects:
+        return []
+    # What is nothing but rounding (the gradient of a student that equals its teacher) is not scaled by just
+    # any number. By powers of two it is, to the bit. Two examples share one power, but not in every round.
+    confirmed: set[Any] = set()
+    for digit in range((plan.batch - 1).bit_length() // 3 + 1):
+        powers = 2.0 ** -((torch.arange(plan.batch, device="cpu") >> 3 * digit) % 8).to(torch.float64)
+        confirmed |= {node for node, *_ in _unlike(losses, live, powers, plain, suspects)}
+    return [node for node in dict.fromkeys(node for node, *_ in suspects) if node in confirmed]
+
+
+def _digests(losses: Tensor, factors: Tensor, placed: Sequence[Placed]) -> dict[tuple[Any, int], _Digest]:
+    """Return the gradients of outputs that have one, each loss times its factor, by node and number."""
+    factors = factors.to(device=losses.device, dtype=losses.dtype)
+    edges = [GradientEdge(node, number) for node, number, _, _ in placed]
+    found = gradients_of(losses, factors, edges, retain_graph=True)
+    return {
+        (node, number): _Digest(gradient, layout)
+        for (node, number, _, layout), gradient in zip(placed, found, strict=True)
+        if gradient is not None
+    }
+
+
+def _unlike(
+    losses: Tensor,
+    live: Tensor,
+    numbers: Tensor,
+    plain: dict[tuple[Any, int], _Digest],
+    placed: Sequence[Placed],
+) -> list[Placed]:
+    """Return the outputs in which not every row is scaled by its example's number, where losses are."""
+    scaled = _digests(losses, live * numbers, placed)
+    exact = [factors.to(losses.dtype).double() for factors in (live, live * numbers)]
+    ratios = torch.where(exact[0] > 0, exact[1] / exact[0], 0.0)
     allowed = coarsest(losses)
-    wrong = []
-    for (node, _, part, layout), one, other in zip(placed, plain, scaled, strict=True):
-        if one is not None and other is not None:
-            owners = ratios[part.rows.chosen.to(ratios.device)]
-            if not _owned(layout, owners, one, other, allowed):
-                wrong.append(node)
-    return wrong
+    return [
+        (node, number, part, layout)
+        for node, number, part, layout in placed
+        if (node, number) in plain
+        and (node, number) in scaled
+        and not _owned(layout, ratios[part.rows.chosen], plain[node, number], scaled[node, number], allowed)
+    ]
 
 
 def _places(node: Any) -> list[tuple[int, Plan, Layout]]:

@@ -265,7 +265,7 @@ def _compare(
                 got: dict[int, Tensor] = {}
                 for parameter, gradient in engine.gradients(plan, losses, 1.0, rows):
                     previous = got.get(id(parameter))
-                    got[id(parameter)] = gradient if previous is None else previous + gradient
+                    got[id(parameter)] = _dense(gradient) if previous is None else previous + gradient
             except RuntimeError as error:
                 raise TrialError(f"the backward pass failed: {' '.join(str(error).split())[:200]}") from error
         _check(engine, weights, got, reference, rounding)
@@ -328,9 +328,14 @@ def _losses(outputs: Sequence[Tensor], located: Located) -> Tensor:
 
 def _differentiate(loss: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
     try:
-        return torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
+        found = torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
     except RuntimeError as error:
         raise TrialError(f"the backward pass failed: {' '.join(str(error).split())[:200]}") from error
+    return tuple(None if gradient is None else _dense(gradient) for gradient in found)
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    return gradient.to_dense() if gradient.is_sparse else gradient
 
 
 def _trainable(engine: FusedEngine) -> list[nn.Parameter]:

@@ -40,7 +40,8 @@ class Trial:
 
     Examples with some weight come first: the metadata or content of refused ones may be broken. Examples that
     the model is given the same tensors for count as one: putting one in another's place would show nothing.
-    dim: the dimension of the model's inputs that holds the batch.
+    dim: the dimension of the model's inputs that holds the batch. Where it could be either of two (a sequence
+    as long as the batch is wide), it is the first until `turn` is called.
     """
 
     def __init__(
@@ -49,9 +50,10 @@ class Trial:
         self.model = model
         self._leaves, self._spec = pytree.tree_flatten((args, kwargs))
         self._batch = len(weights)
-        self.dim = self._find_dim()
-        order = sorted(range(self._batch), key=lambda row: not bool(weights[row].any()))
-        self._order = self._different(order[:_SEARCHED])
+        self._dims = self._find_dims()
+        self.dim = self._dims.pop(0)
+        self._sought = sorted(range(self._batch), key=lambda row: not bool(weights[row].any()))[:_SEARCHED]
+        self._order = self._different(self._sought)
         self._buffers = [
             (module, name, buffer, buffer.clone(), buffer._version)
             for module in model.modules()
@@ -68,6 +70,17 @@ class Trial:
     def distinct(self) -> int:
         """How many different examples the trial has, at most 4. With one, nothing can be told by it."""
         return len(self._order)
+
+    def turn(self) -> bool:
+        """Take another dimension for that of the batch; return whether one has different examples."""
+        while self._dims:
+            dim, self.dim = self.dim, self._dims.pop(0)
+            order = self._different(self._sought)
+            if len(order) > 1:
+                self._order = order
+                return True
+            self.dim = dim
+        return False
 
     def run(self, examples: Sequence[int]) -> list[Tensor]:
         """Return the floating-point outputs for the given examples (numbers are taken modulo `distinct`)."""
@@ -94,11 +107,13 @@ class Trial:
                 if buffer._version != version and not torch.equal(buffer, value):
                     buffer.copy_(value)
 
-    def _find_dim(self) -> int:
+    def _find_dims(self) -> list[int]:
         shapes = [leaf.shape for leaf in self._leaves if isinstance(leaf, Tensor) and leaf.dim() > 0]
-        for dim in (0, 1):
-            if any(len(shape) > dim and shape[dim] == self._batch for shape in shapes):
-                return dim
+        found = [
+            dim for dim in (0, 1) if any(len(shape) > dim and shape[dim] == self._batch for shape in shapes)
+        ]
+        if found:
+            return found
         raise TrialError(f"no tensor given to the model has a first or second dimension of {self._batch}")
 
     def _different(self, rows: Sequence[int]) -> list[int]:
@@ -172,8 +187,21 @@ def refuse_dependence(trial: Trial) -> list[tuple[int, Layout]]:
     """Return where the examples lie in the outputs: (output number, layout), for those that have examples.
 
     Runs the model on three examples, then with the third and then with the first replaced by another: the
-    outputs of the rest may not change. Raises MaskError if they do, TrialError if it cannot be told.
+    outputs of the rest may not change. Raises MaskError if they do, TrialError if it cannot be told; unless
+    they do not where the batch is sought in another dimension, in which the trial then has it.
     """
+    try:
+        return _locate_outputs(trial)
+    except MaskError as first:
+        if not trial.turn():
+            raise
+        try:
+            return _locate_outputs(trial)
+        except TrialError:
+            raise first from None
+
+
+def _locate_outputs(trial: Trial) -> list[tuple[int, Layout]]:
     with untouched(trial), torch.no_grad():
         small, base = trial.run([0, 1]), trial.run([0, 1, 2])
         changed = [({0, 1}, trial.run([0, 1, 3])), ({1, 2}, trial.run([1, 1, 2]))]

@@ -7,11 +7,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 
-from gradwarden.runtime.masks.call import Call, at_its_precision, autocast_dtype, scaled
+from gradwarden.runtime.masks.call import Call, at_its_precision, autocast_dtype, differentiable_once, scaled
 from gradwarden.runtime.masks.layers.operation import stock_forward
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.rows import Rows
@@ -35,7 +34,7 @@ class ConvolutionRows(Function):
             return torch.convolution(x, weight, bias, **call.options)  # type: ignore[arg-type]
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         call, (x, weight) = ctx.call, ctx.saved_tensors
         grad_x = grad_weight = grad_bias = None

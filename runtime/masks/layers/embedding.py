@@ -7,10 +7,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from gradwarden.runtime.masks.call import Call, scaled
+from gradwarden.runtime.masks.call import Call, differentiable_once, scaled
 from gradwarden.runtime.masks.layers.operation import stock_forward
 from gradwarden.runtime.masks.layout import Layout
 
@@ -26,7 +25,7 @@ class EmbeddingRows(Function):
         return functional.embedding(index, weight, padding)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (index,) = ctx.saved_tensors
         rows, layout = ctx.call.weight_rows(), ctx.call.layout

@@ -8,10 +8,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from gradwarden.runtime.masks.call import Call, at_its_precision, autocast_dtype, row_sum, scaled
+from gradwarden.runtime.masks.call import (
+    Call,
+    at_its_precision,
+    autocast_dtype,
+    differentiable_once,
+    row_sum,
+    scaled,
+)
 from gradwarden.runtime.masks.layers.operation import stock_forward
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.rows import Rows
@@ -34,7 +40,7 @@ class LinearRows(Function):
             return functional.linear(x, weight, bias)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         call, (x, weight) = ctx.call, ctx.saved_tensors
         grad_x = grad_weight = grad_bias = None
