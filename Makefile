@@ -69,7 +69,8 @@ bench: setup-bench
 	$(BIN)/python -m benchmarks.plan_bench
 	$(BIN)/python -m benchmarks.library_time
 	$(BIN)/python -m benchmarks.policy_text
-	$(BIN)/python -m benchmarks.step_time
+	$(BIN)/python -m benchmarks.routing
+	$(BIN)/python -m benchmarks.routing --grid
 	$(BIN)/python -m benchmarks.ledger_bench
 	$(BIN)/python -m benchmarks.verify_bench
 	$(BIN)/python -m benchmarks.cold_start

@@ -14,13 +14,16 @@ from typing import Any
 FOLDER = Path(__file__).parent / "results"
 
 
-def write_results(name: str, figures: Mapping[str, Any], packages: Sequence[str] = ()) -> Path:
-    """Write `results/<name>.json` and return its path."""
-    FOLDER.mkdir(exist_ok=True)
-    target = FOLDER / f"{name}.json"
+def write_results(
+    name: str, figures: Mapping[str, Any], packages: Sequence[str] = (), folder: Path = FOLDER
+) -> Path:
+    """Write `<folder>/<name>.json` and return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{name}.json"
     document = {"machine": machine(packages), "figures": figures}
     target.write_text(json.dumps(document, indent=2) + "\n")
-    print(f"written: {target.relative_to(FOLDER.parents[1])}")
+    root = FOLDER.parents[1]
+    print(f"written: {target.relative_to(root) if target.is_relative_to(root) else target}")
     return target
 
 

@@ -1,0 +1,57 @@
+"""The grid: the engine's step over the plain one, by network, batch and depth."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from benchmarks.routing.cases import cases
+from benchmarks.routing.core import SETTLING
+from benchmarks.routing.figures import Figure, place, times
+from benchmarks.routing.methods import GOVERNED, Bench
+from benchmarks.routing.timing import alternate
+from benchmarks.routing.workload import Family, Shape, Workload
+
+CASES = ("fractional", "half_rows", "random_mask", "bottom_half")
+BATCHES = (8, 24, 64)
+WIDTHS: dict[Family, dict[int, int]] = {
+    "gpt": {4: 320, 12: 192, 24: 192},
+    "llama": {4: 320, 12: 192, 24: 192},
+    "resnet": {4: 32, 12: 24, 24: 24},
+}
+"""The width at each depth: deep networks are narrower, so that the grid ends."""
+
+TOKENS: dict[Family, int] = {"gpt": 64, "llama": 64, "resnet": 32}
+
+
+def shapes(tiny: bool = False) -> list[Shape]:
+    """Return the networks and batches of the grid; tiny: one small network of each family."""
+    found = [
+        Shape(family, width, depth, batch, TOKENS[family], 10 if family == "resnet" else 256)
+        for family, widths in WIDTHS.items()
+        for depth, width in widths.items()
+        for batch in BATCHES
+    ]
+    return list(dict.fromkeys(shape.tiny() for shape in found)) if tiny else found
+
+
+def measure(
+    shape: Shape, pairs: int, device: str = "cpu", amp: bool = False, only: Collection[str] = ()
+) -> Iterator[Figure]:
+    """Yield the figures of one network and batch, case by case. only: other cases than those of the grid."""
+    work = Workload(shape, device, amp)
+    bench = Bench(work)
+    plain = bench.plain()
+    chosen = [case for case in cases(shape) if case.name in (only or CASES) and case.weights is not None]
+    for number, case in enumerate(chosen):
+        method = bench.engine_method(GOVERNED, case)
+        # The engine looks closely at its first batches, and at the first with a new kind of graph.
+        for _ in range(SETTLING if number == 0 else 2):
+            method.step(work.draw())
+        plain.step(work.draw())
+        timed = alternate(work, plain.step, {GOVERNED: method.step}, {GOVERNED: pairs})
+        yield Figure(
+            **place(shape.family, shape),
+            case=case.name,
+            method=GOVERNED,
+            **times(shape, timed[GOVERNED]),
+        )
