@@ -39,6 +39,7 @@ class Outcome:
     privacy: tuple[Difference, ...]
     gradients: tuple[Difference, ...]
     maintenance: tuple[Difference, ...]
+    semantics: tuple[Difference, ...]
     rules: tuple[RuleDifference, ...]
     schema: tuple[str, ...]
     counts: DataDifference | None = None
@@ -47,7 +48,7 @@ class Outcome:
     @property
     def decided(self) -> tuple[Difference, ...]:
         """What of the differences bears on what is learned; rules do so through these alone."""
-        return (*self.bands, *self.privacy, *self.gradients, *self.maintenance)
+        return (*self.bands, *self.privacy, *self.gradients, *self.maintenance, *self.semantics)
 
     @property
     def widens(self) -> bool:
@@ -77,6 +78,7 @@ def show(outcome: Outcome, old: Path, new: Path) -> None:
         ("privacy", outcome.privacy),
         ("gradients", outcome.gradients),
         ("maintenance", outcome.maintenance),
+        ("model", outcome.semantics),
     ):
         _show_differences(heading, [(d.subject, d) for d in differences], outcome, new)
     titles = [(f"{rule.kind} {rule.title}", rule.difference) for rule in outcome.rules]
@@ -184,6 +186,7 @@ def to_json(outcome: Outcome, old: Path, new: Path) -> dict[str, Any]:
         "privacy": [_difference(d, outcome) for d in outcome.privacy],
         "gradients": [_difference(d, outcome) for d in outcome.gradients],
         "maintenance": [_difference(d, outcome) for d in outcome.maintenance],
+        "semantics": [_difference(d, outcome) for d in outcome.semantics],
         "rules": [
             {
                 "kind": rule.kind,

@@ -40,35 +40,11 @@ LEVELS = ("advisory", "hard")
 
 CLAUSES = (
     *("accept", "after", "all", "always", "approved", "at", "because", "before", "blocks", "by", "cap"),
-    *(
-        "clip",
-        "default",
-        "delta",
-        "drift",
-        "during",
-        "epoch",
-        "epochs",
-        "epsilon",
-        "exposure",
-        "exposures",
-        "from",
-    ),
-    *("halt", "language", "max", "most", "names", "never", "next", "optional", "places", "private"),
-    *(
-        "reach",
-        "refuse",
-        "report",
-        "rest",
-        "route",
-        "scale",
-        "step",
-        "steps",
-        "strength",
-        "to",
-        "top",
-        "unit",
-    ),
-    *("until", "version", "weight", "when", "within"),
+    *("clip", "default", "delta", "detach", "drift", "during", "epoch", "epochs", "epsilon", "exposure"),
+    *("exposures", "from", "halt", "language", "mask", "max", "most", "names", "never", "next"),
+    *("optional", "places", "private", "reach", "refuse", "report", "rest", "route", "scale"),
+    *("semantics", "step", "steps", "strength", "to", "top", "unit", "until", "version", "weight"),
+    *("when", "within"),
 )
 
 TYPES = ("bool", "date", "integer", "number", "of", "one", "set", "string")

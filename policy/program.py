@@ -35,6 +35,9 @@ ClockName = Literal["step", "epoch", "today", "exposures"]
 CompareOp = Literal["lt", "le", "eq", "ne", "ge", "gt"]
 TextTest = Literal["equals", "prefix", "suffix", "contains", "glob"]
 Level = Literal["hard", "advisory"]
+Semantics = Literal["mask", "detach"]
+"""What a weight of zero for a band stops: that the band's parameters learn from the example, or also the flow
+of the example's gradient through the band's layers."""
 
 
 # --- numeric expressions (int64; the checker has excluded overflow) ---------------------------------------
@@ -410,6 +413,7 @@ class Program:
     starvation: tuple[Starvation, ...] = ()
     gradient_caps: tuple[GradientCap, ...] = ()
     maintained: tuple[Maintenance, ...] = ()
+    semantics: Semantics = "mask"
     model_map: str = ""
     """SHA-256 (hex) of the model map that the bands were bound with; empty where unbound."""
 

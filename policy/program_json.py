@@ -61,6 +61,7 @@ def program_to_data(program: p.Program) -> Json:
         "starvation": [_plain(guard) for guard in program.starvation],
         "gradient_caps": [_plain(cap) for cap in program.gradient_caps],
         "maintained": [_plain(rule) for rule in program.maintained],
+        "semantics": program.semantics,
         "model_map": program.model_map,
     }
 
@@ -246,6 +247,7 @@ def _program(data: Json) -> p.Program:
         starvation=tuple(p.Starvation(**x) for x in data["starvation"]),
         gradient_caps=tuple(p.GradientCap(**x) for x in data["gradient_caps"]),
         maintained=tuple(p.Maintenance(**_tuples(x)) for x in data["maintained"]),
+        semantics=data["semantics"],
         model_map=data["model_map"],
     )
 

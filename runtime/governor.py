@@ -195,7 +195,9 @@ class Governor:
 
     def _make_engine(self, program: Program) -> Engine:
         choice, passes = self._engine_choice, self.reduction.passes
-        return make_engine(self.model, program.bands, choice, passes, layers=self._layer_rules)
+        return make_engine(
+            self.model, program.bands, choice, passes, layers=self._layer_rules, semantics=program.semantics
+        )
 
     def _replica(self) -> dict[str, str]:
         """Return what every rank must have alike."""

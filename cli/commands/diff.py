@@ -169,7 +169,7 @@ def _programs(
 
 def _compare(before: Program, after: Program, timeout: float) -> Outcome:
     """Compare two programs. Raises ProverMissingError."""
-    from gradwarden.policy.comparing.maintaining import maintenance_differences
+    from gradwarden.policy.comparing.maintaining import maintenance_differences, semantics_differences
     from gradwarden.policy.comparing.programs import Comparer
     from gradwarden.policy.comparing.rules import rule_differences
     from gradwarden.policy.comparing.schemas import schema_changes
@@ -194,6 +194,7 @@ def _compare(before: Program, after: Program, timeout: float) -> Outcome:
             privacy=tuple(comparer.privacy()),
             gradients=tuple(comparer.gradients()),
             maintenance=tuple(maintenance_differences(before, after, comparer.cells)),
+            semantics=tuple(semantics_differences(before, after)),
             rules=watched(rule_differences(comparer)),
             schema=tuple(schema_changes(before, after)),
         )

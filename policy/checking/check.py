@@ -192,4 +192,5 @@ def _program(header: s.Header, scope: Scope, rules: _Rules) -> Program:
         starvation=rules.starvation,
         gradient_caps=rules.gradient,
         maintained=rules.maintained,
+        semantics=scope.semantics,
     )

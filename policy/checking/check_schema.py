@@ -244,6 +244,9 @@ class _Schema:
                 self.scope.band_spans[part.name.text] = part.name.span
         self.fractions(model)
         self.scope.bands = tuple(bands)
+        for extra in model.semantics[1:]:
+            self.faults.error("GW452", "`semantics` is given twice", extra.span)
+        self.scope.semantics = model.semantics[0].value if model.semantics else "mask"
 
     def selector(self, selector: s.PartSelector) -> Selector:
         lo, hi = selector.lo, selector.hi

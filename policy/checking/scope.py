@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from gradwarden.policy.checking.types import Attribute, PhaseEnd, Signal
 from gradwarden.policy.combine import QUARANTINE
 from gradwarden.policy.errors import Diagnostic, did_you_mean
-from gradwarden.policy.program import SCALE, AttributeSpec, Band
+from gradwarden.policy.program import SCALE, AttributeSpec, Band, Semantics
 from gradwarden.policy.source import Span
 from gradwarden.policy.syntax import tree as s
 
@@ -87,6 +87,7 @@ class Scope:
     phases: tuple[PhaseEnd, ...] = ()
     bands: tuple[Band, ...] = ()
     band_spans: dict[str, Span] = field(default_factory=dict)
+    semantics: Semantics = "mask"
     ceiling: int = SCALE
     used: set[str] = field(default_factory=set)
 

@@ -42,6 +42,17 @@ def maintenance_differences(old: Program, new: Program, cells: Collection[Cell])
         yield Difference(cell.name, relation, notes=tuple(notes))
 
 
+def semantics_differences(old: Program, new: Program) -> Iterator[Difference]:
+    """Yield whether weights of zero stop more or less than before, where they do.
+
+    Under `mask` an example's gradient flows through the layers of bands that are closed to it, to what lies
+    before them; under `detach` those ways are closed too, and what is left is as it was.
+    """
+    if old.semantics != new.semantics:
+        relation: Relation = "wider" if new.semantics == "mask" else "narrower"
+        yield Difference("semantics", relation, notes=(f"{old.semantics}, now {new.semantics}",))
+
+
 def _held(program: Program) -> dict[str, Maintenance]:
     """Return the rule that holds each band."""
     return {band: rule for rule in program.maintained if rule.level == "hard" for band in rule.bands}

@@ -121,7 +121,10 @@ def _spans(items: Sequence[s.Item]) -> Iterator[Span]:
         match item:
             case s.Examples(fields=entries) | s.Signals(fields=entries):
                 yield from (entry.span for entry in entries)
-            case s.Model(parts=entries) | s.Phases(phases=entries) | s.Gradient(caps=entries):
+            case s.Model(parts, semantics):
+                yield from (part.span for part in parts)
+                yield from (setting.span for setting in semantics)
+            case s.Phases(phases=entries) | s.Gradient(caps=entries):
                 yield from (entry.span for entry in entries)
             case s.Rule(clauses=clauses):
                 yield from (clause.span for clause in clauses)

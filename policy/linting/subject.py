@@ -209,6 +209,7 @@ class Subject:
                 scope.phases,
                 scope.bands,
                 scope.band_spans,
+                scope.semantics,
                 scope.ceiling,
             )
         )

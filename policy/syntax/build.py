@@ -65,7 +65,12 @@ class Builder(ExpressionBuilder):
         return s.SignalField(self._name(children[0]), children[2], default, self._span(children))
 
     def model(self, children: Children) -> s.Model:
-        return s.Model(tuple(c for c in children if isinstance(c, s.Part)), self._span(children))
+        parts = tuple(c for c in children if isinstance(c, s.Part))
+        semantics = tuple(c for c in children if isinstance(c, s.Semantics))
+        return s.Model(parts, semantics, self._span(children))
+
+    def semantics(self, children: Children) -> s.Semantics:
+        return s.Semantics(word_of(children[1]), self._span(children))
 
     def part(self, children: Children) -> s.Part:
         selectors = tuple(c for c in children if isinstance(c, s.PartSelector))

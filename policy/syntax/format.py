@@ -116,14 +116,16 @@ def _declaration(item: s.Item, own: Sequence[Lexeme]) -> _Element:
 
 def _entry_starts(item: s.Item) -> Iterator[int]:
     """Yield where the entries of a declaration's block begin."""
-    parts: Sequence[s.Field | s.SignalField | s.Part | s.Phase | s.GradientCap | s.Clause | s.Claim] = ()
+    parts: Sequence[
+        s.Field | s.SignalField | s.Part | s.Semantics | s.Phase | s.GradientCap | s.Clause | s.Claim
+    ] = ()
     match item:
         case s.Examples(fields):
             parts = fields
         case s.Signals(signals):
             parts = signals
-        case s.Model(bands):
-            parts = bands
+        case s.Model(bands, semantics):
+            parts = [*bands, *semantics]
         case s.Phases(phases):
             parts = phases
         case s.Gradient(caps):
@@ -187,7 +189,7 @@ def _block(item: s.Item, entries: Sequence[_Entry], below: Sequence[Lexeme]) -> 
     """Yield the lines inside a block of several lines."""
     column = 0
     if isinstance(item, s.Examples | s.Signals | s.Model):
-        column = max((len(entry.lexemes[0].text) for entry in entries), default=0)
+        column = max((len(entry.lexemes[0].text) for entry in entries if _is_assigned(entry)), default=0)
     first = True
     for entry in entries:
         for lexeme in [*entry.above, entry.lexemes[0]]:
@@ -196,7 +198,7 @@ def _block(item: s.Item, entries: Sequence[_Entry], below: Sequence[Lexeme]) -> 
             first = False
             if lexeme.kind == "comment":
                 yield INDENT + lexeme.text
-        lines = _lines(entry.lexemes, INDENT, column)
+        lines = _lines(entry.lexemes, INDENT, column if _is_assigned(entry) else 0)
         lines[-1] += "".join(f"  {comment.text}" for comment in entry.trailing)
         yield from lines
     for lexeme in below:
@@ -204,6 +206,11 @@ def _block(item: s.Item, entries: Sequence[_Entry], below: Sequence[Lexeme]) -> 
             yield ""
         first = False
         yield INDENT + lexeme.text
+
+
+def _is_assigned(entry: _Entry) -> bool:
+    """Whether an entry is a name and what it stands for, rather than a setting such as `semantics detach`."""
+    return any(lexeme.text in ("=", ":") for lexeme in entry.lexemes[1:] if lexeme.kind == "sign")
 
 
 def _joined(line: Sequence[Lexeme], column: int = 0) -> str:

@@ -300,8 +300,17 @@ class Part:
 
 
 @frozen
+class Semantics:
+    """`semantics detach`: what a weight of zero stops."""
+
+    value: Literal["mask", "detach"]
+    span: Span
+
+
+@frozen
 class Model:
     parts: tuple[Part, ...]
+    semantics: tuple[Semantics, ...]
     span: Span
 
 

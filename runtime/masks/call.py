@@ -26,7 +26,8 @@ class Call:
 
     layout: where the examples lie in the layer's input and output. weight, bias: the rows that count for each
     parameter (empty rows where it is absent, frozen or reached by nothing). reach: the rows whose input
-    gradient somebody upstream needs. ids: `id` of weight and bias. options: the layer's own settings.
+    gradient somebody upstream needs and may have; through: those that may have one. ids: `id` of weight and
+    bias. options: the layer's own settings.
     """
 
     plan: Plan
@@ -34,6 +35,7 @@ class Call:
     weight: Rows
     bias: Rows
     reach: Rows
+    through: Rows
     ids: tuple[int, int]
     options: dict[str, object] = field(default_factory=dict)
 
@@ -57,13 +59,13 @@ class Call:
 
         `compute` is given the function that picks those rows from a tensor. grad: the output's gradient.
         """
-        if self.plan.mode.raw or self.reach.whole:
+        mode = self.plan.mode
+        rows = self.plan.every if mode.open else self.through if mode.raw else self.reach
+        if rows.whole:
             return compute(lambda tensor: tensor)
         result = grad.new_zeros(shape)
-        if not self.reach.empty:
-            self.reach.place(
-                result, compute(lambda tensor: self.reach.pick(tensor, self.layout)), self.layout
-            )
+        if not rows.empty:
+            rows.place(result, compute(lambda tensor: rows.pick(tensor, self.layout)), self.layout)
         return result
 
 

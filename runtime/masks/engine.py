@@ -19,6 +19,8 @@ from gradwarden.runtime.masks.split import SplitEngine
 
 ENGINES = ("auto", "fused", "split")
 
+SEMANTICS = ("mask", "detach")
+
 
 class Engine(Protocol):
     """Exact per-example, per-band gradients: arm, forward, backward, for each batch.
@@ -78,6 +80,7 @@ def make_engine(
     passes: Passes | None = None,
     *,
     layers: LayerRules | None = None,
+    semantics: str = "mask",
 ) -> Engine:
     """Attach a mask engine to a model whose parameters are bound to bands.
 
@@ -86,10 +89,21 @@ def make_engine(
     armed forward pass. passes: how backward passes are run; None: by this process alone. layers: rules for
     classes of one's own, for `fused`: a function of a layer, its input and the gradient of its output that
     returns the gradients of its parameters by name; or None, to have the class differentiated as one piece.
-    Raises MaskError for a model that mixes examples or lacks parameters of `bands`.
+
+    semantics: `mask` (weights are on parameters; back-propagation through a layer is exact), or `detach` (a
+    weight of zero for a band also stops what would flow through the band's layers for that example). Only
+    `fused` can detach, and no classes of one's own; there a failing probe is an error under `auto` too.
+
+    Raises MaskError for a model that mixes examples, lacks parameters of `bands` or cannot be detached.
     """
     if engine not in ENGINES:
         raise MaskError(f"unknown mask engine `{engine}`", help=did_you_mean(engine, ENGINES))
+    if semantics not in SEMANTICS:
+        raise MaskError(f"unknown mask semantics `{semantics}`", help=did_you_mean(semantics, SEMANTICS))
+    detached = semantics == "detach"
     if engine == "split":
+        if detached:
+            raise MaskError("the engine `split` cannot detach layers", help="use the engine `fused`")
         return SplitEngine(model, bands, passes=passes)
-    return FusedEngine(model, bands, strict=engine == "fused", passes=passes, rules=layers)
+    strict = engine == "fused"
+    return FusedEngine(model, bands, strict=strict, detached=detached, passes=passes, rules=layers)

@@ -40,6 +40,7 @@ from gradwarden.runtime.masks.blocks import (
 )
 from gradwarden.runtime.masks.call import Call
 from gradwarden.runtime.masks.covering import LayerRules, notes_on, ruled_pieces
+from gradwarden.runtime.masks.detaching import refuse_flow, refuse_loose, refuse_uncovered, run_severed
 from gradwarden.runtime.masks.graph import Uses, uses
 from gradwarden.runtime.masks.mixing import refuse_mixing, suspects
 from gradwarden.runtime.masks.ownership import Schedule, misplaced
@@ -59,6 +60,7 @@ class FusedEngine:
     """Exact masks in one backward pass. See `Engine` for the protocol.
 
     strict: a failing probe raises MaskError; otherwise the engine becomes a `SplitEngine`, with a warning.
+    detached: a weight of zero stops the flow through the band's layers as well (`detaching`); then strict.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class FusedEngine:
         bands: Sequence[Band],
         *,
         strict: bool = False,
+        detached: bool = False,
         passes: Passes | None = None,
         rules: LayerRules | None = None,
     ) -> None:
@@ -75,12 +78,15 @@ class FusedEngine:
         self.notes: list[str] = []
         self.bands = index_bands(model, bands)
         self._known = tuple(find_sites(model, self.bands))
+        if detached:
+            refuse_uncovered(self.bands, self._known, rules)
         self.sites: tuple[Site, ...] = ()
         self.pieces: tuple[Piece, ...] = ()
         self._cut: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
         self._model = model
         self._declared = tuple(bands)
-        self._strict = strict
+        self._strict = strict or detached
+        self.detached = detached
         self._passes = passes or Passes()
         self._probed = self._probing = False
         self._dim = 0
@@ -90,6 +96,7 @@ class FusedEngine:
         self._last: Plan | None = None
         self._plan: Plan | None = None
         self._recorder: Recorder | None = None
+        self._severed: frozenset[int] | None = None
         self._replaying = False
         self._reached = 0
         self._no_rows: dict[int, Rows] = {}
@@ -241,6 +248,8 @@ class FusedEngine:
         wanted = {id(p): p for band in reached for p in self.bands.trainable(band)}
         if not wanted:
             return
+        if self.detached and not losses.requires_grad and any(band.empty for band in plan.bands):
+            return  # every way from the losses to an open band leads through a closed one
         require_graph(losses)
         passes = passes or Passes()
         apart, ratios = self._apart(plan, losses, wanted, normaliser)
@@ -264,6 +273,15 @@ class FusedEngine:
             yield
         finally:
             self._recorder = None
+
+    @contextmanager
+    def severing(self, bands: frozenset[int]) -> Iterator[None]:
+        """Inside, layers run as if no engine were attached, those of some bands on detached inputs."""
+        self._severed = bands
+        try:
+            yield
+        finally:
+            self._severed = None
 
     @contextmanager
     def following(self, plan: Plan) -> Iterator[None]:
@@ -290,6 +308,8 @@ class FusedEngine:
         found = uses(losses, wanted.keys())
         self._refuse_leaks(found)
         self._loose |= found.ordinary
+        if self.detached:
+            refuse_loose(self.bands, found.ordinary)
         if plan.by_rows and not self._probing:
             self._confirm_rows(plan, losses, found, normaliser)
         if plan.mode.misplaced:
@@ -320,7 +340,7 @@ class FusedEngine:
         """Check, where it is due, that rows are those of their examples; layers that err are given up."""
         if plan.mode.misplaced or not self._schedule.due(plan.batch, found.moved, found.sign):
             return
-        with self._replay(plan, raw=True, only=frozenset()):
+        with self._replay(plan, raw=True, only=frozenset(), open=True):
             wrong = misplaced(plan, losses, [*found.calls, *found.joins], normaliser)
         keys = {key for node in wrong if hasattr(node, "call") for key in node.call.ids}
         sites: list[Site | Piece] = [site for site in self.sites if id(site.parameters[0]) in keys]
@@ -383,15 +403,16 @@ class FusedEngine:
         raw: bool = False,
         only: frozenset[int] | None = None,
         skip: frozenset[int] = frozenset(),
+        open: bool = False,
     ) -> Iterator[None]:
         """Set what layers compute in a backward pass; layers recomputed in it do as they did before."""
         before = self._replaying
-        plan.mode.raw, plan.mode.only, plan.mode.skip = raw, only, skip
+        plan.mode.raw, plan.mode.only, plan.mode.skip, plan.mode.open = raw, only, skip, open
         self._replaying = True
         try:
             yield
         finally:
-            plan.mode.raw, plan.mode.only, plan.mode.skip = False, None, frozenset()
+            plan.mode.raw, plan.mode.only, plan.mode.skip, plan.mode.open = False, None, frozenset(), False
             self._replaying = before
 
     def _answer(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -401,6 +422,8 @@ class FusedEngine:
             output = site.stock(*args, **kwargs)
             self._recorder.see(site, output)
             return output
+        if self._severed is not None:
+            return run_severed(site, args, kwargs, self._home(site) in self._severed)
         if self._pending is not None and not self._replaying and torch.is_grad_enabled():
             self._begin(self._pending)
         plan = self._plan
@@ -408,8 +431,10 @@ class FusedEngine:
             return site.stock(*args, **kwargs)
         if not self._replaying:
             self._pass(site)
-        if not torch.is_grad_enabled() or plan.trivial or len(args) != 1 or kwargs:
+        if not torch.is_grad_enabled() or plan.trivial:
             return site.stock(*args, **kwargs)
+        if len(args) != 1 or kwargs:
+            return self._unweighed(plan, site, *args, **kwargs)
         if self._replaying and not self._in_part and site.block is not None:
             # Recomputed by a checkpoint within the block, which was given some of the rows.
             plan = plan.ways.get(site.block) or plan
@@ -422,6 +447,8 @@ class FusedEngine:
             result, seen = observe(block, args, kwargs)
             self._recorder.see_block(block, seen)
             return result
+        if self._severed is not None:
+            return block.stock(*args, **kwargs)
         if self._pending is not None and not self._replaying and torch.is_grad_enabled():
             self._begin(self._pending)
         plan = self._plan
@@ -507,12 +534,15 @@ class FusedEngine:
 
     def _weighed(self, plan: Plan, site: Site, x: Tensor) -> Tensor:
         weight, bias = site.parameters
+        home = self._home(site) if self.detached else None
+        if home is not None and plan.bands[home].empty:
+            x = x.detach()
         weight_rows, bias_rows = self._rows(plan, weight), self._rows(plan, bias)
         if weight_rows.empty and bias_rows.empty and not x.requires_grad:
             with torch.no_grad():
                 return site.stock(x)
         if self._plain or id(site) in plan.mode.given_up:
-            return site.stock(x)
+            return self._unweighed(plan, site, x)
         rank = x.dim() + site.operation.adds_rank
         if rank in site.shared:
             lead = x.shape[1:] if x.dim() > 1 and x.shape[0] == 1 else x.shape
@@ -520,8 +550,11 @@ class FusedEngine:
             rank = x.dim() + site.operation.adds_rank
         layout = site.layouts.get(rank)
         if layout is None or not layout.fits(x.shape, plan.batch):
-            return site.stock(x)
-        call = Call(plan, layout, weight_rows, bias_rows, plan.reach(site.before), (id(weight), id(bias)))
+            return self._unweighed(plan, site, x)
+        reach, through = plan.reach(site.before), plan.every
+        if home is not None:
+            reach, through = plan.flow(home, site.before), plan.bands[home]
+        call = Call(plan, layout, weight_rows, bias_rows, reach, through, (id(weight), id(bias)))
         return site.operation.run(
             site.module,
             call,
@@ -529,6 +562,17 @@ class FusedEngine:
             weight.detach() if weight_rows.empty else weight,
             bias.detach() if bias is not None and bias_rows.empty else bias,
         )
+
+    def _home(self, site: Site) -> int | None:
+        """Return the band that a layer's weight is in."""
+        return self.bands.home.get(id(site.parameters[0]))
+
+    def _unweighed(self, plan: Plan, site: Site, *args: Any, **kwargs: Any) -> Tensor:
+        """Run a layer as its class defines it: nothing stops what flows through it."""
+        home = self._home(site)
+        if self.detached and home is not None and not plan.bands[home].whole:
+            refuse_flow(site, args, kwargs)
+        return site.stock(*args, **kwargs)
 
     def _rows(self, plan: Plan, parameter: nn.Parameter | None) -> Rows:
         """Return the rows that count for a parameter: none where it is absent or frozen."""

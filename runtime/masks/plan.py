@@ -20,10 +20,12 @@ class Mode:
     loose: ids of the parameters that were known, before the forward pass, to be used outside weighing layers.
     misplaced: whether rows have been found that are not those of the examples they are credited to.
     given_up: ids of the layers that go the reference way, as known before the forward pass.
+    open: while set, nothing stops the flow of gradients through layers, whatever the semantics.
     whole_inputs: whether input gradients are needed for every row, because the caller's inputs ask for them.
     """
 
     raw: bool = False
+    open: bool = False
     misplaced: bool = False
     given_up: frozenset[int] = frozenset()
     only: frozenset[int] | None = None
@@ -61,6 +63,7 @@ class Plan:
         self._live = factors.tolist()
         self._even = [self._ratio(column) for column in scaled.unbind(dim=1)]
         self._reach: dict[int, Rows] = {}
+        self._flow: dict[tuple[int, int], Rows] = {}
         self._rows: dict[tuple[bool, ...], Rows] = {}
         self._bits: list[int] | None = None
         self._parts: dict[bytes, Plan] = {}
@@ -108,6 +111,15 @@ class Plan:
                 self._rows[reached] = Rows(torch.tensor(reached, dtype=torch.float64, device="cpu"))
             known = self._reach[mask] = self._rows[reached]
         return known
+
+    def flow(self, band: int, mask: int) -> Rows:
+        """Return the examples of `reach(mask)` that have some weight in a band as well."""
+        key = (band, mask)
+        if key not in self._flow:
+            kept = torch.zeros(self.batch, dtype=torch.float64, device="cpu")
+            kept[self.reach(mask).chosen] = 1.0
+            self._flow[key] = Rows(kept * (self.weights[:, band] > 0))
+        return self._flow[key]
 
     def wants(self, parameter: int) -> bool:
         """Return whether the gradient of the parameter with this id is asked for."""

@@ -4,6 +4,10 @@ On the first armed forward pass, three examples of the batch are run plainly; th
 loss say where its rows lie in the output of every supported layer. Then the engine runs them under random and
 under staircase weights, and its gradients are compared with the weighted sum of plain per-example gradients.
 The losses are random linear functionals of the model's outputs.
+
+Where the engine detaches (`detaching`), the gradients of an example are those of a plain run in which the
+layers of its closed bands are given detached inputs; and every parameter, frozen ones too, must be used by
+supported layers alone.
 """
 
 from __future__ import annotations
@@ -16,7 +20,8 @@ from torch import Tensor, nn
 
 from gradwarden.runtime.masks.blocks import Block, Seen, Signature, learn
 from gradwarden.runtime.masks.covering import watching_calls, widen
-from gradwarden.runtime.masks.graph import coarsest
+from gradwarden.runtime.masks.detaching import refuse_loose
+from gradwarden.runtime.masks.graph import coarsest, uses
 from gradwarden.runtime.masks.layers import Embedding
 from gradwarden.runtime.masks.layout import Layout, candidates, confirmed
 from gradwarden.runtime.masks.pieces import Piece
@@ -80,6 +85,8 @@ def _examine(engine: FusedEngine, trial: Trial, located: Located) -> bool:
     random = {block: block.inputs for block in engine.blocks if block.random}
     for block in random:
         block.inputs = {}
+    if engine.detached:
+        _refuse_other_uses(engine, trial, located)
     _settle(engine, trial, located, reference)
     if random:
         _try_random(engine, trial, located, random)
@@ -145,6 +152,35 @@ def _try_random(
     finally:
         for module, training in modes:
             module.training = training
+
+
+def _severed_gradients(
+    engine: FusedEngine, trial: Trial, located: Located, weights: Tensor
+) -> list[dict[int, Tensor]]:
+    """Return each example's gradients in a run of its own in which its closed bands are detached."""
+    found = []
+    for example, row in enumerate(weights.tolist()):
+        with engine.severing(frozenset(band for band, weight in enumerate(row) if not weight)):
+            losses = _losses(trial.run(_EXAMPLES), located)
+            found.append(_plain_gradients(engine, losses[example]))
+    return found
+
+
+def _refuse_other_uses(engine: FusedEngine, trial: Trial, located: Located) -> None:
+    """Raise MaskError where a parameter, frozen or not, is used outside of supported layers."""
+    parameters = [p for members in engine.bands.members for p in members if p.is_floating_point()]
+    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+    weights = torch.ones(SIZES[1], engine.bands.count, dtype=torch.float64, device="cpu")
+    weights[0] = 0.0  # a plan under which layers weigh their rows
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        with engine.following(engine.plan(weights)):
+            losses = _losses(trial.run(_EXAMPLES), located)
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+    refuse_loose(engine.bands, uses(losses, {id(p) for p in parameters}).ordinary)
 
 
 def _plain_gradients(engine: FusedEngine, loss: Tensor) -> dict[int, Tensor]:
@@ -257,6 +293,8 @@ def _compare(
     """Raise TrialError unless the engine gives the weighted sum of the reference gradients."""
     rows = torch.ones(SIZES[1], dtype=torch.bool, device="cpu")
     for weights in _trial_weights(engine.bands.count):
+        if engine.detached:
+            reference = _severed_gradients(engine, trial, located, weights)
         plan = engine.plan(weights)
         with engine.following(plan):
             losses = _losses(trial.run(_EXAMPLES), located)

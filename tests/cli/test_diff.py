@@ -180,6 +180,16 @@ def test_without_the_solver_it_says_what_to_install(
     assert "pip install 'gradwarden[prove]'" in result.stderr
 
 
+def test_other_semantics_are_no_other_decisions(run: Any, files: Any) -> None:
+    old, new = files(("deep = rest }", "deep = rest  semantics detach }"))
+    result = run("diff", old, new)
+    assert result.exit_code == 0
+    assert "model\n  semantics  narrower (mask, now detach)" in result.stdout
+    result = run("diff", new, old, "--format", "json")
+    assert result.exit_code == 1
+    assert document(result)["semantics"][0]["notes"] == ["detach, now mask"]
+
+
 def test_a_band_that_is_no_longer_maintained_is_a_widening(run: Any, files: Any) -> None:
     held = "suppress long { when lines > 500"
     old, new = files((held, f"maintain kept {{ within deep  strength 0.01  drift at most 2% }}\n{held}"))

@@ -1625,6 +1625,11 @@ SCHEMA: Sequence[Group] = (
         case("admitted", {}, "admit 1", rules="base"),
     ),
     group(
+        "semantics_change_no_decision",
+        TWO.replace("}", " semantics detach }") + "depth d { reach shallow }\n",
+        case("closed is closed", {}, "limit 1 0", rules="d"),
+    ),
+    group(
         "maintained_bands_change_no_decision",
         TWO
         + ALL

@@ -204,6 +204,7 @@ def test_named_conditions_show_presence_too() -> None:
         ('assert a { consent implies patient != "" }', ["GW304"]),
         ("starvation deep { after 3 steps halt }\nstarvation deep { after 4 steps halt }", ["GW465"]),
         ("gradient { deep at most 0 }", ["GW455"]),
+        ("model { semantics detach }", ["GW205"]),
         ("maintain m { within deep, shallow  strength 0.01  drift at most 2.5% }", []),
         ("advisory maintain m { from step 10  drift at most 100%  within deep }", []),
         ("maintain m { within deep }", ["GW451"]),

@@ -161,6 +161,51 @@ def test_closing_a_governor_leaves_plain_training_alone(lab):
     assert not governor.foreign.seen
 
 
+# --- detach semantics ---------------------------------------------------------------------------------------
+
+
+def detached(lab):
+    return lab.policy.replace("deep = rest }", "deep = rest  semantics detach }")
+
+
+def test_a_policy_may_stop_the_flow_through_closed_bands(lab, reference):
+    governor = lab.governor(detached(lab))
+    bands = [governor.parameters["shallow"], governor.parameters["deep"]]
+    inputs = lab.inputs(4)
+    # `d` may shape the deep band alone, and without skips its gradient gets there through closed layers only.
+    wanted = reference(
+        lab.losses(governor.model, inputs), [(1.0, 1.0), (0.5, 0.0), (0.0, 0.0), (1.0, 1.0)], bands, 4
+    )
+    proposal = lab.step(governor, lab.batch("abda"))
+    assert proposal.committed
+    assert proposal.weights[2].tolist() == [0.0, 0.25]
+    for parameter, gradient in wanted.items():
+        assert (parameter.grad - gradient).norm() <= 1e-12 * gradient.norm()
+    governor.close()
+    assert '"semantics":"detach"' in lab.bodies("program")[0]["text"]
+    assert lab.verify().ok
+
+
+def test_a_model_that_cannot_be_detached_is_refused_before_the_run_begins(lab):
+    with pytest.raises(MaskError, match="the engine `split` cannot detach"):
+        lab.governor(detached(lab), engine="split")
+    model = nn.Sequential(nn.Linear(4, 3), nn.Bilinear(3, 3, 2))
+    with pytest.raises(MaskError, match=r"`1\.bias`, `1\.weight` are used outside of supported layers"):
+        lab.governor(detached(lab), model, name="other")
+    assert lab.entries() == lab.entries("other") == []
+
+
+def test_a_change_of_policy_may_change_what_a_weight_of_zero_stops(lab):
+    governor = lab.governor(lab.policy)
+    lab.step(governor, lab.batch("dd"))
+    assert all(p.grad.any() for p in governor.parameters["deep"])
+    governor.change_policy(lab.program(detached(lab)))
+    lab.step(governor, lab.batch("dd"))
+    assert all(p.grad is None for p in governor.parameters["deep"])
+    governor.close()
+    assert lab.verify().ok
+
+
 # --- norm caps ----------------------------------------------------------------------------------------------
 
 

@@ -49,6 +49,7 @@ EXACTLY = {
     "waive ‸": ["opted_out", "trial"],
     "starvation ‸": ["shallow", "deep", "quarantine"],
     "gradient { ‸": ["shallow", "deep", "quarantine"],
+    "model { a = rest  semantics ‸": ["detach", "mask"],
     "maintain m { within ‸": ["shallow", "deep", "quarantine"],
     "maintain m { within deep, ‸": ["shallow", "deep", "quarantine"],
     "maintain m { drift ‸": ["at most"],

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from gradwarden.policy import Context, compile_policy, parse_policy
 from gradwarden.policy.comparing.counts import DataDifference
-from gradwarden.policy.comparing.maintaining import maintenance_differences
+from gradwarden.policy.comparing.maintaining import maintenance_differences, semantics_differences
 from gradwarden.policy.comparing.pairs import cells, rename_attributes
 from gradwarden.policy.comparing.programs import Comparer, Difference
 from gradwarden.policy.comparing.rules import rule_differences
@@ -230,6 +230,14 @@ def test_a_drift_that_is_measured_over_a_larger_band_lets_each_part_move_further
     assert relations(found) == {"a -> b": "narrower", "a -> c": "narrower"}
     found = list(maintenance_differences(halves, one, cells(halves, one)))
     assert relations(found) == {"b -> a": "wider", "c -> a": "wider"}
+
+
+def test_what_a_weight_of_zero_stops_is_compared() -> None:
+    old, new = program(), program(BASE, ("deep = rest }", "deep = rest  semantics detach }"))
+    assert relations(list(semantics_differences(old, new))) == {"semantics": "narrower"}
+    assert relations(list(semantics_differences(new, old))) == {"semantics": "wider"}
+    assert list(semantics_differences(new, new)) == []
+    assert relations(list(Comparer(old, new).bands())) == dict.fromkeys(["shallow", "middle", "deep"], "same")
 
 
 def test_without_a_model_nobody_knows_whether_the_same_parameters_are_held() -> None:
