@@ -18,7 +18,8 @@ SCHEMA = (
     "examples { tags : set of pii, minor  lines : integer 0..1000 # count\n score : number -1..1 places 3 }",
     "examples { entropy : number 0..8 bits/byte  patient : string optional erase_on : date optional }",
     "signals { loss : number 0..10 default 1\n strain : number 0..1 default 0 }",
-    'model { shallow = top 25% middle = next 50% deep = rest # all else\n semantics detach quarantine = names "adapter.*" }',
+    "model { shallow = top 25% middle = next 50% deep = rest # all else\n semantics detach"
+    ' quarantine = names "adapter.*" }',
     "phases { warmup until step 10 main until epoch 2 last }",
     "let permissive = license in [mit, apache]",
     "let thin = (lines < 10) and not permissive",

@@ -405,7 +405,7 @@ def test_a_batch_that_does_not_show_whose_rows_are_whose_is_refused():
 
 
 class Shuffled(nn.Module):
-    """Puts the rows in an order that depends on what they hold."""
+    """Runs its first layer on rows in an order that depends on what they hold."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -413,26 +413,65 @@ class Shuffled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         order = x[:, 0].argsort()
-        return self.last(torch.tanh(self.first(x[order])))[order.argsort()]
+        return self.last(torch.tanh(self.first(x[order]))[order.argsort()])
 
 
-def test_rows_that_move_are_refused_before_any_gradient_is_used():
+@pytest.mark.parametrize("open_rows", [[0, 1, 2, 3], [0]], ids=["all", "the one in its place"])
+def test_rows_that_move_are_refused_before_any_gradient_is_used(open_rows):
+    """Also where nothing flows to the rows that moved: the next batch may be another one."""
     torch.manual_seed(7)
     model = Shuffled()
     bands = [Band("a", (), ("first.weight", "first.bias")), Band("b", (), ("last.weight", "last.bias"))]
     masks = make_engine(model, bands, "auto", semantics="detach")
-    raised = False
-    for seed in range(4):
-        x = torch.randn(4, 3, generator=torch.Generator().manual_seed(seed))
-        if seed == 0:
-            x = x[x[:, 0].argsort()]
-        masks.arm(torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0], [1.0, 1.0]]))
-        losses = losses_of(model, x)
-        try:
-            masks.backward(losses, 3.0)
-        except MaskError:
-            raised = True
-            assert all(p.grad is None for p in model.parameters())
-        model.zero_grad(set_to_none=True)
+    x = torch.tensor([[0.0, 1.0, 2.0], [1.0, 0.0, 1.0], [2.0, 1.0, 1.0], [3.0, 1.0, 0.0]])
+    masks.arm(torch.tensor([[1.0, 1.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]))
+    masks.backward(losses_of(model, x), 3.0)
+    model.zero_grad(set_to_none=True)
+    weights = torch.tensor([[1.0, 0.0], [0.5, 0.0], [1.0, 0.0], [0.25, 0.0]])
+    weights[open_rows, 1] = 1.0
+    masks.arm(weights)
+    losses = losses_of(model, x[[0, 3, 1, 2]])
+    with pytest.raises(MaskError, match="the rows of `first` are not where the probe has found them"):
+        masks.backward(losses, 3.0)
+    assert all(parameter.grad is None for parameter in model.parameters())
     masks.close()
-    assert raised
+
+
+class Turning(nn.Module):
+    """Uses a weight by function once it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 3), nn.Linear(3, 2)
+        self.turned = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        return functional.linear(h, self.last.weight) if self.turned else self.last(h)
+
+
+def test_a_use_that_the_probe_has_not_seen_is_refused_as_well():
+    torch.manual_seed(8)
+    model = Turning()
+    masks = make_engine(model, divided(model, ["first"]), "auto", semantics="detach")
+    weights, x = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]), torch.randn(3, 3)
+    masks.arm(weights)
+    masks.backward(losses_of(model, x), 3.0)
+    model.turned = True
+    model.zero_grad(set_to_none=True)
+    masks.arm(weights)
+    losses = losses_of(model, x)
+    with pytest.raises(MaskError, match=r"`last\.weight` is used outside of supported layers"):
+        masks.backward(losses, 3.0)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    masks.close()
+
+
+def test_where_every_way_to_an_open_band_is_closed_there_is_no_gradient():
+    torch.manual_seed(9)
+    model = Stack()
+    masks = make_engine(model, divided(model, ["third"]), "auto", semantics="detach")
+    masks.arm(torch.tensor([[0.0, 1.0]] * 3))
+    masks.backward(losses_of(model, model.batch(3)), 3.0)
+    masks.close()
+    assert all(parameter.grad is None for parameter in model.parameters())
