@@ -389,6 +389,14 @@ def test_the_reference_engine_cannot_detach():
     assert "the engine `split` cannot detach" in refused(Stack(), torch.randn(3, 3), "split")
 
 
+def test_modules_that_are_differentiated_whole_are_refused():
+    model = Stack()
+    bands = divided(model, ["first"])
+    with pytest.raises(MaskError, match="`Linear` would be differentiated whole"):
+        make_engine(model, bands, "fused", layers={nn.Linear: None}, semantics="detach")
+    assert "forward" not in vars(model.first)
+
+
 def test_unknown_semantics_are_refused():
     with pytest.raises(MaskError, match="unknown mask semantics `detached`"):
         make_engine(Stack(), (), semantics="detached")
