@@ -158,6 +158,10 @@ class FusedEngine:
             for place in self._places():
                 if id(place.module) in within:
                     place.block = block
+        # Loose parameters counted as used before everything. The next run shows what is.
+        parts: list[Site | Piece | Block] = [*self._known, *self.pieces, *self.blocks]
+        for part in parts:
+            part.before = 0
         covered = {id(p) for place in self._places() for p in place.parameters}
         self._loose = frozenset(key for key in self.bands.home if key not in covered)
 

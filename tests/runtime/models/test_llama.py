@@ -9,6 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from gradwarden.runtime import ModelMap
+from gradwarden.runtime.masks import make_engine
 
 FILES = "transformers.models.llama.modeling_llama", "transformers.integrations.sdpa_attention"
 
@@ -80,3 +81,15 @@ def test_blocks_are_bands(model: LlamaForCausalLM) -> None:
     assert [layers[f"model.layers.{block}"].depth for block in range(3)] == [666_666, 333_333, 0]
     assert layers["model.embed_tokens"].depth == 1_000_000
     assert layers["model.norm"].depth == layers["lm_head"].depth == 0
+
+
+def test_what_the_norms_take_does_not_keep_the_planner_from_stopping_below_a_band(
+    model: LlamaForCausalLM, bands_of: Any, token_batches: Any, language_loss: Any
+) -> None:
+    masks = make_engine(model, bands_of(model), "fused")
+    inputs = token_batches[0]
+    for weights in (torch.ones(5, 3), torch.tensor([[1.0, 0.0, 0.0]] * 5)):
+        masks.arm(weights)
+        masks.backward(language_loss(model, inputs), 1.0)
+    ways = {choice.name: choice.way for choice in masks.explain()}
+    assert [ways[f"model.layers.{block}"] for block in range(3)] == ["stop", "stop", "weigh"]
