@@ -280,6 +280,7 @@ def test_trap_5_recomputed_layers_use_the_plan_of_their_own_forward_pass(engine:
         torch.rand(BATCH, 4, generator=generator) * (torch.rand(BATCH, 4, generator=generator) > 0.3)
         for _ in range(4)
     ]
+    plans[1][:, 1] = 0.0  # what layers keep for their backward pass differs as well
     masks.arm(plans[0])
     for step in range(3):
         x = tokens(seed=step)
@@ -362,6 +363,8 @@ def test_trap_6_the_batch_is_found_in_every_layout(layout: str, length: int) -> 
             masks.backward(model(x), 1.0)
             have = {name: p.grad for name, p in model.named_parameters()}
             assert distance(have, want) < EXACT, (engine, step)
+        if engine == "auto" and not layout.endswith("by length"):
+            assert set(masks.paths.values()) == {"fast"}
         masks.close()
 
 
@@ -400,7 +403,7 @@ def test_trap_9_a_compiled_model_is_exact(sort: bool, graphs_are_kept: None) -> 
     ordered = tokens()[tokens()[:, 0].argsort()]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for x in (ordered, ordered, ordered, ordered.flip(0)):
+        for x in (*[ordered] * 4, ordered.flip(0)):  # the fifth batch is not one that is checked anyway
             weights = torch.rand(BATCH, 2) * (torch.rand(BATCH, 2) > 0.3)
             masks.disarm()
             want = alone(model, bands, weights, x, lambda model, x: model(x))
