@@ -23,7 +23,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from gradwarden.policy.context import FloatArray, IntArray
 from gradwarden.policy.errors import GradwardenError
@@ -65,6 +64,15 @@ class Ranks(Protocol):
     def any(self, what: str, flag: bool) -> bool:
         """Return whether the flag is set on any rank. A rank cannot fail here, and names no reason."""
 
+    def largest(self, what: str, numbers: Tensor) -> Tensor:
+        """Return the greatest of each number over the ranks, on the CPU. Alike in shape and type on all."""
+
+    def sum(self, what: str, numbers: Tensor) -> Tensor:
+        """Return the sum of each number over the ranks, on the CPU. Alike in shape and type on all."""
+
+    def tell(self, what: str, source: int, value: T | None) -> T:
+        """Return the value that rank `source` has; the others pass None."""
+
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Turn each gradient into its sum over the ranks, None counting as zeros. The same list on all."""
 
@@ -85,6 +93,16 @@ class OneRank:
 
     def any(self, what: str, flag: bool) -> bool:
         return flag
+
+    def largest(self, what: str, numbers: Tensor) -> Tensor:
+        return numbers.cpu()
+
+    def sum(self, what: str, numbers: Tensor) -> Tensor:
+        return numbers.cpu()
+
+    def tell(self, what: str, source: int, value: T | None) -> T:
+        assert value is not None
+        return value
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Leave gradients as they are."""
@@ -139,10 +157,26 @@ class GroupRanks:
         return found
 
     def any(self, what: str, flag: bool) -> bool:
-        flags = torch.tensor([flag], dtype=torch.int32, device=self._device)
+        return bool(self.largest(what, torch.tensor([flag], dtype=torch.int32, device="cpu"))[0])
+
+    def largest(self, what: str, numbers: Tensor) -> Tensor:
+        return self._reduced(what, numbers, dist.ReduceOp.MAX)
+
+    def sum(self, what: str, numbers: Tensor) -> Tensor:
+        return self._reduced(what, numbers, dist.ReduceOp.SUM)
+
+    def tell(self, what: str, source: int, value: T | None) -> T:
+        found: list[Any] = [value]
         with self._together(what):
-            dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._group)
-        return bool(flags[0])
+            dist.broadcast_object_list(found, dist.get_global_rank(self._group, source), group=self._group)
+        told: T = found[0]
+        return told
+
+    def _reduced(self, what: str, numbers: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+        reduced = numbers.to(self._device, copy=True)
+        with self._together(what):
+            dist.all_reduce(reduced, op=operation, group=self._group)
+        return reduced.cpu()
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         for bucket in _buckets(parameters):
@@ -216,20 +250,20 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 
 def check_replica(model: nn.Module, ranks: Ranks) -> None:
-    """Raise MaskError for a model whose gradients could not be reduced.
-
-    model: without a wrapper of its own.
-    """
-    if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
-        raise MaskError(
-            "a part of the model is wrapped in DistributedDataParallel",
-            help="wrap the model as a whole, or not at all and pass `group=`",
-        )
+    """Raise MaskError for a model whose gradients could not be reduced."""
     if ranks.size > 1 and any(getattr(module, "sparse", False) is True for module in model.modules()):
         raise MaskError("sparse gradients cannot be reduced over ranks", help="use `sparse=False`")
 
 
-def check_equal(ranks: Ranks, what: str, facts: Callable[[], Mapping[str, str]]) -> None:
+def names_digest(model: nn.Module) -> str:
+    """Return the hex SHA-256 of the names and shapes of a model's parameters."""
+    named = [f"{name} {tuple(parameter.shape)}\n" for name, parameter in model.named_parameters()]
+    return hashlib.sha256("".join(named).encode()).hexdigest()
+
+
+def check_equal(
+    ranks: Ranks, what: str, facts: Callable[[], Mapping[str, str]], help: str | None = None
+) -> None:
     """Raise MaskError where ranks differ in a fact. facts: by name; not asked for where there is one rank."""
     if ranks.size == 1:
         return
@@ -239,17 +273,21 @@ def check_equal(ranks: Ranks, what: str, facts: Callable[[], Mapping[str, str]])
             if other[name] != value:
                 raise MaskError(
                     f"rank {rank} could not {what}: it has other {name} than rank {ROOT}",
-                    help=f"give every rank the same {name}",
+                    help=help or f"give every rank the same {name}",
                 )
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Return the hex SHA-256 of a model's parameters: names, types, shapes, whether they train, and bytes."""
+    """Return the hex SHA-256 of a model's parameters: names, types, shapes, whether they train, and bytes.
+
+    Scattered parameters are gathered one by one, so all their processes must call this together.
+    """
     state = hashlib.sha256()
     for name, parameter in model.named_parameters():
         shape = tuple(parameter.shape)
         state.update(f"{name} {parameter.dtype} {shape} {parameter.requires_grad}\n".encode())
-        state.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+        state.update(whole.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return state.hexdigest()
 
 

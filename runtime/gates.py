@@ -8,7 +8,7 @@ Norms are L2 norms over all parameters of a band; a finite gradient never overfl
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import hypot
@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 ParametersByBand: TypeAlias = Mapping[str, Sequence[Tensor]]
+
+Total: TypeAlias = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +52,19 @@ def check_losses(losses: Tensor, active_rows: Sequence[int]) -> Finding | None:
     return Finding("gradient", "loss_not_finite", f"the loss of {_count(bad)} is not finite")
 
 
-def band_norms(parameters: ParametersByBand) -> dict[str, float | None]:
-    """Return the L2 norm of each band's gradient; None for a band in which no parameter has a gradient."""
-    return {band: _norm(_gradients(members)) for band, members in parameters.items()}
+def band_norms(parameters: ParametersByBand, total: Total | None = None) -> dict[str, float | None]:
+    """Return the L2 norm of each band's gradient; None for a band in which no parameter has a gradient.
+
+    total: where processes hold pieces of the gradients, sums numbers [bands] over the pieces. Each process
+    then comes to the same norms.
+    """
+    gradients = {band: _gradients(members) for band, members in parameters.items()}
+    graded = [band for band, found in gradients.items() if found]
+    norms: dict[str, float | None] = dict.fromkeys(gradients)
+    if graded:
+        found = _norms([gradients[band] for band in graded], total or (lambda squares: squares))
+        norms.update(zip(graded, found, strict=True))
+    return norms
 
 
 def check_gradients(
@@ -93,12 +105,16 @@ class ForeignWatch:
         self._watched: dict[Tensor, RemovableHandle] = {}
 
     def begin(self, parameters: Iterable[Tensor]) -> None:
-        """Watch these parameters from now on; forget what was seen. Frozen ones get no gradient."""
+        """Watch these parameters from now on; forget what was seen."""
         self.seen = False
         for parameter in parameters:
-            if parameter.requires_grad and parameter not in self._watched:
-                hook = parameter.register_post_accumulate_grad_hook(self._see)  # type: ignore[no-untyped-call]
-                self._watched[parameter] = hook
+            self.add(parameter)
+
+    def add(self, parameter: Tensor) -> None:
+        """Watch one more parameter. Frozen ones get no gradient."""
+        if parameter.requires_grad and parameter not in self._watched:
+            hook = parameter.register_post_accumulate_grad_hook(self._see)  # type: ignore[no-untyped-call]
+            self._watched[parameter] = hook
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -172,8 +188,14 @@ def _gradients(members: Iterable[Tensor]) -> list[Tensor]:
 
 
 def gradient_values(parameter: Tensor) -> Tensor:
-    """Return the gradient, or the values of a sparse one: a view, so that scaling it scales the gradient."""
+    """Return the gradient, or the values of a sparse one: a view, so that scaling it scales the gradient.
+
+    Of a gradient that is scattered over processes, the piece that is here.
+    """
     assert parameter.grad is not None
+    if hasattr(parameter.grad, "to_local"):
+        piece: Tensor = parameter.grad.to_local()
+        return piece
     if not parameter.grad.is_sparse:
         return parameter.grad
     # Entries of an uncoalesced gradient for one index are still to be summed: they have no norm of their own.
@@ -181,18 +203,19 @@ def gradient_values(parameter: Tensor) -> Tensor:
     return parameter.grad.values()
 
 
-def _norm(gradients: Sequence[Tensor]) -> float | None:
-    if not gradients:
-        return None
-    norm = _total([torch.linalg.vector_norm(g, dtype=_working(g)) for g in gradients])
-    if _finite(norm):
-        return norm
+def _norms(bands: Sequence[Sequence[Tensor]], total: Total) -> list[float]:
+    norms = total(torch.stack([_square(band, _working) for band in bands])).sqrt()
+    if bool(torch.isfinite(norms).all()):
+        return norms.tolist()
     # Squares may have overflowed where the gradient itself is finite.
-    return _total([torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients])
+    wide = total(torch.stack([_square(band, lambda _: torch.float64) for band in bands])).sqrt()
+    return torch.where(torch.isfinite(norms), norms, wide).tolist()
 
 
-def _total(norms: Sequence[Tensor]) -> float:
-    return float(torch.stack([norm.to("cpu", torch.float64) for norm in norms]).square().sum().sqrt())
+def _square(gradients: Sequence[Tensor], precision: Callable[[Tensor], torch.dtype]) -> Tensor:
+    """Return the squared norm of gradients together, float64 on the CPU."""
+    norms = [torch.linalg.vector_norm(g, dtype=precision(g)).to("cpu", torch.float64) for g in gradients]
+    return torch.stack(norms).square().sum()
 
 
 def _working(gradient: Tensor) -> torch.dtype:

@@ -29,8 +29,14 @@ from torch import nn
 from gradwarden.policy.context import Context, IntArray
 from gradwarden.policy.program import Program
 from gradwarden.runtime.binding import bind_model
-from gradwarden.runtime.checkpoints import save_checkpoint
-from gradwarden.runtime.data_parallel import check_equal, check_replica, first_finding, weights_digest
+from gradwarden.runtime.checkpoints import gathered, save_checkpoint
+from gradwarden.runtime.data_parallel import (
+    check_equal,
+    check_replica,
+    first_finding,
+    names_digest,
+    weights_digest,
+)
 from gradwarden.runtime.errors import LedgerError, MaskError, PrivacyError, RankError, StarvationHalt
 from gradwarden.runtime.expiry import ExpiryWatch
 from gradwarden.runtime.gates import (
@@ -55,14 +61,17 @@ from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
 from gradwarden.runtime.privacy.budget import BudgetBook
 from gradwarden.runtime.proposal import Proposal
 from gradwarden.runtime.recorder import Recorder
-from gradwarden.runtime.reduction import reduction_of
+from gradwarden.runtime.reductions import reduction_of
 from gradwarden.runtime.roster import Examples, Roster
 from gradwarden.runtime.starvation import StarvationGuard
 from gradwarden.runtime.terms import RunTerms, committer_of, ledger_of
+from gradwarden.runtime.wrapping import is_sharded
 
 if TYPE_CHECKING:
     from torch.amp.grad_scaler import GradScaler
     from torch.distributed import ProcessGroup
+
+WHOLE = "give every rank the whole model: the stages of a pipeline cannot be governed"
 
 LOSS_RATIO = "loss_ratio"
 """The signal that the governor measures itself where the policy declares it: last loss / first loss."""
@@ -87,7 +96,7 @@ class Governor:
     example commitments, made where it is missing; None: `<ledger path>.secret`. noise_seed: fixes the privacy
     noise, for tests.
     dataset: (id, metadata) of examples known beforehand; the ledger then opens with a salted digest of them.
-    model: as the loop calls it, in DistributedDataParallel or not.
+    model: as the loop calls it: bare, in DistributedDataParallel or under `fully_shard`.
     group: the processes that train this model together, each with its own part of every batch; that of the
     wrapper where there is one. Rank 0 has the ledger, the others pass None. All of them call every method
     alike.
@@ -148,6 +157,7 @@ class Governor:
             self.scaling = LossScaling(scaler, optimizer, private=bool(privacy_rules(program)))
             self._attach(program, ledger, privacy, secret, noise_seed, dataset)
 
+        check_equal(self.ranks, "join the run", lambda: {"parameters": names_digest(self.model)}, WHOLE)
         self.ranks.collect("join the run", join)
         self.engine = self._make_engine(self.program)
         try:
@@ -173,11 +183,11 @@ class Governor:
         bound = bind_model(program, self.model, self.optimizer)
         self.program, self.parameters = bound.program, bound.parameters
         self.budgets = BudgetBook(self.program, privacy, self.normaliser, noise_seed)
-        if self.budgets and self.ranks.size > 1:
+        if self.budgets and (self.ranks.size > 1 or self.reduction.passes.collective):
             raise PrivacyError(
                 "privacy rules need a single process: each rank would clip its own part of a unit, and add "
                 "its own noise",
-                help="train without `group=`",
+                help="train the bare model, without `group=`",
             )
         committer = committer_of(self.ledger, secret)
         self.roster = Roster(self.program, committer)
@@ -201,12 +211,12 @@ class Governor:
 
     def _replica(self) -> dict[str, str]:
         """Return what every rank must have alike."""
-        return {
+        facts = {
             "policy": self.program.digest,
             "normaliser": repr(self.normaliser),
             "scale": repr(self.scaling.scale),
-            "weights": weights_digest(self.model),
         }
+        return facts | ({"weights": weights_digest(self.model)} if self.reduction.replicated else {})
 
     def _begin(self) -> tuple[tuple[int, int, int, int], Standing | None]:
         """Open the ledger's run or resume it; return its steps and examples so far, and its anchors."""
@@ -296,6 +306,8 @@ class Governor:
 
     def withdraw(self, proposal: Proposal, error: BaseException) -> None:
         """Refuse a proposal that was recorded and that not every rank could enter. Called by the proposal."""
+        if self._open_step in (None, proposal):
+            self.reduction.end()
         if self._open_step is proposal:
             self._open_step = None
             self._refuse(proposal, Finding("admission", "interrupted", raised("a rank's admission", error)))
@@ -306,6 +318,11 @@ class Governor:
         step = proposal.context.step
         try:
             own = proposal.finding(error)
+            if own is not None and error is not None and self.reduction.astray:
+                # What others wait for comes no more. Their wait ends with this process, and so does its run.
+                self._refuse(proposal, own)
+                self._abandon()
+                return
             if proposal.active:
                 self.reduction.finish(own is None)
             parts = self.ranks.collect(f"leave step {step}", lambda: proposal.part(own))
@@ -355,7 +372,7 @@ class Governor:
             finding = self.maintainer.pull(proposal.active)
             if finding is not None:
                 return finding
-            proposal.norms = band_norms(self.parameters)
+            proposal.norms = band_norms(self.parameters, self.reduction.total)
             findings = check_gradients(self.parameters, proposal.norms)
             findings += check_reach(proposal.norms, proposal.active)
             if findings:
@@ -442,10 +459,11 @@ class Governor:
         """
         self.check_idle("a checkpoint cannot be saved")
         check_equal(self.ranks, "save a checkpoint", self._replica)
-        return self.ranks.lead("save a checkpoint", lambda: self._save(Path(path)), lambda: None)
+        whole = gathered(self.model) if is_sharded(self.model) else self.model
+        return self.ranks.lead("save a checkpoint", lambda: self._save(whole, Path(path)), lambda: None)
 
-    def _save(self, target: Path) -> str:
-        digest = save_checkpoint(self.model, target)
+    def _save(self, whole: nn.Module, target: Path) -> str:
+        digest = save_checkpoint(whole, target)
         body = {"step": self.next_step, "file": target.name, "digest": digest, "tensors": None}
         self.recorder.event("checkpoint", body)
         self.ledger.flush()
@@ -464,6 +482,7 @@ class Governor:
         self._closed = True
         self.engine.close()
         self.foreign.remove()
+        self.reduction.close()
         self.ledger.close(
             {
                 "steps": self.next_step,
@@ -489,6 +508,7 @@ class Governor:
         self._closed = True
         self.engine.close()
         self.foreign.remove()
+        self.reduction.close()
         self.ledger.close()
 
 

@@ -22,12 +22,12 @@ from collections.abc import Iterator
 from typing import Self
 
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from gradwarden.policy.model_map import Layer, Parameter
 from gradwarden.policy.model_map import ModelMap as ModelMapData
 from gradwarden.policy.program import SCALE
 from gradwarden.runtime.errors import MaskError
+from gradwarden.runtime.wrapping import plain_class, unwrapped
 
 _PAIRS = (("encoder", "decoder"), ("down", "up"))
 """Words in the paths of stacks that are run one after the other."""
@@ -45,17 +45,18 @@ class ModelMap(ModelMapData):
         A model in DistributedDataParallel has the map of the bare model. Raises MaskError for a model without
         parameters or with parameters that have no shape yet.
         """
-        if isinstance(module, DistributedDataParallel):
-            module = module.module
+        module = unwrapped(module)
         blocks = _sequential(module) or _stages(module) or _stack(module) or _in_order(module)
         places = list(_places(module, blocks))
         layers: dict[tuple[str, int | None, int], list[Parameter]] = {}
         for place, parameter in _merge_tied(places):
             layers.setdefault(place, []).append(parameter)
         if not layers:
-            raise MaskError(f"`{type(module).__name__}` has no parameters")
+            raise MaskError(f"`{plain_class(module).__name__}` has no parameters")
         order = sorted(layers, key=lambda place: -place[2])
-        return cls(type(module).__name__, tuple(Layer(*place, tuple(layers[place])) for place in order))
+        return cls(
+            plain_class(module).__name__, tuple(Layer(*place, tuple(layers[place])) for place in order)
+        )
 
 
 _Place = tuple[str, int | None, int]
@@ -123,7 +124,7 @@ def _largest(module: nn.Module, within: str = "") -> str | None:
         entries = list(candidate.children())
         if not isinstance(candidate, (nn.ModuleList, nn.Sequential)) or len(entries) < 2:
             continue
-        if len({type(entry) for entry in entries}) > 1 or not all(map(_has_parameters, entries)):
+        if len({plain_class(entry) for entry in entries}) > 1 or not all(map(_has_parameters, entries)):
             continue
         if isinstance(candidate, nn.Sequential) and not any(entries[0].children()):
             continue

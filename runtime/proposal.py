@@ -9,15 +9,16 @@ recorded and concluded for the batch of all (`data_parallel`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gradwarden.policy.context import Context, IntArray
+from gradwarden.policy.context import Context, FloatArray, IntArray
 from gradwarden.policy.decision import VERDICTS, Decision, step_verdict
 from gradwarden.policy.evaluation.admission import Admitted
 from gradwarden.policy.program import SCALE
@@ -26,11 +27,15 @@ from gradwarden.runtime.depth_batches import by_depth
 from gradwarden.runtime.errors import MaskError, PrivacyError
 from gradwarden.runtime.gates import Finding, check_losses, raised
 from gradwarden.runtime.maintenance import Measured
+from gradwarden.runtime.parallelism import refuse_sequence_split
 from gradwarden.runtime.restore import Snapshot
 from gradwarden.runtime.roster import Examples
 
 if TYPE_CHECKING:
     from gradwarden.runtime.governor import Governor
+
+Cut: TypeAlias = Callable[[FloatArray, int], list[IntArray]]
+"""Divides rows with weights [B, bands] into parts of at most so many."""
 
 
 class Proposal:
@@ -56,9 +61,9 @@ class Proposal:
 
     def __enter__(self) -> Self:
         governor = self._governor
-        shares = governor.ranks.collect(governor.point, self._share)
-        governor.maintainer.advance(governor.next_step)
         try:
+            shares = governor.ranks.collect(governor.point, self._share)
+            governor.maintainer.advance(governor.next_step)
             self.context: Context = governor.ranks.lead(
                 governor.point, lambda: self._intend(shares), lambda: self._join(shares)
             )
@@ -69,9 +74,9 @@ class Proposal:
             self._admit(self.context)
             governor.begin(self)
         try:
-            governor.model.zero_grad(set_to_none=True)
-            governor.reduction.begin()
-            governor.foreign.begin(governor.every_parameter())
+            for parameter in governor.every_parameter():
+                parameter.grad = None
+            governor.foreign.begin(governor.reduction.watched(governor.every_parameter()))
             self._arm()
         except BaseException as error:
             self.__exit__(type(error), error, None)
@@ -86,6 +91,7 @@ class Proposal:
             raise MaskError("a proposal is used once", help="call `governor.step` for every step")
         self._entered = True
         self.rows = governor.roster.rows(self._examples)
+        governor.reduction.begin()
         examples = governor.roster.describe(self.rows) if governor.ranks.size > 1 else ()
         return Share(len(self.rows), examples, self._signals)
 
@@ -121,6 +127,11 @@ class Proposal:
         self._losses: list[float] = []
         self._done = np.zeros(len(self.rows), dtype=bool)
         self._part: IntArray = np.arange(len(self.rows))
+        self._number = 0
+        self._together = governor.reduction.passes.collective
+        self._classes: list[Tensor] = []
+        if self._together:
+            self._expect([self.admitted.micro])
         self._snapshot = Snapshot(governor.model)
 
     def _unit(self, place: int, attribute: str) -> str:
@@ -144,16 +155,13 @@ class Proposal:
     def micro_batches(self, size: int) -> Iterator[slice]:
         """Yield row slices of at most `size` for gradient accumulation; call `backward` once for each.
 
-        Raises PrivacyError where the policy has privacy rules: a unit is clipped over the whole step.
+        A sharded model is run by all processes together, so each has as many slices as the one that has most:
+        the last may be empty, and are run all the same. Raises PrivacyError where the policy has privacy
+        rules: a unit is clipped over the whole step.
         """
-        self._check_parts()
-        if size < 1:
-            raise MaskError(f"a micro-batch has at least one example, not {size}")
-        for start in range(0, len(self.rows), size):
-            part = slice(start, min(start + size, len(self.rows)))
-            self._part = np.arange(part.start, part.stop)
-            self._arm()
-            yield part
+        end = len(self.rows)
+        for part in self._parts(_by_row, size):
+            yield slice(int(part[0]), int(part[-1]) + 1) if len(part) else slice(end, end)
 
     def depth_batches(self, size: int) -> Iterator[IntArray]:
         """Yield the places of at most `size` examples that reach about equally deep; as `micro_batches`.
@@ -161,18 +169,40 @@ class Proposal:
         Each is int64, an index into the batch. Examples that may shape nothing are left out: they need no
         forward pass. The step's gradient is the same as in one pass.
         """
-        self._check_parts()
-        for part in by_depth(self.weights, size):
-            self._part = part
-            self._arm()
-            yield part
+        return self._parts(by_depth, size)
 
-    def _check_parts(self) -> None:
+    def _parts(self, cut: Cut, size: int) -> Iterator[IntArray]:
+        """Cut this process's examples, and arm the engine for each part in turn."""
         if self._governor.budgets:
             raise PrivacyError(
                 "gradient accumulation is not available with privacy rules",
                 help="run the step's examples in one forward pass",
             )
+        own = self._common_parts(cut, size) if self._together else cut(self.weights, size)
+        for number, part in enumerate(own):
+            self._part, self._number = part, number
+            self._arm()
+            yield part
+
+    def _common_parts(self, cut: Cut, size: int) -> list[IntArray]:
+        """Return as many parts as any process has; note what the examples of each weigh on all of them."""
+        ranks = self._governor.ranks
+        found = ranks.collect(f"cut step {self.context.step}", lambda: cut(self.weights, size))
+        count = max(1, *map(len, found))
+        parts = [cuts + [np.zeros(0, dtype=np.int64)] * (count - len(cuts)) for cuts in found]
+        micro = [self.admitted.micro[start:stop] for start, stop in pairwise(self._starts)]
+        self._expect(
+            [
+                np.concatenate([rows[cuts[k]] for rows, cuts in zip(micro, parts, strict=True)])
+                for k in range(count)
+            ]
+        )
+        return parts[ranks.rank]
+
+    def _expect(self, micro: Sequence[IntArray]) -> None:
+        """Note what the examples weigh, [N, bands] for each part that all processes run together."""
+        self._classes = [torch.from_numpy(np.unique(rows, axis=0) / SCALE) for rows in micro]
+        self._governor.reduction.expect(sum(bool(classes.any()) for classes in self._classes))
 
     def backward(self, losses: Tensor) -> None:
         """Add the masked gradient of one loss per example. losses: [B], attached to the graph.
@@ -189,16 +219,21 @@ class Proposal:
         if self._done[self._part].any():
             raise MaskError("`backward` was called twice for the same examples")
         self._done[self._part] = True
-        if self.refusal is not None or not self.weights[self._part].any():
+        if self._governor.ranks.size > 1:
+            refuse_sequence_split()
+        if not self._due():
             return
         public = self._public[self._part]
         if not self.weights[~self._done].any():
             self._governor.reduction.last()
         try:
-            self.refusal = check_losses(losses, public.nonzero().flatten().tolist())
+            if self.refusal is None:
+                self.refusal = check_losses(losses, public.nonzero().flatten().tolist())
             if self.refusal is None:
                 self._remember(losses.detach().double().cpu(), public)
                 self._differentiate(losses, public)
+            else:
+                self._governor.reduction.decline()
         except BaseException as error:
             self.refusal = Finding("gradient", "no_gradient", raised("`backward`", error))
             raise
@@ -219,9 +254,15 @@ class Proposal:
         if self._private.units:
             with governor.engine.unweighted():
                 governor.budgets.contribute(losses, self._private, self.weights, governor.parameters)
-        if bool(public.any()):
+        if self._together or bool(public.any()):
             rows = None if bool((public | ~self._reached()).all()) else public
             governor.engine.backward(losses, self.normaliser / governor.reduction.share, rows=rows)
+
+    def _due(self) -> bool:
+        """Return whether this process has a backward pass to make now, or to decline."""
+        if self._together:
+            return bool(self._classes[self._number].any())
+        return self.refusal is None and bool(self.weights[self._part].any())
 
     def _reached(self) -> Tensor:
         return torch.from_numpy(self.weights[self._part].any(axis=1))
@@ -234,8 +275,9 @@ class Proposal:
 
     def _arm(self) -> None:
         weights = torch.from_numpy(self.weights[self._part])
-        if bool(weights.any()):
-            self._governor.engine.arm(weights)
+        classes = self._classes[self._number] if self._together else None
+        if bool((weights if classes is None else classes).any()):
+            self._governor.engine.arm(weights, classes)
         else:
             self._governor.engine.disarm()
 
@@ -287,3 +329,10 @@ class Proposal:
     def mean_loss(self) -> float | None:
         """The mean loss of the public examples that shaped the step; None where there were none."""
         return sum(self._losses) / len(self._losses) if self._losses else None
+
+
+def _by_row(weights: FloatArray, size: int) -> list[IntArray]:
+    """Return rows as they come, at most `size` at once."""
+    if size < 1:
+        raise MaskError(f"a micro-batch has at least one example, not {size}")
+    return [np.arange(start, min(start + size, len(weights))) for start in range(0, len(weights), size)]

@@ -14,7 +14,6 @@ it. A process without examples, or none that may shape anything, gives zeros for
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,18 +22,19 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn.parallel import DistributedDataParallel
 
-from gradwarden.runtime.data_parallel import GroupRanks, Ranks
+from gradwarden.runtime.data_parallel import GroupRanks
 from gradwarden.runtime.errors import MaskError
 from gradwarden.runtime.gates import ForeignWatch
 from gradwarden.runtime.masks.graph import uses
-from gradwarden.runtime.masks.passes import Passes, accumulate
+from gradwarden.runtime.masks.passes import Passes, accumulate, scaled
+from gradwarden.runtime.reduction import Reduction
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-class ReplicaReduction:
-    """Reduces gradients through the reducer of DistributedDataParallel. See `Reduction`."""
+class ReplicaReduction(Reduction):
+    """Reduces gradients through the reducer of DistributedDataParallel."""
 
     def __init__(
         self, wrapper: DistributedDataParallel, group: ProcessGroup | None, watch: ForeignWatch
@@ -46,11 +46,9 @@ class ReplicaReduction:
         self._managed = _trainable(wrapper.module)
         self._met = True
         self._graded: frozenset[int] = frozenset()
-        self.module: nn.Module = wrapper.module
-        self.ranks: Ranks = GroupRanks(wrapper.process_group)
-        self.share = self.ranks.size
         self._passes = ReplicaPasses(self)
-        self.passes: Passes = self._passes
+        ranks = GroupRanks(group or wrapper.process_group)
+        super().__init__(wrapper.module, ranks, self._passes, share=ranks.size)
 
     def begin(self) -> None:
         """Keep the reducer out of the step's forward passes. Raises MaskError for newly thawed parameters."""
@@ -79,7 +77,7 @@ class ReplicaReduction:
         if not self._meet(True):
             return
         nothing = _Zeros.apply(*rest) if rest else None  # type: ignore[no-untyped-call]
-        with self._watch.paused(), _scaled({p: scales[p] for p in joint}):
+        with self._watch.paused(), scaled({p: scales[p] for p in joint}):
             # Both are given for wrappers with `find_unused_parameters`; the others do not look at them.
             self._wrapper.reducer.prepare_for_backward([t for t in (losses, nothing) if t is not None])
             self._wrapper.require_forward_param_sync = True
@@ -161,21 +159,6 @@ def _changed() -> MaskError:
     )
 
 
-@contextmanager
-def _scaled(scales: Mapping[nn.Parameter, float]) -> Iterator[None]:
-    """Inside, gradients are multiplied by these numbers before they are accumulated."""
-    handles = [
-        parameter.register_hook(lambda gradient, scale=scale: gradient * scale)  # type: ignore[no-untyped-call]
-        for parameter, scale in scales.items()
-        if scale != 1.0
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _check_wrapper(wrapper: DistributedDataParallel, group: ProcessGroup | None) -> None:
     """Raise MaskError for a wrapper whose reducer cannot be told what the masks leave out."""
     if wrapper.static_graph:
@@ -204,5 +187,5 @@ def _check_wrapper(wrapper: DistributedDataParallel, group: ProcessGroup | None)
         if ranks != given:
             raise MaskError(
                 "the governor was given another process group than DistributedDataParallel",
-                help="leave `group=` out: the wrapper's own is taken",
+                help="leave `group=` out, or pass one of the same processes, for the governor's messages",
             )

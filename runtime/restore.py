@@ -21,7 +21,7 @@ class Snapshot:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
+        self._parameters = list(model.parameters())
         self._torch = torch.get_rng_state()
         devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
         self._cuda: dict[torch.device, Tensor] = {d: torch.cuda.get_rng_state(d) for d in devices}
@@ -46,5 +46,5 @@ class Snapshot:
                 module._buffers[name] = buffer
                 if buffer is not None and value is not None:
                     buffer.copy_(value)
-        for parameter in self._model.parameters():
+        for parameter in self._parameters:
             parameter.grad = None

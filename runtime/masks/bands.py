@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -12,31 +12,49 @@ from gradwarden.policy.program import Band
 from gradwarden.runtime.errors import MaskError
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class BandIndex:
     """Which band each parameter belongs to.
 
     names: band names, in the policy's order. members: the parameters of each band. home: band index by
-    `id(parameter)`. labels: a parameter's name by `id(parameter)`.
+    `id(parameter)`. labels: a parameter's name by `id(parameter)`. stand_ins: by the id of a member, the
+    parameter that forward passes use in its place (a sharded one's whole).
     """
 
     names: tuple[str, ...]
     members: tuple[tuple[nn.Parameter, ...], ...]
     home: dict[int, int]
     labels: dict[int, str]
+    stand_ins: dict[int, nn.Parameter] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
         return len(self.names)
 
     def trainable(self, band: int) -> list[nn.Parameter]:
-        """Return the parameters of a band that are not frozen."""
-        return [parameter for parameter in self.members[band] if parameter.requires_grad]
+        """Return the parameters of a band that are not frozen, as forward passes use them."""
+        return [self.used(parameter) for parameter in self.members[band] if parameter.requires_grad]
+
+    def used(self, parameter: nn.Parameter) -> nn.Parameter:
+        """Return what forward passes use for a member: itself, or what stands in for it."""
+        return self.stand_ins.get(id(parameter), parameter)
+
+    def stand_in(self, parameter: nn.Parameter, used: nn.Parameter) -> None:
+        """Let forward passes use another parameter in the place of a member."""
+        before = self.stand_ins.get(id(parameter))
+        if before is not None:
+            del self.home[id(before)], self.labels[id(before)]
+        self.stand_ins[id(parameter)] = used
+        self.home[id(used)], self.labels[id(used)] = self.home[id(parameter)], self.labels[id(parameter)]
+
+    def with_stand_ins(self, keys: frozenset[int]) -> frozenset[int]:
+        """Return the ids of members together with those of what stands in for them."""
+        return keys | {id(self.stand_ins[key]) for key in keys & self.stand_ins.keys()}
 
     def restricted(self, parameters: frozenset[int]) -> BandIndex:
         """Return the index with only the parameters of these ids as members."""
-        members = tuple(tuple(p for p in band if id(p) in parameters) for band in self.members)
-        return BandIndex(self.names, members, self.home, self.labels)
+        members = tuple(tuple(p for p in band if id(self.used(p)) in parameters) for band in self.members)
+        return BandIndex(self.names, members, self.home, self.labels, self.stand_ins)
 
 
 def index_bands(model: nn.Module, bands: Sequence[Band]) -> BandIndex:

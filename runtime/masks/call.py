@@ -48,7 +48,7 @@ class Call:
         return self._rows(self.bias, self.ids[1])
 
     def _rows(self, rows: Rows, parameter: int) -> Rows | None:
-        if rows.empty or not self.plan.wants(parameter):
+        if rows.idle or not self.plan.wants(parameter):
             return None
         return self.plan.every if self.plan.mode.raw else rows
 

@@ -47,8 +47,12 @@ class Engine(Protocol):
     def explain(self) -> tuple[Choice, ...]:
         """Return how each part of the model was run in the last armed forward pass, and why."""
 
-    def arm(self, weights: Tensor) -> None:
-        """Set the weights [B, bands] for the next forward pass, whose graph keeps them."""
+    def arm(self, weights: Tensor, classes: Tensor | None = None) -> None:
+        """Set the weights [B, bands] for the next forward pass, whose graph keeps them.
+
+        classes: float64 [C, bands], where passes are collective: the distinct weights, on all processes, of
+        the examples that are run together now.
+        """
 
     def backward(
         self, losses: Tensor, normaliser: float, *, rows: Tensor | None = None, retain_graph: bool = False

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from gradwarden.policy.program import Band
 from gradwarden.runtime.errors import MaskError
+from gradwarden.runtime.masks.agreement import Accord, agreed_keys, agreed_uses
 from gradwarden.runtime.masks.bands import index_bands
 from gradwarden.runtime.masks.batch import (
     checked_losses,
@@ -108,8 +109,10 @@ class FusedEngine:
         self._in_part = False
         for block in self.blocks:
             attach(block, self._answer_block)
-        self.cover(ruled_pieces(model, self.bands, rules or {}))
-        self._watch = Watch(model, self._before_forward)
+        # What a module would be run apart for must be the same on all processes; there, layers are enough.
+        self.cover(() if self._passes.collective else ruled_pieces(model, self.bands, rules or {}))
+        self._passes.follow(self.bands)
+        self._watch = Watch(model, self._before_forward, first=self._passes.collective)
 
     @property
     def name(self) -> str:
@@ -169,13 +172,18 @@ class FusedEngine:
         """Return the layers and the pieces whose forward the engine answers."""
         return [*self.sites, *self.pieces]
 
-    def arm(self, weights: Tensor) -> None:
+    @property
+    def collective(self) -> bool:
+        """Whether all processes run this model together and alike."""
+        return self._passes.collective
+
+    def arm(self, weights: Tensor, classes: Tensor | None = None) -> None:
         """Set the weights [B, bands] of the batch that the next forward pass will be given."""
         if self._reference is not None:
-            self._reference.arm(weights)
+            self._reference.arm(weights, classes)
             return
         refuse_mixing(self._suspects)
-        self._pending = self.plan(checked_weights(weights, self.bands.count))
+        self._pending = self.plan(checked_weights(weights, self.bands.count), classes)
 
     def backward(
         self, losses: Tensor, normaliser: float, *, rows: Tensor | None = None, retain_graph: bool = False
@@ -233,9 +241,10 @@ class FusedEngine:
         if self._reference is not None:
             self._reference.close()
 
-    def plan(self, weights: Tensor) -> Plan:
-        """Return the plan of a batch with weights float64 [B, bands]."""
-        return Plan.of(weights, [float(sum(p.numel() for p in members)) for members in self.bands.members])
+    def plan(self, weights: Tensor, classes: Tensor | None = None) -> Plan:
+        """Return the plan of a batch with weights float64 [B, bands]. classes: see `Plan`."""
+        costs = [float(sum(p.numel() for p in members)) for members in self.bands.members]
+        return Plan.of(weights, costs, classes)
 
     def gradients(
         self,
@@ -248,21 +257,22 @@ class FusedEngine:
     ) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Yield gradients to be added up, for the chosen rows (bool [B]) of a batch run under a plan."""
         weights = plan.weights * rows[:, None]
-        reached = [band for band in range(self.bands.count) if bool(weights[:, band].any())]
-        wanted = {id(p): p for band in reached for p in self.bands.trainable(band)}
+        wanted = {id(p): p for band in plan.due(rows) for p in self.bands.trainable(band)}
         if not wanted:
             return
         if self.detached and not losses.requires_grad and any(band.empty for band in plan.bands):
             return  # every way from the losses to an open band leads through a closed one
         require_graph(losses)
         passes = passes or Passes()
-        apart, ratios = self._apart(plan, losses, wanted, normaliser)
+        if not passes.ready():
+            return
+        apart, ratios = self._apart(plan, losses, wanted, normaliser, passes)
         together = [parameter for key, parameter in wanted.items() if key not in apart]
         if apart:
             keep = retain_graph or bool(together)
             with self._replay(plan, raw=True, only=apart):
                 bands = self.bands.restricted(apart)
-                yield from by_class(losses, weights, bands, normaliser, keep, passes)
+                yield from by_class(losses, weights, bands, normaliser, keep, passes, plan.classes)
         if together:
             factors = (plan.factors * rows / normaliser).to(device=losses.device, dtype=losses.dtype)
             with self._replay(plan, skip=apart):
@@ -298,7 +308,12 @@ class FusedEngine:
             self._plan, self._pending = before
 
     def _apart(
-        self, plan: Plan, losses: Tensor, wanted: dict[int, nn.Parameter], normaliser: float
+        self,
+        plan: Plan,
+        losses: Tensor,
+        wanted: dict[int, nn.Parameter],
+        normaliser: float,
+        passes: Passes,
     ) -> tuple[frozenset[int], dict[int, float]]:
         """Return the parameters to differentiate apart, and the common weight of those that need not be.
 
@@ -311,11 +326,15 @@ class FusedEngine:
             return frozenset(), {}
         found = uses(losses, wanted.keys())
         self._refuse_leaks(found)
+        checks = plan.by_rows and not self._probing and not plan.mode.misplaced
+        due = checks and self._schedule.due(plan.batch, found.moved, found.sign)
+        accord = agreed_uses(passes, found, list(wanted), due, self.bands)
+        found = accord.found
         self._loose |= found.ordinary
         if self.detached:
             refuse_loose(self.bands, found.ordinary)
-        if plan.by_rows and not self._probing:
-            self._confirm_rows(plan, losses, found, normaliser)
+        if accord.due:
+            self._confirm_rows(plan, losses, accord, normaliser, passes)
         if plan.mode.misplaced:
             return frozenset(wanted), {}
         ratios: dict[int, float] = {}
@@ -340,14 +359,22 @@ class FusedEngine:
             help="repeat the step: from now on no module is differentiated by itself",
         )
 
-    def _confirm_rows(self, plan: Plan, losses: Tensor, found: Uses, normaliser: float) -> None:
-        """Check, where it is due, that rows are those of their examples; layers that err are given up."""
-        if plan.mode.misplaced or not self._schedule.due(plan.batch, found.moved, found.sign):
+    def _confirm_rows(
+        self, plan: Plan, losses: Tensor, accord: Accord, normaliser: float, passes: Passes
+    ) -> None:
+        """Check that rows are those of their examples; layers that err are given up."""
+        found = accord.found
+        if not accord.alike:
+            plan.mode.misplaced = True  # for this batch: processes that differ in their layers cannot check
             return
-        with self._replay(plan, raw=True, only=frozenset(), open=True):
-            wrong = misplaced(plan, losses, [*found.calls, *found.joins], normaliser)
+        if self.detached:
+            refuse_loose(self.bands, found.ordinary)
+        if accord.due:
+            self._confirm_rows(plan, losses, accord, normaliser, passes)
         keys = {key for node in wrong if hasattr(node, "call") for key in node.call.ids}
-        sites: list[Site | Piece] = [site for site in self.sites if id(site.parameters[0]) in keys]
+        first = [id(self.bands.used(site.parameters[0])) for site in self.sites]
+        keys = agreed_keys(passes, keys, first)
+        sites: list[Site | Piece] = [s for s, key in zip(self.sites, first, strict=True) if key in keys]
         sites += dict.fromkeys(node.run.piece for node in wrong if hasattr(node, "run"))
         blocks = [node.join.block for node in wrong if hasattr(node, "join")]
         if not sites and not blocks:
@@ -367,7 +394,8 @@ class FusedEngine:
         plan.mode.misplaced = True
         self._given_up |= {id(site) for site in sites}
         for site in sites:
-            self._loose |= {id(p) for p in site.parameters if p is not None and id(p) in self.bands.home}
+            own = (id(p) for p in site.parameters if p is not None and id(p) in self.bands.home)
+            self._loose |= self.bands.with_stand_ins(frozenset(own))
         self.notes.append(f"{reason}; their parameters take the reference path from here on")
         warnings.warn(f"gradwarden: {reason}; they take the slower reference path", stacklevel=2)
 
@@ -387,6 +415,7 @@ class FusedEngine:
 
     def _begin(self, plan: Plan, whole_inputs: bool = False) -> None:
         """Bind a plan to the forward pass that starts now."""
+        self._loose = self.bands.with_stand_ins(self._loose)
         plan.mode.whole_inputs, plan.mode.loose, plan.mode.given_up = (
             whole_inputs,
             self._loose,
@@ -481,6 +510,10 @@ class FusedEngine:
         It is chosen at the block's first call in a batch and stays: layers that are recomputed inside it look
         it up again.
         """
+        if self.collective:
+            # In one piece on every process, or on none; rows without a graph would end it on this one alone.
+            reached = plan.mode.whole_inputs or plan.any_reach(block.own | block.before)
+            return plan if reached else None
         fault, cost = block.look_at(args, kwargs, plan.batch)
         if self._plain:
             fault = "the model is given the batch in several views"
@@ -542,7 +575,7 @@ class FusedEngine:
         if home is not None and plan.bands[home].empty:
             x = x.detach()
         weight_rows, bias_rows = self._rows(plan, weight), self._rows(plan, bias)
-        if weight_rows.empty and bias_rows.empty and not x.requires_grad:
+        if weight_rows.idle and bias_rows.idle and not x.requires_grad:
             with torch.no_grad():
                 return site.stock(x)
         if self._plain or id(site) in plan.mode.given_up:
@@ -563,8 +596,8 @@ class FusedEngine:
             site.module,
             call,
             x,
-            weight.detach() if weight_rows.empty else weight,
-            bias.detach() if bias is not None and bias_rows.empty else bias,
+            weight.detach() if weight_rows.idle else weight,
+            bias.detach() if bias is not None and bias_rows.idle else bias,
         )
 
     def _home(self, site: Site) -> int | None:
@@ -589,18 +622,24 @@ class FusedEngine:
     def _examine(self, args: tuple[Any, ...], kwargs: dict[str, Any], armed: Plan) -> None:
         """Probe the model with a few of the batch's examples; fall back or raise where the probe fails."""
         self._pending, self._probing = None, True
+        failure: TrialError | None = None
         try:
-            trial = Trial(self._model, args, kwargs, armed.weights)
+            trial = self._passes.common(lambda: Trial(self._model, args, kwargs, armed.weights))
             # One example cannot be mixed with others. Until there are two, layers go the reference way.
-            self._probed = trial.distinct > 1 and probe(self, trial)
-            self._dim = trial.dim
-        except TrialError as failure:
-            if self._strict:
-                raise
-            self._fall_back(failure.message, armed.weights)
-            return
+            if trial is not None and trial.distinct > 1:
+                self._probed = probe(self, trial)
+                self._dim = trial.dim
+        except TrialError as error:
+            failure = error
         finally:
             self._pending, self._probing = armed, False
+        failures = self._passes.largest(torch.tensor([failure is not None], dtype=torch.int32, device="cpu"))
+        if bool(failures.any()):
+            failure = failure or TrialError("the probe failed on another process")
+            if self._strict:
+                raise failure
+            self._fall_back(failure.message, armed)
+            return
         if self._probed:
             self.notes += notes_on(self.pieces)
         names = sorted(name for name, path in self.paths.items() if path == "reference")
@@ -611,9 +650,9 @@ class FusedEngine:
                 f"where their weights differ between examples: {shown}"
             )
 
-    def _fall_back(self, reason: str, weights: Tensor) -> None:
+    def _fall_back(self, reason: str, armed: Plan) -> None:
         self.close()
         self.notes.append(f"the fused engine is not used: {reason}")
         warnings.warn(f"gradwarden: masks use the slower `split` engine: {reason}", stacklevel=2)
         self._reference = SplitEngine(self._model, self._declared, passes=self._passes)
-        self._reference.arm(weights)
+        self._reference.arm(armed.weights, armed.classes)

@@ -28,7 +28,9 @@ class Layout:
 
     def fits(self, shape: Sequence[int], batch: int) -> bool:
         """Return whether a shape leaves room for the batch; later dimensions are not looked at."""
-        return len(shape) > self.dim and shape[self.dim] >= batch and shape[self.dim] % batch == 0
+        if len(shape) <= self.dim or batch == 0:
+            return len(shape) > self.dim and shape[self.dim] == 0
+        return shape[self.dim] >= batch and shape[self.dim] % batch == 0
 
     def example(self, tensor: Tensor, batch: int, number: int) -> Tensor:
         """Return a view of the part of a tensor that belongs to one example."""

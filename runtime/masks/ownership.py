@@ -17,7 +17,7 @@ from torch.autograd.graph import GradientEdge
 
 from gradwarden.runtime.masks.graph import coarsest
 from gradwarden.runtime.masks.layout import Layout
-from gradwarden.runtime.masks.passes import gradients_of
+from gradwarden.runtime.masks.passes import Passes, gradients_of
 from gradwarden.runtime.masks.plan import Plan
 
 _SEED = 31
@@ -47,11 +47,14 @@ Placed = tuple[Any, int, Plan, Layout]
 """A node, the number of one of its outputs, and the plan and the layout of the rows in that."""
 
 
-def misplaced(plan: Plan, losses: Tensor, nodes: Sequence[Any], normaliser: float) -> list[Any]:
+def misplaced(
+    plan: Plan, losses: Tensor, nodes: Sequence[Any], normaliser: float, passes: Passes
+) -> list[Any]:
     """Return the nodes whose output has rows that are not those of the examples they are credited to.
 
     nodes: of weighing layers, of pieces, and of blocks that ran in parts. Two backward passes, in a plan that
-    is `raw` and wants no parameter. Rows whose gradient is not finite are not compared.
+    is `raw` and wants no parameter; more where some row looks wrong, on any process of a collective run. Rows
+    whose gradient is not finite are not compared.
     """
     placed: list[Placed] = [(node, *place) for node in nodes for place in _places(node)]
     placed = [entry for entry in placed if entry[2].whole is plan]
@@ -63,14 +66,15 @@ def misplaced(plan: Plan, losses: Tensor, nodes: Sequence[Any], normaliser: floa
     numbers = 0.25 + 0.75 * torch.rand(plan.batch, generator=generator, dtype=torch.float64, device="cpu")
     plain = _digests(losses, live, placed)
     suspects = _unlike(losses, live, numbers, plain, placed)
-    if not suspects:
-        return []
+    rounds = (plan.batch - 1).bit_length() // 3 + 1 if suspects else 0
+    rounds = int(passes.largest(torch.tensor([rounds], dtype=torch.int32, device="cpu"))[0])
     # What is nothing but rounding (the gradient of a student that equals its teacher) is not scaled by just
     # any number. By powers of two it is, to the bit. Two examples share one power, but not in every round.
     confirmed: set[Any] = set()
-    for digit in range((plan.batch - 1).bit_length() // 3 + 1):
+    looked_at = placed if passes.collective else suspects
+    for digit in range(rounds):
         powers = 2.0 ** -((torch.arange(plan.batch, device="cpu") >> 3 * digit) % 8).to(torch.float64)
-        confirmed |= {node for node, *_ in _unlike(losses, live, powers, plain, suspects)}
+        confirmed |= {node for node, *_ in _unlike(losses, live, powers, plain, looked_at)}
     return [node for node in dict.fromkeys(node for node, *_ in suspects) if node in confirmed]
 
 

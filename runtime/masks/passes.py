@@ -1,13 +1,13 @@
 """How an engine's backward passes are run, and where their gradients go.
 
 An engine takes some gradients apart (one pass for the examples of one weight) and the rest in a joint pass,
-the last one over a graph. A model whose wrapper reduces gradients while the backward pass runs
-(`replicas`, `sharding`) has passes of its own kind.
+the last one over a graph. A model whose wrapper reduces gradients while the backward pass runs (`replicas`,
+`sharding`) has passes of its own kind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -15,14 +15,39 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from gradwarden.runtime.errors import MaskError
+from gradwarden.runtime.masks.bands import BandIndex
 from gradwarden.runtime.masks.batch import require_graph
+from gradwarden.runtime.masks.trial import Trial
 
 Scales = Mapping[nn.Parameter, float]
 """The parameters of a pass, and by what the gradient of each is multiplied."""
 
 
 class Passes:
-    """Backward passes of one process: gradients are returned, and kept by the caller."""
+    """Backward passes of one process: gradients are returned, and kept by the caller.
+
+    collective: whether all processes must make every pass, forward and backward, together and alike.
+    """
+
+    collective = False
+
+    def follow(self, bands: BandIndex) -> None:
+        """Tell an index of the parameters that stand in for others in forward passes, from now on."""
+
+    def ready(self) -> bool:
+        """Return whether all processes can make the backward passes that this one is about to make."""
+        return True
+
+    def largest(self, facts: Tensor) -> Tensor:
+        """Return the greatest of each number over all processes. facts: int32 [n] on the CPU, n as on all."""
+        return facts
+
+    def common(self, trial: Callable[[], Trial]) -> Trial | None:
+        """Return the trial that all processes are to make; None where no process has different examples.
+
+        Raises TrialError where none can make one.
+        """
+        return trial()
 
     def apart(
         self, losses: Tensor, factors: Tensor, scales: Scales, retain_graph: bool
@@ -60,6 +85,21 @@ def accumulate(
     require_graph(losses)
     with _explained():
         torch.autograd.backward(losses, factors, retain_graph=retain_graph, inputs=parameters)
+
+
+@contextmanager
+def scaled(scales: Scales) -> Iterator[None]:
+    """Inside, the parameters' gradients are multiplied by these numbers before they are accumulated."""
+    handles = [
+        parameter.register_hook(lambda gradient, scale=scale: gradient * scale)  # type: ignore[no-untyped-call]
+        for parameter, scale in scales.items()
+        if scale != 1.0
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

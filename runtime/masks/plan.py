@@ -41,6 +41,9 @@ class Plan:
     band, weights relative to the factors. every: all rows, with weight 1. whole: the plan of the whole batch.
     rows, rest: which examples of that batch these are, and which they are not. ways: the plan by which each
     block was run, None where it was run without a graph.
+
+    Where several processes must run alike, `classes` [C, bands] has the distinct weights of the examples that
+    all of them run now. Whatever decides which gradients are taken, and in which passes, goes by these.
     """
 
     def __init__(
@@ -50,6 +53,8 @@ class Plan:
         mode: Mode,
         whole: Plan | None = None,
         rows: Rows | None = None,
+        classes: Tensor | None = None,
+        class_factors: Tensor | None = None,
     ) -> None:
         self.weights = weights
         self.factors = factors
@@ -59,9 +64,18 @@ class Plan:
         self.rows = self.every if rows is None else rows
         self.rest = self.rows.others()
         scaled = relative(weights, factors)
-        self.bands = tuple(Rows(column) for column in scaled.unbind(dim=1))
-        self._live = factors.tolist()
-        self._even = [self._ratio(column) for column in scaled.unbind(dim=1)]
+        self.classes = classes
+        if classes is None or class_factors is None:
+            self._step = self.bands = tuple(Rows(column) for column in scaled.unbind(dim=1))
+            self._even = [_ratio(column, factors) for column in scaled.unbind(dim=1)]
+        else:
+            awaited = classes.gt(0).any(dim=0).tolist()
+            self.bands = tuple(
+                Rows(column, awaited=wait) for column, wait in zip(scaled.unbind(dim=1), awaited, strict=True)
+            )
+            columns = relative(classes, class_factors).unbind(dim=1)
+            self._step = tuple(Rows(column) for column in columns)
+            self._even = [_ratio(column, class_factors) for column in columns]
         self._reach: dict[int, Rows] = {}
         self._flow: dict[tuple[int, int], Rows] = {}
         self._rows: dict[tuple[bool, ...], Rows] = {}
@@ -70,9 +84,11 @@ class Plan:
         self.ways: dict[object, Plan | None] = {}
 
     @classmethod
-    def of(cls, weights: Tensor, costs: Sequence[float]) -> Plan:
+    def of(cls, weights: Tensor, costs: Sequence[float], classes: Tensor | None = None) -> Plan:
         """Return the plan of a whole batch. costs: the price of weighing each band."""
-        return cls(weights, row_factors(weights, costs), Mode())
+        factors = row_factors(weights, costs, classes)
+        class_factors = None if classes is None else row_factors(classes, costs)
+        return cls(weights, factors, Mode(), classes=classes, class_factors=class_factors)
 
     def part(self, rows: Rows) -> Plan:
         """Return the plan of some of the examples, run by themselves; the same one for the same rows."""
@@ -89,12 +105,25 @@ class Plan:
     @property
     def trivial(self) -> bool:
         """Whether plain back-propagation of the scaled losses is all there is to do for the whole batch."""
-        return all(rows.plain for rows in self.whole.bands)
+        return all(rows.plain for rows in self.whole._step)
 
     @property
     def by_rows(self) -> bool:
         """Whether it matters which rows are whose."""
-        return not all(rows.empty or (rows.whole and rows.weights is None) for rows in self.bands)
+        return not all(rows.empty or (rows.whole and rows.weights is None) for rows in self._step)
+
+    def due(self, rows: Tensor) -> list[int]:
+        """Return the bands that gradients are due for, of the chosen rows (bool [B]) or for others."""
+        weighed = self.weights[rows].gt(0).any(dim=0).tolist()
+        return [
+            number
+            for number, band in enumerate(self.bands)
+            if weighed[number] or (self.classes is not None and not band.idle)
+        ]
+
+    def any_reach(self, mask: int) -> bool:
+        """Return whether any example, on any process, has weight in the bands whose bits are set in `mask`."""
+        return any(mask >> number & 1 and not band.idle for number, band in enumerate(self.bands))
 
     def ratio(self, band: int) -> float | None:
         """Return the weight of a band for every example with any weight, if they agree."""
@@ -126,6 +155,9 @@ class Plan:
         mode = self.mode
         return parameter not in mode.skip and (mode.only is None or parameter in mode.only)
 
-    def _ratio(self, column: Tensor) -> float | None:
-        values = {value for value, factor in zip(column.tolist(), self._live, strict=True) if factor}
-        return values.pop() if len(values) == 1 else None
+
+def _ratio(column: Tensor, factors: Tensor) -> float | None:
+    """Return the relative weight of a band for every example with any weight, if they agree."""
+    live = factors.tolist()
+    values = {value for value, factor in zip(column.tolist(), live, strict=True) if factor}
+    return values.pop() if len(values) == 1 else None

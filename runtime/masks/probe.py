@@ -69,7 +69,8 @@ def probe(engine: FusedEngine, trial: Trial) -> bool:
     with untouched(trial):
         if not _examine(engine, trial, located):
             return False
-        if any(p.requires_grad and id(p) in engine.loose for p in engine.model.parameters()):
+        loose = any(p.requires_grad and id(p) in engine.loose for p in engine.model.parameters())
+        if loose and not engine.collective:
             with watching_calls() as called:
                 trial.run(_EXAMPLES)
             if widen(engine, called, lambda: _attempt(engine, trial, located)):

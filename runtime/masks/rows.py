@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradwarden.policy.context import FloatArray
 from gradwarden.runtime.masks.layout import Layout
 
 
@@ -16,17 +17,18 @@ class Rows:
 
     Weights are `factor` for every chosen example where `weights` is None, else one for each of them. chosen:
     int64 [count]. span: the first and the count of the chosen examples where they are adjacent. empty, whole,
-    plain: whether none is chosen; whether every one is; whether every one is, with weight 1.
+    plain: whether none is chosen; whether every one is; whether every one is, with weight 1. idle: whether no
+    gradient is due, not even the zeros that other processes may await.
     Tensors of indices and weights are made once for each device, precision and layout.
     """
 
     __slots__ = (
         *("_indices", "_weights", "batch", "chosen", "count", "empty", "factor", "plain", "span", "weights"),
-        "whole",
+        *("idle", "whole"),
     )
 
-    def __init__(self, weights: Tensor) -> None:
-        """weights: float64 [B] on the CPU, finite, at least 0."""
+    def __init__(self, weights: Tensor, *, awaited: bool = False) -> None:
+        """weights: float64 [B] on the CPU, finite, at least 0. awaited: see `idle`."""
         values = weights.tolist()
         chosen = [row for row, value in enumerate(values) if value]
         count, batch = len(chosen), len(values)
@@ -39,6 +41,7 @@ class Rows:
         self.factor = first if equal else 1.0
         self.span = (chosen[0], count) if chosen and chosen[-1] - chosen[0] + 1 == count else None
         self.empty = count == 0
+        self.idle = self.empty and not awaited
         self.whole = count == batch
         self.plain = self.whole and equal and self.factor == 1.0
         self._indices: dict[tuple[object, ...], Tensor] = {}
@@ -100,23 +103,31 @@ class Rows:
         return self._indices[key]
 
 
-def row_factors(weights: Tensor, costs: Sequence[float]) -> Tensor:
+def row_factors(weights: Tensor, costs: Sequence[float], step: Tensor | None = None) -> Tensor:
     """Return a positive factor for each example, 0 for those without any weight: float64 [B].
 
     Back-propagation is linear, so an example's loss may be scaled by its factor and its weights divided by
     it. The factors are chosen so that the bands that then need weighing are the cheapest: `costs` has the
-    price of weighing each band (its number of parameters). weights: float64 [B, bands].
+    price of weighing each band (its number of parameters). weights: float64 [B, bands]. step: the weights
+    that the choice is made for, [N, bands], those of the batch among them; None: its own.
     """
-    array = weights.numpy()
-    active = array.max(axis=1, initial=0.0)
-    choices = [np.where(active > 0, 1.0, 0.0), active]
-    if not np.isin(array, (0.0, 1.0)).all():
-        choices += [np.where(column > 0, column, active) for column in array.T]
-    factors = np.stack(choices)
+    array = (weights if step is None else step).numpy()
+    fractional = not np.isin(array, (0.0, 1.0)).all()
+    factors = _choices(array, fractional)
     scaled = array / np.where(factors > 0, factors, 1.0)[:, :, None]
     least = np.where(scaled > 0, scaled, np.inf).min(axis=1, initial=np.inf)
     uneven = np.isfinite(least) & (least != scaled.max(axis=1, initial=0.0))
-    return torch.from_numpy(factors[int((uneven @ np.asarray(costs)).argmin())])
+    best = int((uneven @ np.asarray(costs)).argmin())
+    return torch.from_numpy(factors[best] if step is None else _choices(weights.numpy(), fractional)[best])
+
+
+def _choices(weights: FloatArray, fractional: bool) -> FloatArray:
+    """Return factors to choose from, [C, B]: 1, the greatest weight, or the weight of one band or another."""
+    active = weights.max(axis=1, initial=0.0)
+    choices = [np.where(active > 0, 1.0, 0.0), active]
+    if fractional:
+        choices += [np.where(column > 0, column, active) for column in weights.T]
+    return np.stack(choices)
 
 
 def relative(weights: Tensor, factors: Tensor) -> Tensor:

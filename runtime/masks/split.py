@@ -29,6 +29,9 @@ from gradwarden.runtime.masks.planner import Choice
 from gradwarden.runtime.masks.trial import Trial, TrialError, refuse_dependence
 from gradwarden.runtime.masks.watch import Watch
 
+_Armed = tuple[Tensor, Tensor | None]
+"""The weights of a batch, and the classes of all processes where they run alike."""
+
 
 class SplitEngine:
     """Exact masks by sub-batches of equal weights. See `Engine` for the protocol."""
@@ -49,11 +52,12 @@ class SplitEngine:
         self.notes: list[str] = []
         self._model = model
         self._bands = index_bands(model, bands)
-        self._pending: Tensor | None = None
-        self._captured: Tensor | None = None
-        self._watch = Watch(model, self._before_forward)
+        self._pending: _Armed | None = None
+        self._captured: _Armed | None = None
         self._examined = examined
         self._passes = passes or Passes()
+        self._passes.follow(self._bands)
+        self._watch = Watch(model, self._before_forward, first=self._passes.collective)
 
     @property
     def paths(self) -> dict[str, str]:
@@ -65,24 +69,27 @@ class SplitEngine:
         """Return nothing: every example's graph is kept whole, and differentiated once per weight vector."""
         return ()
 
-    def arm(self, weights: Tensor) -> None:
+    def arm(self, weights: Tensor, classes: Tensor | None = None) -> None:
         """Set the weights [B, bands] of the batch that the next forward pass will be given."""
         refuse_mixing(self._suspects)
-        self._pending = checked_weights(weights, self._bands.count)
+        self._pending = (checked_weights(weights, self._bands.count), classes)
 
     def backward(
         self, losses: Tensor, normaliser: float, *, rows: Tensor | None = None, retain_graph: bool = False
     ) -> None:
         """Add the weighted gradients of losses [B] to the parameters' `.grad`."""
-        weights = self._captured if self._captured is not None else self._pending
-        if weights is None:
+        armed = self._captured or self._pending
+        if armed is None:
             raise MaskError("`backward` was called before `arm`")
+        weights, classes = armed
         checked_losses(losses, len(weights))
         chosen = weights * chosen_rows(rows, len(weights))[:, None]
-        for parameter, gradient in by_class(
-            losses, chosen, self._bands, checked_normaliser(normaliser), retain_graph, self._passes
-        ):
-            add_gradient(parameter, gradient)
+        divisor, passes = checked_normaliser(normaliser), self._passes
+        if passes.ready():
+            for parameter, gradient in by_class(
+                losses, chosen, self._bands, divisor, retain_graph, passes, classes
+            ):
+                add_gradient(parameter, gradient)
         if not retain_graph:
             self._captured = None
 
@@ -104,13 +111,13 @@ class SplitEngine:
         if self._pending is None:
             return
         if not self._examined:
-            self._examine(args, kwargs, self._pending)
+            self._examine(args, kwargs, self._pending[0])
         self._captured, self._pending = self._pending, None
 
     def _examine(self, args: tuple[Any, ...], kwargs: dict[str, Any], weights: Tensor) -> None:
         try:
-            trial = Trial(self._model, args, kwargs, weights)
-            if trial.distinct < 2:
+            trial = self._passes.common(lambda: Trial(self._model, args, kwargs, weights))
+            if trial is None or trial.distinct < 2:
                 return  # nothing to tell apart; a later batch will show
             refuse_dependence(trial)
         except TrialError as failure:
@@ -125,9 +132,17 @@ def by_class(
     normaliser: float,
     retain_graph: bool,
     passes: Passes,
+    classes: Tensor | None = None,
 ) -> Iterator[tuple[nn.Parameter, Tensor]]:
-    """Yield, for each distinct nonzero row of weights [B, bands], its rows' gradients times its weights."""
-    classes, member = torch.unique(weights, dim=0, return_inverse=True)
+    """Yield, for each distinct nonzero row of weights [B, bands], its rows' gradients times its weights.
+
+    classes: [C, bands], the rows to go through, where other processes have more of them.
+    """
+    if classes is None:
+        classes, member = torch.unique(weights, dim=0, return_inverse=True)
+    else:
+        hits = (weights[:, None] == classes).all(dim=2)
+        member = torch.where(hits.any(dim=1), hits.to(torch.int8).argmax(dim=1), -1)
     wanted = [
         [p for band in range(bands.count) if row[band] > 0 for p in bands.trainable(band)] for row in classes
     ]

@@ -8,7 +8,7 @@ generators and Python attributes that a forward pass changes are beyond reach.)
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,13 +50,45 @@ class Trial:
         self.model = model
         self._leaves, self._spec = pytree.tree_flatten((args, kwargs))
         self._batch = len(weights)
+        self._held: Sequence[bool] | None = None
         self._dims = self._find_dims()
         self.dim = self._dims.pop(0)
         self._sought = sorted(range(self._batch), key=lambda row: not bool(weights[row].any()))[:_SEARCHED]
         self._order = self._different(self._sought)
+        self._keep_buffers()
+
+    def sample(self) -> dict[str, Any]:
+        """Return the trial without its model and without the examples it does without, for other processes.
+
+        Where it could turn to another dimension, it goes with all examples. Tensors are on the CPU.
+        """
+        state = {"batch": self._batch, "dim": self.dim, "dims": self._dims, "sought": self._sought}
+        leaves, held, order = list(self._leaves), None, self._order
+        if not self._dims:
+            held = [self._holds(place) for place in range(len(leaves))]
+            rows = torch.tensor(order, dtype=torch.long, device="cpu")
+            leaves = [self._select(place, rows) for place in range(len(leaves))]
+            order = list(range(len(order)))
+            state |= {"batch": len(order), "sought": order}
+        leaves = [leaf.detach().cpu() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        return {**state, "inputs": pytree.tree_unflatten(leaves, self._spec), "held": held, "order": order}
+
+    @classmethod
+    def of_sample(cls, model: nn.Module, sample: Mapping[str, Any], device: torch.device) -> Trial:
+        """Return the trial of a sample, of another process's examples, with this one's model."""
+        trial = cls.__new__(cls)
+        trial.model = model
+        leaves, trial._spec = pytree.tree_flatten(sample["inputs"])
+        trial._leaves = [leaf.to(device) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        trial._batch, trial._held, trial._order = sample["batch"], sample["held"], sample["order"]
+        trial.dim, trial._dims, trial._sought = sample["dim"], sample["dims"], sample["sought"]
+        trial._keep_buffers()
+        return trial
+
+    def _keep_buffers(self) -> None:
         self._buffers = [
             (module, name, buffer, buffer.clone(), buffer._version)
-            for module in model.modules()
+            for module in self.model.modules()
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
@@ -85,7 +117,7 @@ class Trial:
     def run(self, examples: Sequence[int]) -> list[Tensor]:
         """Return the floating-point outputs for the given examples (numbers are taken modulo `distinct`)."""
         rows = torch.tensor([self._order[number % self.distinct] for number in examples], device="cpu")
-        leaves = [self._select(leaf, rows) for leaf in self._leaves]
+        leaves = [self._select(place, rows) for place in range(len(self._leaves))]
         args, kwargs = pytree.tree_unflatten(leaves, self._spec)
         self._seed()
         try:
@@ -118,7 +150,7 @@ class Trial:
 
     def _different(self, rows: Sequence[int]) -> list[int]:
         """Return the first four of these rows that the model is given different tensors for."""
-        held = [leaf.detach() for leaf in self._leaves if holds_batch(leaf, self.dim, self._batch)]
+        held = [leaf.detach() for place, leaf in enumerate(self._leaves) if self._holds(place)]
         kept: list[int] = []
         for row in rows:
             same = (
@@ -131,8 +163,15 @@ class Trial:
                 break
         return kept
 
-    def _select(self, leaf: Any, rows: Tensor) -> Any:
-        if not holds_batch(leaf, self.dim, self._batch):
+    def _holds(self, place: int) -> bool:
+        """Return whether one of the inputs, flattened, holds the batch."""
+        if self._held is not None:
+            return self._held[place]
+        return holds_batch(self._leaves[place], self.dim, self._batch)
+
+    def _select(self, place: int, rows: Tensor) -> Any:
+        leaf = self._leaves[place]
+        if not self._holds(place):
             return leaf
         return leaf.detach().index_select(self.dim, rows.to(leaf.device))
 

@@ -15,11 +15,13 @@ class Watch:
     """Calls `callback(args, kwargs)` before each forward pass of a model that records a graph.
 
     Forward passes that the callback itself causes are not reported. Copies and pickles of the model are not
-    watched.
+    watched. first: before all other hooks, such as those of a wrapper that cannot bear a forward pass within
+    another.
     """
 
-    def __init__(self, model: nn.Module, callback: Callback) -> None:
-        self._handle = model.register_forward_pre_hook(_Hook(callback), with_kwargs=True)
+    def __init__(self, model: nn.Module, callback: Callback, *, first: bool = False) -> None:
+        hook = _Hook(callback)
+        self._handle = model.register_forward_pre_hook(hook, prepend=first, with_kwargs=True)
 
     def remove(self) -> None:
         """Stop watching. Safe to repeat."""

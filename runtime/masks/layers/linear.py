@@ -33,7 +33,7 @@ class LinearRows(Function):
         if dtype is not None:
             x, weight = x.to(dtype), weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
-        keep = None if call.weight.empty else x
+        keep = None if call.weight.idle else x
         ctx.shape = x.shape
         ctx.save_for_backward(keep, weight if ctx.needs_input_grad[1] else None)
         with at_its_precision(x, dtype):

@@ -35,7 +35,7 @@ class TransposedLinearRows(Function):
         if dtype is not None:
             x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
         ctx.shape = x.shape
-        ctx.save_for_backward(None if call.weight.empty else x, weight if ctx.needs_input_grad[1] else None)
+        ctx.save_for_backward(None if call.weight.idle else x, weight if ctx.needs_input_grad[1] else None)
         with at_its_precision(x, dtype):
             return torch.addmm(bias, _matrix(x), weight).view(*x.shape[:-1], weight.shape[1])
 

@@ -17,6 +17,8 @@ from gradwarden.runtime.verification.verify import verify_ledger
 
 WORKER = Path(__file__).with_name("rank_worker.py")
 PATIENCE = 40.0
+START = 200.0
+"""Seconds for an answer, and for two processes to import torch on a machine that has other work."""
 
 spec = importlib.util.spec_from_file_location("rank_worker_alone", WORKER)
 assert spec is not None
@@ -43,13 +45,13 @@ class Pair:
             theirs.close()
             self.pipes.append(ours)
             self.processes.append(process)
-        assert self.answers() == ["ready", "ready"]
+        assert self.answers(START) == ["ready", "ready"]
 
-    def answers(self) -> list[Any]:
+    def answers(self, patience: float = PATIENCE) -> list[Any]:
         """The answer of each rank; None where it died."""
         found = []
         for pipe in self.pipes:
-            if not pipe.poll(PATIENCE):
+            if not pipe.poll(patience):
                 self.stop()
                 pytest.fail("a rank hangs")
             try:
@@ -86,9 +88,12 @@ class Site:
     def train(self, policy: str, steps: list[dict[str, Any]], **more: Any) -> list[Any]:
         return self.pair.train(self._task("pair", policy, steps, more))
 
-    def alone(self, policy: str, steps: list[dict[str, Any]], **more: Any) -> Any:
-        whole = [{"parts": [[e for part in step["parts"] for e in part]]} for step in steps]
-        return worker.train(self._task("alone", policy, whole, more))
+    def alone(self, policy: str, steps: list[dict[str, Any]], name: str = "alone", **more: Any) -> Any:
+        whole = [
+            {"parts": [[e for part in step["parts"] for e in part]], "grads": step.get("grads")}
+            for step in steps
+        ]
+        return worker.train(self._task(name, policy, whole, more))
 
     def _task(self, name: str, policy: str, steps: list[dict[str, Any]], more: Any) -> dict[str, Any]:
         folder = self.folder / name

@@ -6,17 +6,26 @@ A training is plain data, so that a test can give it to two processes in parts, 
 from __future__ import annotations
 
 import os
+import signal
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import date, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_model
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.experimental import context_parallel
+from torch.distributed.tensor.parallel import ColwiseParallel, SequenceParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from gradwarden.policy import compile_policy, parse_policy
@@ -42,40 +51,56 @@ def model_of(seed: int) -> nn.Module:
 
 
 class Block(nn.Module):
-    """A residual block; its gain is used outside any layer."""
+    """A residual block; its gain, where it is a parameter, is used outside any layer."""
 
-    def __init__(self) -> None:
+    def __init__(self, layers_only: bool) -> None:
         super().__init__()
         self.norm, self.widen, self.narrow = nn.LayerNorm(6), nn.Linear(6, 8), nn.Linear(8, 6, bias=False)
-        self.gain = nn.Parameter(torch.linspace(0.5, 1.5, 6))
+        self.gain: Any = 1.0 if layers_only else nn.Parameter(torch.linspace(0.5, 1.5, 6))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.gain * self.narrow(torch.tanh(self.widen(self.norm(x))))
 
 
 class Blocks(nn.Module):
-    """Five blocks: the upper two and the head are `shallow` under the laboratory's policy."""
+    """Five blocks: the upper two and the heads are `shallow` under the laboratory's policy.
 
-    def __init__(self) -> None:
+    sorts: whether examples whose first number is above 0.5 are run after the others. recomputes: whether
+    activations are recomputed in the backward pass.
+    """
+
+    def __init__(self, sorts: bool = False, recomputes: bool = False, layers_only: bool = False) -> None:
         super().__init__()
         self.inlet = nn.Linear(4, 6)
-        self.blocks = nn.ModuleList(Block() for _ in range(5))
+        self.blocks = nn.ModuleList(Block(layers_only) for _ in range(5))
         self.unused = nn.Parameter(torch.ones(3))
-        self.head = nn.Linear(6, 3)
+        self.head, self.twin = nn.Linear(6, 3), nn.Linear(6, 3)
+        self.twin.weight = self.head.weight
+        self.sorts, self.recomputes = sorts, recomputes
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.inlet(x)
+        order = (x[:, 0] > 0.5).int().argsort(stable=True) if self.sorts else torch.arange(len(x))
+        x = self.inlet(x)[order] if self.sorts else self.inlet(x)
         for block in self.blocks:
-            x = block(x)
-        return self.head(x)
+            x = checkpoint(block, x, use_reentrant=False) if self.recomputes else block(x)
+        x = self.head(x) + torch.tanh(self.twin(x))
+        return x[order.argsort()] if self.sorts else x
 
 
-def blocks_of(seed: int) -> nn.Module:
+def blocks_of(seed: int, **options: bool) -> nn.Module:
     torch.manual_seed(seed)
-    return Blocks().double()
+    return Blocks(**options).double()
 
 
-MODELS = {"plain": model_of, "blocks": blocks_of}
+MODELS = {
+    "plain": model_of,
+    "blocks": blocks_of,
+    "layers": partial(blocks_of, layers_only=True),
+    "sorting": partial(blocks_of, sorts=True),
+    "recomputing": partial(blocks_of, recomputes=True),
+    "float32": lambda seed: blocks_of(seed).float(),
+    "bfloat16": lambda seed: blocks_of(seed).bfloat16(),
+}
 
 
 def inputs_of(examples: Sequence[dict[str, Any]]) -> Tensor:
@@ -91,26 +116,35 @@ def inputs_of(examples: Sequence[dict[str, Any]]) -> Tensor:
 
 def losses_of(model: nn.Module, examples: Sequence[dict[str, Any]]) -> Tensor:
     inputs = inputs_of(examples)
-    return (model(inputs) - inputs[:, :3]).square().sum(1)
+    kind = next(model.parameters()).dtype
+    return (model(inputs.to(kind)) - inputs[:, :3]).square().sum(1)
 
 
 def train(task: dict[str, Any], rank: int = 0, group: Any = None) -> dict[str, Any]:
     """Run a training and say how it went; an error is part of the answer.
 
-    task: `folder`, `policy`, and optionally `model`, `engine`, `optimizer`, `seeds` (by rank), `options` (of
-    the governor), `wrap` (`ddp`) with `settings` of the wrapper, `thaw` (a parameter after wrapping),
-    `steps`, `checkpoint`, `end` (`close` or `leave`). A step has `parts` (examples by rank), and
-    optionally `micro`, `signals` (by rank), `spoil` ([rank, how]) and `count` (floating-point operations).
+    task: `folder`, `policy`, and optionally `model`, `load` (weights), `engine`, `optimizer`, `seeds` (by
+    rank), `options` (of the governor), `wrap` (`ddp`, `fsdp`) with `settings` of the wrapper, or `split`,
+    `thaw` (a parameter after wrapping), `steps`, `checkpoint`, `end` (`close` or `leave`), `ends` (a rank
+    that then stops). A step has `parts` (examples by rank), and optionally `micro`, `signals` (by rank),
+    `sync`, `spoil` ([rank, how]), and what to tell: `count` (floating-point operations), `spy` (messages),
+    `grads`.
     """
     answer: dict[str, Any] = {"steps": [], "error": None}
     model = MODELS[task.get("model", "plain")](task.get("seeds", [0, 0])[rank])
     try:
-        first = next(model.parameters()).requires_grad_(not task.get("thaw"))
+        if "load" in task:
+            load_model(model, task["load"])
+        if task.get("thaw"):
+            next(model.parameters()).requires_grad_(False)
         held = wrapped(task, model, group)
-        first.requires_grad_(True)
+        if task.get("thaw"):
+            next(model.parameters()).requires_grad_(True)
         with governed(task, model, held, rank, group) as governor:
+            answer["first"] = governor.next_step
             for step in task["steps"]:
                 answer["steps"].append(one_step(governor, held, step, rank))
+            answer["notes"] = governor.engine.notes
             answer["exposures"] = {
                 name: int(governor.roster.exposures(torch.tensor([row]).numpy())[0])
                 for name, row in governor.roster.known().items()
@@ -124,22 +158,94 @@ def train(task: dict[str, Any], rank: int = 0, group: Any = None) -> dict[str, A
     except GradwardenError as error:
         answer["error"] = [type(error).__name__, str(error)]
     answer["names"] = [name for name, _ in model.named_parameters()]
-    answer["weights"] = [parameter.detach().tolist() for parameter in model.parameters()]
+    # Gathering takes all processes, and one that failed may be alone, but not with the ledger.
+    failed = answer["error"] is not None and answer["error"][0] != "LedgerError"
+    if not failed or task.get("wrap") != "fsdp":
+        answer["weights"] = [whole(parameter) for parameter in model.parameters()]
     return answer
 
 
 def wrapped(task: dict[str, Any], model: nn.Module, group: Any) -> nn.Module:
     """The model as a loop calls it; one process trains without a wrapper."""
+    if group is not None and task.get("split"):
+        return SPLITS[task["split"]](model, dist.get_rank())
     if group is None or not task.get("wrap"):
         return model
+    if task["wrap"] == "fsdp":
+        return sharded(model, **shard_settings(**task.get("settings", {})))
     return DistributedDataParallel(model, process_group=group, **task.get("settings", {}))
+
+
+def sharded(model: nn.Module, **settings: Any) -> nn.Module:
+    """Shard every block with parameters by itself, then the rest."""
+    for block in getattr(model, "blocks", model):
+        if any(True for _ in block.parameters()):
+            fully_shard(block, **settings)
+    return fully_shard(model, **settings)
+
+
+def tensors_split(model: nn.Module, rank: int) -> nn.Module:
+    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("tp",))
+    return parallelize_module(model, mesh, {"head": ColwiseParallel()})
+
+
+def tensors_split_and_sharded(model: nn.Module, rank: int) -> nn.Module:
+    mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("dp", "tp"))
+    return fully_shard(parallelize_module(model, mesh["tp"], {"head": ColwiseParallel()}), mesh=mesh["dp"])
+
+
+def norms_split(model: nn.Module, rank: int) -> nn.Module:
+    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("sequence",))
+    return parallelize_module(model, mesh, {"blocks.0.norm": SequenceParallel()})
+
+
+def only_blocks_sharded(model: nn.Module, rank: int) -> nn.Module:
+    for block in model.blocks:
+        fully_shard(block)
+    return model
+
+
+def divided(model: nn.Module, rank: int) -> nn.Module:
+    sharded(model).set_gradient_divide_factor(1.0)
+    return model
+
+
+def staged(model: nn.Module, rank: int) -> nn.Module:
+    return nn.Sequential(*list(model)[3 * rank : 3 * rank + 3])
+
+
+SPLITS = {
+    "tp": tensors_split,
+    "fsdp+tp": tensors_split_and_sharded,
+    "sp": norms_split,
+    "blocks": only_blocks_sharded,
+    "divided": divided,
+    "stages": staged,
+    "fsdp1": lambda model, rank: FullyShardedDataParallel(model, device_id=torch.device("cpu")),
+}
+"""Ways of spreading a model that a governor refuses."""
+
+
+def shard_settings(bf16: bool = False, mesh: list[int] | None = None, **settings: Any) -> dict[str, Any]:
+    """The settings of `fully_shard` that a task spells as plain data."""
+    if bf16:
+        settings["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+    if mesh is not None:
+        settings["mesh"] = init_device_mesh("cpu", tuple(mesh), mesh_dim_names=("copies", "pieces"))
+    return settings
+
+
+def whole(tensor: Tensor) -> Any:
+    """The values of a parameter, gathered where it is scattered."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().tolist()
 
 
 @contextmanager
 def governed(
     task: dict[str, Any], model: nn.Module, held: nn.Module, rank: int, group: Any
 ) -> Iterator[Governor]:
-    program = compile_policy(parse_policy(task["policy"]), ModelMap.from_module(held))
+    model_map = None if "split" in task else ModelMap.from_module(held)
+    program = compile_policy(parse_policy(task["policy"]), model_map)
     optimizer = OPTIMIZERS[task.get("optimizer", "sgd")](model.parameters())
     folder = Path(task["folder"])
     ledger = None
@@ -165,18 +271,24 @@ def governed(
 def one_step(governor: Governor, held: nn.Module, step: dict[str, Any], rank: int) -> dict[str, Any]:
     examples = step["parts"][rank]
     spoiler, how = step.get("spoil", [None, ""])
-    spoil = how if rank == spoiler else ""
+    spoil = how if spoiler in (rank, "all") else ""
+    spy = step.get("spy", False)
     signals = step["signals"][rank] if "signals" in step else None
     proposal = governor.step(examples, signals=signals)
     raised = None
-    count = FlopCounterMode(display=False)
+    count, messages = FlopCounterMode(display=False), messages_of(spy)
     try:
-        with proposal, count if step.get("count") else nullcontext():
+        with proposal, count if step.get("count") else nullcontext(), messages:
             size = step.get("micro", [len(examples) or 1] * 2)[rank]
             for rows in proposal.micro_batches(size):
-                losses = losses_of(held, examples[rows])
-                spoilt(spoil, governor)
-                proposal.backward(losses * float("nan") if spoil == "nan" else losses)
+                if "sync" in step:
+                    held.set_requires_gradient_sync(step["sync"] and rows.stop == len(examples))
+                with context(spoil):
+                    if spoil == "skip":
+                        break
+                    losses = losses_of(held, examples[rows])
+                    spoilt(spoil, governor, losses)
+                    proposal.backward(losses * float("nan") if spoil == "nan" else losses)
     except QuarrelError as error:
         raised = type(error).__name__
     return {
@@ -188,24 +300,47 @@ def one_step(governor: Governor, held: nn.Module, step: dict[str, Any], rank: in
         "refusal": proposal.refusal
         and [proposal.refusal.gate, proposal.refusal.reason, proposal.refusal.detail],
         "loss": proposal.mean_loss,
+        "messages": {str(kind): n for kind, n in messages.get_comm_counts().items()} if spy else None,
         "norms": proposal.norms,
+        "grads": [whole(p.grad) for p in governor.model.parameters() if p.grad is not None]
+        if step.get("grads")
+        else None,
         "local": proposal.weights.tolist(),
         "graded": [parameter.grad is not None for parameter in governor.model.parameters()],
-        "weights": [parameter.detach().tolist() for parameter in governor.model.parameters()],
+        "weights": [whole(parameter) for parameter in governor.model.parameters()],
         "ratios": governor.references.signal(proposal.batch).tolist(),
     }
 
 
-def spoilt(how: str, governor: Governor) -> None:
+def messages_of(spy: bool) -> Any:
+    """What counts the collective operations within, if asked to."""
+    if not spy:
+        return nullcontext()
+    from torch.distributed.tensor.debug import CommDebugMode  # takes a second to import
+
+    return CommDebugMode()
+
+
+def context(spoil: str) -> Any:
+    """What the loop runs a part of a step in."""
+    if spoil != "context":
+        return nullcontext()
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("cp",))
+    return context_parallel(mesh, buffers=[torch.zeros(8, 2)], buffer_seq_dims=[0])
+
+
+def spoilt(how: str, governor: Governor, losses: Tensor) -> None:
     """Do what a test wants to go wrong on one rank."""
     match how:
         case "raise":
             raise QuarrelError
         case "die":
-            os._exit(1)
+            os.kill(os.getpid(), signal.SIGKILL)
         case "foreign":
             first = next(governor.model.parameters())
             first.grad = torch.ones_like(first)
+        case "backward":
+            losses.sum().backward(retain_graph=True)
         case "disk":
             governor.ledger.flush()
             governor.ledger._writer._file.write = full
@@ -229,6 +364,8 @@ def serve(rank: int, size: int, store: str, pipe: Any) -> None:
         except EOFError:
             return
         pipe.send(train(task, rank, dist.group.WORLD))
+        if task.get("ends") == rank:
+            return
 
 
 if __name__ == "rank_worker":

@@ -28,7 +28,7 @@ STEPS = [
 ]
 
 
-WRAPS = [None, "ddp"]
+WRAPS = [None, "ddp", "fsdp"]
 
 
 def tensors(answer: Any) -> list[torch.Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-WRAPS = ["ddp"]
+WRAPS = ["ddp", "fsdp"]
 
 BANDS = ["inlet", "blocks.0", "blocks.1", "blocks.2"]
 """Modules of the band `deep`; the rest is `shallow`."""
@@ -87,6 +87,49 @@ def test_what_no_process_reaches_is_not_run_backward(lab, site, wrap, engine):
         full, half, upper = (step["work"] for step in answer["steps"][:3])
         assert upper < 0.75 * full
         assert upper < half
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_a_backward_pass_of_the_callers_own_is_refused(lab, site, wrap):
+    batches = [*steps("ab|ab"), *steps("ab|ab", spoil=["all", "backward"]), *steps("ab|ab")]
+    for answer in site.train(lab.policy, batches, model="blocks", wrap=wrap):
+        assert [step["committed"] for step in answer["steps"]] == [True, False, True]
+        assert answer["steps"][1]["refusal"][1] == "foreign_gradient"
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_a_step_may_come_in_parts_of_other_sizes_on_each_process(lab, site, wrap):
+    batches = steps("abd|ab", "a|dbCa", "|bab", "abda|")
+    task = {"model": "blocks", "optimizer": "adamw"}
+    first, second = site.train(lab.policy, [{**b, "micro": [1, 2]} for b in batches], wrap=wrap, **task)
+    assert_same(first, site.alone(lab.policy, batches, **task))
+    assert first["weights"] == second["weights"]
+
+
+def named(site: Any, high: bool, count: int, mark: str) -> list[dict[str, Any]]:
+    """Examples that the sorting model would move, or would not."""
+    made = ({"id": f"{mark}{i}", "kind": "abd"[i % 3], "ok": True} for i in range(100))
+    return [e for e in made if (float(site.worker.inputs_of([e])[0, 0]) > 0.5) == high][:count]
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_rows_that_move_on_one_process_only_are_found(lab, site, wrap):
+    low, more, high = named(site, False, 6, "l"), named(site, False, 3, "m"), named(site, True, 3, "h")
+    mixed = [example for pair in zip(high, more, strict=True) for example in pair]
+    batches = [{"parts": two} for two in ([low, low[::-1]], [low, mixed], [mixed, low])]
+    task = {"model": "sorting", "engine": "auto"}
+    first, second = site.train(lab.policy, batches, wrap=wrap, **task)
+    assert_same(first, site.alone(lab.policy, batches, **task))
+    assert first["weights"] == second["weights"]
+    notes = [" ".join(answer["notes"]) for answer in (first, second)]
+    assert "moves rows by content" in notes[1]
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_recomputed_activations_follow_their_own_part(lab, site, wrap):
+    task = {"model": "recomputing", "optimizer": "adamw"}
+    first, _ = site.train(lab.policy, [*MIXED, *UNEVEN], wrap=wrap, **task)
+    assert_same(first, site.alone(lab.policy, [*MIXED, *UNEVEN], **task))
 
 
 # --- DistributedDataParallel --------------------------------------------------------------------------------
