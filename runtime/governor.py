@@ -183,12 +183,13 @@ class Governor:
         bound = bind_model(program, self.model, self.optimizer)
         self.program, self.parameters = bound.program, bound.parameters
         self.budgets = BudgetBook(self.program, privacy, self.normaliser, noise_seed)
-        if self.budgets and (self.ranks.size > 1 or self.reduction.passes.collective):
+        if self.budgets and (self.ranks.size > 1 or not self.reduction.whole):
             raise PrivacyError(
                 "privacy rules need a single process: each rank would clip its own part of a unit, and add "
                 "its own noise",
                 help="train the bare model, without `group=`",
             )
+        self._check_spread(self.program)
         committer = committer_of(self.ledger, secret)
         self.roster = Roster(self.program, committer)
         self.roster.add(dataset or ())
@@ -202,6 +203,14 @@ class Governor:
         self.starvation = StarvationGuard(self.program.starvation)
         self.recorder = Recorder(self.ledger)
         self.maintainer = Maintainer(self.ranks, self.recorder, self.model, self.ledger.path)
+
+    def _check_spread(self, program: Program) -> None:
+        """Raise MaskError where a program asks for what a sharded model cannot be given."""
+        if program.maintained and not self.reduction.whole:
+            raise MaskError(
+                f"`{program.maintained[0].name}` maintains bands, whose parameters are whole on no process",
+                help="train bare replicas, or in DistributedDataParallel",
+            )
 
     def _make_engine(self, program: Program) -> Engine:
         choice, passes = self._engine_choice, self.reduction.passes
@@ -434,8 +443,10 @@ class Governor:
         the constructor; then the old program stays in force.
         """
         self.check_idle("the policy cannot change")
+        self.reduction.rest()
         bound = bind_model(program, self.model, self.optimizer)
         self.budgets.check_same_terms(bound.program)
+        self._check_spread(bound.program)
         self.maintainer.prepare(bound.program, bound.parameters, self.next_step)
         self.engine.close()
         try:
@@ -458,6 +469,7 @@ class Governor:
         Of several processes rank 0 saves. Raises MaskError where their weights are no longer equal.
         """
         self.check_idle("a checkpoint cannot be saved")
+        self.reduction.rest()
         check_equal(self.ranks, "save a checkpoint", self._replica)
         whole = gathered(self.model) if is_sharded(self.model) else self.model
         return self.ranks.lead("save a checkpoint", lambda: self._save(whole, Path(path)), lambda: None)

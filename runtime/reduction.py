@@ -21,7 +21,8 @@ class Reduction:
 
     module: the model without its wrapper. ranks: the processes. passes: for the mask engine. share: how many
     times a gradient must be counted on a process so that it counts once in the result: as often as there are
-    processes, where the wrapper takes their mean. replicated: whether processes hold the same weights.
+    processes, where the wrapper takes their mean. whole: whether each process holds whole parameters.
+    replicated: whether another holds the same ones.
     """
 
     def __init__(self, module: nn.Module, ranks: Ranks, passes: Passes | None = None, share: int = 1) -> None:
@@ -29,11 +30,14 @@ class Reduction:
         self.ranks = ranks
         self.passes = passes or Passes()
         self.share = share
-        self.replicated = True
+        self.whole = self.replicated = True
 
     def watched(self, parameters: Sequence[nn.Parameter]) -> Sequence[nn.Parameter]:
         """Return those whose gradients nobody but the masks may accumulate."""
         return parameters
+
+    def rest(self) -> None:
+        """Leave the model as it is between steps, whatever forward passes the caller has made."""
 
     def begin(self) -> None:
         """Prepare for a step. Raises MaskError where the model was changed so that it cannot be reduced."""

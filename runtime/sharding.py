@@ -53,7 +53,7 @@ class ShardReduction(Reduction):
         ranks = GroupRanks(_group_of(mesh, group))
         passes = ShardPasses(self, watch)
         super().__init__(module, ranks, passes, share=ranks.size)
-        self.replicated = mesh.ndim > 1
+        self.whole, self.replicated = False, mesh.ndim > 1
         self._copies = mesh.size(0) if mesh.ndim > 1 else 1
         self._due = self._made = 0
         self._off = self._ran = self._running = False

@@ -122,7 +122,7 @@ class Plan:
         ]
 
     def any_reach(self, mask: int) -> bool:
-        """Return whether any example, on any process, has weight in the bands whose bits are set in `mask`."""
+        """Return whether an example of any process has weight in a band whose bit is set in `mask`."""
         return any(mask >> number & 1 and not band.idle for number, band in enumerate(self.bands))
 
     def ratio(self, band: int) -> float | None:

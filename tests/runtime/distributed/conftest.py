@@ -76,6 +76,10 @@ class Pair:
             process.kill()
 
 
+KEPT = ("grads", "policy")
+"""What of a step also concerns the process that trains alone."""
+
+
 class Site:
     """Where a test trains: in two processes, or in this one with the batch of both."""
 
@@ -90,7 +94,8 @@ class Site:
 
     def alone(self, policy: str, steps: list[dict[str, Any]], name: str = "alone", **more: Any) -> Any:
         whole = [
-            {"parts": [[e for part in step["parts"] for e in part]], "grads": step.get("grads")}
+            {key: value for key, value in step.items() if key in KEPT}
+            | {"parts": [[e for part in step["parts"] for e in part]]}
             for step in steps
         ]
         return worker.train(self._task(name, policy, whole, more))

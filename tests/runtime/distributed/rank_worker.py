@@ -127,8 +127,8 @@ def train(task: dict[str, Any], rank: int = 0, group: Any = None) -> dict[str, A
     rank), `options` (of the governor), `wrap` (`ddp`, `fsdp`) with `settings` of the wrapper, or `split`,
     `thaw` (a parameter after wrapping), `steps`, `checkpoint`, `end` (`close` or `leave`), `ends` (a rank
     that then stops). A step has `parts` (examples by rank), and optionally `micro`, `signals` (by rank),
-    `sync`, `spoil` ([rank, how]), and what to tell: `count` (floating-point operations), `spy` (messages),
-    `grads`.
+    `sync`, `look` (evaluate before it), `policy` (from here on), `spoil` ([rank, how]), and what to tell:
+    `count` (floating-point operations), `spy` (messages), `grads`.
     """
     answer: dict[str, Any] = {"steps": [], "error": None}
     model = MODELS[task.get("model", "plain")](task.get("seeds", [0, 0])[rank])
@@ -143,6 +143,13 @@ def train(task: dict[str, Any], rank: int = 0, group: Any = None) -> dict[str, A
         with governed(task, model, held, rank, group) as governor:
             answer["first"] = governor.next_step
             for step in task["steps"]:
+                if step.get("look"):
+                    with torch.no_grad():
+                        losses_of(held, step["parts"][0])
+                if "policy" in step:
+                    governor.change_policy(
+                        compile_policy(parse_policy(step["policy"]), ModelMap.from_module(held))
+                    )
                 answer["steps"].append(one_step(governor, held, step, rank))
             answer["notes"] = governor.engine.notes
             answer["exposures"] = {

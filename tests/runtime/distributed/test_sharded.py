@@ -84,6 +84,29 @@ def test_a_step_whose_gradients_were_never_reduced_is_refused(lab, site):
     assert [body["reason"] for body in site.bodies("refused")] == ["interrupted"]
 
 
+def test_evaluations_between_steps_and_a_change_of_policy_make_no_difference(lab, site):
+    other = lab.policy.replace("reach shallow at 0.5", "reach all at 0.75")
+    steps = batch("abd|ab", "ab|dbCa", "bb|b", look=True)
+    steps[1]["policy"] = other
+    task = {"model": "blocks", "optimizer": "adamw"}
+    first, second = site.train(lab.policy, steps, wrap="fsdp", **task)
+    assert_close(first, site.alone(lab.policy, steps, **task))
+    assert first["weights"] == second["weights"]
+    assert site.verify().ok
+
+
+def test_caps_are_on_the_norms_of_whole_gradients(lab, site):
+    capped = lab.policy + "gradient { deep at most 0.5  shallow at most 0.25 }\n"
+    task = {"model": "blocks", "options": {"clip_norm": 0.4}}
+    first, _ = site.train(capped, batch(*KINDS), wrap="fsdp", **task)
+    alone = site.alone(capped, batch(*KINDS), **task)
+    assert_close(first, alone)
+    assert (
+        alone["steps"][0]["norms"]
+        != site.alone(lab.policy, batch(*KINDS), **BLOCKS, name="free")["steps"][0]["norms"]
+    )
+
+
 # --- what is saved ------------------------------------------------------------------------------------------
 
 
@@ -181,6 +204,13 @@ def test_context_parallelism_is_refused(lab, site, wrap):
     for answer in site.train(lab.policy, batch("ab|ab", spoil=["all", "context"]), wrap=wrap, model="blocks"):
         assert answer["error"][0] == "MaskError"
         assert "context parallelism is in force" in answer["error"][1]
+
+
+def test_maintained_bands_are_refused(lab, site):
+    text = lab.policy + "maintain base { within deep  strength 0.5 }\n"
+    for answer in site.train(text, batch("ab|ab"), **BLOCKS):
+        assert answer["error"][0] == "MaskError"
+        assert "`base` maintains bands, whose parameters are whole on no process" in answer["error"][1]
 
 
 def test_privacy_rules_are_refused(lab, site):
