@@ -12,7 +12,7 @@ step of every privacy budget that was not spent.
 from __future__ import annotations
 
 from base64 import b64decode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -23,25 +23,26 @@ from gradwarden.runtime.ledger.reader import read_entries
 
 @dataclass(slots=True)
 class PendingStep:
-    """A recorded intent that has neither been committed nor refused yet."""
+    """A recorded intent that has neither been committed nor refused yet.
+
+    packed: its commitments as the ledger holds them, in base64. reach: the bands (bit i: band i) of every
+    decision declared so far; examples name decisions by number.
+    """
 
     step: int
-    commitments: list[bytes]
     body: Mapping[str, Any]
+    packed: Sequence[str]
     reach: Sequence[int]
-    """The bands (bit i: band i) of every decision declared so far; examples name decisions by number."""
 
     def learned(self) -> list[bytes]:
         """Return the commitments of the examples whose decision let some weight through."""
-        reach = self.reach
-        return [c for c, number in zip(self.commitments, self.body["decision"], strict=True) if reach[number]]
+        joined = b"".join([b64decode(text) for text in self.packed])
+        commitments = [joined[at : at + SIZE] for at in range(0, len(joined), SIZE)]
+        return [c for c, weight in zip(commitments, self.weights(), strict=True) if weight]
 
-    def reached(self) -> int:
-        """Return the bands (bit i: band i) in which some example of the step has weight."""
-        bands = 0
-        for number in set(self.body["decision"]):
-            bands |= self.reach[number]
-        return bands
+    def weights(self) -> Iterator[int]:
+        """Yield the bands in which each example has weight, 0 where it has none."""
+        return map(self.reach.__getitem__, self.body["decision"])
 
 
 @dataclass(slots=True)
@@ -67,11 +68,15 @@ class History:
     """Per band, its `anchored` entry under the program in force."""
     former_anchors: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     """The same under the program before; none once a step was proposed under the one in force."""
-    _parts: list[bytes] = field(default_factory=list)
+    _parts: list[str] = field(default_factory=list)
 
     def apply(self, kind: str, body: Mapping[str, Any]) -> None:
         """Advance by one entry. Kinds that change no state are ignored."""
         match kind:
+            case "step":
+                self._propose(body)
+            case "committed":
+                self._commit(body)
             case "opened":
                 self.opened = body
                 self._expect_program(body["policy"]["digest"])
@@ -82,13 +87,9 @@ class History:
                 self.program_parts.append(body["text"])
             case "decisions":
                 self.decisions += body["decisions"]
-                self.reach += [_bands(decision["weights"]) for decision in body["decisions"]]
+                self.reach += [bands_of(decision["weights"]) for decision in body["decisions"]]
             case "examples":
-                self._parts.append(b64decode(body["commitments"]))
-            case "step":
-                self._propose(body)
-            case "committed":
-                self._commit(body)
+                self._parts.append(body["commitments"])
             case "refused":
                 self.refused += 1
                 self.pending = None
@@ -111,10 +112,8 @@ class History:
 
     def _propose(self, body: Mapping[str, Any]) -> None:
         self.former_anchors = {}
-        packed = b"".join(self._parts) + b64decode(body["commitments"])
+        self.pending = PendingStep(body["step"], body, (*self._parts, body["commitments"]), self.reach)
         self._parts.clear()
-        commitments = [packed[at : at + SIZE] for at in range(0, len(packed), SIZE)]
-        self.pending = PendingStep(body["step"], commitments, body, self.reach)
         self.next_step = body["step"] + 1
 
     def _commit(self, body: Mapping[str, Any]) -> None:
@@ -136,13 +135,29 @@ class History:
         self._expose()
 
     def _expose(self) -> None:
-        if self.pending is None:
-            return
-        learned, exposures = self.pending.learned(), self.exposures
+        if self.pending is not None:
+            self.example_count += self.expose(self.pending)
+            self.pending = None
+
+    def expose(self, step: PendingStep) -> int:
+        """Count the examples of a step that the model may have learned from; return how many they are."""
+        learned = step.learned()
         for commitment in learned:
-            exposures[commitment] = exposures.get(commitment, 0) + 1
-        self.example_count += len(learned)
-        self.pending = None
+            self.exposures[commitment] = self.exposures.get(commitment, 0) + 1
+        return len(learned)
+
+    def advance(self, steps: int, committed: int, learned: int) -> None:
+        """Advance by steps with their outcomes that spent no budget, where no step waits for its outcome.
+
+        committed: how many of the steps were. learned: how many examples the model learned from.
+        """
+        self.former_anchors = {}
+        self.next_step += steps
+        self.committed += committed
+        self.refused += steps - committed
+        self.example_count += learned
+        if committed:
+            self.unsettled.clear()
 
     @property
     def private_steps(self) -> dict[str, int]:
@@ -163,7 +178,8 @@ class History:
         return "".join(self.program_parts)
 
 
-def _bands(weights: Sequence[int]) -> int:
+def bands_of(weights: Sequence[int]) -> int:
+    """Return the bands (bit i: band i) in which a decision has weight."""
     return sum(1 << band for band, weight in enumerate(weights) if weight)
 
 

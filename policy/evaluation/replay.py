@@ -2,14 +2,14 @@
 
 A ledger records, per example of a step, its class (the truth of the partition's tests, or problems), the
 values of slots, exposures and signals, and per step the clock and the spent budgets. Nothing else is needed.
-A `Replayer` remembers every combination that it has met.
+A `Replayer` remembers every combination that it has met, and what was made of its decision.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from itertools import repeat
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 from gradwarden.policy.decision import Decision
 from gradwarden.policy.errors import GradwardenError
@@ -22,8 +22,13 @@ from gradwarden.policy.program import Program
 Class: TypeAlias = int | tuple[tuple[str, str], ...]
 """The truth of the tests (bit i: test i), or (name, code) pairs of problems."""
 
+Judged = TypeVar("Judged")
+"""What is remembered of a decision: the decision itself, or what its reader made of it."""
+
 MAX_REMEMBERED = 1_000_000
 """Combinations that are remembered; beyond it the memory is emptied and starts anew."""
+
+_SLOT_TYPES = frozenset({int, type(None)})
 
 
 class ReplayError(GradwardenError):
@@ -32,8 +37,23 @@ class ReplayError(GradwardenError):
     code = "GW132"
 
 
-class Replayer:
-    """Gives the decisions of one program for recorded inputs."""
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """What a step contributes to its decisions; equal clocks contribute the same.
+
+    state: the truth of the clock leaves, packed, and what row leaves read. values: what leaves read.
+    """
+
+    state: tuple[int, ...]
+    values: Mapping[str, Any] = field(compare=False)
+
+
+_TIMELESS = Clock((0,), {})
+"""The clock of a program that reads none."""
+
+
+class Replayer(Generic[Judged]):
+    """Gives the decisions of one program for recorded inputs, or what is made of them (`judge`)."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -47,7 +67,12 @@ class Replayer:
         self._signal_specs = {s.name: s for s in program.signals if s.name in self._parts.signals}
         self._slot_keys = [slot_key(name) for name in self._parts.slots]
         self._signal_keys = [signal_key(name) for name in self._parts.signals]
-        self._remembered: dict[tuple[int, ...], dict[tuple[Any, ...], Decision]] = {}
+        self._remembered: dict[tuple[int, ...], dict[tuple[Any, ...], Judged]] = {}
+        self._size = 0
+
+    def forget(self) -> None:
+        """Remember nothing of what was made of decisions so far."""
+        self._remembered.clear()
         self._size = 0
 
     def class_of(self, body: Mapping[str, Any]) -> Class:
@@ -66,7 +91,7 @@ class Replayer:
         return value
 
     def replay(
-        self,
+        self: Replayer[Decision],
         bits_or_problems: Class,
         slots: Mapping[str, int | None],
         exposures: int | None,
@@ -90,7 +115,7 @@ class Replayer:
         return decisions[0]
 
     def replay_step(
-        self,
+        self: Replayer[Decision],
         classes: Sequence[Class],
         *,
         slots: Mapping[str, Sequence[int | None]],
@@ -100,31 +125,79 @@ class Replayer:
         epoch: int,
         today: int | None,
         spent: Set[str],
-        found: Callable[[int, Decision], None] | None = None,
     ) -> list[Decision]:
-        """Return the decisions for the examples of one step.
+        """Return the decisions for the examples of one step. See `judge`."""
+        return self.judge(
+            classes,
+            slots=slots,
+            exposures=exposures,
+            signals=signals,
+            clock=self.clock(step, epoch, today, spent),
+            judge=lambda _, decision: decision,
+        )
+
+    def clock(self, step: int, epoch: int, today: int | None, spent: Set[str]) -> Clock:
+        """Return a step's share in its decisions. Raises ReplayError."""
+        if today is None and self._parts.uses_today:
+            raise ReplayError("the program reads the date, and none is recorded")
+        if not self._clocks and not self._row_clocks:
+            return _TIMELESS
+        values = {"step": step, "epoch": epoch, "today": today or 0, "spent": spent}
+        bits = 0
+        for place, leaf in enumerate(self._clocks):
+            bits |= leaf(values) << place
+        return Clock((bits, *[values[name] for name in self._row_clocks]), values)
+
+    def judge(
+        self,
+        classes: Sequence[Class],
+        *,
+        slots: Mapping[str, Sequence[int | None]],
+        exposures: Sequence[int] | None,
+        signals: Mapping[str, Sequence[int]],
+        clock: Clock,
+        judge: Callable[[int, Decision], Judged],
+    ) -> list[Judged]:
+        """Return what `judge` makes of the decision for each example, of one step or of several.
 
         exposures, and each slot and signal, have one entry per example; exactly those that the program reads
-        are given. found: called with the place of an example and its decision where that had to be worked
-        out; what it raises ends the work, which a hostile ledger can make long. Raises ReplayError.
+        are given. clock: the same for all the steps. judge: given the place of an example and its decision
+        where that had to be worked out, and not asked again for the same combination; what it raises ends the
+        work, which a hostile ledger can make long. Raises ReplayError.
         """
         columns = self._columns(len(classes), slots, exposures, signals)
-        clock: dict[str, Any] = {"step": step, "epoch": epoch, "today": self._day(today), "spent": spent}
-        bits = sum(1 << i for i, leaf in enumerate(self._clocks) if leaf(clock))
-        state = (bits, *(clock[name] for name in self._row_clocks))
-        known = self._remembered.get(state)
-        if known is None:
-            known = self._remembered[state] = {}
-        decisions: list[Decision] = []
-        for key in zip(classes, *columns, strict=False):
-            decision = known.get(key)
-            if decision is None:
-                decision = self._decide(key, bits, clock)
-                self._remember(state, key, decision)
-                if found is not None:
-                    found(len(decisions), decision)
-            decisions.append(decision)
-        return decisions
+        try:
+            keys = list(zip(classes, *columns, strict=True))
+        except ValueError:
+            raise ReplayError("exposures, slots and signals do not have one entry per example") from None
+        known = self._remembered.get(clock.state, {})
+        try:
+            return list(map(known.__getitem__, keys))
+        except KeyError:
+            found: list[Judged | None] = list(map(known.get, keys))
+        place = -1
+        for _ in range(found.count(None)):
+            place = found.index(None, place + 1)
+            found[place] = self._judged(keys[place], place, clock, judge)
+        return cast("list[Judged]", found)
+
+    def _judged(
+        self,
+        key: tuple[Any, ...],
+        place: int,
+        clock: Clock,
+        judge: Callable[[int, Decision], Judged],
+    ) -> Judged:
+        """Return what is remembered of a combination, or else have it judged."""
+        known = self._remembered.setdefault(clock.state, {})
+        if key not in known:
+            judged = judge(place, self._decide(key, clock))
+            self._size += 1
+            if self._size > MAX_REMEMBERED:
+                self.forget()
+                known = self._remembered[clock.state] = {}
+            known[key] = judged
+        return known[key]
 
     def _columns(
         self,
@@ -132,31 +205,24 @@ class Replayer:
         slots: Mapping[str, Sequence[int | None]],
         exposures: Sequence[int] | None,
         signals: Mapping[str, Sequence[int]],
-    ) -> list[Iterable[Any]]:
+    ) -> list[Sequence[Any]]:
         """Return exposures, slots and signals in the order of a remembered key."""
-        for what, given, read in (
-            ("slots", slots, self._slot_specs),
-            ("signals", signals, self._signal_specs),
-        ):
-            if given.keys() != read.keys():
-                raise ReplayError(f"the {what} recorded are not those that the program reads")
+        if slots.keys() != self._slot_specs.keys():
+            raise ReplayError("the slots recorded are not those that the program reads")
+        if signals.keys() != self._signal_specs.keys():
+            raise ReplayError("the signals recorded are not those that the program reads")
         if (exposures is not None) != self._parts.uses_exposures:
             raise ReplayError("exposures are recorded where, and only where, the program reads them")
-        columns: list[Sequence[Any]] = [slots[name] for name in self._parts.slots]
+        columns: list[Sequence[Any]] = [[0] * count if exposures is None else exposures]
+        for name in self._parts.slots:
+            # True is equal to 1, and would be taken for it where that is remembered.
+            if not _SLOT_TYPES.issuperset(map(type, slots[name])):
+                raise ReplayError(f"a recorded value of `{name}` is none that the program declares")
+            columns.append(slots[name])
         columns += [signals[name] for name in self._parts.signals]
-        if exposures is not None:
-            columns.append(exposures)
-        if any(len(column) != count for column in columns):
-            raise ReplayError("exposures, slots and signals do not have one entry per example")
-        first = repeat(0, count) if exposures is None else columns.pop()
-        return [first, *columns]
+        return columns
 
-    def _day(self, today: int | None) -> int:
-        if today is None and self._parts.uses_today:
-            raise ReplayError("the program reads the date, and none is recorded")
-        return today or 0
-
-    def _decide(self, key: tuple[Any, ...], bits: int, clock: Mapping[str, Any]) -> Decision:
+    def _decide(self, key: tuple[Any, ...], clock: Clock) -> Decision:
         kind, exposures, *rest = key
         if isinstance(kind, tuple):
             return invalid_class(self.program, kind)
@@ -165,12 +231,12 @@ class Replayer:
         slots = rest[: len(self._slot_keys)]
         values = rest[len(self._slot_keys) :]
         self._check_values(exposures, slots, values)
-        environment = dict(clock)
+        environment = dict(clock.values)
         environment["exposures"] = exposures
         environment.update(zip(self._slot_keys, [value or 0 for value in slots], strict=True))
         environment.update(zip(self._signal_keys, values, strict=True))
         rows = sum(1 << i for i, leaf in enumerate(self._rows) if leaf(environment))
-        word = self._parts.word(kind, bits, rows)
+        word = self._parts.word(kind, clock.state[0], rows)
         return self._outcomes.decide(word, dict(zip(self._parts.signals, values, strict=True)))
 
     def _check_values(self, exposures: object, slots: list[Any], signals: list[Any]) -> None:
@@ -194,13 +260,6 @@ class Replayer:
             raise ReplayError("a decision class has neither bits nor problems that are known")
         return tuple((str(name), str(code)) for name, code in pairs)
 
-    def _remember(self, state: tuple[int, ...], key: tuple[Any, ...], decision: Decision) -> None:
-        self._size += 1
-        if self._size > MAX_REMEMBERED:
-            self._remembered.clear()
-            self._size = 1
-        self._remembered.setdefault(state, {})[key] = decision
-
 
 def replay(
     program: Program,
@@ -214,5 +273,5 @@ def replay(
     spent: Set[str],
 ) -> Decision:
     """Return the decision for one example from recorded inputs alone; for many, keep a `Replayer`."""
-    replayer = Replayer(program)
+    replayer = Replayer[Decision](program)
     return replayer.replay(bits_or_problems, slots, exposures, signals, step, epoch, today, spent)

@@ -15,15 +15,15 @@ stroke; the shapes of the kinds (`shapes`) refuse floats.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from gradwarden.runtime.errors import EntryInvalid
 from gradwarden.runtime.ledger.shapes import SHAPES
+from gradwarden.runtime.ledger.usual import USUAL
 
 MAX_LINE = 65_535
 """The longest line, without its newline."""
@@ -36,6 +36,9 @@ SEALED = "sealed"
 RESUMED = "resumed"
 HEAD = "head"
 
+LANDMARKS = frozenset({OPENING, SEALED, HEAD, RESUMED})
+"""Kinds that must fit the whole ledger before them."""
+
 CANONICAL = orjson.OPT_SORT_KEYS | orjson.OPT_STRICT_INTEGER
 
 FIELDS = frozenset({"body", "index", "kind", "prev"})
@@ -43,8 +46,7 @@ FIELDS = frozenset({"body", "index", "kind", "prev"})
 _FRAME = len(b'{"body":,"index":,"kind":"","prev":""}') + 64 + 16
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One entry of a ledger. `line` is what was hashed: the stored bytes without the newline."""
 
     index: int
@@ -93,6 +95,16 @@ def decode(line: bytes) -> tuple[int, str, str, dict[str, Any]]:
 
     The place in the chain is not checked here.
     """
+    index, kind, prev, body = read_frame(line)
+    if kind not in SHAPES:
+        raise MalformedLineError("unknown_kind", "the entry is of an unknown kind")
+    if not has_shape(line, kind, body):
+        raise MalformedLineError("wrong_shape", f"the body of the `{kind}` entry has the wrong shape")
+    return index, kind, prev, body
+
+
+def read_frame(line: bytes) -> tuple[int, str, str, Any]:
+    """Return (index, kind, prev, body) of a line, whatever the last is. Raises MalformedLineError."""
     if len(line) > MAX_LINE:
         raise MalformedLineError("too_long", f"the line is longer than {MAX_LINE:,} bytes")
     try:
@@ -107,7 +119,7 @@ def decode(line: bytes) -> tuple[int, str, str, dict[str, Any]]:
         raise MalformedLineError("not_canonical", "the line is not canonical JSON")
     if type(value) is not dict or value.keys() != FIELDS:
         raise MalformedLineError("not_an_entry", "the line has not the four fields of an entry")
-    index, kind, prev, body = value["index"], value["kind"], value["prev"], value["body"]
+    index, kind, prev = value["index"], value["kind"], value["prev"]
     if (
         type(index) is not int
         or index < 0
@@ -116,12 +128,14 @@ def decode(line: bytes) -> tuple[int, str, str, dict[str, Any]]:
         or len(prev) != 64
     ):
         raise MalformedLineError("not_an_entry", "the fields of the entry have the wrong types")
-    shape = SHAPES.get(kind)
-    if shape is None:
-        raise MalformedLineError("unknown_kind", "the entry is of an unknown kind")
-    if not shape(body):
-        raise MalformedLineError("wrong_shape", f"the body of the `{kind}` entry has the wrong shape")
-    return index, kind, prev, body
+    return index, kind, prev, value["body"]
+
+
+def has_shape(line: bytes, kind: str, body: Any) -> bool:
+    """Whether the body of a line of canonical JSON has the shape of its kind."""
+    if kind in USUAL:
+        return USUAL[kind](line, body) or SHAPES[kind](body)
+    return kind in SHAPES and SHAPES[kind](body)
 
 
 @cache

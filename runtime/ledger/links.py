@@ -14,6 +14,7 @@ from typing import Any
 from gradwarden.runtime.errors import NoteError
 from gradwarden.runtime.ledger.entries import (
     HEAD,
+    LANDMARKS,
     OPENING,
     RESUMED,
     SEALED,
@@ -24,8 +25,6 @@ from gradwarden.runtime.ledger.entries import (
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.merkle import HASH_SIZE, Tree
 from gradwarden.runtime.ledger.note import Checkpoint, open_note, parse_checkpoint, parse_note
-
-LANDMARKS = frozenset({OPENING, SEALED, HEAD, RESUMED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,19 +110,35 @@ class Links:
 
         leaves: their leaf hashes, joined. landmarks: those that need the state of the whole ledger, by index.
         """
-        for at in range(0, len(leaves), HASH_SIZE):
-            index = self.tree.size
+        first = self.tree.size
+        end = first + len(leaves) // HASH_SIZE
+        for index in (*sorted(landmarks), end):
+            if not self._pass(leaves[(self.tree.size - first) * HASH_SIZE : (index - first) * HASH_SIZE]):
+                return False
+            if index == end:
+                break
             if index == self.watch:
                 self.watched = self.tree.root()
-            if index in landmarks or index == 0 or self.stage is not Stage.OPEN:
-                if index not in landmarks:
-                    return False
-                _, kind, _, body = decode(landmarks[index])
-                if not self._landmark(index, kind, body):
-                    return False
-            self.tree.append(leaves[at : at + HASH_SIZE])
+            _, kind, _, body = decode(landmarks[index])
+            if not self._landmark(index, kind, body):
+                return False
+            self.tree.append(leaves[(index - first) * HASH_SIZE : (index - first + 1) * HASH_SIZE])
         if leaves:
             self.prev = leaves[-HASH_SIZE:].hex()
+        return True
+
+    def _pass(self, leaves: bytes) -> bool:
+        """Advance by lines that are no landmarks; return whether such lines may stand here."""
+        if not leaves:
+            return True
+        if self.tree.size == 0 or self.stage is not Stage.OPEN:
+            return False
+        if self.watch is not None and 0 <= self.watch - self.tree.size < len(leaves) // HASH_SIZE:
+            before = (self.watch - self.tree.size) * HASH_SIZE
+            self.tree.extend(leaves[:before])
+            self.watched = self.tree.root()
+            leaves = leaves[before:]
+        self.tree.extend(leaves)
         return True
 
     def settle(self, successor: bytes | None) -> None:

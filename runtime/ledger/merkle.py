@@ -45,6 +45,21 @@ class Tree:
         peaks.append(leaf)
         self.size += 1
 
+    def extend(self, leaves: bytes) -> None:
+        """Add leaf hashes that are joined, level by level."""
+        nodes, above, peaks = leaves, self.size, []
+        while nodes:
+            if above & 1:
+                nodes = self._peaks.pop() + nodes
+            paired = len(nodes) - len(nodes) % (2 * HASH_SIZE)
+            if paired < len(nodes):
+                peaks.append(nodes[paired:])
+            pairs = range(0, paired, 2 * HASH_SIZE)
+            nodes = b"".join([sha256(b"\x01" + nodes[at : at + 2 * HASH_SIZE]).digest() for at in pairs])
+            above >>= 1
+        self._peaks += reversed(peaks)
+        self.size += len(leaves) // HASH_SIZE
+
     def root(self) -> bytes:
         """Return the root hash over all leaves so far."""
         if not self._peaks:

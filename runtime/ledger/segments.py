@@ -6,10 +6,11 @@ state is done apart: form, shape, order and links. Whatever looks odd ends the w
 goes through the file once in order, which also says where the fault is.
 
 Either the file is divided among processes (`check_in_parallel`), or one process checks it from its beginning
-while the caller does something else with what is checked already (`check_ahead`).
+while the caller does something else with the text of what is checked already (`check_ahead`). Then the shape
+of the bodies is left to the caller, who parses them, too.
 
 Run as a program, this module checks one run of lines and writes what it finds to its standard output, piece
-by piece: a line of JSON, then the leaf hashes.
+by piece: a line of JSON, the leaf hashes, and the lines themselves where they are asked for.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import pairwise
+from typing import Any, TypeAlias
 
 import orjson
 
-from gradwarden.runtime.ledger.entries import MAX_LINE, MalformedLineError, decode
-from gradwarden.runtime.ledger.links import LANDMARKS
+from gradwarden.runtime.ledger.entries import LANDMARKS, MAX_LINE, MalformedLineError, decode, read_frame
 from gradwarden.runtime.ledger.reader import open_ledger, pieces
 
 SMALLEST = 24 << 20
@@ -39,6 +40,11 @@ MOST_PROCESSES = 4
 
 AHEAD = "ahead"
 
+CHECKER = "gradwarden.runtime.ledger.segments"
+"""The program that checks lines, and nothing more."""
+
+Watch: TypeAlias = Callable[[str, Mapping[str, Any]], None]
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -46,6 +52,7 @@ class Segment:
 
     first, prev: the index and link of the first line. leaves: the leaf hash of each line, joined. landmarks:
     the lines that need the state of the whole ledger, by index. size: in bytes. tail: an unfinished line.
+    lines: the lines themselves where they were asked for, newlines included.
     """
 
     first: int
@@ -54,23 +61,31 @@ class Segment:
     landmarks: dict[int, bytes]
     size: int
     tail: bytes
+    lines: bytes = b""
 
 
 class OddSegmentError(ValueError):
     """A run of lines that is not sound in itself."""
 
 
-def check_pieces(path: str, start: int, stop: int) -> Iterator[Segment]:
-    """Check the lines that begin in [start, stop), a piece at a time. Raises OddSegmentError at a fault."""
+def check_pieces(
+    path: str, start: int, stop: int, *, ahead: bool = False, watch: Watch | None = None
+) -> Iterator[Segment]:
+    """Check the lines that begin in [start, stop), a piece at a time. Raises OddSegmentError at a fault.
+
+    ahead: give the lines, too, and check no shapes. watch: shown the kind and body of each entry; raises
+    OddSegmentError, too.
+    """
+    read = read_frame if ahead else decode
     index, prev = -1, ""
     with open_ledger(path) as file:
         for piece in pieces(file, start, stop):
-            first, first_prev, size = index + 1, prev, 0
+            first, first_prev = index + 1, prev
             leaves: list[bytes] = []
             landmarks: dict[int, bytes] = {}
             for line in piece.lines:
                 try:
-                    found, kind, link, _ = decode(line)
+                    found, kind, link, body = read(line)
                 except MalformedLineError:
                     raise OddSegmentError from None
                 if index < 0:
@@ -82,8 +97,18 @@ def check_pieces(path: str, start: int, stop: int) -> Iterator[Segment]:
                 index, prev = found, leaf.hexdigest()
                 if kind in LANDMARKS:
                     landmarks[index] = line
-                size += len(line) + 1
-            yield Segment(first, first_prev, b"".join(leaves), landmarks, size, piece.rest or b"")
+                if watch is not None:
+                    watch(kind, body)
+            lines = b"\n".join([*piece.lines, b""])
+            yield Segment(
+                first,
+                first_prev,
+                b"".join(leaves),
+                landmarks,
+                len(lines),
+                piece.rest or b"",
+                lines if ahead else b"",
+            )
 
 
 def check_in_parallel(
@@ -113,18 +138,22 @@ def check_in_parallel(
     return found
 
 
-def check_ahead(path: str | os.PathLike[str]) -> Generator[Segment, None, None]:
-    """Yield the lines of a ledger, checked in order by another process that runs ahead of the caller.
+def check_ahead(
+    path: str | os.PathLike[str], checker: str = CHECKER
+) -> Generator[Segment, None, None] | None:
+    """Give the lines of a ledger, checked in order by another process that runs ahead of the caller.
 
-    Yields nothing where the ledger is too small for this or no second processor is there. Raises
-    OddSegmentError at a fault.
+    checker: the module to run; see `serve`. None where the ledger is too small for this or no second
+    processor is there. What is given raises OddSegmentError at a fault.
     """
     name = os.fspath(path)
     with open_ledger(name) as file:
         total = os.fstat(file.fileno()).st_size
-    if total < SMALLEST or _processors() < 2:
-        return
-    with _start(name, 0, total, AHEAD) as worker:
+    return _ahead(name, total, checker) if total >= SMALLEST and _processors() > 1 else None
+
+
+def _ahead(path: str, total: int, checker: str) -> Generator[Segment, None, None]:
+    with _start(path, 0, total, AHEAD, checker=checker) as worker:
         try:
             yield from _results(worker)
         finally:
@@ -154,9 +183,8 @@ def _bounds(path: str) -> list[int]:
         return [*bounds, total]
 
 
-def _start(path: str, start: int, stop: int, *mode: str) -> subprocess.Popen[bytes]:
-    module = "gradwarden.runtime.ledger.segments"
-    command = [sys.executable, "-m", module, path, str(start), str(stop), *mode]
+def _start(path: str, start: int, stop: int, *mode: str, checker: str = CHECKER) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", checker, path, str(start), str(stop), *mode]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL
     )
@@ -170,10 +198,10 @@ def _results(worker: subprocess.Popen[bytes]) -> Iterator[Segment]:
             facts = orjson.loads(line)
         except orjson.JSONDecodeError:
             raise OddSegmentError from None
-        leaves = worker.stdout.read(facts["leaves"])
+        leaves, lines = worker.stdout.read(facts["leaves"]), worker.stdout.read(facts["lines"])
         landmarks = {int(index): text.encode() for index, text in facts["landmarks"].items()}
         tail = bytes.fromhex(facts["tail"])
-        yield Segment(facts["first"], facts["prev"], leaves, landmarks, facts["size"], tail)
+        yield Segment(facts["first"], facts["prev"], leaves, landmarks, facts["size"], tail, lines)
     if worker.wait() != 0:
         raise OddSegmentError
 
@@ -184,6 +212,7 @@ def _output(segment: Segment) -> Iterator[bytes]:
             "first": segment.first,
             "prev": segment.prev,
             "leaves": len(segment.leaves),
+            "lines": len(segment.lines),
             "landmarks": {str(index): line.decode() for index, line in segment.landmarks.items()},
             "size": segment.size,
             "tail": segment.tail.hex(),
@@ -191,18 +220,20 @@ def _output(segment: Segment) -> Iterator[bytes]:
     )
     yield b"\n"
     yield segment.leaves
+    yield segment.lines
 
 
-def main() -> int:
-    """Check the run of lines named by the arguments: path, start, stop. Status 1: something is odd.
+def serve(arguments: Sequence[str], watch: Watch | None = None) -> int:
+    """Check the run of lines named by a program's arguments: path, start, stop. Status 1: something is odd.
 
     A fourth argument, AHEAD: write each piece at once. Otherwise all is written at the end, since the caller
     reads nothing before and a full pipe would bring this process to a halt.
     """
-    path, start, stop, *mode = sys.argv[1:]
-    found = check_pieces(path, int(start), int(stop))
+    _, path, start, stop, *mode = arguments
+    ahead = AHEAD in mode
+    found = check_pieces(path, int(start), int(stop), ahead=ahead, watch=watch)
     try:
-        for segment in found if AHEAD in mode else list(found):
+        for segment in found if ahead else list(found):
             sys.stdout.buffer.writelines(_output(segment))
             sys.stdout.buffer.flush()
     except OddSegmentError:
@@ -211,4 +242,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve(sys.argv))

@@ -6,9 +6,7 @@ anew with the accounting library; without it (`recomputes` is false) the rest is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from math import inf, nan
 from typing import Any
 
@@ -33,19 +31,6 @@ SIGMA_ROUNDING = 1e-9
 """Noise multipliers are quotients of one standard deviation, rounded once each."""
 
 
-@dataclass(frozen=True, slots=True)
-class PrivateLimit:
-    """A hard privacy rule and the bands that its examples may reach."""
-
-    name: str
-    bands: tuple[str, ...]
-
-
-def private_limits(program: Program) -> tuple[PrivateLimit, ...]:
-    """Return the hard privacy rules of a program."""
-    return tuple(PrivateLimit(rule.name, rule.bands) for rule in privacy_rules(program))
-
-
 class BudgetAudit:
     """Checks one run's budgets. Raises ViolationError, with the code `wrong_budget`.
 
@@ -58,6 +43,7 @@ class BudgetAudit:
         self._normaliser = normaliser
         self.recomputes = library_installed() or not privacy
         self._plan: JointPlan | None = None
+        self._rules: tuple[str, ...] = ()
 
     def check_terms(self, program: Program) -> None:
         """Check that the run was opened with the policy's privacy terms, and can keep them."""
@@ -79,6 +65,7 @@ class BudgetAudit:
         if rules and self._normaliser is None:
             raise _violation("the run has privacy rules and no constant normaliser")
         self._check_noise()
+        self._rules = tuple(rule.name for rule in rules)
         # Only now, since it takes time: a ledger cannot ask for more than the policy has rules.
         if self.recomputes and self._plan is None:
             try:
@@ -96,20 +83,16 @@ class BudgetAudit:
         """Check which budgets a step holds for spent. steps: paid for so far, by rule."""
         if self._plan is None:
             return
-        spent = sorted(self._plan.spent(steps))
+        spent = sorted(self._plan.spent(steps)) if self._rules else []
         if body["spent"] != spent:
             raise _violation(
                 f"step {body['step']} holds the budgets of {names(body['spent'])} for spent; by the steps "
                 f"recorded they are those of {names(spent)}"
             )
 
-    def check_charge(
-        self, program: Program, body: Mapping[str, Any], spent: AbstractSet[str], steps: Mapping[str, int]
-    ) -> None:
+    def check_charge(self, body: Mapping[str, Any], spent: Collection[str], steps: Mapping[str, int]) -> None:
         """Check that a committed step is paid for. spent: as its intent says. steps: paid for before it."""
-        due = {
-            rule.name: steps.get(rule.name, 0) + (rule.name not in spent) for rule in private_limits(program)
-        }
+        due = {rule: steps.get(rule, 0) + (rule not in spent) for rule in self._rules}
         charged = {rule: spending["steps"] for rule, spending in body["privacy"].items()}
         if charged != due:
             raise _violation(

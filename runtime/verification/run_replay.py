@@ -11,57 +11,116 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from math import hypot, inf
+from dataclasses import dataclass, replace
+from functools import reduce
+from math import inf
+from operator import or_
 from typing import Any
 
-from gradwarden.policy.decision import Decision, step_verdict
+from gradwarden.policy.decision import VERDICTS, Decision
 from gradwarden.policy.errors import GradwardenError
-from gradwarden.policy.evaluation.replay import Class, Replayer
+from gradwarden.policy.evaluation.replay import Replayer
 from gradwarden.policy.program import Program
 from gradwarden.policy.program_json import program_from_json
-from gradwarden.runtime.history import History, PendingStep
+from gradwarden.runtime.history import History, PendingStep, bands_of
 from gradwarden.runtime.ledger.chain import ChainReport, Finding
 from gradwarden.runtime.ledger.entries import Entry
+from gradwarden.runtime.privacy.accounting import privacy_rules
 from gradwarden.runtime.recorder import decision_body
-from gradwarden.runtime.verification.budget_audit import BudgetAudit, PrivateLimit, private_limits
+from gradwarden.runtime.verification.budget_audit import BudgetAudit
 from gradwarden.runtime.verification.example_audit import ExampleAudit
 from gradwarden.runtime.verification.maintenance_audit import MaintenanceAudit
-from gradwarden.runtime.verification.violation import ViolationError, names, number
-
-NORM_ROUNDING = 1e-5
-"""Norms are recorded with six significant digits."""
+from gradwarden.runtime.verification.outcome_audit import OutcomeAudit
+from gradwarden.runtime.verification.stretch import (
+    ALL_VERDICTS,
+    STEP_VERDICTS,
+    Tables,
+    divide,
+    judge_stretch,
+)
+from gradwarden.runtime.verification.violation import ViolationError, number
 
 _UNFIT = {"opened": "wrong_budget", "classes": "wrong_classes", "step": "wrong_step"}
 """What is wrong with an entry of a kind that the program, or the accountant, cannot make sense of."""
 
 
-class RunReplay:
-    """Recomputes a run from its entries; stops judging at the first violation."""
+SHORTEST = 8
+"""Entries that are worth being judged together."""
 
-    def __init__(self, expected: Sequence[Program]) -> None:
+MOST_UNCOUNTED = 10_000
+"""Decisions are counted by verdict so many at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class _InForce:
+    """What a complete program gives to judge by.
+
+    replayer: remembers the number that a decision was recorded under, once it was found to be that decision.
+    plain: whether the program has neither budgets nor maintained bands.
+    """
+
+    replayer: Replayer[int]
+    outcomes: OutcomeAudit
+    band_count: int
+    plain: bool
+
+
+class _WithoutExamples(History):
+    """A history in which no example is told from another."""
+
+    def expose(self, step: PendingStep) -> int:
+        return len(list(filter(None, step.weights())))
+
+
+class RunReplay:
+    """Recomputes a run from its entries; stops judging at the first violation.
+
+    expected: the programs that it may have been governed by; any where none are given. examples: whether to
+    judge what is recorded of examples, too; not where another process does (`ahead`).
+    """
+
+    def __init__(self, expected: Sequence[Program], *, examples: bool = True) -> None:
         self._expected = tuple(expected)
-        self._history = History()
-        self._replayer: Replayer | None = None
-        self._classes: list[Class] = []
-        self._agreed: dict[tuple[int, int], Decision] = {}
-        """Pairs of a decision and the number that it was recorded under, found equal; keeps the decisions."""
+        self._examples = ExampleAudit() if examples else None
+        self._history = _WithoutExamples()
+        self._in_force: _InForce | None = None
+        self._declared = Tables()
+        self._reached = 0
+        """The bands (bit i: band i) in which some example of the last step has weight."""
+        self._agreed: list[int] = []
+        """The numbers of decisions that hold and are not counted in `_verdicts` yet."""
+        self._verdicts: Counter[str] = Counter()
         self._first: Finding | None = None
         self._audit = BudgetAudit((), None)
-        self._examples = ExampleAudit()
         self._maintained = MaintenanceAudit()
-        self._private: tuple[PrivateLimit, ...] = ()
-        self._caps: list[float] = []
         self._clip_norm = inf
-        self._bands: frozenset[str] = frozenset()
-        self._signals: frozenset[str] = frozenset()
         self._policy: Mapping[str, Any] = {}
-        self.decided = 0
-        self.verdicts: Counter[str] = Counter()
         self.checkpoint: Mapping[str, Any] | None = None
 
-    def accept(self, entry: Entry) -> None:
-        """Take the next entry of the chain."""
+    def accept(self, entries: Sequence[Entry]) -> None:
+        """Take the next entries of the chain."""
+        for part in divide(entries):
+            together = self._examples is None and len(part) >= SHORTEST
+            if not (together and self._accept_stretch(part)):
+                for entry in part:
+                    self._accept(entry)
+
+    def _accept_stretch(self, entries: Sequence[Entry]) -> bool:
+        """Take steps and outcomes together; return whether that could be done, and all is well with them."""
+        force, history = self._in_force, self._history
+        if self._first is not None or history.pending is not None or force is None or not force.plain:
+            return False
+        stretch = judge_stretch(
+            entries, history.next_step, self._declared, force.replayer, force.outcomes, self._agree
+        )
+        if stretch is None:
+            return False
+        history.advance(stretch.steps, stretch.committed, stretch.learned)
+        self._agreed += stretch.decisions
+        self._count()
+        return True
+
+    def _accept(self, entry: Entry) -> None:
         if self._first is not None:
             return
         try:
@@ -69,6 +128,8 @@ class RunReplay:
             self._history.apply(entry.kind, entry.body)
             if entry.kind == "step":
                 self._check_step(entry.body)
+            elif self._examples is not None:
+                self._examples.accept(entry.kind, entry.body)
         except ViolationError as violation:
             self._first = Finding(violation.code, entry.index, str(violation))
         except GradwardenError as error:
@@ -79,7 +140,7 @@ class RunReplay:
         """Yield what is wrong, given how far the chain holds."""
         if self._first is not None:
             yield self._first
-        elif self._replayer is None and chain.size:
+        elif self._in_force is None and chain.size:
             yield Finding("program_damaged", chain.size - 1, "the ledger holds no complete program")
         elif chain.sealed and self._history.pending is not None:
             step = self._history.pending.step
@@ -89,6 +150,7 @@ class RunReplay:
                 yield Finding("wrong_budget", chain.size - 1, message)
 
     def facts(self) -> dict[str, Any]:
+        self._count()
         history = self._history
         opened = history.opened or {}
         return {
@@ -99,8 +161,8 @@ class RunReplay:
             "steps": history.next_step,
             "committed": history.committed,
             "refused": history.refused,
-            "decisions_replayed": self.decided,
-            "verdicts": dict(self.verdicts),
+            "decisions_replayed": self._verdicts.total(),
+            "verdicts": dict(self._verdicts),
             "exposures": history.example_count,
             "privacy": history.spending,
             "drift": self._maintained.drift,
@@ -112,10 +174,10 @@ class RunReplay:
         match kind:
             case "step":
                 self._check_order(body)
-            case "examples":
-                self._check_part(body)
             case "committed":
                 self._check_committed(body)
+            case "examples":
+                self._check_part(body)
             case "refused":
                 self._pending(body)
                 self._maintained.check_refused(body["step"])
@@ -151,13 +213,14 @@ class RunReplay:
 
     def _replace_program(self, policy: Mapping[str, Any]) -> None:
         self._policy = policy
-        self._replayer = None
+        self._in_force = None
         self._forget_numbers()
 
     def _forget_numbers(self) -> None:
-        self._classes.clear()
-        self._agreed.clear()
-        self._examples.forget()
+        self._count()
+        self._declared.clear()
+        if self._in_force is not None:
+            self._in_force.replayer.forget()
 
     def _check_change(self, body: Mapping[str, Any]) -> None:
         if body["step"] != self._history.next_step or self._history.pending is not None:
@@ -177,11 +240,12 @@ class RunReplay:
         self._check_expected(program)
         self._audit.check_terms(program)
         self._maintained.take_program(program)
-        self._replayer = Replayer(program)
-        self._signals = frozenset(spec.name for spec in program.signals)
-        self._private = private_limits(program)
-        self._bands = frozenset(program.band_names)
-        self._caps = [float(cap.norm) * (1 + NORM_ROUNDING) for cap in program.gradient_caps]
+        self._in_force = _InForce(
+            Replayer(program),
+            OutcomeAudit(program, self._clip_norm),
+            len(program.bands),
+            not privacy_rules(program) and not program.maintained,
+        )
 
     def _check_identity(self, program: Program) -> None:
         opened = self._history.opened or {}
@@ -206,24 +270,25 @@ class RunReplay:
             )
 
     def _check_classes(self, body: Mapping[str, Any]) -> None:
-        replayer = self._ready()
+        replayer, classes = self._ready().replayer, self._declared.classes
         for described in body["classes"]:
-            if described["id"] != len(self._classes):
+            if described["id"] != len(classes):
                 raise ViolationError("wrong_classes", f"decision class {described['id']} is out of order")
-            self._classes.append(replayer.class_of(described))
-            self._examples.declare(self._classes[-1], self._signals)
+            classes.append(replayer.class_of(described))
 
     def _check_decisions(self, body: Mapping[str, Any]) -> None:
-        declared = len(self._history.decisions)
-        bands = len(self._ready().program.bands)
-        for place, described in enumerate(body["decisions"]):
-            if described["id"] != declared + place or len(described["weights"]) != bands:
+        bands, declared = self._ready().band_count, self._declared
+        for described in body["decisions"]:
+            if described["id"] != len(declared.marks) or len(described["weights"]) != bands:
                 raise ViolationError("wrong_decision", f"decision {described['id']} is out of order")
+            reach = bands_of(described["weights"])
+            declared.reach.append(reach)
+            declared.marks.append(1 << VERDICTS.index(described["verdict"]) | reach << len(VERDICTS))
 
-    def _ready(self) -> Replayer:
-        if self._replayer is None:
+    def _ready(self) -> _InForce:
+        if self._in_force is None:
             raise ViolationError("program_damaged", "no complete program comes before this entry")
-        return self._replayer
+        return self._in_force
 
     # --- steps ---------------------------------------------------------------------------------------------
 
@@ -244,75 +309,72 @@ class RunReplay:
             raise ViolationError("wrong_step", "commitments come out of turn, or belong to another step")
 
     def _check_step(self, body: Mapping[str, Any]) -> None:
-        self._check_numbers(body)
-        self._check_exposures(body)
-        decisions = self._decide(body)
+        verdict, numbers = self._check_numbers(body), body["decision"]
+        if self._examples is not None:
+            self._examples.accept("step", body)
+        agreed = self._decide(body)
         self._audit.check_spent(body, self._history.private_steps)
-        numbers = body["decision"]
-        if not self._agreed.keys() >= set(zip(map(id, decisions), numbers, strict=True)):
-            for place, decision in enumerate(decisions):
-                self._agree(body["step"], place, decision, numbers[place])
-        verdicts = [decision.verdict for decision in decisions]
-        self.verdicts.update(verdicts)
-        self.decided += len(decisions)
-        verdict = step_verdict(verdicts)
+        if agreed != numbers:
+            self._check_same(body["step"], agreed, numbers)
+        self._agreed += numbers
+        if len(self._agreed) > MOST_UNCOUNTED:
+            self._count()
         if body["verdict"] != verdict:
             raise ViolationError(
                 "wrong_decision",
                 f"step {body['step']} is recorded as `{body['verdict']}`; its decisions make it `{verdict}`",
             )
 
-    def _agree(self, step: int, place: int, decision: Decision, number: int) -> None:
-        """Check a decision against the one recorded; equal pairs need no second look."""
-        recorded = self._history.decisions[number]
-        expected = {"id": number, **decision_body(decision)}
-        if recorded != expected:
-            raise ViolationError("wrong_decision", _difference(step, place, expected, recorded))
-        self._agreed[id(decision), number] = decision
-
-    def _check_numbers(self, body: Mapping[str, Any]) -> None:
-        if body["classes"] and max(body["classes"]) >= len(self._classes):
+    def _check_numbers(self, body: Mapping[str, Any]) -> str:
+        """Check that a step names known classes and decisions; return the verdict that these add up to."""
+        if body["classes"] and max(body["classes"]) >= len(self._declared.classes):
             raise ViolationError("wrong_classes", f"step {body['step']} names an unknown decision class")
-        if body["decision"] and max(body["decision"]) >= len(self._history.decisions):
+        used, marks = set(body["decision"]), self._declared.marks
+        if used and max(used) >= len(marks):
             raise ViolationError("wrong_decision", f"step {body['step']} names an unknown decision")
+        mark = reduce(or_, map(marks.__getitem__, used), 0)
+        self._reached = mark >> len(VERDICTS)
+        return STEP_VERDICTS[mark & ALL_VERDICTS]
 
-    def _decide(self, body: Mapping[str, Any]) -> list[Decision]:
-        step, numbers = body["step"], body["decision"]
-        return self._ready().replay_step(
-            [self._classes[number] for number in body["classes"]],
+    def _decide(self, body: Mapping[str, Any]) -> list[int]:
+        """Decide a step; return numbers under which its decisions were recorded, now or earlier."""
+        replayer, numbers, known = self._ready().replayer, body["decision"], self._declared.classes
+        return replayer.judge(
+            [known[number] for number in body["classes"]],
             slots=body["slots"],
             exposures=body["exposures"],
             signals=body["signals"],
-            step=body["step"],
-            epoch=body["epoch"],
-            today=body["today"],
-            spent=frozenset(body["spent"]),
-            found=lambda place, decision: self._agree(step, place, decision, numbers[place]),
+            clock=replayer.clock(body["step"], body["epoch"], body["today"], frozenset(body["spent"])),
+            judge=lambda place, decision: self._agree(numbers[place], decision, body["step"], place),
         )
 
-    def _check_exposures(self, body: Mapping[str, Any]) -> None:
-        recorded, pending = body["exposures"], self._history.pending
-        if pending is None or len(pending.commitments) != body["count"]:
-            raise ViolationError("wrong_step", f"step {body['step']} has not one commitment per example")
-        self._examples.check(body, pending.commitments)
-        if recorded is None:
-            return
-        before = self._history.exposures
-        if len(set(pending.commitments)) == body["count"] and recorded == [
-            before.get(commitment, 0) for commitment in pending.commitments
-        ]:
-            return
-        here: dict[bytes, int] = {}
-        for place, commitment in enumerate(pending.commitments):
-            earlier = here.get(commitment, 0)
-            here[commitment] = earlier + 1
-            expected = before.get(commitment, 0) + earlier
-            if recorded[place] != expected:
-                raise ViolationError(
-                    "wrong_exposures",
-                    f"step {body['step']} records {recorded[place]} earlier exposures of example {place}; "
-                    f"the ledger has {expected}",
-                )
+    def _agree(self, number: int, decision: Decision, step: int = 0, place: int = 0) -> int:
+        """Check a decision against the one recorded under a number; return the number."""
+        self._compare(number, decision_body(decision), step, place)
+        return number
+
+    def _check_same(self, step: int, agreed: Sequence[int], numbers: Sequence[int]) -> None:
+        """Check that decisions recorded under other numbers than before are the same."""
+        for place, (before, now) in enumerate(zip(agreed, numbers, strict=True)):
+            self._compare(now, self._history.decisions[before], step, place)
+
+    def _compare(self, number: int, given: Mapping[str, Any], step: int, place: int) -> None:
+        """Compare what the policy gives for an example with the decision recorded under a number."""
+        recorded = self._history.decisions[number]
+        differences = [
+            f"{name} {recorded[name]!r} where the policy gives {given[name]!r}"
+            for name in ("verdict", "weights", "rules", "advisory", "waived", "obligations")
+            if recorded[name] != given[name]
+        ]
+        if differences:
+            raise ViolationError("wrong_decision", f"step {step}, example {place}: {'; '.join(differences)}")
+
+    def _count(self) -> None:
+        """Count the decisions that hold."""
+        for decision, times in Counter(self._agreed).items():
+            verdict = (self._declared.marks[decision] & ALL_VERDICTS).bit_length() - 1
+            self._verdicts[VERDICTS[verdict]] += times
+        self._agreed.clear()
 
     # --- outcomes ------------------------------------------------------------------------------------------
 
@@ -325,49 +387,10 @@ class RunReplay:
         return pending
 
     def _check_committed(self, body: Mapping[str, Any]) -> None:
-        pending = self._pending(body)
-        program = self._ready().program
-        reached, spent = pending.reached(), set(pending.body["spent"])
-        noised = {band for rule in self._private if rule.name not in spent for band in rule.bands}
-        active = [b for i, b in enumerate(program.band_names) if reached >> i & 1 or b in noised]
-        if not active:
-            raise ViolationError("wrong_outcome", f"step {body['step']} was committed, and reaches nothing")
-        if body["active"] != active:
-            raise ViolationError(
-                "wrong_outcome",
-                f"step {body['step']} moved {names(body['active'])}; its decisions allow {names(active)}",
-            )
-        self._check_norms(program, body, active)
+        spent = self._pending(body).body["spent"]
+        active = self._ready().outcomes.check(body, self._reached, spent)
         self._maintained.check_outcome(body["step"], active)
-        self._audit.check_charge(program, body, spent, self._history.private_steps)
-
-    def _check_norms(self, program: Program, body: Mapping[str, Any], active: Sequence[str]) -> None:
-        norms = {band: number(norm) for band, norm in body["norms"].items() if norm is not None}
-        stray = sorted(norms.keys() - set(active))
-        if stray:
-            raise ViolationError(
-                "wrong_outcome",
-                f"step {body['step']} has a gradient in {names(stray)}, which it may not reach",
-            )
-        if body["norms"].keys() != self._bands or min(norms.values(), default=0.0) < 0.0:
-            raise ViolationError(
-                "wrong_outcome", f"step {body['step']} does not record the gradient norm of each band"
-            )
-        if body["loss"] not in (None, "inf", "-inf"):
-            number(body["loss"])
-        for cap, greatest in zip(program.gradient_caps, self._caps, strict=True):
-            if norms.get(cap.band, 0.0) > greatest:
-                raise ViolationError(
-                    "wrong_outcome",
-                    f"the gradient of `{cap.band}` in step {body['step']} has norm "
-                    f"{body['norms'][cap.band]}, above the cap of {cap.norm}",
-                )
-        whole = hypot(*norms.values())
-        if whole > self._clip_norm * (1 + NORM_ROUNDING):
-            raise ViolationError(
-                "wrong_outcome",
-                f"the gradient of step {body['step']} has norm {whole:.6g}, above {self._clip_norm:g}",
-            )
+        self._audit.check_charge(body, spent, self._history.private_steps)
 
     def _check_checkpoint(self, body: Mapping[str, Any]) -> None:
         if body["step"] != self._history.next_step or self._history.pending is not None:
@@ -390,15 +413,6 @@ class RunReplay:
             )
         if history.pending is not None:
             raise ViolationError("wrong_outcome", f"step {history.pending.step} has no outcome")
-
-
-def _difference(step: int, place: int, given: Mapping[str, Any], recorded: Mapping[str, Any]) -> str:
-    parts = [
-        f"{name} {recorded[name]!r} where the policy gives {given[name]!r}"
-        for name in given
-        if given[name] != recorded[name]
-    ]
-    return f"step {step}, example {place}: " + "; ".join(parts)
 
 
 def _unbound(program: Program) -> Program:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from math import inf, isinf
 
 
@@ -24,6 +24,14 @@ def number(text: str) -> float:
     if isinf(value):
         raise ViolationError("wrong_outcome", f"`{text[:40]}` is recorded where a number belongs")
     return value
+
+
+def decimals(texts: Collection[str]) -> list[float] | None:
+    """Return recorded decimals as numbers, None where `number` would refuse one."""
+    if not all(map(_DECIMAL.fullmatch, texts)):
+        return None
+    values = list(map(float, texts))
+    return None if any(map(isinf, values)) else values
 
 
 def names(listed: Iterable[str]) -> str:

@@ -1,0 +1,115 @@
+"""Checks a committed step's outcome: which bands moved, and with which gradient norms."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from functools import reduce
+from math import hypot, inf
+from operator import and_
+from typing import Any
+
+from gradwarden.policy.program import Program
+from gradwarden.runtime.privacy.accounting import privacy_rules
+from gradwarden.runtime.verification.violation import ViolationError, decimals, names, number
+
+NORM_ROUNDING = 1e-5
+"""Norms are recorded with six significant digits."""
+
+_ENDLESS = (None, "inf", "-inf")
+"""What a loss may be besides a number."""
+
+
+class OutcomeAudit:
+    """Holds the outcomes of steps against what one program allows.
+
+    clip_norm: what the norm of the whole gradient was clipped to.
+    """
+
+    def __init__(self, program: Program, clip_norm: float) -> None:
+        self._bits = {name: 1 << place for place, name in enumerate(program.band_names)}
+        self._noised = [
+            (rule.name, sum(self._bits.get(band, 0) for band in set(rule.bands)))
+            for rule in privacy_rules(program)
+        ]
+        """Each privacy rule and the bands that its noise moves until it is spent, as bits."""
+        self._caps = {
+            cap.band: (float(cap.norm) * (1 + NORM_ROUNDING), cap.norm) for cap in program.gradient_caps
+        }
+        self._clip_norm = clip_norm
+        self._greatest = clip_norm * (1 + NORM_ROUNDING)
+
+    def check(self, body: Mapping[str, Any], reached: int, spent: Collection[str]) -> list[str]:
+        """Check the outcome of a step and return the bands that it moved.
+
+        reached: the bands (bit i: band i) in which some example has weight. spent: privacy rules that add no
+        noise any more. Raises ViolationError: `wrong_outcome`.
+        """
+        for rule, bands in self._noised:
+            if rule not in spent:
+                reached |= bands
+        active = self._named(reached)
+        if not active:
+            raise _violation(f"step {body['step']} was committed, and reaches nothing")
+        if body["active"] != active:
+            raise _violation(
+                f"step {body['step']} moved {names(body['active'])}; its decisions allow {names(active)}"
+            )
+        self._check_norms(body, active)
+        return active
+
+    def hold(self, bodies: Sequence[Mapping[str, Any]], reached: Sequence[int]) -> bool:
+        """Whether `check` finds nothing wrong with the outcomes of many steps, with all budgets spent."""
+        lists = {bands: self._named(bands) for bands in set(reached)}
+        if 0 in lists or [body["active"] for body in bodies] != [lists[bands] for bands in reached]:
+            return False
+        norms = [body["norms"] for body in bodies]
+        losses = [loss for body in bodies if (loss := body["loss"]) not in _ENDLESS]
+        if decimals(losses) is None or not {len(self._bits)}.issuperset(map(len, norms)):
+            return False
+        everywhere = reduce(and_, reached, -1)
+        columns = []
+        for band, bit in self._bits.items():
+            texts = [norm.get(band, "absent") for norm in norms]
+            if not everywhere & bit and any(
+                text is not None and not bands & bit for text, bands in zip(texts, reached, strict=True)
+            ):
+                return False
+            values = decimals(texts if None not in texts else [text or "0" for text in texts])
+            greatest, _ = self._caps.get(band, (inf, ""))
+            if values is None or min(values, default=0.0) < 0.0 or max(values, default=0.0) > greatest:
+                return False
+            columns.append(values)
+        return self._greatest == inf or all(
+            hypot(*whole) <= self._greatest for whole in zip(*columns, strict=True)
+        )
+
+    def _named(self, bands: int) -> list[str]:
+        return [name for name, bit in self._bits.items() if bands & bit]
+
+    def _check_norms(self, body: Mapping[str, Any], active: Sequence[str]) -> None:
+        recorded = body["norms"]
+        norms = {band: number(norm) for band, norm in recorded.items() if norm is not None}
+        stray = norms.keys() - active
+        if stray:
+            raise _violation(
+                f"step {body['step']} has a gradient in {names(sorted(stray))}, which it may not reach"
+            )
+        if recorded.keys() != self._bits.keys() or (norms and min(norms.values()) < 0.0):
+            raise _violation(f"step {body['step']} does not record the gradient norm of each band")
+        if body["loss"] not in _ENDLESS:
+            number(body["loss"])
+        for band, (greatest, cap) in self._caps.items():
+            if norms.get(band, 0.0) > greatest:
+                raise _violation(
+                    f"the gradient of `{band}` in step {body['step']} has norm {recorded[band]}, above the "
+                    f"cap of {cap}"
+                )
+        whole = hypot(*norms.values())
+        if whole > self._greatest:
+            raise _violation(
+                f"the gradient of step {body['step']} has norm {whole:.6g}, above {self._clip_norm:g}"
+            )
+
+
+def _violation(message: str) -> ViolationError:
+    return ViolationError("wrong_outcome", message)
