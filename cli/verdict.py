@@ -30,6 +30,7 @@ HELP = {
     "policy_mismatch": "give the program that the run was started with, or drop --policy to check the rest",
     "wrong_decision": "`gradwarden log LEDGER --steps N --format jsonl` shows the step as it was recorded",
     "weights_mismatch": "`gradwarden log LEDGER --kind checkpoint` lists the weights that were saved",
+    "drift_unmeasured": "keep the files `LEDGER.anchor-*` with the ledger, and hand them on with it",
     "checkpoint_mismatch": "the ledger was rewritten, or the checkpoint is of another one",
     "checkpoint_untrusted": "give the key of whoever signed the checkpoint with --key",
 }
@@ -92,6 +93,8 @@ class Verdict:
             yield "the checkpoint given is a head of this ledger"
         if self.weights_compared and "weights_mismatch" not in codes:
             yield f"`{self.weights}` holds the weights that the ledger names last"
+        for band, drift in facts.get("drift_measured", {}).items():
+            yield f"how far `{band}` is from its anchor in those weights: {100 * float(drift):.4g}%"
 
     def unchecked(self) -> Iterator[str]:
         """Yield what was not checked, or cannot be."""

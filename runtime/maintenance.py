@@ -130,7 +130,7 @@ class Maintainer:
     def check(self, program: Program, parameters: Parameters) -> None:
         """Raise MaskError where a band cannot be maintained from the beginning of a run."""
         for band in (band for rule in program.maintained if rule.start == 0 for band in rule.bands):
-            self._check_dense(band, parameters[band])
+            self._check_kind(band, parameters[band])
             anchor_norm(band, parameters[band])
 
     def prepare(
@@ -179,7 +179,7 @@ class Maintainer:
     def _hold(
         self, band: Band, rule: Maintenance, parameters: tuple[nn.Parameter, ...], known: Sequence[Anchor]
     ) -> Held:
-        self._check_dense(band.name, parameters)
+        self._check_kind(band.name, parameters)
         names = set(band.parameters)
         anchor = next((a for a in known if a.values.keys() == names), None)
         anchor = anchor or self._anchor(band, parameters, known)
@@ -203,7 +203,12 @@ class Maintainer:
         file, digest = save_anchor(self._path, values) if self._path else ("", "")
         return Anchor(values, norm, file, digest)
 
-    def _check_dense(self, band: str, parameters: Sequence[Tensor]) -> None:
+    def _check_kind(self, band: str, parameters: Sequence[Tensor]) -> None:
+        if any(hasattr(parameter, "device_mesh") for parameter in parameters):
+            raise MaskError(
+                f"the band `{band}` cannot be maintained: its parameters are scattered over processes",
+                help="maintain bands of models that every process holds as a whole",
+            )
         members = {id(parameter) for parameter in parameters}
         for name, module in self._model.named_modules():
             sparse = getattr(module, "sparse", False) is True

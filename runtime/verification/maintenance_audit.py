@@ -17,6 +17,7 @@ from typing import Any
 from gradwarden.policy.decimals import unscaled
 from gradwarden.policy.evaluation.phrasing import percent
 from gradwarden.policy.program import Maintenance, Program
+from gradwarden.runtime.verification.drift_measure import AnchoredBand
 from gradwarden.runtime.verification.violation import ViolationError, names, number
 
 
@@ -28,14 +29,14 @@ class MaintenanceAudit:
         self._parameters: dict[str, tuple[str, ...]] = {}
         self._kept: dict[str, tuple[tuple[str, ...], str]] = {}
         """Per band, its parameters and the digest of its anchor, from programs before the one in force."""
-        self._anchors: dict[str, str] = {}
+        self._anchors: dict[str, Mapping[str, Any]] = {}
         self._measured: Mapping[str, Any] | None = None
         self.drift: dict[str, str] = {}
         """How far each maintained band had drifted after the last committed step that moved it."""
 
     def take_program(self, program: Program) -> None:
         """Take the program that is in force from now on."""
-        self._kept |= {band: (self._parameters[band], digest) for band, digest in self._anchors.items()}
+        self._kept |= {b: (self._parameters[b], body["digest"]) for b, body in self._anchors.items()}
         self._anchors = {}
         self._rules = {band: rule for rule in program.maintained for band in rule.bands}
         self._parameters = {band.name: band.parameters for band in program.bands}
@@ -52,7 +53,14 @@ class MaintenanceAudit:
         parameters, digest = self._kept.get(band, ((), ""))
         if digest and parameters == self._parameters[band] and digest != body["digest"]:
             raise _anchor(f"the band `{band}` stayed maintained, and got another anchor")
-        self._anchors[band] = body["digest"]
+        self._anchors[band] = body
+
+    def standing(self) -> tuple[AnchoredBand, ...]:
+        """Return the bands that are maintained now, with their anchors."""
+        return tuple(
+            AnchoredBand(band, self._parameters[band], self._rules[band], body["file"], body["digest"])
+            for band, body in self._anchors.items()
+        )
 
     def check_step(self, step: int) -> None:
         """Check that all is anchored that is to be maintained in a step."""

@@ -28,6 +28,7 @@ from gradwarden.runtime.ledger.entries import Entry
 from gradwarden.runtime.privacy.accounting import privacy_rules
 from gradwarden.runtime.recorder import decision_body
 from gradwarden.runtime.verification.budget_audit import BudgetAudit
+from gradwarden.runtime.verification.drift_measure import AnchoredBand
 from gradwarden.runtime.verification.example_audit import ExampleAudit
 from gradwarden.runtime.verification.maintenance_audit import MaintenanceAudit
 from gradwarden.runtime.verification.outcome_audit import OutcomeAudit
@@ -96,6 +97,9 @@ class RunReplay:
         self._clip_norm = inf
         self._policy: Mapping[str, Any] = {}
         self.checkpoint: Mapping[str, Any] | None = None
+        self.anchored: tuple[AnchoredBand, ...] = ()
+        """The bands that were maintained when that was saved."""
+        self.measured: dict[str, str] = {}
 
     def accept(self, entries: Sequence[Entry]) -> None:
         """Take the next entries of the chain."""
@@ -166,6 +170,7 @@ class RunReplay:
             "exposures": history.example_count,
             "privacy": history.spending,
             "drift": self._maintained.drift,
+            "drift_measured": self.measured,
             "budgets_recomputed": self._audit.recomputes,
         }
 
@@ -397,7 +402,7 @@ class RunReplay:
             raise ViolationError(
                 "wrong_step", "a checkpoint was saved in the middle of a step or at another one"
             )
-        self.checkpoint = body
+        self.checkpoint, self.anchored = body, self._maintained.standing()
 
     def _check_sealed(self, body: Mapping[str, Any]) -> None:
         history = self._history

@@ -17,6 +17,7 @@ from gradwarden.policy.program import Program
 from gradwarden.runtime.digests import file_digest
 from gradwarden.runtime.ledger.chain import ChainReport, Companion, Finding, Listener, verify_chain
 from gradwarden.runtime.ledger.keys import PublicKey
+from gradwarden.runtime.verification.drift_measure import measure
 from gradwarden.runtime.verification.run_replay import RunReplay
 
 AHEAD = "gradwarden.runtime.verification.ahead"
@@ -50,7 +51,8 @@ def verify_ledger(
 
     program: what the run must have been governed by, bound to a model or not; several where the policy
     changed during the run; None: what the ledger holds is taken at its word. weights: a checkpoint file that
-    the ledger must name last. decisions: whether to replay them. progress: called with (bytes done, bytes in
+    the ledger must name last; how far its maintained bands are from the anchors beside the ledger is
+    measured. decisions: whether to replay them. progress: called with (bytes done, bytes in
     all).
 
     Raises LedgerError only where the file cannot be read.
@@ -69,7 +71,7 @@ def verify_ledger(
     if replay is not None:
         findings += replay.findings(chain)
         if chain.status != "TAMPERED":  # what such a ledger names last is not known
-            findings += _weights_finding(replay, weights, chain.size)
+            findings += _weights_findings(replay, Path(path), weights, chain.size)
     violated = any(f.severity == "error" for f in findings[len(chain.findings) :])
     status = "VIOLATION" if chain.status in ("OK", "INCOMPLETE") and violated else chain.status
     return VerifyReport(
@@ -80,7 +82,7 @@ def verify_ledger(
     )
 
 
-def _weights_finding(replay: RunReplay, weights: Path | None, size: int) -> Iterator[Finding]:
+def _weights_findings(replay: RunReplay, ledger: Path, weights: Path | None, size: int) -> Iterator[Finding]:
     if weights is None:
         return
     if replay.checkpoint is None:
@@ -92,6 +94,8 @@ def _weights_finding(replay: RunReplay, weights: Path | None, size: int) -> Iter
             size - 1,
             f"`{weights.name}` is not the last checkpoint that the ledger names, `{named}`",
         )
+    else:
+        yield from measure(ledger, weights, replay.anchored, size - 1, replay.measured)
 
 
 def _facts(chain: ChainReport, replay: RunReplay | None) -> dict[str, Any]:

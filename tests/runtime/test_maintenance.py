@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import math
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,28 +15,10 @@ from gradwarden.runtime.anchors import Anchor, joint_norm, norm_of
 from gradwarden.runtime.errors import LedgerError, MaskError
 from gradwarden.runtime.maintenance import Held, Measured, _put_back
 from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
+from tests.runtime.maintained import BOUND, PULL, anchor_files, drift, flat, values
 
 ENGINES = ["fused", "split"]
 PRIVATE = "privacy people { when kind == b  within shallow  epsilon 2  delta 1e-5  clip 1 }\n"
-PULL = "maintain base { within deep  strength 0.5 }\n"
-BOUND = "maintain base { within deep  drift at most 2% }\n"
-
-
-def flat(tensors: Any) -> Tensor:
-    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
-
-
-def values(governor: Any, band: str = "deep") -> Tensor:
-    """The parameters of a band as one vector."""
-    return flat(governor.parameters[band]).clone()
-
-
-def drift(governor: Any, anchor: Tensor, band: str = "deep") -> float:
-    return float((values(governor, band) - anchor).norm() / anchor.norm())
-
-
-def anchor_files(lab: Any) -> list[Path]:
-    return sorted(lab.folder.glob("*.anchor-*"))
 
 
 # --- the pull -----------------------------------------------------------------------------------------------
@@ -300,177 +278,6 @@ def test_sparse_gradients_cannot_be_held(lab):
         lab.governor(lab.policy.replace("top 40%", "top 50%") + BOUND, model)
 
 
-# --- resuming -----------------------------------------------------------------------------------------------
-
-
-def stopped(lab: Any, policy: str, steps: int = 2) -> tuple[Tensor, nn.Module]:
-    """Leave a run after some steps as a crash does; return its anchor and its model."""
-    governor = lab.governor(policy)
-    anchor = values(governor)
-    for number in range(steps):
-        lab.step(governor, lab.batch("aab"), seed=number)
-    governor.engine.close()
-    governor.ledger.close()
-    return anchor, governor.model
-
-
-def test_a_resumed_run_keeps_its_anchor(lab):
-    anchor, model = stopped(lab, lab.policy + BOUND, steps=5)
-    again = lab.governor(lab.policy + BOUND, model)
-    for number in range(5):
-        lab.step(again, lab.batch("aab"), seed=number)
-        assert drift(again, anchor) <= 0.02
-    again.close()
-    assert len(lab.bodies("anchored")) == len(anchor_files(lab)) == 1
-    assert lab.verify().ok
-
-
-@pytest.mark.parametrize("damage", ["missing", "altered"])
-def test_a_run_is_not_resumed_without_its_anchor(lab, damage):
-    stopped(lab, lab.policy + BOUND)
-    (file,) = anchor_files(lab)
-    if damage == "missing":
-        file.unlink()
-    else:
-        file.write_bytes(file.read_bytes()[:-8] + bytes(8))
-    with pytest.raises(LedgerError, match=r"anchor-[0-9a-f]{16}"):
-        lab.governor(lab.policy + BOUND)
-
-
-def test_a_run_is_not_resumed_from_weights_beyond_its_bound(lab):
-    _, model = stopped(lab, lab.policy + BOUND)
-    with pytest.raises(MaskError, match="has drifted from its anchor"):
-        lab.governor(lab.policy + BOUND, lab.model(seed=1))
-    lab.governor(lab.policy + BOUND, model).close()
-    assert lab.verify().ok
-
-
-def test_a_step_whose_outcome_was_lost_after_it_was_measured_is_no_violation(lab):
-    _, model = stopped(lab, lab.policy + BOUND)
-    lines = lab.path().read_bytes().splitlines(keepends=True)
-    last = max(i for i, line in enumerate(lines) if json.loads(line)["kind"] == "maintained")
-    lab.path().write_bytes(b"".join(lines[: last + 1]))
-    Path(f"{lab.path()}.head").unlink(missing_ok=True)
-    again = lab.governor(lab.policy + BOUND, model)
-    lab.step(again, lab.batch("aab"))
-    again.close()
-    assert lab.verify().ok
-
-
-# --- a change of policy -------------------------------------------------------------------------------------
-
-
-def test_a_band_that_stays_maintained_keeps_its_anchor(lab):
-    governor = lab.governor(lab.policy + BOUND)
-    anchor = values(governor)
-    for number in range(3):
-        lab.step(governor, lab.batch("aa"), seed=number)
-    governor.change_policy(lab.program(lab.policy + "maintain renamed { within deep  drift at most 3% }"))
-    governor.change_policy(lab.program(lab.policy + "maintain renamed { within deep  drift at most 4% }"))
-    for number in range(8):
-        lab.step(governor, lab.batch("aa"), seed=number, scale=5.0)
-    assert drift(governor, anchor) == pytest.approx(0.04, rel=2e-6)
-    governor.close()
-    bodies = lab.bodies("anchored")
-    assert [(body["rule"], body["step"]) for body in bodies] == [("base", 0), ("renamed", 3), ("renamed", 3)]
-    assert len({body["digest"] for body in bodies}) == len(anchor_files(lab)) == 1
-    assert lab.verify().ok
-
-
-def test_a_band_that_was_let_go_is_anchored_anew(lab):
-    governor = lab.governor(lab.policy + BOUND)
-    for policy in (lab.policy, lab.policy + BOUND):
-        lab.step(governor, lab.batch("aa"))
-        governor.change_policy(lab.program(policy))
-    assert len(anchor_files(lab)) == 2
-    anchor = values(governor)
-    lab.step(governor, lab.batch("aa"), scale=10.0)
-    assert drift(governor, anchor) == pytest.approx(0.02, rel=2e-6)
-    governor.close()
-    assert lab.verify().ok
-
-
-def test_a_band_that_was_let_go_is_anchored_anew_in_a_resumed_run_too(lab):
-    governor = lab.governor(lab.policy + BOUND)
-    lab.step(governor, lab.batch("aa"))
-    governor.change_policy(lab.program(lab.policy))
-    lab.step(governor, lab.batch("aa"))
-    governor.engine.close()
-    governor.ledger.close()
-    anchor = values(governor)
-    again = lab.governor(lab.policy + BOUND, governor.model)
-    lab.step(again, lab.batch("aa"), scale=10.0)
-    assert drift(again, anchor) == pytest.approx(0.02, rel=2e-6)
-    again.close()
-    assert lab.verify().ok
-
-
-def test_a_band_that_is_let_go_for_no_step_keeps_its_anchor(lab):
-    governor = lab.governor(lab.policy + BOUND)
-    lab.step(governor, lab.batch("aa"))
-    for policy in (lab.policy, lab.policy + BOUND):
-        governor.change_policy(lab.program(policy))
-    lab.step(governor, lab.batch("aa"))
-    governor.close()
-    assert len(anchor_files(lab)) == 1
-    assert lab.verify().ok
-
-
-def test_a_bound_below_the_drift_so_far_is_refused_and_the_old_policy_stays(lab):
-    governor = lab.governor(lab.policy + BOUND)
-    for number in range(3):
-        lab.step(governor, lab.batch("aa"), seed=number, scale=10.0)
-    tighter = lab.program(lab.policy + BOUND.replace("2%", "1%"))
-    with pytest.raises(MaskError, match="lets it drift by 1%"):
-        governor.change_policy(tighter)
-    assert lab.step(governor, lab.batch("aa")).committed
-    governor.close()
-    assert not lab.bodies("policy_changed")
-    assert lab.verify().ok
-
-
-def test_a_parameter_that_moves_to_another_maintained_band_keeps_its_anchor(lab):
-    both = "maintain base { within deep, shallow  drift at most 2% }"
-    governor = lab.governor(lab.policy + both)
-    anchor = flat(governor.model.parameters()).clone()
-    lab.step(governor, lab.batch("aa"), scale=0.01)
-    governor.change_policy(lab.program(lab.policy.replace("top 40%", "top 20%") + both))
-    for number in range(6):
-        lab.step(governor, lab.batch("aab"), seed=number, scale=10.0)
-    sizes = [p.numel() for p in governor.model.parameters()]
-    starts = dict(
-        zip(governor.model.parameters(), torch.tensor([0, *sizes]).cumsum(0).tolist(), strict=False)
-    )
-    for band in ("shallow", "deep"):
-        own = governor.parameters[band]
-        kept = torch.cat([anchor[starts[p] : starts[p] + p.numel()] for p in own])
-        assert drift(governor, kept, band) <= 0.02
-    governor.close()
-    assert lab.verify().ok
-
-
-def test_a_crash_after_a_change_of_policy_does_not_lose_the_anchor(lab):
-    governor = lab.governor(lab.policy + BOUND)
-    anchor = values(governor)
-    lab.step(governor, lab.batch("aa"))
-    changed = lab.policy + "maintain other { within deep  drift at most 3% }"
-    governor.change_policy(lab.program(changed))
-    governor.engine.close()
-    governor.ledger.close()
-    lines = lab.path().read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if json.loads(line)["kind"] != "head"]
-    assert json.loads(kept[-1])["kind"] == "anchored"
-    lab.path().write_bytes(b"".join(lines[: lines.index(kept[-1])]))
-    Path(f"{lab.path()}.head").unlink(missing_ok=True)
-    again = lab.governor(changed, governor.model)
-    for number in range(5):
-        lab.step(again, lab.batch("aa"), seed=number, scale=10.0)
-    assert drift(again, anchor) == pytest.approx(0.03, rel=2e-6)
-    again.close()
-    assert lab.verify().ok
-    assert len(anchor_files(lab)) == 1
-
-
 # --- with privacy -------------------------------------------------------------------------------------------
 
 
@@ -495,159 +302,25 @@ def test_private_steps_are_pulled_after_their_noise(lab):
     assert torch.allclose(free, pulled, rtol=1e-9, atol=1e-12)
 
 
-# --- forgeries ----------------------------------------------------------------------------------------------
+def test_parameters_that_are_scattered_over_processes_are_refused(lab):
+    class Scattered(nn.Parameter):
+        device_mesh = "a mesh"
 
-RULES = """
-maintain base { within deep  strength 0.5  drift at most 2% }
-advisory maintain seen { within shallow  drift at most 1%  from step 1 }
-"""
-
-
-@pytest.fixture
-def run(lab: Any) -> Any:
-    """A sealed run: four steps, one of them refused; its second band is maintained from step 1 on."""
-    governor = lab.governor(lab.policy + RULES)
-    for number, kinds in enumerate(("aab", "bb", "cC", "aBd")):
-        lab.step(governor, lab.batch(kinds, kinds), seed=number, scale=10.0)
-    governor.close()
-    assert lab.verify().ok
-    return lab
+    model = lab.model()
+    model[0].bias = Scattered(model[0].bias.detach())
+    with pytest.raises(MaskError, match="scattered over processes"):
+        lab.governor(lab.policy + BOUND, model)
 
 
-def of(entries: Any, kind: str, number: int = 0) -> dict[str, Any]:
-    return [body for k, body in entries if k == kind][number]
-
-
-def drop(entries: Any, kind: str, number: int = 0) -> None:
-    del entries[[index for index, (k, _) in enumerate(entries) if k == kind][number]]
-
-
-def moved(entries: Any, kind: str, to: str, number: int = 0) -> None:
-    """Move an entry behind the first one of another kind."""
-    entry = entries.pop([index for index, (k, _) in enumerate(entries) if k == kind][number])
-    entries.insert([k for k, _ in entries].index(to) + 1, entry)
-
-
-def weaker(entries):
-    of(entries, "anchored")["strength"] = "0.05"
-
-
-def unbounded(entries):
-    of(entries, "anchored")["drift"] = None
-
-
-def other_rule(entries):
-    of(entries, "anchored")["rule"] = "seen"
-
-
-def undeclared(entries):
-    drop(entries, "anchored")
-
-
-def undeclared_later(entries):
-    drop(entries, "anchored", 1)
-
-
-def too_early(entries):
-    of(entries, "anchored", 1)["step"] = 0
-    moved(entries, "anchored", "program", 1)
-
-
-def again(entries):
-    place = [k for k, _ in entries].index("anchored")
-    entries.insert(place, copy.deepcopy(entries[place]))
-
-
-def at_another_step(entries):
-    of(entries, "anchored")["step"] = 1
-
-
-def within_a_step(entries):
-    moved(entries, "anchored", "step", 1)
-
-
-def further(entries):
-    of(entries, "maintained")["drift"]["deep"] = "0.0200001"
-
-
-def unmeasured(entries):
-    drop(entries, "maintained")
-
-
-def half_measured(entries):
-    del of(entries, "maintained", 2)["drift"]["shallow"]
-
-
-def no_number(entries):
-    of(entries, "maintained")["drift"]["deep"] = "nan"
-
-
-def negative(entries):
-    of(entries, "maintained")["drift"]["deep"] = "-0.01"
-
-
-def not_there(entries):
-    of(entries, "maintained")["drift"]["none"] = "0.01"
-
-
-def put_back_unbounded(entries):
-    body = of(entries, "maintained", 2)
-    body["held"] = [*body["held"], "shallow"]
-
-
-def put_back_unmeasured(entries):
-    of(entries, "maintained", 1)["held"] = ["deep"]
-
-
-def twice(entries):
-    place = [k for k, _ in entries].index("maintained")
-    entries.insert(place, copy.deepcopy(entries[place]))
-
-
-def of_another_step(entries):
-    of(entries, "maintained", 1)["step"] = 0
-
-
-def refused_and_measured(entries):
-    place = [k for k, _ in entries].index("refused")
-    step = entries[place][1]["step"]
-    entries.insert(place, ("maintained", {"step": step, "drift": {"shallow": "0.1"}, "held": []}))
-
-
-FORGERIES = {
-    "wrong_anchor": [
-        *(weaker, unbounded, other_rule, undeclared, undeclared_later, too_early, again, at_another_step),
-        within_a_step,
-    ],
-    "wrong_drift": [
-        *(further, unmeasured, half_measured, negative, not_there, put_back_unbounded, put_back_unmeasured),
-        *(twice, refused_and_measured),
-    ],
-    "wrong_outcome": [no_number, of_another_step],
-}
-
-
-@pytest.mark.parametrize(
-    ("change", "code"), [(change, code) for code, changes in FORGERIES.items() for change in changes]
-)
-def test_a_forged_record_of_what_was_maintained_is_found(run, change, code):
-    report = run.forge(change)
-    assert report.status == "VIOLATION"
-    assert report.findings[0].code == code
-
-
-def test_another_anchor_after_a_change_of_policy_is_found(lab):
-    governor = lab.governor(lab.policy + BOUND)
-    lab.step(governor, lab.batch("aa"))
-    governor.change_policy(lab.program(lab.policy + BOUND.replace("2%", "3%")))
-    lab.step(governor, lab.batch("aa"))
-    governor.close()
-    assert lab.verify().ok
-
-    def exchanged(entries: Any) -> None:
-        of(entries, "anchored", 1)["digest"] = "ab" * 32
-
-    assert lab.forge(exchanged).findings[0].code == "wrong_anchor"
+def test_a_scaler_of_losses_does_not_scale_the_pull(lab):
+    found = []
+    for scaler in (None, torch.amp.GradScaler("cpu", init_scale=1024.0)):
+        options = {} if scaler is None else {"scaler": scaler}
+        governor = lab.governor(lab.policy + PULL, name=f"scaled{len(found)}", **options)
+        for number in range(3):
+            assert lab.step(governor, lab.batch("aab"), seed=number).committed
+        found.append(values(governor))
+    assert torch.equal(*found)
 
 
 def test_drift_is_a_share_of_the_anchor(lab):
