@@ -6,7 +6,7 @@ OUT := out/code_licences
 # Editable installs of mapped folders make setuptools warn about names that are right.
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet
 
-.PHONY: demo test lint typecheck unit soak fuzz bench setup setup-demo setup-bench clean help
+.PHONY: demo test lint typecheck unit soak fuzz bench experiments setup setup-demo setup-bench setup-experiments clean help
 
 help:
 	@echo "make demo   train under a policy on real data, verify the ledger, show what was learned from what"
@@ -14,6 +14,7 @@ help:
 	@echo "make soak   the long crash and tampering campaigns"
 	@echo "make fuzz   a million hostile inputs to every reader; FUZZ_INPUTS=N for another number"
 	@echo "make bench  every benchmark; results in benchmarks/results/"
+	@echo "make experiments  published results of gradient routing, under policies; minutes on two cores"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -25,15 +26,20 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -c constraints.txt -e '.[dev]'
-	@touch $@ $(VENV)/.demo
+	@touch $@ $(VENV)/.demo $(VENV)/.experiments
 
 $(VENV)/.bench: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -c constraints.txt -e '.[dev,bench]'
-	@touch $@ $(VENV)/.dev $(VENV)/.demo
+	@touch $@ $(VENV)/.dev $(VENV)/.demo $(VENV)/.experiments
+
+$(VENV)/.experiments: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -c constraints.txt -e '.[experiments]'
+	@touch $@
 
 setup: $(VENV)/.dev
 setup-demo: $(VENV)/.demo
 setup-bench: $(VENV)/.bench
+setup-experiments: $(VENV)/.experiments
 
 demo: setup-demo
 	$(BIN)/python -m examples.code_licences --out $(OUT)
@@ -74,6 +80,11 @@ bench: setup-bench
 	$(BIN)/python -m benchmarks.ledger_bench
 	$(BIN)/python -m benchmarks.verify_bench
 	$(BIN)/python -m benchmarks.cold_start
+
+experiments: setup-experiments
+	$(BIN)/python -m examples.gradient_routing.digits
+	$(BIN)/python -m examples.gradient_routing.two_domains
+	$(BIN)/python -m examples.gradient_routing.leak
 
 clean:
 	rm -rf out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

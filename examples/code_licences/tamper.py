@@ -12,8 +12,8 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from examples.code_licences.settings import RunFiles
 from examples.code_licences.verification import command_line, verify
+from examples.run_files import RunFiles
 
 _DECISION = b'"decision":['
 

@@ -22,10 +22,11 @@ from examples.code_licences.display import TrainingDisplay
 from examples.code_licences.evidence import Evidence, gather
 from examples.code_licences.model import PADDING, ByteGPT, GPTConfig, per_example_loss
 from examples.code_licences.report import corpus_table, influence_table, restraint_table, sentences
-from examples.code_licences.settings import POLICY, RunFiles, Settings
+from examples.code_licences.settings import POLICY, Settings
 from examples.code_licences.tamper import demonstrate
 from examples.code_licences.verification import command_line, verify
 from examples.code_licences.windows import CorpusTooSmallError, Windows
+from examples.run_files import RunFiles
 from gradwarden.policy import Program, compile_policy, load_policy
 from gradwarden.policy.errors import GradwardenError
 from gradwarden.runtime import Governor, Ledger, ModelMap, Signer

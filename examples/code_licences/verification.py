@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from examples.code_licences.settings import RunFiles
+from examples.run_files import RunFiles
 
 
 def verify(files: RunFiles, ledger: Path | None = None) -> tuple[bool, str]:

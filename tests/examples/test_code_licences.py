@@ -7,8 +7,9 @@ import pytest
 from rich.console import Console
 
 from examples.code_licences.model import GPTConfig
-from examples.code_licences.settings import RunFiles, Settings
+from examples.code_licences.settings import Settings
 from examples.code_licences.train import run, schedule
+from examples.run_files import RunFiles
 from gradwarden.runtime.ledger.reader import read_entries
 
 SMALL = Settings(steps=5, batch=8, cap=200_000, model=GPTConfig(layers=2, width=16, heads=2, context=32))
