@@ -367,10 +367,8 @@ class FusedEngine:
         if not accord.alike:
             plan.mode.misplaced = True  # for this batch: processes that differ in their layers cannot check
             return
-        if self.detached:
-            refuse_loose(self.bands, found.ordinary)
-        if accord.due:
-            self._confirm_rows(plan, losses, accord, normaliser, passes)
+        with self._replay(plan, raw=True, only=frozenset(), open=True):
+            wrong = misplaced(plan, losses, [*found.calls, *found.joins], normaliser, passes)
         keys = {key for node in wrong if hasattr(node, "call") for key in node.call.ids}
         first = [id(self.bands.used(site.parameters[0])) for site in self.sites]
         keys = agreed_keys(passes, keys, first)
