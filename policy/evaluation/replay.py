@@ -142,7 +142,7 @@ class Replayer(Generic[Judged]):
             raise ReplayError("the program reads the date, and none is recorded")
         if not self._clocks and not self._row_clocks:
             return _TIMELESS
-        values = {"step": step, "epoch": epoch, "today": today or 0, "spent": spent}
+        values: dict[str, Any] = {"step": step, "epoch": epoch, "today": today or 0, "spent": spent}
         bits = 0
         for place, leaf in enumerate(self._clocks):
             bits |= leaf(values) << place

@@ -17,10 +17,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
+from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.errors import EntryInvalid
 from gradwarden.runtime.ledger.shapes import SHAPES
 from gradwarden.runtime.ledger.usual import USUAL
@@ -46,7 +47,8 @@ FIELDS = frozenset({"body", "index", "kind", "prev"})
 _FRAME = len(b'{"body":,"index":,"kind":"","prev":""}') + 64 + 16
 
 
-class Entry(NamedTuple):
+@frozen
+class Entry:
     """One entry of a ledger. `line` is what was hashed: the stored bytes without the newline."""
 
     index: int

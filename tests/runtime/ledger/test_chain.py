@@ -79,7 +79,7 @@ def test_a_sealed_ledger_holds(sealed: Path, signer: Signer) -> None:
     seen: list[Entry] = []
     progress: list[tuple[int, int]] = []
     report = verify_chain(
-        sealed, [signer.public], lambda: seen.append, lambda done, total: progress.append((done, total))
+        sealed, [signer.public], lambda: seen.extend, lambda done, total: progress.append((done, total))
     )
     lines = lines_of(sealed)
     assert (report.status, report.findings, report.first_bad, report.sealed) == ("OK", (), None, True)
