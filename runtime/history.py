@@ -34,11 +34,15 @@ class PendingStep:
     packed: Sequence[str]
     reach: Sequence[int]
 
+    @property
+    def commitments(self) -> list[bytes]:
+        """The commitments of the step's examples, in order."""
+        joined = b"".join([b64decode(text) for text in self.packed])
+        return [joined[at : at + SIZE] for at in range(0, len(joined), SIZE)]
+
     def learned(self) -> list[bytes]:
         """Return the commitments of the examples whose decision let some weight through."""
-        joined = b"".join([b64decode(text) for text in self.packed])
-        commitments = [joined[at : at + SIZE] for at in range(0, len(joined), SIZE)]
-        return [c for c, weight in zip(commitments, self.weights(), strict=True) if weight]
+        return [c for c, weight in zip(self.commitments, self.weights(), strict=True) if weight]
 
     def weights(self) -> Iterator[int]:
         """Yield the bands in which each example has weight, 0 where it has none."""
