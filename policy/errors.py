@@ -8,7 +8,7 @@ remedy goes in `help`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 from gradwarden.policy.frozen import frozen
 from gradwarden.policy.source import Span
@@ -82,8 +82,20 @@ class GradwardenError(Exception):
         self.message = message
         self.help = help
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An error crosses processes as it is, whatever its constructor takes.
+        return _revive, (type(self), self.args, self.__dict__)
+
     def __str__(self) -> str:
         return f"[{self.code}] {self.message}" + (f"\n  = help: {self.help}" if self.help else "")
+
+
+def _revive(
+    kind: type[GradwardenError], arguments: tuple[Any, ...], state: dict[str, Any]
+) -> GradwardenError:
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(state)
+    return error
 
 
 class PolicyError(GradwardenError):

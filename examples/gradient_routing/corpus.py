@@ -17,13 +17,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data import topics
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
+import numpy.typing as npt
 
 Item = TypeVar("Item")
+
+Bytes: TypeAlias = npt.NDArray[np.uint8]
 
 ALPHABET = 128
 
@@ -37,10 +38,10 @@ _SHORTEST, _PLAIN = 120, 0.93
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """Windows of W bytes: training [N, W], testing [M, W], int64."""
+    """Windows of W bytes: training [N, W], testing [M, W]."""
 
-    training: Tensor
-    testing: Tensor
+    training: Bytes
+    testing: Bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +110,8 @@ def _cut(texts: list[str], window: int, training: int, testing: int) -> Domain:
     return Domain(_windows(texts[held_out:], window, training), _windows(texts[:held_out], window, testing))
 
 
-def _windows(texts: list[str], window: int, count: int) -> Tensor:
+def _windows(texts: list[str], window: int, count: int) -> Bytes:
     data = np.frombuffer("\n".join(texts).encode("ascii"), np.uint8)
     if len(data) < count * window:
         raise ValueError(f"the standard library has text for {len(data) // window} windows, not {count}")
-    return torch.from_numpy(data[: count * window].reshape(count, window).astype(np.int64))
+    return data[: count * window].reshape(count, window)

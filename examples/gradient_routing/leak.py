@@ -29,7 +29,7 @@ from examples.gradient_routing.governed import (
 from examples.gradient_routing.gpt import GPTConfig, QuarantineGPT, per_example_loss
 from examples.gradient_routing.results import console, write_results
 from examples.gradient_routing.two_domains import Settings as Training
-from examples.gradient_routing.two_domains import batches, held_out_loss, open_gates
+from examples.gradient_routing.two_domains import as_tensor, batches, held_out_loss, open_gates
 from examples.run_files import RunFiles
 from gradwarden.runtime import Governor
 from gradwarden.runtime.influence import WatchedRun, measure_leak
@@ -98,9 +98,10 @@ def train(run: WatchedRun, job: Job, missed: float) -> None:
     torch.manual_seed(0)
     model = QuarantineGPT(training.model)
     optimizer = torch.optim.AdamW(model.parameters(), training.learning_rate, betas=(0.9, 0.99))
+    prose, code = as_tensor(job.corpus.prose.testing), as_tensor(job.corpus.code.testing)
     held_out = {
-        "prose": lambda model: held_out_loss(model, job.corpus.prose.testing, 0.0),
-        "code": lambda model: held_out_loss(model, job.corpus.code.testing, 0.0),
+        "prose": lambda model: held_out_loss(model, prose, 0.0),
+        "code": lambda model: held_out_loss(model, code, 0.0),
     }
     program = program_of("domains_routed", model)
     ledger = new_ledger(RunFiles(run.folder))

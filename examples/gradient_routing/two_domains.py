@@ -19,10 +19,11 @@ from statistics import mean
 from typing import Any
 
 import click
+import numpy as np
 import torch
 from torch import Tensor
 
-from examples.gradient_routing.corpus import Corpus, collect
+from examples.gradient_routing.corpus import Bytes, Corpus, collect
 from examples.gradient_routing.domains_figure import draw
 from examples.gradient_routing.governed import (
     Stopwatch,
@@ -110,7 +111,7 @@ def run(job: Job) -> DomainRun:
     watch, settings = Stopwatch(), job.settings
     torch.manual_seed(job.seed)
     model = QuarantineGPT(settings.model)
-    prose, code = job.corpus.prose.testing, job.corpus.code.testing
+    prose, code = as_tensor(job.corpus.prose.testing), as_tensor(job.corpus.code.testing)
     at, released = list[int](), list[tuple[float, float]]()
     for step in train(model, job):
         if step % math.ceil(settings.steps / settings.looks) == 0 or step == settings.steps:
@@ -172,8 +173,13 @@ def batches(corpus: Corpus, settings: Settings, missed: float, seed: int) -> Ite
             *(("code", row, "flagged" if flagged[row] else "unscreened") for row in chosen[1].tolist()),
         ]
         rows.sort(key=lambda row: ("cleared", "unscreened", "flagged").index(row[2]))
-        windows = torch.stack([(prose if domain == "prose" else code)[row] for domain, row, _ in rows])
-        yield Batch([(f"{domain}-{row}", {"screening": said}) for domain, row, said in rows], windows)
+        windows = np.stack([(prose if domain == "prose" else code)[row] for domain, row, _ in rows])
+        examples = [(f"{domain}-{row}", {"screening": said}) for domain, row, said in rows]
+        yield Batch(examples, as_tensor(windows))
+
+
+def as_tensor(windows: Bytes) -> Tensor:
+    return torch.from_numpy(windows.astype(np.int64))
 
 
 def schedule(step: int, settings: Settings) -> float:
