@@ -105,6 +105,11 @@ def make_engine(
     if semantics not in SEMANTICS:
         raise MaskError(f"unknown mask semantics `{semantics}`", help=did_you_mean(semantics, SEMANTICS))
     detached = semantics == "detach"
+    if detached and passes is not None and passes.collective:
+        raise MaskError(
+            "layers of a sharded model cannot be detached: that would end one process's backward pass alone",
+            help="leave `semantics detach` out, or train replicas in DistributedDataParallel",
+        )
     if engine == "split":
         if detached:
             raise MaskError("the engine `split` cannot detach layers", help="use the engine `fused`")
