@@ -220,7 +220,12 @@ def test_a_tied_parameter_is_found_under_the_name_that_was_stored(lab):
         def forward(self, x: Tensor) -> Tensor:
             return self.c(torch.tanh(self.b(torch.tanh(self.a(x)))))
 
-    report = lab.verify(weights=saved(lab, Tied()))
+    model = Tied()
+    path = saved(lab, model)
+    for name in ("a.weight", "b.weight"):
+        (found,) = StoredTensors(path).chunks(name)
+        assert found.tolist() == model.a.weight.flatten().tolist()
+    report = lab.verify(weights=path)
     assert report.ok
     assert float(report.facts["drift_measured"]["deep"]) <= 0.02
 
