@@ -95,13 +95,17 @@ def judge_stretch(
     decision with the one that is recorded under a number, and returns the number.
     """
     starts, ends = entries[0::2], entries[1::2]
+    in_turn = (
+        len(starts) == len(ends)
+        and {"step"}.issuperset([entry.kind for entry in starts])
+        and _OUTCOMES.issuperset([entry.kind for entry in ends])
+    )
+    if not in_turn:
+        return None
     steps, results = [entry.body for entry in starts], [entry.body for entry in ends]
     numbers, decisions = list(range(due, due + len(steps))), _joined(steps, "decision")
     if (
-        len(starts) != len(ends)
-        or not {"step"}.issuperset([entry.kind for entry in starts])
-        or not _OUTCOMES.issuperset([entry.kind for entry in ends])
-        or _column(steps, "step") != numbers
+        _column(steps, "step") != numbers
         or _column(results, "step") != numbers
         or any(_column(steps, "spent"))
         or max(decisions, default=-1) >= len(tables.marks)

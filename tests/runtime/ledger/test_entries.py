@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
+from binascii import a2b_base64
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,11 @@ from gradwarden.runtime.ledger.entries import (
     compose,
     decode,
     encode_body,
+    has_shape,
     schema,
 )
 from gradwarden.runtime.ledger.shapes import SHAPES
+from gradwarden.runtime.ledger.usual import USUAL
 
 validator = jsonschema.Draft202012Validator(schema())
 
@@ -200,3 +204,44 @@ def test_a_step_whose_lists_do_not_fit_is_refused(cases: Any, change: dict[str, 
 
 def test_the_schema_is_itself_valid() -> None:
     jsonschema.Draft202012Validator.check_schema(schema())
+
+
+@given(st.data())
+def test_what_is_recognised_by_its_text_has_the_shape(cases: Any, data: st.DataObject) -> None:
+    """A fast way to the same answer: of any body of these kinds, as the ledger would write it."""
+    kind = data.draw(st.sampled_from(sorted(USUAL)))
+    body = dict(data.draw(st.sampled_from(cases.every_kind()[kind])))
+    field = data.draw(st.sampled_from(sorted(body)))
+    body[field] = data.draw(st.one_of(plain, st.just(body[field]), _columns))
+    line = line_of(kind, body)
+    if USUAL[kind](line, body):
+        assert SHAPES[kind](body)
+
+
+_columns = st.one_of(
+    st.lists(st.integers(-2, 9), max_size=3),
+    st.dictionaries(keys, st.lists(st.none() | st.booleans() | st.integers(-9, 9), max_size=3), max_size=2),
+    st.binary(max_size=130).map(lambda packed: b64encode(packed).decode()),
+    st.text("A=+/_", max_size=88),
+)
+
+
+def test_usual_lines_are_recognised(cases: Any) -> None:
+    for kind, recognise in USUAL.items():
+        for body in cases.every_kind()[kind]:
+            line = line_of(kind, body)
+            assert recognise(line, body)
+
+
+@given(st.text("AB+/=_ é", max_size=90) | st.binary(max_size=100).map(lambda b: b64encode(b).decode()))
+def test_commitments_are_strict_base64_of_whole_ones(cases: Any, text: str) -> None:
+    """Held to the decoder of the standard library, for every number of examples that could be meant."""
+    try:
+        size = len(a2b_base64(text, strict_mode=True)) if text else 0
+    except ValueError:
+        size = -1
+    for count in range(4):
+        body = cases.step(0, count) | {"commitments": text}
+        line = line_of("step", body)
+        whole = size in (32 * count, 0)
+        assert has_shape(line, "step", body) is whole

@@ -121,3 +121,13 @@ def test_proofs_outside_the_tree_are_refused() -> None:
     for old in (0, 4):
         with pytest.raises(ProofError):
             consistency_proof(LEAVES[:3], old)
+
+
+@given(st.lists(st.integers(0, 40), max_size=6))
+def test_leaves_may_be_added_together(runs: list[int]) -> None:
+    together, size = Tree(), 0
+    for run in runs:
+        together.extend(b"".join(LEAVES[(size + place) % len(LEAVES)] for place in range(run)))
+        size += run
+    expected = tree_root(LEAVES[place % len(LEAVES)] for place in range(size))
+    assert (together.size, together.root()) == (size, expected)

@@ -1,0 +1,247 @@
+"""A ledger that two processes verify gets the report that one process gives it, whatever is wrong with it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gradwarden.runtime.errors import EntryInvalid
+from gradwarden.runtime.ledger import chain, reader, segments
+from gradwarden.runtime.ledger.chain import ChainReport
+from gradwarden.runtime.ledger.entries import Entry, encode_body
+from gradwarden.runtime.verification import run_replay
+from gradwarden.runtime.verification.ahead import example_watch
+from gradwarden.runtime.verification.run_replay import RunReplay
+from gradwarden.runtime.verification.verify import AHEAD, VerifyReport
+from tests.runtime.test_verify import FORGERIES, RULES, recorded
+
+__all__ = ["recorded"]  # a fixture
+
+STEPS = 12
+PLAIN = (
+    "signals { loss_ratio : number 0..10 default 1 }\nretain often { when kind == a  at most 6 exposures }\n"
+)
+
+
+@pytest.fixture(scope="module")
+def plain(laboratory: Any, tmp_path_factory: pytest.TempPathFactory, run_signer: Any) -> Any:
+    """A sealed run without budgets: its steps follow each other with nothing in between."""
+    lab = laboratory(tmp_path_factory.mktemp("plain"), run_signer)
+    governor = lab.governor(lab.policy + PLAIN + "gradient { shallow at most 0.5 }\n")
+    for step in range(STEPS):
+        lab.step(governor, lab.batch("abdaC"[step % 2 :], "vwxyz"[step % 2 :]))
+    governor.close()
+    assert lab.verify().ok
+    return lab
+
+
+@pytest.fixture(scope="module")
+def plain_entries(plain: Any) -> list[Any]:
+    return [(entry.kind, entry.body) for entry in plain.entries() if entry.kind != "head"]
+
+
+@pytest.fixture(scope="module")
+def run(laboratory: Any, tmp_path_factory: pytest.TempPathFactory, run_signer: Any) -> Any:
+    """A sealed run as that of `test_verify`."""
+    lab = laboratory(tmp_path_factory.mktemp("run"), run_signer)
+    governor = lab.governor(lab.policy + RULES)
+    for kinds in ("aab", "bb", "cC", "aBd"):
+        lab.step(governor, lab.batch(kinds, kinds))
+    governor.checkpoint(lab.folder / "model.safetensors")
+    lab.step(governor, lab.batch("aab", "aab"))
+    governor.close()
+    return lab
+
+
+@pytest.fixture
+def ahead(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Have every ledger checked ahead, in this process and in small pieces. Holds who was asked to."""
+    asked: list[str] = []
+
+    def check_ahead(path: Any, checker: str) -> Iterator[segments.Segment]:
+        asked.append(checker)
+        watch = example_watch() if checker == AHEAD else None
+        return segments.check_pieces(str(path), 0, path.stat().st_size, ahead=True, watch=watch)
+
+    monkeypatch.setattr(chain, "check_ahead", check_ahead)
+    monkeypatch.setattr(reader, "CHUNK", 3_000)
+    return asked
+
+
+def alone(lab: Any, name: str) -> VerifyReport:
+    """Verify a ledger in one process, as a small one always is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chain, "check_ahead", lambda *_: None)
+        report: VerifyReport = lab.verify(name)
+    return report
+
+
+@pytest.mark.parametrize("change", [c for c, _, _ in FORGERIES], ids=[c.__name__ for c, _, _ in FORGERIES])
+def test_a_forged_entry_is_reported_alike(run: Any, ahead: list[str], change: Any) -> None:
+    name = change.__qualname__.replace("<locals>", "") + str(id(change))
+    assert run.forge(change, target=name) == alone(run, name)
+    assert ahead == [AHEAD]
+
+
+def test_a_sound_ledger_is_gone_through_once(plain: Any, ahead: list[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chain, "run_links", None)
+        report = plain.verify()
+    assert report.ok
+    assert report == alone(plain, "run")
+
+
+@pytest.mark.parametrize("spoil", ["nothing", "a byte", "an exposure"])
+def test_another_process_does_the_same(plain: Any, monkeypatch: pytest.MonkeyPatch, spoil: str) -> None:
+    def change(entries: Any) -> None:
+        if spoil == "an exposure":
+            next(body for kind, body in reversed(entries) if kind == "step")["exposures"][0] += 1
+
+    plain.forge(change, target=spoil)
+    path = plain.path(spoil)
+    if spoil == "a byte":
+        path.write_bytes(path.read_bytes().replace(b'"loss":"', b'"loss":"1', 1))
+    monkeypatch.setattr(segments, "SMALLEST", 1)
+    monkeypatch.setattr(segments.os, "sched_getaffinity", lambda _: {0, 1})
+    started: list[Any] = []
+    start = segments._start
+    monkeypatch.setattr(segments, "_start", lambda *a, **k: started.append(k) or start(*a, **k))
+    report = plain.verify(spoil)
+    assert report == alone(plain, spoil)
+    assert report.ok is (spoil == "nothing")
+    assert started == [{"checker": AHEAD}]
+
+
+# --- any field of any entry ---------------------------------------------------------------------------------
+
+_values = st.sampled_from(
+    [None, True, 0, 1, 2, 99, "", "x", "-1", "nan", "0.4", "9", "admit", "refuse", [], {}]
+)
+
+
+def _mutate(value: Any, data: st.DataObject) -> Any:
+    """Return a body with one spot replaced, dropped, doubled or moved."""
+    if isinstance(value, dict) and value and data.draw(st.integers(0, 9)):
+        key = data.draw(st.sampled_from(sorted(value)))
+        return {**value, key: _mutate(value[key], data)}
+    if isinstance(value, list) and value and data.draw(st.integers(0, 9)):
+        place = data.draw(st.integers(0, len(value) - 1))
+        how = data.draw(st.sampled_from(("change", "change", "drop", "double", "turn")))
+        match how:
+            case "drop":
+                return value[:place] + value[place + 1 :]
+            case "double":
+                return [*value[:place], value[place], *value[place:]]
+            case "turn":
+                return value[::-1]
+        return [*value[:place], _mutate(value[place], data), *value[place + 1 :]]
+    if type(value) is int and data.draw(st.booleans()):
+        return value + 1
+    return data.draw(_values)
+
+
+def _tampered(entries: list[Any], data: st.DataObject) -> list[Any]:
+    """Return entries with some of them changed; those that no ledger can hold are left as they were."""
+    entries = copy.deepcopy(entries)
+    for _ in range(data.draw(st.integers(1, 2))):
+        place = data.draw(st.integers(1, len(entries) - 1))
+        how = data.draw(st.sampled_from(("mutate", "mutate", "mutate", "mutate", "drop", "swap", "double")))
+        kind, body = entries[place]
+        if how == "drop":
+            entries.pop(place)
+        elif how == "swap":
+            entries.insert(data.draw(st.integers(1, len(entries) - 1)), entries.pop(place))
+        elif how == "double":
+            entries.insert(place, (kind, body))
+        else:
+            changed = _mutate(body, data)
+            try:
+                encode_body(kind, changed)
+            except EntryInvalid:
+                continue
+            entries[place] = (kind, changed)
+    return entries
+
+
+def _told(entries: list[Any], at_once: int, *, examples: bool = True) -> Any:
+    """Return what a replay makes of entries that are told so many at a time."""
+    replay = RunReplay((), examples=examples)
+    whole = [Entry(index, kind, body, b"") for index, (kind, body) in enumerate(entries)]
+    for start in range(0, len(whole), at_once):
+        replay.accept(whole[start : start + at_once])
+    size = len(entries)
+    found = list(replay.findings(ChainReport("OK", size, "", None, (), True, size, (), None)))
+    return found, replay.facts()
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_steps_judged_together_are_judged_as_one_by_one(
+    plain_entries: list[Any], data: st.DataObject
+) -> None:
+    """Without examples, which the other process judges: whole stretches against a step at a time."""
+    entries = _tampered(plain_entries, data)
+    at_once = data.draw(st.sampled_from((len(entries), 7, 16)))
+    together = _told(entries, at_once, examples=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_replay, "SHORTEST", 10**9)
+        assert together == _told(entries, 1, examples=False)
+
+
+def _passes(entries: list[Any]) -> bool:
+    """Whether the process that runs ahead lets entries pass."""
+    watch = example_watch()
+    try:
+        for kind, body in entries:
+            watch(kind, body)
+    except segments.OddSegmentError:
+        return False
+    return True
+
+
+def test_a_run_with_every_kind_of_input_passes(recorded: list[Any]) -> None:
+    assert _passes(recorded)
+    assert _told(recorded, 16, examples=False) == _told(recorded, 1)
+
+
+@settings(max_examples=120, deadline=None)
+@given(data=st.data())
+def test_the_two_halves_find_what_the_whole_finds(recorded: list[Any], data: st.DataObject) -> None:
+    """With slots, signals, budgets and a resumption. Where the half ahead objects, the whole is judged."""
+    entries = _tampered(recorded, data)
+    if _passes(entries):
+        assert _told(entries, 16, examples=False) == _told(entries, 1)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_ledger_tampered_with_anywhere_is_reported_alike(
+    plain: Any, ahead: list[str], data: st.DataObject
+) -> None:
+    target = "tampered"
+    for stale in plain.folder.glob(f"{plain.path(target).name}*"):
+        stale.unlink()
+    report = plain.forge(lambda entries: _tampered(entries, data), target=target)
+    assert report == alone(plain, target)
+
+
+def test_most_steps_of_a_plain_run_are_judged_together(
+    plain_entries: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the tests above would compare one way with itself."""
+    single: list[str] = []
+    accept = RunReplay._accept
+
+    def counted(self: RunReplay, entry: Entry) -> None:
+        single.append(entry.kind)
+        accept(self, entry)
+
+    monkeypatch.setattr(RunReplay, "_accept", counted)
+    found, facts = _told(plain_entries, len(plain_entries), examples=False)
+    assert (found, facts["steps"]) == ([], STEPS)
+    assert single.count("step") < STEPS / 2
