@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gradwarden.policy import compile_policy, parse_policy
 from gradwarden.policy.context import Context
 from gradwarden.policy.decision import VERDICTS, Decision
 from gradwarden.policy.evaluation.admission import Admission, classify
@@ -197,6 +198,18 @@ def test_records_that_no_run_can_have_written_are_refused(change: dict[str, Any]
     assert Replayer(CAPPED).replay_step(**record, **clock)[0].verdict == "admit"
     with pytest.raises(ReplayError, match=message):
         Replayer(CAPPED).replay_step(**(record | change), **clock)
+
+
+def test_what_is_remembered_of_a_number_is_not_taken_for_a_bool() -> None:
+    """1 and true are equal in Python, and only one of them is a day."""
+    text = "policy p version 1\nexamples { gone : date }\nmodel { all = rest }\n"
+    text += "retain r { until gone }\ndepth d { reach all }\n"
+    replayer = Replayer[Decision](compile_policy(parse_policy(text)))
+    record: dict[str, Any] = {"classes": [0], "exposures": None, "signals": {}}
+    clock = {"step": 0, "epoch": 0, "today": 0, "spent": frozenset[str]()}
+    replayer.replay_step(**record, slots={"gone": [1]}, **clock)
+    with pytest.raises(ReplayError, match="`gone`"):
+        replayer.replay_step(**record, slots={"gone": [True]}, **clock)
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,75 @@ def test_a_ledger_tampered_with_anywhere_is_reported_alike(
     assert report == alone(plain, target)
 
 
+def _last(entries: list[Any], kind: str) -> dict[str, Any]:
+    body: dict[str, Any] = next(body for found, body in reversed(entries) if found == kind)
+    return body
+
+
+_LATE = {
+    "verdict": ("step", lambda body: body.update(verdict="admit")),
+    "other step": ("step", lambda body: body.update(step=body["step"] + 1)),
+    "unknown class": ("step", lambda body: body["classes"].__setitem__(0, 99)),
+    "other class": ("step", lambda body: body["classes"].reverse()),
+    "unknown decision": ("step", lambda body: body["decision"].__setitem__(0, 99)),
+    "other decision": ("step", lambda body: body["decision"].reverse()),
+    "spent": ("step", lambda body: body.update(spent=["p"])),
+    "no exposures": ("step", lambda body: body.update(exposures=None)),
+    "exposures": ("step", lambda body: body.update(exposures=[99] * body["count"])),
+    "stray signal": ("step", lambda body: body["signals"].update(calm=[0] * body["count"])),
+    "other outcome": ("committed", lambda body: body.update(step=body["step"] - 1)),
+    "less active": ("committed", lambda body: body.update(active=["shallow"])),
+    "nothing active": ("committed", lambda body: body.update(active=[])),
+    "above cap": ("committed", lambda body: body["norms"].update(shallow="0.51")),
+    "below zero": ("committed", lambda body: body["norms"].update(deep="-1e-9")),
+    "no number": ("committed", lambda body: body["norms"].update(deep="nan")),
+    "too large": ("committed", lambda body: body["norms"].update(deep="1e999")),
+    "left out": ("committed", lambda body: body["norms"].pop("deep")),
+    "another band": ("committed", lambda body: body["norms"].update(middle=None)),
+    "loss": ("committed", lambda body: body.update(loss="small")),
+    "charge": ("committed", lambda body: body.update(privacy={"p": {"steps": 1, "epsilon": "0.1"}})),
+}
+
+
+@pytest.mark.parametrize("what", _LATE)
+def test_what_is_wrong_late_in_a_stretch_is_found(plain_entries: list[Any], what: str) -> None:
+    entries = copy.deepcopy(plain_entries)
+    kind, change = _LATE[what]
+    change(_last(entries, kind))
+    found, facts = _told(entries, len(entries), examples=False)
+    assert [finding.index for finding in found] == [entries.index((kind, _last(entries, kind)))]
+    assert (found, facts) == _told(entries, 1, examples=False)
+
+
+def test_a_gradient_where_nothing_reaches_is_found(plain_entries: list[Any]) -> None:
+    """Examples of kind `d` reach `deep` alone: in a stretch of such steps `shallow` has no gradient."""
+    entries = copy.deepcopy(plain_entries)
+    last, outcome = _last(entries, "step"), _last(entries, "committed")
+    every = [decision for kind, body in entries if kind == "decisions" for decision in body["decisions"]]
+    number = next(decision["id"] for decision in every if decision["weights"] == [0, 250_000])
+    place = last["decision"].index(number)
+    for name in ("classes", "decision", "exposures"):
+        last[name] = [last[name][place]]
+    last["signals"] = {name: [values[place]] for name, values in last["signals"].items()}
+    last.update(count=1, verdict="limit")
+    outcome["active"] = ["deep"]
+    assert "gradient in `shallow`" in _told(entries, len(entries), examples=False)[0][0].message
+    outcome["norms"]["shallow"] = None
+    found, _ = _told(entries[:-1], len(entries), examples=False)
+    assert [finding.code for finding in found] == []
+
+
+def test_a_step_that_a_crash_left_without_an_outcome_counts_as_exposure(recorded: list[Any]) -> None:
+    """As the run that goes on counts it: with its outcome gone, all later exposures are as they were."""
+    resumed = [kind for kind, _ in recorded].index("resumed")
+    lost = max(place for place in range(resumed) if recorded[place][0] == "committed")
+    entries = recorded[:lost] + recorded[lost + 1 :]
+    assert _passes(entries)
+    (finding,), _ = _told(entries, 1)
+    assert finding.code == "wrong_totals"
+    assert _told(entries, 16, examples=False) == _told(entries, 1)
+
+
 def test_most_steps_of_a_plain_run_are_judged_together(
     plain_entries: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -430,16 +430,39 @@ def test_what_is_told_is_what_was_checked(
 
 
 @pytest.mark.usefixtures("two_processors")
+@pytest.mark.parametrize("size", [1, 2, 7, 8, 10])
+@pytest.mark.parametrize("other", [False, True])
+def test_a_head_of_any_size_beside_the_ledger_is_held_against_it(
+    path: Path, cases: Any, signer: Signer, monkeypatch: pytest.MonkeyPatch, size: int, other: bool
+) -> None:
+    lines = lines_of(cases.build(path, signer, steps=4))
+    root = bytes(32) if other else tree_root(map(leaf_hash, lines[:size]))
+    head = Checkpoint(check(path, signer).origin or "", size, root)
+    Path(f"{path}.head").write_bytes(sign_note(head.text(), [signer]).encode())
+    report = verify_chain(path, [signer.public], Listeners())
+    codes = [finding.code for finding in report.findings]
+    assert codes == ["sidecar_mismatch"] if other else codes in ([], ["stale_sidecar"])
+    monkeypatch.setattr(segments, "SMALLEST", 1 << 40)
+    assert verify_chain(path, [signer.public], Listeners()) == report
+
+
+@pytest.mark.usefixtures("two_processors")
 @pytest.mark.parametrize("kind", ["step", "committed", "sealed"])
 def test_a_body_of_the_wrong_shape_is_found_behind_a_process_that_checks_ahead(
     path: Path, cases: Any, signer: Signer, kind: str
 ) -> None:
-    prev, out = "0" * 64, []
-    for index, line in enumerate(lines_of(cases.build(path, signer, steps=4))):
+    lines = lines_of(cases.build(path, signer, steps=4))
+    origin = check(path, signer).origin or ""
+    prev, tree, out = "0" * 64, Tree(), []
+    for index, line in enumerate(lines):
         _, found, _, body = decode(line)
         body = {**body, "stray": 0} if found == kind else body
+        if found == "head":
+            body = {"note": sign_note(Checkpoint(origin, index, tree.root()).text(), [signer])}
         out.append(compose(found, index, prev, orjson.dumps(body, option=CANONICAL)))
         prev = leaf_hash(out[-1]).hex()
+        tree.append(leaf_hash(out[-1]))
+    Path(f"{path}.head").unlink()
     write(path, out)
     report = verify_chain(path, [signer.public], Listeners())
     assert report == check(path, signer)
