@@ -204,11 +204,6 @@ class Maintainer:
         return Anchor(values, norm, file, digest)
 
     def _check_kind(self, band: str, parameters: Sequence[Tensor]) -> None:
-        if any(hasattr(parameter, "device_mesh") for parameter in parameters):
-            raise MaskError(
-                f"the band `{band}` cannot be maintained: its parameters are scattered over processes",
-                help="maintain bands of models that every process holds as a whole",
-            )
         members = {id(parameter) for parameter in parameters}
         for name, module in self._model.named_modules():
             sparse = getattr(module, "sparse", False) is True

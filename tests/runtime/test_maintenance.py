@@ -302,16 +302,6 @@ def test_private_steps_are_pulled_after_their_noise(lab):
     assert torch.allclose(free, pulled, rtol=1e-9, atol=1e-12)
 
 
-def test_parameters_that_are_scattered_over_processes_are_refused(lab):
-    class Scattered(nn.Parameter):
-        device_mesh = "a mesh"
-
-    model = lab.model()
-    model[0].bias = Scattered(model[0].bias.detach())
-    with pytest.raises(MaskError, match="scattered over processes"):
-        lab.governor(lab.policy + BOUND, model)
-
-
 def test_a_scaler_of_losses_does_not_scale_the_pull(lab):
     found = []
     for scaler in (None, torch.amp.GradScaler("cpu", init_scale=1024.0)):
