@@ -32,6 +32,8 @@ VERBS = {
     "keygen": "Make an Ed25519 key pair.",
     "verify": "Check a ledger, offline, and replay its decisions.",
     "log": "Show, filter and follow the entries of a ledger.",
+    "proof": "Prove that a ledger has an entry, or that it only grew.",
+    "verify-proof": "Check a proof offline, without the ledger.",
     "lsp": "Serve editors: the language server, over standard input and output.",
 }
 """Every verb and its one-line description, in the order of a policy's life."""
@@ -115,7 +117,7 @@ class Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        command = import_module(f"gradwarden.cli.commands.{cmd_name}").command
+        command = import_module(f"gradwarden.cli.commands.{cmd_name.replace('-', '_')}").command
         assert isinstance(command, click.Command)
         return command
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gradwarden.policy.program import Program
 
 MAX_EXAMPLE_BYTES = 1 << 20
+MAX_NOTE_BYTES = 1 << 20
 STDIN = Path("-")
 
 
@@ -30,6 +31,20 @@ def read_text(path: Path, limit: int) -> str:
     if len(data) > limit:
         raise InputError(f"`{path}` is larger than {limit >> 10:,} KiB")
     return decode(data, path)
+
+
+def read_bytes(path: Path, limit: int, noun: str) -> bytes:
+    """Return the content of a file. Raises OSError, InputError where it is larger than what `noun` may be."""
+    with path.open("rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise InputError(f"`{path}` is too large for {noun}")
+    return data
+
+
+def read_note(path: Path) -> bytes:
+    """Return the bytes of a signed note. Raises OSError, InputError."""
+    return read_bytes(path, MAX_NOTE_BYTES, "a signed note")
 
 
 def decode(data: bytes, path: Path) -> str:

@@ -109,6 +109,18 @@ class ProofError(LedgerError):
     code = "GW611"
 
 
+class EvidenceError(LedgerError):
+    """A proof that is malformed, or one that lacks what it is about."""
+
+    code = "GW612"
+
+
+class HeadMismatch(LedgerError):
+    """A signed head that is not of the ledger in hand, as far as the ledger goes."""
+
+    code = "GW613"
+
+
 class KeyFileError(RuntimeGovernanceError):
     """A key file that is missing, unreadable, malformed, unsafe, or protected by another passphrase."""
 

@@ -9,7 +9,7 @@ import click
 
 from gradwarden.cli.app import verb
 from gradwarden.cli.failures import InputError
-from gradwarden.cli.inputs import load_program
+from gradwarden.cli.inputs import load_program, read_note
 from gradwarden.cli.options import FILE
 from gradwarden.cli.output import emit_json, format_option, progress
 from gradwarden.cli.verdict import Signature, Verdict, show
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from gradwarden.policy.program import Program
     from gradwarden.runtime.ledger.keys import PublicKey
-
-MAX_NOTE_BYTES = 1 << 20
 
 
 @verb("verify")
@@ -103,7 +101,7 @@ def _verify_ledger(
     from gradwarden.runtime.ledger.archived_head import compare_head
     from gradwarden.runtime.verification.verify import verify_ledger
 
-    note = _read_note(checkpoint) if checkpoint is not None else None
+    note = read_note(checkpoint) if checkpoint is not None else None
     if weights is not None:
         with weights.open("rb"):
             pass  # a file that cannot be read is told before the ledger is gone through
@@ -141,14 +139,6 @@ def _steps(advance: Callable[[int], None]) -> Callable[[int, int], None]:
     return report
 
 
-def _read_note(path: Path) -> bytes:
-    with path.open("rb") as file:
-        data = file.read(MAX_NOTE_BYTES + 1)
-    if len(data) > MAX_NOTE_BYTES:
-        raise InputError(f"`{path}` is too large for a signed note")
-    return data
-
-
 def _signature(policy: Path, program: Program, keys: Sequence[PublicKey]) -> Signature | None:
     """Return what is known of the signature beside a compiled program, None where there is none.
 
@@ -160,7 +150,7 @@ def _signature(policy: Path, program: Program, keys: Sequence[PublicKey]) -> Sig
     if policy.suffix != ".json" or not note_path(policy).exists():
         return None
     try:
-        signers = check_signature(program, _read_note(note_path(policy)), keys)
+        signers = check_signature(program, read_note(note_path(policy)), keys)
     except NoteError as error:
         if getattr(error, "fault", None) != "unknown_key":
             raise
@@ -183,7 +173,7 @@ def _verify_program(path: Path, keys: Sequence[PublicKey], output_format: str) -
     signers: tuple[str, ...] = ()
     fault = None
     try:
-        signers = tuple(key.name for key in check_signature(program, _read_note(beside), keys))
+        signers = tuple(key.name for key in check_signature(program, read_note(beside), keys))
     except NoteError as error:
         fault = error.message
     facts: dict[str, Any] = {"name": program.name, "version": program.version, "digest": program.digest}

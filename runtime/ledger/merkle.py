@@ -9,8 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
+from typing import TypeAlias
 
 from gradwarden.runtime.errors import ProofError
+
+Range: TypeAlias = tuple[int, int]
+"""Leaves of a tree, by index: the first, and the one after the last."""
 
 HASH_SIZE = 32
 EMPTY_ROOT = sha256(b"").digest()
@@ -83,40 +87,72 @@ def split_point(size: int) -> int:
     return 1 << ((size - 1).bit_length() - 1)
 
 
-def inclusion_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
-    """Return PATH(index, leaves). Raises ProofError for an index outside the tree."""
-    if not 0 <= index < len(leaves):
-        raise ProofError(f"there is no entry {index} in a tree of {len(leaves)}")
-    start, stop = 0, len(leaves)
-    proof = []
+def inclusion_ranges(index: int, size: int) -> list[Range]:
+    """Return whose roots make up PATH(index, D[0:size]): from the leaf towards the root.
+
+    Raises ProofError for an index outside the tree.
+    """
+    if not 0 <= index < size:
+        raise ProofError(f"there is no entry {index} in a tree of {size}")
+    start, stop = 0, size
+    ranges = []
     while stop - start > 1:
         middle = start + split_point(stop - start)
         if index < middle:
-            proof.append(tree_root(leaves[middle:stop]))
+            ranges.append((middle, stop))
             stop = middle
         else:
-            proof.append(tree_root(leaves[start:middle]))
+            ranges.append((start, middle))
             start = middle
-    return proof[::-1]
+    return ranges[::-1]
+
+
+def consistency_ranges(old_size: int, size: int) -> list[Range]:
+    """Return whose roots make up PROOF(old_size, D[0:size]).
+
+    Raises ProofError unless 0 < old_size <= size.
+    """
+    if not 0 < old_size <= size:
+        raise ProofError(f"a tree of {size} entries has no consistency proof from {old_size}")
+    start, stop, whole = 0, size, True
+    ranges = []
+    while old_size != stop:
+        middle = start + split_point(stop - start)
+        if old_size <= middle:
+            ranges.append((middle, stop))
+            stop = middle
+        else:
+            ranges.append((start, middle))
+            start, whole = middle, False
+    if not whole:
+        ranges.append((start, stop))
+    return ranges[::-1]
+
+
+def range_roots(leaves: Iterable[bytes], ranges: Sequence[Range]) -> list[bytes]:
+    """Return the root over each range of leaf hashes, in one pass; a range may run past the last leaf."""
+    trees = [Tree() for _ in ranges]
+    waiting = sorted(range(len(ranges)), key=lambda number: ranges[number][0], reverse=True)
+    growing: list[int] = []
+    turns = {place for bounds in ranges for place in bounds}
+    for index, leaf in enumerate(leaves):
+        if index in turns:
+            while waiting and ranges[waiting[-1]][0] == index:
+                growing.append(waiting.pop())
+            growing = [number for number in growing if ranges[number][1] > index]
+        for number in growing:
+            trees[number].append(leaf)
+    return [tree.root() for tree in trees]
+
+
+def inclusion_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
+    """Return PATH(index, leaves). Raises ProofError for an index outside the tree."""
+    return range_roots(leaves, inclusion_ranges(index, len(leaves)))
 
 
 def consistency_proof(leaves: Sequence[bytes], old_size: int) -> list[bytes]:
     """Return PROOF(old_size, leaves). Raises ProofError unless 0 < old_size <= len(leaves)."""
-    if not 0 < old_size <= len(leaves):
-        raise ProofError(f"a tree of {len(leaves)} entries has no consistency proof from {old_size}")
-    start, stop, whole = 0, len(leaves), True
-    proof = []
-    while old_size != stop:
-        middle = start + split_point(stop - start)
-        if old_size <= middle:
-            proof.append(tree_root(leaves[middle:stop]))
-            stop = middle
-        else:
-            proof.append(tree_root(leaves[start:middle]))
-            start, whole = middle, False
-    if not whole:
-        proof.append(tree_root(leaves[start:stop]))
-    return proof[::-1]
+    return range_roots(leaves, consistency_ranges(old_size, len(leaves)))
 
 
 def verify_inclusion(index: int, size: int, leaf: bytes, proof: Sequence[bytes], root: bytes) -> bool:

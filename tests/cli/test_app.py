@@ -20,7 +20,7 @@ from tests.cli.conftest import Run
 
 PROMISED = [
     "init", "check", "fmt", "test", "explain", "plan", "prove", "calendar", "schema", "diff", "build", "map",
-    "keygen", "verify", "log", "lsp",
+    "keygen", "verify", "log", "proof", "verify-proof", "lsp",
 ]  # fmt: skip
 
 
@@ -46,13 +46,13 @@ def test_help_teaches(run: Run, name: str) -> None:
 
 @pytest.mark.parametrize("name", PROMISED)
 def test_a_verb_tells_the_same_as_the_list_of_verbs(name: str) -> None:
-    command = import_module(f"gradwarden.cli.commands.{name}").command
+    command = import_module(f"gradwarden.cli.commands.{name.replace('-', '_')}").command
     assert (command.name, command.short_help) == (name, VERBS[name])
 
 
 @pytest.mark.parametrize("name", PROMISED)
 def test_every_option_is_explained(name: str) -> None:
-    command = import_module(f"gradwarden.cli.commands.{name}").command
+    command = import_module(f"gradwarden.cli.commands.{name.replace('-', '_')}").command
     options = [p for p in command.params if isinstance(p, click.Option)]
     assert all(option.help for option in options)
 
@@ -194,7 +194,7 @@ def inputs(here: Path) -> Path:
 
 @pytest.mark.parametrize("name", PROMISED)
 def test_json_reports_are_one_document_and_nothing_else(run: Run, name: str) -> None:
-    command = import_module(f"gradwarden.cli.commands.{name}").command
+    command = import_module(f"gradwarden.cli.commands.{name.replace('-', '_')}").command
     formats = [p.type.choices for p in command.params if "--format" in p.opts]
     if name in ("fmt", "lsp"):  # the one writes files, the other speaks a protocol
         assert formats == []

@@ -22,7 +22,7 @@ def test_the_reference_is_current() -> None:
 def test_every_verb_and_option_is_in_it() -> None:
     text = reference()
     for name in VERBS:
-        command = import_module(f"gradwarden.cli.commands.{name}").command
+        command = import_module(f"gradwarden.cli.commands.{name.replace('-', '_')}").command
         assert f"### gradwarden {name}\n" in text
         for parameter in command.params:
             if isinstance(parameter, click.Option):
