@@ -101,13 +101,13 @@ def admits_something(pair: tuple[str, str]) -> bool:
     return any(any(both.decide(*case).micro) for case in cases)
 
 
-@pytest.mark.parametrize("pair", pairwise([*MODULES, MODULES[0]]), ids="+".join)
+@pytest.mark.parametrize("pair", list(pairwise([*MODULES, MODULES[0]])), ids="+".join)
 def test_a_module_and_the_next_still_admit_what_both_admit(pair):
     assert admits_something(pair)
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("pair", combinations(MODULES, 2), ids="+".join)
+@pytest.mark.parametrize("pair", list(combinations(MODULES, 2)), ids="+".join)
 def test_any_two_modules_still_admit_what_both_admit(pair):
     assert admits_something(pair)
 

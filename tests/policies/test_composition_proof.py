@@ -48,13 +48,13 @@ def test_the_hospital_widens_none_of_the_three_policies_it_is_made_of():
     assert widens(shipped("hospital_pretraining"), *map(shipped, HOSPITAL)) == [False, False, False]
 
 
-@pytest.mark.parametrize("pair", pairwise([*MODULES, MODULES[0]]), ids="+".join)
+@pytest.mark.parametrize("pair", list(pairwise([*MODULES, MODULES[0]])), ids="+".join)
 def test_a_module_and_the_next_widen_neither(pair):
     assert widens(compose(pair), *(compose((module,)) for module in pair)) == [False, False]
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("pair", combinations(MODULES, 2), ids="+".join)
+@pytest.mark.parametrize("pair", list(combinations(MODULES, 2)), ids="+".join)
 def test_no_pair_of_modules_widens_either(pair):
     assert widens(compose(pair), *(compose((module,)) for module in pair)) == [False, False]
 

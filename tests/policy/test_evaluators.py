@@ -202,7 +202,7 @@ def test_records_that_no_run_can_have_written_are_refused(change: dict[str, Any]
 
 def test_what_is_remembered_of_a_number_is_not_taken_for_a_bool() -> None:
     """1 and true are equal in Python, and only one of them is a day."""
-    text = "policy p version 1\nexamples { gone : date }\nmodel { all = rest }\n"
+    text = "policy p version 1\nexamples { gone : date }\nmodel { deep = rest }\n"
     text += "retain r { until gone }\ndepth d { reach all }\n"
     replayer = Replayer[Decision](compile_policy(parse_policy(text)))
     record: dict[str, Any] = {"classes": [0], "exposures": None, "signals": {}}
