@@ -15,8 +15,11 @@ from gradwarden.cli.failures import InputError
 from gradwarden.policy.frozen import frozen
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gradwarden.policy.context import Context
     from gradwarden.policy.program import Program
+    from gradwarden.runtime.ledger.keys import PublicKey, WitnessKey
 
 FILE = click.Path(path_type=Path)
 
@@ -216,3 +219,43 @@ def _passphrase(ask: bool, variable: str | None, file: Path | None, *, confirm: 
             click.prompt("Passphrase", hide_input=True, confirmation_prompt=confirm, err=True)
         ).encode()
     return None
+
+
+def witness_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say which witnesses must vouch; the function gets `witness_files` and `quorum`."""
+    for option in (
+        click.option(
+            "--witnesses",
+            "quorum",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="How many of the witnesses must have cosigned. [default: all of them]",
+        ),
+        click.option(
+            "--witness",
+            "witness_files",
+            type=FILE,
+            multiple=True,
+            metavar="PUB",
+            help="The public key of a witness that you trust; repeatable.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def load_witnesses(
+    files: Sequence[Path], quorum: int | None, keys: Sequence[PublicKey]
+) -> tuple[list[WitnessKey], int]:
+    """Return the keys of the witnesses, and how many of them must have cosigned.
+
+    keys: of the ledger; none of them can be a witness's. Raises UsageError, KeyFileError.
+    """
+    from gradwarden.runtime.evidence.witnessed import check_witnesses
+    from gradwarden.runtime.ledger.keys import WitnessKey
+
+    if quorum is not None and quorum > len(files):
+        raise click.UsageError(f"--witnesses {quorum} asks for more witnesses than are given (--witness)")
+    witnesses = [WitnessKey.load(path) for path in files]
+    check_witnesses(witnesses, keys)
+    return witnesses, len(files) if quorum is None else quorum

@@ -61,6 +61,16 @@ def emit_table(
         click.echo(lay_out(row))
 
 
+def moment(seconds: int) -> str:
+    """Return a time in seconds since 1970 as people read it, in UTC; as a number where no calendar has it."""
+    from datetime import UTC, datetime
+
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    except (ValueError, OverflowError, OSError):
+        return f"{seconds} s after 1970"
+
+
 @contextmanager
 def progress(label: str, total: int | None, unit: str) -> Iterator[Advance]:
     """Show a bar on standard error while the block runs, if a person is watching."""

@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from gradwarden.cli.diagnostics import plural, printable
+from gradwarden.cli.output import moment
 from gradwarden.policy.frozen import frozen
 
 if TYPE_CHECKING:
+    from gradwarden.runtime.evidence.witnessed import Assurance
     from gradwarden.runtime.ledger.chain import Finding
 
 MEANINGS = {
     "OK": "intact, sealed, signed by a given key, and decided as its policy says",
+    "UNWITNESSED": "it would hold, but the witnesses asked for do not vouch for all of it",
     "VIOLATION": "intact and signed, but what it records is not what its policy gives",
     "INCOMPLETE": "intact as far as it goes, but not sealed",
     "UNTRUSTED": "none of the given keys vouches for it",
+    "ROLLBACK": "entries are missing that it had when a head was signed",
+    "FORK": "rewritten: a head was signed over other entries than these",
     "TAMPERED": "altered after it was written",
 }
+
+STATUSES = {
+    "unwitnessed": "UNWITNESSED",
+    "checkpoint_untrusted": "UNTRUSTED",
+    "rolled_back": "ROLLBACK",
+    "forked": "FORK",
+    "checkpoint_mismatch": "TAMPERED",
+}
+"""What a comparison with heads kept elsewhere makes of a ledger that is sound by itself."""
+
+RANKS = (
+    "TAMPERED", "FORK", "ROLLBACK", "UNTRUSTED", "VIOLATION", "INCOMPLETE", "UNWITNESSED", "OK",
+)  # fmt: skip
+"""Every status, the worst first."""
 
 HELP = {
     "unsigned": "was it signed by another key? `gradwarden log LEDGER --kind head` names the signers",
@@ -31,7 +50,10 @@ HELP = {
     "wrong_decision": "`gradwarden log LEDGER --steps N --format jsonl` shows the step as it was recorded",
     "weights_mismatch": "`gradwarden log LEDGER --kind checkpoint` lists the weights that were saved",
     "drift_unmeasured": "keep the files `LEDGER.anchor-*` with the ledger, and hand them on with it",
-    "checkpoint_mismatch": "the ledger was rewritten, or the checkpoint is of another one",
+    "checkpoint_mismatch": "each ledger has an origin of its own: is this the right one?",
+    "rolled_back": "ask for the whole ledger; the checkpoint shows that there was more",
+    "forked": "keep both: the checkpoint and the ledger show that a holder of the key has two histories",
+    "unwitnessed": "`gradwarden witness` cosigns the last head; give what it writes with --checkpoint",
     "checkpoint_untrusted": "give the key of whoever signed the checkpoint with --key",
 }
 ALTERED = "entries before it still hold; compare what follows with a copy kept elsewhere"
@@ -54,7 +76,8 @@ class Verdict:
     findings: tuple[Finding, ...]
     facts: Mapping[str, Any]
     policy_given: bool
-    head_compared: bool
+    heads_compared: int
+    assurance: Assurance | None
     weights: Path | None
     signatures: tuple[Signature, ...]
 
@@ -89,8 +112,12 @@ class Verdict:
         for signature in self.signatures:
             if signature.signers:
                 yield f"the program's signature by {', '.join(signature.signers)}"
-        if self.head_compared and not codes & {"checkpoint_mismatch", "checkpoint_untrusted"}:
-            yield "the checkpoint given is a head of this ledger"
+        if self.heads_compared and not codes & (STATUSES.keys() - {"unwitnessed"}):
+            several = f"the {self.heads_compared} checkpoints given are heads of this ledger"
+            yield "the checkpoint given is a head of this ledger" if self.heads_compared == 1 else several
+        for seen in self.assurance.sightings if self.assurance else ():
+            when = moment(seen.seconds)
+            yield f"cosigned by the witness {seen.witness.name} at {when}, over {seen.size:,} entries"
         if self.weights_compared and "weights_mismatch" not in codes:
             yield f"`{self.weights}` holds the weights that the ledger names last"
         for band, drift in facts.get("drift_measured", {}).items():
@@ -104,8 +131,10 @@ class Verdict:
         for signature in self.signatures:
             if not signature.signers:
                 yield f"the program's signature `{signature.note}`: it is by another key (--key)"
-        if not self.head_compared:
+        if not self.heads_compared:
             yield "whether a holder of the key rewrote it: no head kept elsewhere was given (--checkpoint)"
+        elif self.assurance is None:
+            yield "whether others were shown the same: no witness was asked for (--witness)"
         if not self.weights_compared:
             yield "the weights" + (" (--checkpoint-weights)" if self.weights is None else "")
         if self.facts.get("budgets_recomputed") is False:
@@ -135,6 +164,11 @@ class Verdict:
             "not_checked": list(self.unchecked()),
             "facts": dict(self.facts),
         }
+
+
+def worst(status: str, findings: Iterable[Finding]) -> str:
+    """Return the worst of a status and of what findings about heads kept elsewhere make of it."""
+    return min([status, *(STATUSES[finding.code] for finding in findings)], key=RANKS.index)
 
 
 def help_for(finding: Finding) -> str | None:
@@ -181,3 +215,13 @@ def _run_lines(facts: Mapping[str, Any]) -> Iterator[str]:
     if verdicts:
         yield "examples: " + ", ".join(f"{count:,} {verdict}" for verdict, count in sorted(verdicts.items()))
     yield f"root {facts['root']}"
+    yield f"assurance: {_assurance(facts)}"
+
+
+def _assurance(facts: Mapping[str, Any]) -> str:
+    """Say on whose word the ledger stands."""
+    size = facts.get("witnessed_entries", 0)
+    if not size:
+        return "self-attested"
+    names = ", ".join(seen["vkey"].split("+")[0] for seen in facts["witnesses"] if seen["entries"] >= size)
+    return f"witnessed by {names} up to entry {size - 1:,}; self-attested from there on"

@@ -121,6 +121,12 @@ class HeadMismatch(LedgerError):
     code = "GW613"
 
 
+class WitnessError(LedgerError):
+    """A witness that cannot work: its record is damaged or in use, or it is no witness of this log."""
+
+    code = "GW614"
+
+
 class KeyFileError(RuntimeGovernanceError):
     """A key file that is missing, unreadable, malformed, unsafe, or protected by another passphrase."""
 

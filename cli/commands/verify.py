@@ -10,14 +10,15 @@ import click
 from gradwarden.cli.app import verb
 from gradwarden.cli.failures import InputError
 from gradwarden.cli.inputs import load_program, read_note
-from gradwarden.cli.options import FILE
+from gradwarden.cli.options import FILE, load_witnesses, witness_options
 from gradwarden.cli.output import emit_json, format_option, progress
-from gradwarden.cli.verdict import Signature, Verdict, show
+from gradwarden.cli.verdict import Signature, Verdict, show, worst
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from gradwarden.policy.program import Program
+    from gradwarden.runtime.evidence.proof_check import Trust
     from gradwarden.runtime.ledger.keys import PublicKey
 
 
@@ -32,7 +33,11 @@ if TYPE_CHECKING:
     help="What must have governed the run: a program or a policy; repeatable, for a policy that was changed.",
 )  # fmt: skip
 @click.option("--model-map", type=FILE, help="Bind the policy to this model before comparing.")
-@click.option("--checkpoint", type=FILE, metavar="NOTE", help="A signed head of this ledger, kept elsewhere.")
+@click.option(
+    "--checkpoint", "checkpoints", type=FILE, multiple=True, metavar="NOTE",
+    help="A signed head of this ledger, kept elsewhere or cosigned; repeatable.",
+)  # fmt: skip
+@witness_options
 @click.option(
     "--checkpoint-weights", type=FILE, metavar="FILE", help="The weights that the ledger names last."
 )
@@ -42,7 +47,9 @@ def command(
     key_files: tuple[Path, ...],
     policies: tuple[Path, ...],
     model_map: Path | None,
-    checkpoint: Path | None,
+    checkpoints: tuple[Path, ...],
+    witness_files: tuple[Path, ...],
+    quorum: int | None,
     checkpoint_weights: Path | None,
     output_format: str,
 ) -> int:
@@ -52,37 +59,46 @@ def command(
     The chain is checked line by line, with the tree and every signature over it; then the run is replayed:
     each decision of each step is made again from the recorded inputs. Only public keys are needed, and no
     torch. With --policy the run must have been governed by that policy; without, the one that the ledger
-    holds is taken at its word. With --checkpoint, a head that was archived or published, a ledger that was
-    rewritten by a holder of its key is found out too.
+    holds is taken at its word. With --checkpoint, a head that was archived, published or cosigned, a ledger
+    that was rewritten by a holder of its key is found out too. With --witness such a head must be cosigned
+    by that witness (`gradwarden witness`), and cover all that is signed.
 
     Given a compiled program instead of a ledger, its signature (PROGRAM.json.note) is checked.
 
-    The status is OK; VIOLATION, intact but not what the policy gives; INCOMPLETE, intact but not sealed;
-    UNTRUSTED, signed by none of the keys; or TAMPERED.
+    The status is OK; UNWITNESSED, but for the witnesses it would be OK; INCOMPLETE, intact but not sealed;
+    VIOLATION, intact but not what the policy gives; UNTRUSTED, signed by none of the keys; ROLLBACK, shorter
+    than a head kept elsewhere; FORK, another history than that head's; or TAMPERED.
 
     \b
     Examples:
       gradwarden verify run.ledger --key run.pub
       gradwarden verify run.ledger --key run.pub --policy clinical.json --checkpoint-weights model.safetensors
       gradwarden verify run.ledger --key run.pub --checkpoint archived.note --format json
+      gradwarden verify run.ledger --key run.pub --checkpoint cosigned.note --witness witness.pub
       gradwarden verify clinical.json --key release.pub
 
     \b
     Exit status: 0 it holds (OK), 1 it does not hold, 2 misuse or unreadable input.
     """
+    from gradwarden.runtime.evidence.proof_check import Trust
     from gradwarden.runtime.ledger.keys import PublicKey
 
     if model_map is not None and not policies:
         raise click.UsageError("--model-map says how to bind the --policy, and there is none")
+    if witness_files and not checkpoints:
+        raise click.UsageError(
+            "--witness is about the head that a witness cosigned: give it with --checkpoint"
+        )
     keys = [PublicKey.load(path) for path in key_files]
     if ledger.suffix == ".json":
-        if policies or checkpoint or checkpoint_weights:
+        if policies or checkpoints or checkpoint_weights:
             raise click.UsageError(f"`{ledger}` is a program: only its signature is checked")
         return _verify_program(ledger, keys, output_format)
     programs = [load_program(policy, model_map) for policy in policies]
     signatures = [_signature(*pair, keys) for pair in zip(policies, programs, strict=True)]
     known = [signature for signature in signatures if signature is not None]
-    verdict = _verify_ledger(ledger, keys, programs, checkpoint, checkpoint_weights, known)
+    trust = Trust(keys, *load_witnesses(witness_files, quorum, keys))
+    verdict = _verify_ledger(ledger, trust, programs, checkpoints, checkpoint_weights, known)
     if output_format == "json":
         emit_json(verdict.to_json())
     else:
@@ -92,36 +108,32 @@ def command(
 
 def _verify_ledger(
     ledger: Path,
-    keys: Sequence[PublicKey],
+    trust: Trust,
     programs: Sequence[Program],
-    checkpoint: Path | None,
+    checkpoints: Sequence[Path],
     weights: Path | None,
     signatures: Sequence[Signature],
 ) -> Verdict:
-    from gradwarden.runtime.ledger.archived_head import compare_head
+    from gradwarden.runtime.evidence.witnessed import compare_notes
     from gradwarden.runtime.verification.verify import verify_ledger
 
-    note = read_note(checkpoint) if checkpoint is not None else None
+    notes = [read_note(path) for path in checkpoints]
     if weights is not None:
         with weights.open("rb"):
             pass  # a file that cannot be read is told before the ledger is gone through
     with progress(f"verifying {ledger.name}", ledger.stat().st_size, "bytes") as advance:
-        report = verify_ledger(ledger, keys, program=programs, weights=weights, progress=_steps(advance))
-    findings = report.findings
-    status = report.status
-    if note is not None:
-        _, contradiction = compare_head(ledger, note, keys, report.facts.get("origin"))
-        if contradiction is not None:
-            findings = (*findings, contradiction)
-            untrusted = contradiction.code == "checkpoint_untrusted"
-            status = status if status == "TAMPERED" else "UNTRUSTED" if untrusted else "TAMPERED"
+        report = verify_ledger(
+            ledger, trust.keys, program=programs, weights=weights, progress=_steps(advance)
+        )
+    known = compare_notes(ledger, notes, trust, report.facts)
     return Verdict(
         ledger=ledger,
-        status=status,
-        findings=findings,
-        facts=dict(report.facts),
+        status=worst(report.status, known.findings),
+        findings=(*report.findings, *known.findings),
+        facts={**report.facts, **known.facts()},
         policy_given=bool(programs),
-        head_compared=note is not None,
+        heads_compared=len(notes),
+        assurance=known.assurance,
         weights=weights,
         signatures=tuple(signatures),
     )

@@ -10,14 +10,15 @@ import click
 from gradwarden.cli.app import verb
 from gradwarden.cli.diagnostics import printable
 from gradwarden.cli.inputs import read_bytes, read_note
-from gradwarden.cli.options import FILE
-from gradwarden.cli.output import emit_json, format_option
+from gradwarden.cli.options import FILE, load_witnesses, witness_options
+from gradwarden.cli.output import emit_json, format_option, moment
 
 if TYPE_CHECKING:
     from gradwarden.runtime.evidence.proof_check import ProofReport
 
 HELP = {
     "unknown_key": "give the public key of whoever keeps the ledger with --key",
+    "unwitnessed": "have the head cosigned (`gradwarden witness`) and prove under that head (--head)",
     "wrong_path": "the entry or the proof was changed, or the proof is of another entry",
     "rollback": "the ledger was cut after the old head was signed: keep both heads, they are the evidence",
     "fork": "the ledger has two histories: keep both heads, they are the evidence",
@@ -31,6 +32,7 @@ HELP = {
     "--key", "key_files", type=FILE, multiple=True, required=True, metavar="PUB",
     help="A public key that you trust; repeatable.",
 )  # fmt: skip
+@witness_options
 @click.option("--entry", type=FILE, metavar="FILE", help="The entry, where the proof withholds it.")
 @click.option("--old", type=FILE, metavar="NOTE", help="The head that you kept, for a consistency proof.")
 @click.option("--origin", metavar="TEXT", help="The ledger that it must be of. [default: any by the keys]")
@@ -38,6 +40,8 @@ HELP = {
 def command(
     proof: Path,
     key_files: tuple[Path, ...],
+    witness_files: tuple[Path, ...],
+    quorum: int | None,
     entry: Path | None,
     old: Path | None,
     origin: str | None,
@@ -47,35 +51,39 @@ def command(
 
     An inclusion proof shows that an entry is covered by a head that one of the keys signed. A consistency
     proof shows that a head covers all that an older one covers, unchanged; the older one is what you kept
-    (--old). Neither shows that the rest of the ledger is sound: that is what `gradwarden verify` does.
+    (--old). With --witness the head must be cosigned, too: then a holder of the ledger's key cannot show
+    another history to others without those witnesses. Neither proof shows that the rest of the ledger is
+    sound: that is what `gradwarden verify` does.
 
     \b
     Examples:
       gradwarden verify-proof 1024.tlog-proof --key run.pub
       gradwarden verify-proof grown.proof --old kept.note --key run.pub
+      gradwarden verify-proof 1024.tlog-proof --key run.pub --witness a.pub --witness b.pub --witnesses 1
       gradwarden verify-proof withheld.tlog-proof --entry line.json --key run.pub --format json
 
     \b
     Exit status: 0 it holds, 1 it does not hold, 2 misuse or unreadable input.
     """
-    from gradwarden.runtime.evidence.proof_check import check_consistency, check_inclusion
+    from gradwarden.runtime.evidence.proof_check import Trust, check_consistency, check_inclusion
     from gradwarden.runtime.evidence.proof_file import MAX_PROOF, InclusionProof, parse_proof
     from gradwarden.runtime.ledger.entries import MAX_LINE
     from gradwarden.runtime.ledger.keys import PublicKey
 
     keys = [PublicKey.load(path) for path in key_files]
+    trust = Trust(keys, *load_witnesses(witness_files, quorum, keys), origin)
     found = parse_proof(read_bytes(proof, MAX_PROOF, "a proof"))
     if isinstance(found, InclusionProof):
         if old is not None:
             raise click.UsageError(f"`{proof}` is about one entry; --old belongs to a consistency proof")
         line = None if entry is None else read_bytes(entry, MAX_LINE + 1, "an entry").removesuffix(b"\n")
-        report = check_inclusion(found, keys, line=line, origin=origin)
+        report = check_inclusion(found, trust, line=line)
     else:
         if old is None or entry is not None:
             raise click.UsageError(
                 f"`{proof}` is a consistency proof: give the head that you kept with --old"
             )
-        report = check_consistency(found, read_note(old), keys, origin=origin)
+        report = check_consistency(found, read_note(old), trust)
     if output_format == "json":
         emit_json(_document(proof, report))
     else:
@@ -93,6 +101,7 @@ def _document(path: Path, report: ProofReport) -> dict[str, Any]:
         "size": head.size,
         "root": head.root.hex(),
         "signed_by": [key.vkey for key in report.head.signers],
+        "witnessed_by": [{"vkey": one.witness.vkey, "time": one.seconds} for one in report.head.cosignatures],
         "faults": [
             {"code": fault.code, "message": fault.message, "help": HELP.get(fault.code)}
             for fault in report.faults
@@ -115,6 +124,9 @@ def _show(path: Path, report: ProofReport) -> None:
     click.echo(printable(f"  ledger {head.origin}"))
     signers = ", ".join(key.name for key in report.head.signers) or "none of the given keys"
     click.echo(printable(f"  head over {head.size:,} entries, signed by {signers}"))
+    if report.head.cosignatures:
+        names = ", ".join(f"{one.witness.name} ({moment(one.seconds)})" for one in report.head.cosignatures)
+        click.echo(printable(f"  witnessed by {names}"))
     click.echo(f"  root {head.root.hex()}")
     for fault in report.faults:
         name = click.style(f"error[{fault.code}]", fg="red", bold=True)

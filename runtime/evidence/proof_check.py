@@ -3,6 +3,7 @@
 What is told of a proof, as faults (`Fault.code`):
 
 - `unknown_key`, `bad_signature`, `ambiguous_key`: nobody who is trusted has signed the head
+- `unwitnessed`: fewer witnesses than asked for have cosigned the head
 - `wrong_origin`: the head is of another log than the one that was asked about
 - `wrong_path`: the path does not lead from the entry to the head's root
 - `not_an_entry`, `wrong_index`: what was included is no ledger entry, or says that it stands elsewhere
@@ -16,13 +17,15 @@ What is told of a proof, as faults (`Fault.code`):
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.errors import EvidenceError, NoteError
 from gradwarden.runtime.evidence.proof_file import ConsistencyProof, InclusionProof
+from gradwarden.runtime.ledger.cosignature import Cosignature, cosignatures
 from gradwarden.runtime.ledger.entries import MalformedLineError, decode
-from gradwarden.runtime.ledger.keys import PublicKey
+from gradwarden.runtime.ledger.keys import PublicKey, WitnessKey
 from gradwarden.runtime.ledger.merkle import EMPTY_ROOT, leaf_hash, verify_consistency, verify_inclusion
 from gradwarden.runtime.ledger.note import Checkpoint, open_note, parse_checkpoint, parse_note
 
@@ -37,10 +40,14 @@ class Fault:
 
 @frozen
 class TrustedHead:
-    """A head and the given keys whose signatures of it hold; faults say why it is not to be believed."""
+    """A head, the given keys whose signatures of it hold, and the cosignatures of it by given witnesses.
+
+    Faults say why it is not to be believed.
+    """
 
     checkpoint: Checkpoint
     signers: tuple[PublicKey, ...]
+    cosignatures: tuple[Cosignature, ...]
     faults: tuple[Fault, ...]
 
 
@@ -64,31 +71,43 @@ class ProofReport:
         return not self.faults
 
 
-def trust_head(note: bytes, keys: Sequence[PublicKey], origin: str | None = None) -> TrustedHead:
-    """Say what is known of a signed head. Raises NoteError (`malformed`) for a note that is no head.
+@frozen
+class Trust:
+    """Whom to believe.
 
-    origin: of the log that it must be of; None: of any that the keys sign.
+    keys: of the log. witnesses: of whom `quorum` must have cosigned. origin: of the log that is meant; None:
+    any that the keys sign.
     """
+
+    keys: Sequence[PublicKey]
+    witnesses: Sequence[WitnessKey] = ()
+    quorum: int = 0
+    origin: str | None = None
+
+
+def trust_head(note: bytes, trust: Trust) -> TrustedHead:
+    """Say what is known of a signed head. Raises NoteError (`malformed`) for a note that is no head."""
     checkpoint = parse_checkpoint(parse_note(note).text)
     faults = []
     signers: tuple[PublicKey, ...] = ()
+    cosigned: tuple[Cosignature, ...] = ()
     try:
-        signers = open_note(note, keys).keys
+        signers = open_note(note, trust.keys).keys
+        cosigned = cosignatures(note, trust.witnesses)
     except NoteError as error:
         faults.append(Fault(error.fault, error.message))
+    else:
+        if len(cosigned) < trust.quorum:
+            message = f"{len(cosigned)} of the given witnesses have cosigned the head, not {trust.quorum}"
+            faults.append(Fault("unwitnessed", message))
+    origin = trust.origin
     if origin is not None and checkpoint.origin != origin:
         faults.append(Fault("wrong_origin", f"the head is of `{checkpoint.origin}`, not of `{origin}`"))
-    return TrustedHead(checkpoint, signers, tuple(faults))
+    return TrustedHead(checkpoint, signers, cosigned, tuple(faults))
 
 
-def check_inclusion(
-    proof: InclusionProof,
-    keys: Sequence[PublicKey],
-    *,
-    line: bytes | None = None,
-    origin: str | None = None,
-) -> ProofReport:
-    """Check that an entry is covered by a head that one of the keys signed.
+def check_inclusion(proof: InclusionProof, trust: Trust, *, line: bytes | None = None) -> ProofReport:
+    """Check that an entry is covered by a head that is trusted.
 
     line: the entry in hand, without its newline; needed where the proof withholds it. Raises EvidenceError
     where neither is there, NoteError where the proof's note is no head.
@@ -96,7 +115,7 @@ def check_inclusion(
     included = proof.line if line is None else line
     if included is None:
         raise EvidenceError("the proof withholds its entry", help="give the entry's line with --entry")
-    head = trust_head(proof.note, keys, origin)
+    head = trust_head(proof.note, trust)
     leaf, checkpoint = leaf_hash(included), head.checkpoint
     faults = list(head.faults)
     if line is not None and proof.line not in (None, line):
@@ -124,16 +143,15 @@ def _entry_faults(index: int, line: bytes) -> Iterator[Fault]:
         yield Fault("wrong_index", f"the entry says that it is entry {found:,}, not {index:,}")
 
 
-def check_consistency(
-    proof: ConsistencyProof, old_note: bytes, keys: Sequence[PublicKey], *, origin: str | None = None
-) -> ProofReport:
-    """Check that what a head covers begins with all that an older head covers, both signed by a given key.
+def check_consistency(proof: ConsistencyProof, old_note: bytes, trust: Trust) -> ProofReport:
+    """Check that what a trusted head covers begins with all that an older head of the same log covers.
 
-    old_note: the older head, as it was kept. Raises EvidenceError where the proof is from another size than
-    that head's, NoteError where either note is no head.
+    old_note: the older head, as it was kept; it needs no witnesses, since its keeper is one. Raises
+    EvidenceError where the proof is from another size than that head's, NoteError where either note is no
+    head.
     """
-    old = trust_head(old_note, keys, origin)
-    new = trust_head(proof.note, keys, old.checkpoint.origin)
+    old = trust_head(old_note, replace(trust, quorum=0))
+    new = trust_head(proof.note, replace(trust, origin=old.checkpoint.origin))
     if proof.old_size != old.checkpoint.size:
         raise EvidenceError(
             f"the proof is from {proof.old_size:,} entries; the head given with --old covers "

@@ -88,19 +88,34 @@ def prove_consistency(path: str | os.PathLike[str], old: Checkpoint, head: Signe
     Raises ProofError where the older one is the larger, HeadMismatch where either is not of this ledger: of
     an old head that does not fit, there is no proof.
     """
-    size = head.checkpoint.size
     if old.origin != head.checkpoint.origin:
         raise HeadMismatch(f"the old head is of `{old.origin}`, the new one of `{head.checkpoint.origin}`")
-    if old.size > size:
-        raise ProofError(f"the old head covers {old.size:,} entries, the new one {size:,}")
-    ranges = consistency_ranges(old.size, size) if old.size else []
-    roots, _ = _roots(path, head, [*ranges, (0, old.size)])
-    if roots[-1] != old.root:
+    proof, root = _growth(path, old.size, head)
+    if root != old.root:
         raise HeadMismatch(
             f"the first {old.size:,} entries of `{os.fspath(path)}` are not those that the old head covers",
             help="the ledger was rewritten after that head was signed: keep the head, it is the evidence",
         )
-    return ConsistencyProof(old.size, tuple(roots[:-1]), head.note)
+    return proof
+
+
+def prove_growth(path: str | os.PathLike[str], old_size: int, head: SignedHead) -> ConsistencyProof:
+    """Prove that what a head covers begins with the first `old_size` entries of the ledger, as they are now.
+
+    Whether they were so when an older head was signed is for its keeper to see. Raises as
+    `prove_consistency`.
+    """
+    return _growth(path, old_size, head)[0]
+
+
+def _growth(path: str | os.PathLike[str], old_size: int, head: SignedHead) -> tuple[ConsistencyProof, bytes]:
+    """Return the proof, and the root over the first `old_size` entries."""
+    size = head.checkpoint.size
+    if old_size > size:
+        raise ProofError(f"the old head covers {old_size:,} entries, the new one {size:,}")
+    ranges = consistency_ranges(old_size, size) if old_size else []
+    (*roots, root), _ = _roots(path, head, [*ranges, (0, old_size)])
+    return ConsistencyProof(old_size, tuple(roots), head.note), root
 
 
 def _roots(

@@ -1,7 +1,8 @@
 """Compares a ledger with a signed head of it that was kept elsewhere.
 
 Whoever holds a ledger's key can rewrite it from the start, and no check of the file alone shows that. A head
-that was archived, mailed or published before does: the first entries of the ledger must still have its root.
+that was archived, mailed, published or cosigned before does: the first entries of the ledger must still have
+its root.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ def compare_head(
     """Return the archived head, and what contradicts it in the ledger.
 
     note: the signed head. origin: the ledger's own, None where it has none. Findings: `checkpoint_untrusted`
-    (no given key signed the head), `checkpoint_mismatch`. Raises NoteError for a note that is no head, and
-    LedgerError where the ledger cannot be read.
+    (no given key signed the head), `checkpoint_mismatch` (it is of another ledger), `rolled_back` (the ledger
+    has fewer entries than it covers), `forked` (it has others in their place). Raises NoteError for a note
+    that is no head, and LedgerError where the ledger cannot be read.
     """
     head = parse_checkpoint(parse_note(note).text)
     try:
@@ -39,10 +41,10 @@ def compare_head(
     last = max(head.size - 1, 0)
     if size < head.size:
         message = f"the checkpoint covers {head.size:,} entries; the ledger has {size:,}"
-        return head, Finding("checkpoint_mismatch", max(size - 1, 0), message)
+        return head, Finding("rolled_back", max(size - 1, 0), message)
     if root != head.root:
         message = f"the first {head.size:,} entries are not those that the checkpoint covers"
-        return head, Finding("checkpoint_mismatch", last, message)
+        return head, Finding("forked", last, message)
     return head, None
 
 

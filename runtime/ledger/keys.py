@@ -5,6 +5,10 @@ text, a *vkey* (https://c2sp.org/signed-note): `name+hex(key id)+base64(01 ‖ 3
 is the first four bytes of SHA-256(name ‖ 0A ‖ 01 ‖ key bytes). The name is part of the identity; a private
 key is named by its file (`run.key` is `run`).
 
+A witness signs heads of logs that are not its own, and nothing else. Its public key (`WitnessKey`) has the
+type byte 04 in the place of 01 (https://c2sp.org/tlog-cosignature, section "Format"), and so another key id:
+neither kind of signature is ever taken for the other.
+
 Points of small order and non-canonical encodings are refused: under such a key one signature can hold for
 many messages.
 """
@@ -17,15 +21,13 @@ from base64 import b64decode, b64encode
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar, Self
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from gradwarden.runtime.errors import KeyFileError
-
-ALGORITHM = b"\x01"
-"""The signed-note type byte of Ed25519."""
 
 MAX_KEY_FILE = 16_384
 
@@ -50,6 +52,9 @@ class PublicKey:
     name: str
     raw: bytes
 
+    algorithm: ClassVar[bytes] = b"\x01"
+    """The signed-note type byte of Ed25519."""
+
     def __post_init__(self) -> None:
         check_name(self.name)
         if len(self.raw) != 32:
@@ -61,11 +66,11 @@ class PublicKey:
     @cached_property
     def key_id(self) -> bytes:
         """The four bytes that name this key in a signature line."""
-        return hashlib.sha256(self.name.encode() + b"\n" + ALGORITHM + self.raw).digest()[:4]
+        return hashlib.sha256(self.name.encode() + b"\n" + self.algorithm + self.raw).digest()[:4]
 
     @cached_property
     def vkey(self) -> str:
-        return f"{self.name}+{self.key_id.hex()}+{b64encode(ALGORITHM + self.raw).decode()}"
+        return f"{self.name}+{self.key_id.hex()}+{b64encode(self.algorithm + self.raw).decode()}"
 
     @cached_property
     def _key(self) -> Ed25519PublicKey:
@@ -80,7 +85,7 @@ class PublicKey:
         return True
 
     @classmethod
-    def from_vkey(cls, text: str) -> PublicKey:
+    def from_vkey(cls, text: str) -> Self:
         """Parse a vkey. Raises KeyFileError unless printing the key again gives the same text."""
         parts = text.split("+", 2)
         if len(parts) != 3:
@@ -89,15 +94,15 @@ class PublicKey:
             material = b64decode(parts[2], validate=True)
         except ValueError:
             raise KeyFileError("the public key holds invalid base64", help=_VKEY_HELP) from None
-        if material[:1] != ALGORITHM:
-            raise KeyFileError("the public key is not an Ed25519 key", help=_VKEY_HELP)
+        if material[:1] != cls.algorithm:
+            raise KeyFileError(_wrong_kind(material[:1]), help=_VKEY_HELP)
         key = cls(parts[0], material[1:])
         if key.vkey != text:
             raise KeyFileError(f"the public key `{parts[0]}` does not match its key id", help=_VKEY_HELP)
         return key
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> PublicKey:
+    def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read a `.pub` file: one vkey on one line."""
         try:
             text = _read(path).decode()
@@ -108,6 +113,43 @@ class PublicKey:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a `.pub` file. An existing file is refused."""
         _write(path, f"{self.vkey}\n".encode(), 0o644)
+
+
+class WitnessKey(PublicKey):
+    """A named Ed25519 public key of a witness. What it verifies are cosignatures (`cosignature`)."""
+
+    algorithm: ClassVar[bytes] = b"\x04"
+
+    def verify(self, signature: bytes, message: bytes) -> bool:
+        """Return whether a timestamped signature holds for the text of a checkpoint."""
+        if len(signature) != TIMESTAMPED:
+            return False
+        seconds = int.from_bytes(signature[:8], "big")
+        return seconds <= MAX_SECONDS and super().verify(signature[8:], cosigned(message, seconds))
+
+
+TIMESTAMPED = 8 + 64
+"""Bytes of a `timestamped_signature` with Ed25519 (tlog-cosignature, section "Format")."""
+
+MAX_SECONDS = 2**63 - 1
+"""The latest time that a cosignature may carry, in seconds since 1970."""
+
+
+def cosigned(text: bytes, seconds: int) -> bytes:
+    """Return what a witness signs of a checkpoint (tlog-cosignature, section "Ed25519 signed message").
+
+    text: of the checkpoint, up to its final newline. seconds: since 1970, when it is signed.
+    """
+    return b"cosignature/v1\ntime %d\n" % seconds + text
+
+
+def _wrong_kind(algorithm: bytes) -> str:
+    """Say what a vkey of another type is."""
+    if algorithm == WitnessKey.algorithm:
+        return "the public key is a witness's, which signs no ledgers: give it with --witness"
+    if algorithm == PublicKey.algorithm:
+        return "the public key is no witness's: `gradwarden keygen NAME --witness` makes one"
+    return "the public key is not an Ed25519 key"
 
 
 _VKEY_HELP = "a public key file holds the one line that `gradwarden keygen` wrote to `NAME.pub`"

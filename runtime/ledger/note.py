@@ -40,6 +40,10 @@ class NoteSignature:
     key_id: bytes
     signature: bytes
 
+    def line(self) -> str:
+        """Return the line as it stands in a note, with its newline."""
+        return f"— {self.name} {b64encode(self.key_id + self.signature).decode()}\n"
+
 
 @dataclass(frozen=True, slots=True)
 class UnverifiedNote:
@@ -47,6 +51,9 @@ class UnverifiedNote:
 
     text: str
     signatures: tuple[NoteSignature, ...]
+
+    def encode(self) -> bytes:
+        return (self.text + "\n" + "".join(line.line() for line in self.signatures)).encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +70,7 @@ def sign_note(text: str, signers: Iterable[Signer]) -> str:
     if not text.endswith("\n") or _CONTROL.search(text):
         raise NoteError("a note's text ends in a newline and holds no control characters")
     message = text.encode()
-    lines = [f"— {s.name} {b64encode(s.public.key_id + s.sign(message)).decode()}\n" for s in signers]
+    lines = [NoteSignature(s.name, s.public.key_id, s.sign(message)).line() for s in signers]
     return text + "\n" + "".join(lines)
 
 

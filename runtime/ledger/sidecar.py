@@ -62,17 +62,21 @@ def read_sidecar(path: str | os.PathLike[str], keys: Sequence[PublicKey]) -> Sid
 
 def write_sidecar(path: str | os.PathLike[str], note: str) -> None:
     """Replace the sidecar durably. Raises OSError."""
-    target = sidecar_path(path)
+    replace_durably(sidecar_path(path), note.encode())
+
+
+def replace_durably(target: str, content: bytes) -> None:
+    """Replace a file as a whole: after a crash it is the old one or the new one. Raises OSError."""
     temporary = f"{target}.new"
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
         with os.fdopen(handle, "wb", closefd=False) as file:
-            file.write(note.encode())
+            file.write(content)
         os.fsync(handle)
     finally:
         os.close(handle)
     os.replace(temporary, target)
-    sync_directory(path)
+    sync_directory(target)
 
 
 def sync_directory(path: str | os.PathLike[str]) -> None:

@@ -244,8 +244,8 @@ def test_a_ledger_rewritten_by_its_own_key_is_found_by_an_archived_head(
     ledger = record(lie=rewrite)
     assert verify(run, ledger)[0] == 0
     status, document = verify(run, ledger, "--checkpoint", "kept.note")
-    assert (status, document["status"]) == (1, "TAMPERED")
-    assert "checkpoint_mismatch" in [f["code"] for f in document["findings"]]  # type: ignore[index, union-attr]
+    assert (status, document["status"]) == (1, "FORK")
+    assert "forked" in [f["code"] for f in document["findings"]]  # type: ignore[index, union-attr]
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_an_archived_head_shows_that_entries_were_cut_off(
     ledger.write_bytes(b"".join(lines[:5]))
     Path(f"{ledger}.head").unlink()
     status, document = verify(run, ledger, "--checkpoint", "kept.note")
-    assert (status, document["status"]) == (1, "TAMPERED")
+    assert (status, document["status"]) == (1, "ROLLBACK")
     assert f"the checkpoint covers {len(lines)} entries; the ledger has 5" in json.dumps(document)
 
 

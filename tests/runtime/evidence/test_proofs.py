@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradwarden.runtime.errors import EvidenceError, HeadMismatch, NoteError, ProofError
-from gradwarden.runtime.evidence.proof_check import check_consistency, check_inclusion
+from gradwarden.runtime.evidence.proof_check import Trust, check_consistency, check_inclusion
 from gradwarden.runtime.evidence.proof_file import (
     ConsistencyProof,
     InclusionProof,
@@ -59,7 +59,7 @@ def test_every_entry_is_proved_under_every_head_that_covers_it(
     size = data.draw(st.integers(1, len(lines)))
     index = data.draw(st.integers(0, size - 1))
     proof = prove_inclusion(ledger, index, head_over(ledger, size, signer))
-    report = check_inclusion(proof, [signer.public])
+    report = check_inclusion(proof, Trust([signer.public]))
     assert report.ok, report.faults
     assert proof.line == lines[index]
     assert report.entry is not None
@@ -78,10 +78,10 @@ def test_a_head_is_proved_to_continue_every_older_one(
     size = data.draw(st.integers(0, len(lines_of(ledger))))
     old = head_over(ledger, data.draw(st.integers(0, size)), signer)
     proof = prove_consistency(ledger, old.checkpoint, head_over(ledger, size, signer))
-    assert check_consistency(proof, old.note, [signer.public]).ok
+    assert check_consistency(proof, old.note, Trust([signer.public])).ok
     other = Checkpoint(old.checkpoint.origin, old.checkpoint.size, b"\x01" * 32)
     kept = sign_note(other.text(), [signer]).encode()
-    report = check_consistency(proof, kept, [signer.public])
+    report = check_consistency(proof, kept, Trust([signer.public]))
     assert [fault.code for fault in report.faults] == ["fork" if other.size == size else "inconsistent"]
 
 
@@ -96,7 +96,7 @@ def test_a_changed_proof_is_refused_or_does_not_hold(
     try:
         found = parse_proof(bytes(changed))
         assert isinstance(found, InclusionProof)
-        report = check_inclusion(found, [signer.public])
+        report = check_inclusion(found, Trust([signer.public]))
     except (EvidenceError, NoteError):
         return
     assert not report.ok
@@ -199,27 +199,29 @@ def test_a_withheld_entry_is_supplied(ledger: Path, signer: Signer) -> None:
     line = lines_of(ledger)[4]
     assert b"extra" not in proof.encode()
     with pytest.raises(EvidenceError, match="withholds"):
-        check_inclusion(proof, [signer.public])
-    assert check_inclusion(proof, [signer.public], line=line).ok
-    wrong = check_inclusion(proof, [signer.public], line=lines_of(ledger)[5])
+        check_inclusion(proof, Trust([signer.public]))
+    assert check_inclusion(proof, Trust([signer.public]), line=line).ok
+    wrong = check_inclusion(proof, Trust([signer.public]), line=lines_of(ledger)[5])
     assert [fault.code for fault in wrong.faults] == ["wrong_path", "wrong_index"]
     whole = prove_inclusion(ledger, 4, last_head(ledger))
-    codes = [fault.code for fault in check_inclusion(whole, [signer.public], line=b"{}").faults]
+    codes = [fault.code for fault in check_inclusion(whole, Trust([signer.public]), line=b"{}").faults]
     assert codes == ["wrong_entry", "not_an_entry"]
 
 
 def test_keys_and_origins_that_are_not_meant(ledger: Path, signer: Signer, other: Signer) -> None:
     proof = prove_inclusion(ledger, 4, last_head(ledger))
-    assert [f.code for f in check_inclusion(proof, [other.public]).faults] == ["unknown_key"]
-    assert [f.code for f in check_inclusion(proof, [signer.public], origin="x").faults] == ["wrong_origin"]
+    assert [f.code for f in check_inclusion(proof, Trust([other.public])).faults] == ["unknown_key"]
+    assert [f.code for f in check_inclusion(proof, Trust([signer.public], origin="x")).faults] == [
+        "wrong_origin"
+    ]
 
 
 def test_a_rollback_is_told_from_a_fork(ledger: Path, signer: Signer) -> None:
     old, new = head_over(ledger, 9, signer), head_over(ledger, 6, signer)
     cut = ConsistencyProof(9, (), new.note)
-    assert [f.code for f in check_consistency(cut, old.note, [signer.public]).faults] == ["rollback"]
+    assert [f.code for f in check_consistency(cut, old.note, Trust([signer.public])).faults] == ["rollback"]
     with pytest.raises(EvidenceError, match="from 3"):
-        check_consistency(ConsistencyProof(3, (), new.note), old.note, [signer.public])
+        check_consistency(ConsistencyProof(3, (), new.note), old.note, Trust([signer.public]))
 
 
 def test_evidence_needs_no_torch() -> None:

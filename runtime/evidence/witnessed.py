@@ -1,0 +1,128 @@
+"""How far witnesses vouch for a ledger, by the heads that they cosigned and that fit it.
+
+Each witness has seen the ledger up to some head. With a quorum of N, it is witnessed up to the size that at
+least N of the given witnesses have seen: the N-th largest. What lies beyond is self-attested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gradwarden.policy.frozen import frozen
+from gradwarden.runtime.errors import KeyFileError, NoteError
+from gradwarden.runtime.evidence.proof_check import Trust
+from gradwarden.runtime.ledger.archived_head import compare_head
+from gradwarden.runtime.ledger.chain import Finding
+from gradwarden.runtime.ledger.cosignature import Cosignature, cosignatures
+from gradwarden.runtime.ledger.keys import PublicKey, WitnessKey
+
+
+@frozen
+class Sighting:
+    """What one witness has seen: a head over so many entries, at a time by its own clock (since 1970)."""
+
+    witness: WitnessKey
+    size: int
+    seconds: int
+
+
+@frozen
+class Assurance:
+    """How far witnesses vouch for a log.
+
+    sightings: the largest of each witness that has seen anything, by size. quorum: how many must agree.
+    size: the entries that so many have seen.
+    """
+
+    sightings: tuple[Sighting, ...]
+    quorum: int
+    size: int
+
+
+def assurance(heads: Iterable[tuple[int, Sequence[Cosignature]]], quorum: int) -> Assurance:
+    """Add up what witnesses have cosigned. heads: sizes of heads that fit the log, and their cosignatures."""
+    largest: dict[WitnessKey, Sighting] = {}
+    for size, cosigned in heads:
+        for one in cosigned:
+            seen = largest.get(one.witness)
+            if seen is None or (seen.size, seen.seconds) < (size, one.seconds):
+                largest[one.witness] = Sighting(one.witness, size, one.seconds)
+    sightings = sorted(largest.values(), key=lambda sighting: (-sighting.size, sighting.witness.name))
+    size = sightings[quorum - 1].size if 0 < quorum <= len(sightings) else 0
+    return Assurance(tuple(sightings), quorum, size)
+
+
+@frozen
+class Comparison:
+    """What heads that were kept elsewhere say of a ledger.
+
+    findings: what contradicts it, and `unwitnessed` where witnesses were asked for and do not vouch for all
+    that is signed. assurance: None where no witness was asked for.
+    """
+
+    findings: tuple[Finding, ...]
+    assurance: Assurance | None
+
+    def facts(self) -> dict[str, Any]:
+        """Return how far witnesses vouch, for a report; nothing where none was asked for."""
+        if self.assurance is None:
+            return {}
+        return {
+            "assurance": "witnessed" if self.assurance.size else "self-attested",
+            "witnessed_entries": self.assurance.size,
+            "witnesses": [
+                {"vkey": seen.witness.vkey, "entries": seen.size, "time": seen.seconds}
+                for seen in self.assurance.sightings
+            ],
+        }
+
+
+def compare_notes(ledger: Path, notes: Sequence[bytes], trust: Trust, facts: Mapping[str, Any]) -> Comparison:
+    """Compare a ledger with signed heads of it, and add up the cosignatures of those that fit.
+
+    facts: of its verification. Raises NoteError for a note that is no head.
+    """
+    findings: list[Finding] = []
+    fitting: list[tuple[int, Sequence[Cosignature]]] = []
+    for note in notes:
+        head, contradiction = compare_head(ledger, note, trust.keys, facts.get("origin"))
+        if contradiction is not None:
+            findings.append(contradiction)
+            continue
+        try:
+            fitting.append((head.size, cosignatures(note, trust.witnesses)))
+        except NoteError as error:
+            message = f"the checkpoint proves nothing: {error.message}"
+            findings.append(Finding("checkpoint_untrusted", 0, message))
+    if not trust.witnesses:
+        return Comparison(tuple(findings), None)
+    found = assurance(fitting, trust.quorum)
+    signed: int = facts["signed_entries"]
+    if found.size < signed:
+        message = f"{signed:,} entries are signed; {_vouching(found)}"
+        findings.append(Finding("unwitnessed", found.size, message))
+    return Comparison(tuple(findings), found)
+
+
+def _vouching(found: Assurance) -> str:
+    needed = "1 witness" if found.quorum == 1 else f"{found.quorum} witnesses"
+    if found.size:
+        return f"{needed} vouch for the first {found.size:,} only"
+    return f"{needed} should vouch for them, and {len(found.sightings)} of those given do for any"
+
+
+def check_witnesses(witnesses: Sequence[WitnessKey], keys: Sequence[PublicKey]) -> None:
+    """Raise KeyFileError where one key is given under two names, or a witness signs the log itself.
+
+    Such keys would be counted twice (https://c2sp.org/tlog-policy, section "Defining a witness").
+    """
+    owners: dict[bytes, str] = {key.raw: f"`{key.name}`, which signs the log itself" for key in keys}
+    for witness in witnesses:
+        if witness.raw in owners:
+            raise KeyFileError(
+                f"the witness `{witness.name}` has the key of {owners[witness.raw]}",
+                help="a witness has a key of its own",
+            )
+        owners[witness.raw] = f"another witness, `{witness.name}`"
