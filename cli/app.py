@@ -35,6 +35,7 @@ VERBS = {
     "proof": "Prove that a ledger has an entry, or that it only grew.",
     "verify-proof": "Check a proof offline, without the ledger.",
     "witness": "Cosign the head of a ledger, if it continues the last one seen.",
+    "export": "Write a ledger in the form in which transparency logs are served.",
     "lsp": "Serve editors: the language server, over standard input and output.",
 }
 """Every verb and its one-line description, in the order of a policy's life."""

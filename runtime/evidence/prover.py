@@ -47,7 +47,7 @@ def read_head(note: bytes) -> SignedHead:
 def last_head(path: str | os.PathLike[str]) -> SignedHead:
     """Return the last head in a ledger. Raises ProofError where it has none, LedgerDamaged at a bad one."""
     found: tuple[int, bytes] | None = None
-    with closing(_lines(path)) as lines:
+    with closing(stored_lines(path)) as lines:
         for index, line in enumerate(lines):
             if line[-_FROM_END:].startswith(_MARK):
                 found = index, line
@@ -127,7 +127,7 @@ def _roots(
 
     def leaves() -> Generator[bytes, None, None]:
         nonlocal kept, count
-        with closing(_lines(path)) as lines:
+        with closing(stored_lines(path)) as lines:
             for line in lines:
                 if count == checkpoint.size:
                     return
@@ -151,7 +151,7 @@ def _roots(
     return roots, kept
 
 
-def _lines(path: str | os.PathLike[str]) -> Generator[bytes, None, None]:
+def stored_lines(path: str | os.PathLike[str]) -> Generator[bytes, None, None]:
     """Yield the whole lines of a ledger; a torn tail is left out."""
     with open_ledger(path) as file:
         for piece in pieces(file):

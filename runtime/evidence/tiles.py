@@ -1,0 +1,178 @@
+"""Writes a ledger as a tiled transparency log, in the layout of C2SP tlog-tiles (https://c2sp.org/tlog-tiles).
+
+    checkpoint                    the signed head
+    tile/<L>/<N>[.p/<W>]          hashes of level L, 256 to a tile
+    tile/entries/<N>[.p/<W>]      entries, 256 to a bundle: a length in 16 bits, big-endian, and the line
+
+Section "Merkle Tree": the n-th tile of level l holds the hashes MTH(D[(256n + i) · 256^l : (256n + i + 1) ·
+256^l]) for i from 0 to 255. N is written in groups of three digits, all but the last after an `x`: 1234067 is
+`x001/x234/067`. Section "Partial Tiles": the last tile of a level has `floor(s / 256^l) mod 256` hashes, and
+W says how many; it is not hashed into the level above, and there are no empty ones. Section "Log entries": an
+entry of a bundle hashes to its place in level 0.
+
+Served by any web server, the directory is a log that monitors and witnesses can read. It can be written again
+as the ledger grows. Tiles never change, so a file that is there already must be what would be written, and an
+older checkpoint must be of the same history.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+from gradwarden.policy.frozen import frozen
+from gradwarden.runtime.errors import EvidenceError, HeadMismatch, LedgerError
+from gradwarden.runtime.evidence.prover import SignedHead, prove_consistency, read_head, stored_lines
+from gradwarden.runtime.ledger.entries import MAX_LINE
+from gradwarden.runtime.ledger.merkle import EMPTY_ROOT, HASH_SIZE, Tree, leaf_hash
+from gradwarden.runtime.ledger.note import MAX_NOTE, Checkpoint
+from gradwarden.runtime.ledger.sidecar import replace_durably
+
+WIDTH = 256
+"""Hashes in a full tile, and entries in a full bundle."""
+
+ENTRIES = "entries"
+"""What stands in the place of a level in the paths of entry bundles."""
+
+
+@frozen
+class Exported:
+    """What was exported: entries, tiles and bundles in all, and the files that were not there before."""
+
+    size: int
+    tiles: int
+    bundles: int
+    written: int
+
+
+def tile_path(level: int | str, index: int, width: int = WIDTH) -> str:
+    """Return the path of a tile, or of a bundle (`ENTRIES`), with `/` between its parts."""
+    groups = [f"{index % 1000:03}"]
+    while index := index // 1000:
+        groups.append(f"x{index % 1000:03}")
+    partial = f".p/{width}" if width < WIDTH else ""
+    return f"tile/{level}/{'/'.join(reversed(groups))}{partial}"
+
+
+def export_tiles(ledger: str | os.PathLike[str], directory: Path, head: SignedHead) -> Exported:
+    """Write what a head covers as a tiled log; its checkpoint last.
+
+    Raises HeadMismatch where the head is not of the ledger, or the directory holds another log or history;
+    LedgerError where it cannot be read or written.
+    """
+    before = _published(directory)
+    if before is not None and before.size > head.checkpoint.size:
+        raise HeadMismatch(
+            f"`{directory}` has {before.size:,} entries, the head covers fewer: {head.checkpoint.size:,}",
+            help="a log that was published is never cut",
+        )
+    # Nothing is written unless the head fits the ledger, and continues what is published.
+    prove_consistency(ledger, before or Checkpoint(head.checkpoint.origin, 0, EMPTY_ROOT), head)
+    writer = _Writer(directory)
+    try:
+        tiles, bundles = _write_tiles(ledger, head.checkpoint, writer)
+        replace_durably(os.fspath(directory / "checkpoint"), head.note)
+    except OSError as error:
+        raise LedgerError(f"cannot write to `{directory}`: {error.strerror}") from error
+    return Exported(head.checkpoint.size, tiles, bundles, writer.written)
+
+
+def _published(directory: Path) -> Checkpoint | None:
+    try:
+        with (directory / "checkpoint").open("rb") as file:
+            note = file.read(MAX_NOTE + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise LedgerError(f"cannot read `{directory / 'checkpoint'}`: {error.strerror}") from error
+    return read_head(note).checkpoint
+
+
+def _write_tiles(ledger: str | os.PathLike[str], checkpoint: Checkpoint, writer: _Writer) -> tuple[int, int]:
+    """Write tiles and bundles; return how many of each. Raises HeadMismatch where the ledger has changed."""
+    tree, levels, bundle = Tree(), _Levels(writer), bytearray()
+    for index, line in enumerate(_first(ledger, checkpoint.size)):
+        if len(line) > MAX_LINE:
+            raise EvidenceError(f"entry {index:,} is longer than a bundle can hold")
+        leaf = leaf_hash(line)
+        tree.append(leaf)
+        levels.add(leaf)
+        bundle += len(line).to_bytes(2, "big") + line
+        if (index + 1) % WIDTH == 0:
+            writer.write(tile_path(ENTRIES, index // WIDTH), bytes(bundle))
+            bundle.clear()
+    if bundle:
+        writer.write(tile_path(ENTRIES, tree.size // WIDTH, tree.size % WIDTH), bytes(bundle))
+    if (tree.size, tree.root()) != (checkpoint.size, checkpoint.root):
+        raise HeadMismatch("the ledger was changed while it was exported")
+    return levels.finish(), -(-tree.size // WIDTH)
+
+
+def _first(ledger: str | os.PathLike[str], size: int) -> Iterator[bytes]:
+    with closing(stored_lines(ledger)) as lines:
+        for _, line in zip(range(size), lines, strict=False):
+            yield line
+
+
+class _Levels:
+    """The tiles of every level that are being filled."""
+
+    def __init__(self, writer: _Writer) -> None:
+        self._writer = writer
+        self._filling: list[bytearray] = []
+        self._full: list[int] = []
+
+    def add(self, node: bytes, level: int = 0) -> None:
+        """Add the next hash of a level; a tile that it fills is written, and hashed into the level above."""
+        if level == len(self._filling):
+            self._filling.append(bytearray())
+            self._full.append(0)
+        tile = self._filling[level]
+        tile += node
+        if len(tile) < WIDTH * HASH_SIZE:
+            return
+        content = bytes(tile)
+        self._writer.write(tile_path(level, self._full[level]), content)
+        self._full[level] += 1
+        tile.clear()
+        subtree = Tree()
+        subtree.extend(content)
+        self.add(subtree.root(), level + 1)
+
+    def finish(self) -> int:
+        """Write the partial tiles; return how many tiles there are in all."""
+        partial = 0
+        for level, (tile, full) in enumerate(zip(self._filling, self._full, strict=True)):
+            if tile:
+                self._writer.write(tile_path(level, full, len(tile) // HASH_SIZE), bytes(tile))
+                partial += 1
+        return sum(self._full) + partial
+
+
+class _Writer:
+    """Writes files that never change under a directory, and counts those that were not there."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.written = 0
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file, whole or not at all. Raises HeadMismatch where it is there with other content."""
+        path = self._directory / name
+        try:
+            with path.open("rb") as file:
+                found = file.read(len(content) + 1)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft = path.with_name(f".{path.name}.new")
+            draft.write_bytes(content)
+            draft.replace(path)
+            self.written += 1
+            return
+        if found != content:
+            raise HeadMismatch(
+                f"`{path}` is there with other content",
+                help="export to another directory; tiles never change",
+            )
