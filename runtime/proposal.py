@@ -171,6 +171,17 @@ class Proposal:
         """
         return self._parts(by_depth, size)
 
+    def assign(self, owners: Tensor) -> None:
+        """Say whose the rows of the next forward pass are, where they are not the examples one by one.
+
+        owners: an integer tensor, the example of each row [R] or of each position of each row [R, T]: its
+        number in this process's batch, or in the micro-batch at hand; -1 for what is nobody's, such as
+        padding. Call it before the forward pass. `backward` takes one loss per example as ever.
+        """
+        if self._done[self._part].any():
+            raise MaskError("`assign` was called after `backward`", help="call it before the forward pass")
+        self._arm(owners)
+
     def _parts(self, cut: Cut, size: int) -> Iterator[IntArray]:
         """Cut this process's examples, and arm the engine for each part in turn."""
         if self._governor.budgets:
@@ -273,11 +284,11 @@ class Proposal:
         fixed = self._governor.normaliser
         return float(len(self.batch)) if fixed is None else fixed
 
-    def _arm(self) -> None:
+    def _arm(self, owners: Tensor | None = None) -> None:
         weights = torch.from_numpy(self.weights[self._part])
         classes = self._classes[self._number] if self._together else None
         if bool((weights if classes is None else classes).any()):
-            self._governor.engine.arm(weights, classes)
+            self._governor.engine.arm(weights, owners, classes=classes)
         else:
             self._governor.engine.disarm()
 

@@ -30,8 +30,8 @@ from gradwarden.runtime.data_parallel import GroupRanks
 from gradwarden.runtime.errors import MaskError, RankError
 from gradwarden.runtime.gates import ForeignWatch
 from gradwarden.runtime.masks.bands import BandIndex
-from gradwarden.runtime.masks.passes import Passes, Scales, accumulate, scaled
-from gradwarden.runtime.masks.trial import Trial, TrialError
+from gradwarden.runtime.masks.passes import Passes, Scales, T, accumulate, scaled
+from gradwarden.runtime.masks.trial import TrialError
 from gradwarden.runtime.parallelism import mesh_text, placements_text, refuse_split_parameters
 from gradwarden.runtime.reduction import Reduction
 
@@ -200,14 +200,14 @@ class ShardPasses(Passes):
             accumulate(losses, factors, list(scales), retain_graph)
         return iter(())
 
-    def common(self, trial: Callable[[], Trial]) -> Trial | None:
+    def common(self, trial: Callable[[], T]) -> T | None:
         sample = b""
 
         def describe() -> tuple[int, str]:
             nonlocal sample
             try:
                 made = trial()
-                sample = pickle.dumps(made.sample())
+                sample = pickle.dumps((type(made), made.sample()))
             except TrialError as failure:
                 return 0, failure.message
             except Exception as error:  # whatever a user's inputs raise when they are pickled
@@ -223,7 +223,9 @@ class ShardPasses(Passes):
             return None
         sent = ranks.tell("try the model", able[0], sample if ranks.rank == able[0] else None)
         module = self._reduction.module
-        return Trial.of_sample(module, pickle.loads(sent), next(module.parameters()).device)
+        kind, made = pickle.loads(sent)
+        found_trial: T = kind.of_sample(module, made, next(module.parameters()).device)
+        return found_trial
 
 
 # --- what FSDP has of a model -------------------------------------------------------------------------------

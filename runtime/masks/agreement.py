@@ -15,6 +15,7 @@ from gradwarden.runtime.errors import MaskError
 from gradwarden.runtime.masks.bands import BandIndex
 from gradwarden.runtime.masks.graph import Uses
 from gradwarden.runtime.masks.passes import Passes
+from gradwarden.runtime.masks.trial import TrialError
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +63,21 @@ def agreed_keys(passes: Passes, keys: set[int], among: Sequence[int]) -> set[int
         return keys
     merged = passes.largest(torch.tensor([key in keys for key in among], dtype=torch.int32, device="cpu"))
     return {key for key, hit in zip(among, merged.tolist(), strict=True) if hit}
+
+
+def refuse_unlike_rows(passes: Passes, packed: bool) -> None:
+    """Raise MaskError on all processes where only some are about to run packed sequences."""
+    if not passes.collective:
+        return
+    merged = passes.largest(torch.tensor([packed, not packed], dtype=torch.int32, device="cpu"))
+    if bool(merged.all()):
+        raise MaskError(
+            "the rows of some processes are packed sequences, those of others are not",
+            help="call `assign` with owners of shape [R, T] on every process, also where R is 0",
+        )
+
+
+def agreed_failure(passes: Passes, failure: TrialError | None) -> TrialError | None:
+    """Return why the engine cannot be trusted, where any process has found that it cannot."""
+    failures = passes.largest(torch.tensor([failure is not None], dtype=torch.int32, device="cpu"))
+    return failure or (TrialError("the probe failed on another process") if bool(failures.any()) else None)

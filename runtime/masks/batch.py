@@ -21,6 +21,28 @@ def checked_weights(weights: Tensor, bands: int) -> Tensor:
     return weights
 
 
+def checked_owners(owners: Tensor, examples: int) -> Tensor:
+    """Return which example each row [R], or each position [R, T], belongs to, as int64 on the CPU.
+
+    Raises MaskError for a bad shape, type or number; -1 is nobody.
+    """
+    if owners.is_floating_point() or owners.is_complex() or owners.dtype == torch.bool:
+        raise MaskError(f"owners are numbers of examples, not of type {owners.dtype}")
+    if owners.dim() not in (1, 2):
+        raise MaskError(
+            f"owners have shape {tuple(owners.shape)}, but are for rows [R] or for positions of rows [R, T]"
+        )
+    owners = owners.detach().to(device="cpu", dtype=torch.int64)
+    if owners.numel() and not -1 <= int(owners.min()) <= int(owners.max()) < examples:
+        raise MaskError(
+            f"owners name example {int(owners.max())}, but there are {examples}"
+            if int(owners.max()) >= examples
+            else f"owners name example {int(owners.min())}",
+            help="number the examples from 0, in the order of their losses; -1 is for what is nobody's",
+        )
+    return owners
+
+
 def checked_losses(losses: Tensor, batch: int) -> None:
     """Raise MaskError unless there is one loss for each of the armed examples."""
     if losses.dim() != 1 or losses.shape[0] != batch:

@@ -47,9 +47,11 @@ class Engine(Protocol):
     def explain(self) -> tuple[Choice, ...]:
         """Return how each part of the model was run in the last armed forward pass, and why."""
 
-    def arm(self, weights: Tensor, classes: Tensor | None = None) -> None:
+    def arm(self, weights: Tensor, owners: Tensor | None = None, *, classes: Tensor | None = None) -> None:
         """Set the weights [B, bands] for the next forward pass, whose graph keeps them.
 
+        owners: where the rows of the forward pass are not the B examples, which example each row [R], or each
+        position of each row [R, T], belongs to: an integer tensor, -1 for nobody's.
         classes: float64 [C, bands], where passes are collective: the distinct weights, on all processes, of
         the examples that are run together now.
         """

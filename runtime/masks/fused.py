@@ -21,11 +21,18 @@ from torch.utils import _pytree as pytree
 
 from gradwarden.policy.program import Band
 from gradwarden.runtime.errors import MaskError
-from gradwarden.runtime.masks.agreement import Accord, agreed_keys, agreed_uses
+from gradwarden.runtime.masks.agreement import (
+    Accord,
+    agreed_failure,
+    agreed_keys,
+    agreed_uses,
+    refuse_unlike_rows,
+)
 from gradwarden.runtime.masks.bands import index_bands
 from gradwarden.runtime.masks.batch import (
     checked_losses,
     checked_normaliser,
+    checked_owners,
     checked_weights,
     chosen_rows,
     require_graph,
@@ -43,8 +50,11 @@ from gradwarden.runtime.masks.call import Call
 from gradwarden.runtime.masks.covering import LayerRules, notes_on, ruled_pieces
 from gradwarden.runtime.masks.detaching import refuse_flow, refuse_loose, refuse_uncovered, run_severed
 from gradwarden.runtime.masks.graph import Uses, uses
+from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.mixing import refuse_mixing, suspects
 from gradwarden.runtime.masks.ownership import Schedule, misplaced
+from gradwarden.runtime.masks.packed_trial import PackedTrial, crossing
+from gradwarden.runtime.masks.packing import learn_positions
 from gradwarden.runtime.masks.passes import Passes
 from gradwarden.runtime.masks.pieces import Piece, floating_outputs, run_piece
 from gradwarden.runtime.masks.plan import Plan
@@ -55,6 +65,9 @@ from gradwarden.runtime.masks.sites import Site, attach, detach, find_sites
 from gradwarden.runtime.masks.split import SplitEngine, add_gradient, by_class
 from gradwarden.runtime.masks.trial import Trial, TrialError, holds_batch
 from gradwarden.runtime.masks.watch import Watch
+
+_PACKED_CHECKED = 8
+"""How many batches of packed sequences are checked before the checks become rarer."""
 
 
 class FusedEngine:
@@ -102,6 +115,8 @@ class FusedEngine:
         self._reached = 0
         self._no_rows: dict[int, Rows] = {}
         self._schedule = Schedule()
+        self._packed_schedule = Schedule(first=_PACKED_CHECKED)
+        self._packed = False
         self._given_up: frozenset[int] = frozenset()
         self.blocks = tuple(find_blocks(model, self._known, self.bands))
         self._joined = Joined()
@@ -177,13 +192,19 @@ class FusedEngine:
         """Whether all processes run this model together and alike."""
         return self._passes.collective
 
-    def arm(self, weights: Tensor, classes: Tensor | None = None) -> None:
+    def arm(self, weights: Tensor, owners: Tensor | None = None, *, classes: Tensor | None = None) -> None:
         """Set the weights [B, bands] of the batch that the next forward pass will be given."""
         if self._reference is not None:
-            self._reference.arm(weights, classes)
+            self._reference.arm(weights, owners, classes=classes)
             return
         refuse_mixing(self._suspects)
-        self._pending = self.plan(checked_weights(weights, self.bands.count), classes)
+        if self.detached and owners is not None:
+            raise MaskError(
+                "rows that belong to examples cannot be run under `semantics detach`",
+                help="give the model one row for each example, in the order of their losses",
+            )
+        plan = self.plan(checked_weights(weights, self.bands.count), classes)
+        self._pending = plan if owners is None else plan.spread(checked_owners(owners, plan.batch))
 
     def backward(
         self, losses: Tensor, normaliser: float, *, rows: Tensor | None = None, retain_graph: bool = False
@@ -196,8 +217,8 @@ class FusedEngine:
         if plan is None:
             step = "the armed batch's forward pass" if self._pending is not None else "`arm`"
             raise MaskError(f"`backward` was called before {step}")
-        checked_losses(losses, plan.batch)
-        chosen = chosen_rows(rows, plan.batch)
+        checked_losses(losses, plan.examples.batch)
+        chosen = chosen_rows(rows, plan.examples.batch)
         for parameter, gradient in self.gradients(
             plan, losses, checked_normaliser(normaliser), chosen, retain_graph, self._passes
         ):
@@ -212,7 +233,10 @@ class FusedEngine:
             return ()
         inside = {id(p) for block in self.blocks for p in block.module.parameters()}
         outside = {self.bands.home[key] for key in self.bands.home if key not in inside}
-        return (*self._choices.values(), *band_choices(self._last, self.bands.names, sorted(outside)))
+        return (
+            *self._choices.values(),
+            *band_choices(self._last.examples, self.bands.names, sorted(outside)),
+        )
 
     @contextmanager
     def unweighted(self) -> Iterator[None]:
@@ -256,7 +280,7 @@ class FusedEngine:
         passes: Passes | None = None,
     ) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Yield gradients to be added up, for the chosen rows (bool [B]) of a batch run under a plan."""
-        weights = plan.weights * rows[:, None]
+        weights = plan.examples.weights * rows[:, None]
         wanted = {id(p): p for band in plan.due(rows) for p in self.bands.trainable(band)}
         if not wanted:
             return
@@ -274,7 +298,7 @@ class FusedEngine:
                 bands = self.bands.restricted(apart)
                 yield from by_class(losses, weights, bands, normaliser, keep, passes, plan.classes)
         if together:
-            factors = (plan.factors * rows / normaliser).to(device=losses.device, dtype=losses.dtype)
+            factors = (plan.examples.factors * rows / normaliser).to(device=losses.device, dtype=losses.dtype)
             with self._replay(plan, skip=apart):
                 scales = {parameter: ratios.get(id(parameter), 1.0) for parameter in together}
                 yield from passes.joint(losses, factors, scales, retain_graph)
@@ -327,7 +351,8 @@ class FusedEngine:
         found = uses(losses, wanted.keys())
         self._refuse_leaks(found)
         checks = plan.by_rows and not self._probing and not plan.mode.misplaced
-        due = checks and self._schedule.due(plan.batch, found.moved, found.sign)
+        schedule = self._schedule if plan.grid is None else self._packed_schedule
+        due = checks and schedule.due(plan.batch, found.moved, found.sign)
         accord = agreed_uses(passes, found, list(wanted), due, self.bands)
         found = accord.found
         self._loose |= found.ordinary
@@ -377,6 +402,8 @@ class FusedEngine:
         blocks = [node.join.block for node in wrong if hasattr(node, "join")]
         if not sites and not blocks:
             return
+        if plan.grid is not None:
+            raise crossing("the loss of some example depends on positions of another one, or of nobody")
         odd = list(dict.fromkeys(place.name for place in (*sites, *blocks)))
         names = ", ".join(f"`{name}`" for name in odd[:3]) + (", …" if len(odd) > 3 else "")
         reason = (
@@ -400,14 +427,22 @@ class FusedEngine:
     def _before_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._replaying or self._reference is not None:
             return
-        if self._pending is not None and not self._probed:
-            self._examine(args, kwargs, self._pending)
+        if self._pending is not None:
+            refuse_unlike_rows(self._passes, self._pending.grid is not None)
+            if self._pending.grid is not None:
+                self._examine_packed(args, kwargs, self._pending)
+            elif not self._probed:
+                self._examine(args, kwargs, self._pending)
         plan = self._pending or self._plan
         if plan is None or self._reference is not None:
             return
         leaves = pytree.tree_leaves((args, kwargs))
         # Given several views of the batch at once, say, rows lie elsewhere than the probe has found them.
-        self._plain = self._probed and not any(holds_batch(leaf, self._dim, plan.batch) for leaf in leaves)
+        self._plain = (
+            self._probed
+            and plan.grid is None
+            and not any(holds_batch(leaf, self._dim, plan.batch) for leaf in leaves)
+        )
         if self._pending is not None:
             self._begin(plan, any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves))
 
@@ -515,9 +550,12 @@ class FusedEngine:
         fault, cost = block.look_at(args, kwargs, plan.batch)
         if self._plain:
             fault = "the model is given the batch in several views"
+        if plan.grid is not None:
+            fault = "its rows hold several examples"
         if block not in plan.ways:
             mask = block.own | block.before
-            choice = choose(block.name, plan, block.own, mask, cost, fault)
+            chosen = plan if plan.grid is None else plan.examples
+            choice = choose(block.name, chosen, block.own, mask, cost, fault)
             forced = self._probing and choice.way == "slice" and not fault and not plan.reach(mask).whole
             split = choice.way == "split" or forced
             plan.ways[block] = (
@@ -557,6 +595,8 @@ class FusedEngine:
             self._pass(piece)
         if not torch.is_grad_enabled() or plan.trivial or self._plain or id(piece) in plan.mode.given_up:
             return piece.stock(*args, **kwargs)
+        if plan.grid is not None:  # its outputs were located by example; the parameters go the reference way
+            return piece.stock(*args, **kwargs)
         if self._replaying and not self._in_part and piece.block is not None:
             plan = plan.ways.get(piece.block) or plan
         rows = {p: self._rows(plan, p) for p in piece.parameters}
@@ -579,6 +619,13 @@ class FusedEngine:
         if self._plain or id(site) in plan.mode.given_up:
             return self._unweighed(plan, site, x)
         rank = x.dim() + site.operation.adds_rank
+        if plan.grid is not None:
+            place = site.positions.get(rank)
+            if place is None or not place.fits(x.shape, plan.grid):
+                return site.stock(x)
+            flat = place.flatten(x, plan.grid)
+            by_position = Layout(0, flat.dim() + site.operation.adds_rank)
+            return place.restore(self._run(plan, site, flat, by_position, weight_rows, bias_rows), plan.grid)
         if rank in site.shared:
             lead = x.shape[1:] if x.dim() > 1 and x.shape[0] == 1 else x.shape
             x = x.expand(plan.batch, *lead)
@@ -586,6 +633,14 @@ class FusedEngine:
         layout = site.layouts.get(rank)
         if layout is None or not layout.fits(x.shape, plan.batch):
             return self._unweighed(plan, site, x)
+        return self._run(plan, site, x, layout, weight_rows, bias_rows)
+
+    def _run(
+        self, plan: Plan, site: Site, x: Tensor, layout: Layout, weight_rows: Rows, bias_rows: Rows
+    ) -> Tensor:
+        """Run a layer whose rows are known."""
+        weight, bias = site.parameters
+        home = self._home(site) if self.detached else None
         reach, through = plan.reach(site.before), plan.every
         if home is not None:
             reach, through = plan.flow(home, site.before), plan.bands[home]
@@ -631,9 +686,8 @@ class FusedEngine:
             failure = error
         finally:
             self._pending, self._probing = armed, False
-        failures = self._passes.largest(torch.tensor([failure is not None], dtype=torch.int32, device="cpu"))
-        if bool(failures.any()):
-            failure = failure or TrialError("the probe failed on another process")
+        failure = agreed_failure(self._passes, failure)
+        if failure is not None:
             if self._strict:
                 raise failure
             self._fall_back(failure.message, armed)
@@ -648,9 +702,37 @@ class FusedEngine:
                 f"where their weights differ between examples: {shown}"
             )
 
+    def _examine_packed(self, args: tuple[Any, ...], kwargs: dict[str, Any], armed: Plan) -> None:
+        """Try the model on packed sequences once; layers whose positions are not found stay stock ones."""
+        owners, count = armed.owners, armed.examples.batch
+        if self._packed or owners is None:
+            return
+        self._pending, self._probing = None, True
+        failure: TrialError | None = None
+        try:
+            trial = self._passes.common(lambda: PackedTrial(self._model, args, kwargs, owners, count))
+            if trial is not None and trial.distinct > 1:
+                learn_positions(self, trial)
+                self._packed = True
+        except TrialError as error:
+            failure = error
+        finally:
+            self._pending, self._probing = armed, False
+        failure = agreed_failure(self._passes, failure)
+        if failure is None:
+            return
+        if self._strict:
+            raise failure
+        self._packed = True
+        for site in self.sites:
+            site.positions.clear()
+        reason = f"packed sequences take the slower reference path: {failure.message}"
+        self.notes.append(reason)
+        warnings.warn(f"gradwarden: {reason}", stacklevel=2)
+
     def _fall_back(self, reason: str, armed: Plan) -> None:
         self.close()
         self.notes.append(f"the fused engine is not used: {reason}")
         warnings.warn(f"gradwarden: masks use the slower `split` engine: {reason}", stacklevel=2)
         self._reference = SplitEngine(self._model, self._declared, passes=self._passes)
-        self._reference.arm(armed.weights, armed.classes)
+        self._reference.arm(armed.examples.weights, armed.owners, classes=armed.classes)

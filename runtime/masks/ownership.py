@@ -26,9 +26,13 @@ _SIGNS = 4096
 
 
 class Schedule:
-    """When to look: at batches 1, 2, 4, 8, …, at graphs of a new shape, and always where rows are moved."""
+    """When to look: at batches 1, 2, 4, 8, …, at graphs of a new shape, and always where rows are moved.
 
-    def __init__(self) -> None:
+    first: how many batches are all looked at to begin with.
+    """
+
+    def __init__(self, first: int = 1) -> None:
+        self._first = first
         self._batches = 0
         self._signs: set[tuple[int, int]] = set()
 
@@ -40,7 +44,7 @@ class Schedule:
             if len(self._signs) >= _SIGNS:
                 self._signs.clear()
             self._signs.add((batch, sign))
-        return moved or not known or self._batches & (self._batches - 1) == 0
+        return moved or not known or self._batches <= self._first or self._batches & (self._batches - 1) == 0
 
 
 Placed = tuple[Any, int, Plan, Layout]
@@ -60,31 +64,32 @@ def misplaced(
     placed = [entry for entry in placed if entry[2].whole is plan]
     if not placed:
         return []
-    live = (plan.factors > 0).to(torch.float64) / normaliser
+    examples = plan.examples
+    live = (examples.factors > 0).to(torch.float64) / normaliser
     generator = torch.Generator().manual_seed(_SEED)
     # At most 1: what does not overflow in the first pass may not do so in the second.
-    numbers = 0.25 + 0.75 * torch.rand(plan.batch, generator=generator, dtype=torch.float64, device="cpu")
+    numbers = 0.25 + 0.75 * torch.rand(examples.batch, generator=generator, dtype=torch.float64, device="cpu")
     plain = _digests(losses, live, placed)
     suspects = _unlike(losses, live, numbers, plain, placed)
-    rounds = (plan.batch - 1).bit_length() // 3 + 1 if suspects else 0
+    rounds = (examples.batch - 1).bit_length() // 3 + 1 if suspects else 0
     rounds = int(passes.largest(torch.tensor([rounds], dtype=torch.int32, device="cpu"))[0])
     # What is nothing but rounding (the gradient of a student that equals its teacher) is not scaled by just
     # any number. By powers of two it is, to the bit. Two examples share one power, but not in every round.
     confirmed: set[Any] = set()
     looked_at = placed if passes.collective else suspects
     for digit in range(rounds):
-        powers = 2.0 ** -((torch.arange(plan.batch, device="cpu") >> 3 * digit) % 8).to(torch.float64)
+        powers = 2.0 ** -((torch.arange(examples.batch, device="cpu") >> 3 * digit) % 8).to(torch.float64)
         confirmed |= {node for node, *_ in _unlike(losses, live, powers, plain, looked_at)}
     return [node for node in dict.fromkeys(node for node, *_ in suspects) if node in confirmed]
 
 
-def _digests(losses: Tensor, factors: Tensor, placed: Sequence[Placed]) -> dict[tuple[Any, int], _Digest]:
+def _digests(losses: Tensor, factors: Tensor, placed: Sequence[Placed]) -> dict[tuple[Any, int], Digest]:
     """Return the gradients of outputs that have one, each loss times its factor, by node and number."""
     factors = factors.to(device=losses.device, dtype=losses.dtype)
     edges = [GradientEdge(node, number) for node, number, _, _ in placed]
     found = gradients_of(losses, factors, edges, retain_graph=True)
     return {
-        (node, number): _Digest(gradient, layout)
+        (node, number): Digest(gradient, layout)
         for (node, number, _, layout), gradient in zip(placed, found, strict=True)
         if gradient is not None
     }
@@ -94,7 +99,7 @@ def _unlike(
     losses: Tensor,
     live: Tensor,
     numbers: Tensor,
-    plain: dict[tuple[Any, int], _Digest],
+    plain: dict[tuple[Any, int], Digest],
     placed: Sequence[Placed],
 ) -> list[Placed]:
     """Return the outputs in which not every row is scaled by its example's number, where losses are."""
@@ -107,7 +112,7 @@ def _unlike(
         for node, number, part, layout in placed
         if (node, number) in plain
         and (node, number) in scaled
-        and not _owned(layout, ratios[part.rows.chosen], plain[node, number], scaled[node, number], allowed)
+        and not _owned(layout, part.per_row(ratios), plain[node, number], scaled[node, number], allowed)
     ]
 
 
@@ -120,7 +125,7 @@ def _places(node: Any) -> list[tuple[int, Plan, Layout]]:
     return [(0, call.plan, call.layout) if call is not None else (0, node.join.plan, node.join.layout)]
 
 
-class _Digest:
+class Digest:
     """A gradient [..., features], with its last dimension condensed by a random direction.
 
     What does not agree in a row of features disagrees in its product with a random direction as well, and
@@ -140,14 +145,22 @@ class _Digest:
         self.scale = torch.where(self.finite, norms, 0.0).amax() if norms.numel() else None
 
 
-def _owned(layout: Layout, ratios: Tensor, plain: _Digest, scaled: _Digest, allowed: float) -> bool:
+def _owned(layout: Layout, ratios: Tensor, plain: Digest, scaled: Digest, allowed: float) -> bool:
     """Return whether every row of an output is scaled by its example's ratio. ratios: of its examples."""
-    if plain.scale is None:
-        return True
     dim, per_example = layout.dim, plain.rows.shape[layout.dim] // len(ratios)
     owners = ratios.repeat(per_example) if layout.interleaved else ratios.repeat_interleave(per_example)
     shape = [1] * plain.rows.dim()
     shape[dim] = -1
-    error = (scaled.rows - plain.rows * owners.to(plain.rows).view(shape)).abs()
+    return proportional(owners.view(shape), plain, scaled, allowed)
+
+
+def proportional(ratios: Tensor, plain: Digest, scaled: Digest, allowed: float) -> bool:
+    """Return whether a gradient is another one times these ratios, which are of the same rank.
+
+    allowed: the error that rounding may cause, relative to the largest row.
+    """
+    if plain.scale is None:
+        return True
+    error = (scaled.rows - plain.rows * ratios.to(plain.rows)).abs()
     compared = plain.finite & scaled.finite
     return not bool((compared & (error > allowed * plain.scale)).any())

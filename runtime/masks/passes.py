@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ from gradwarden.runtime.masks.trial import Trial
 
 Scales = Mapping[nn.Parameter, float]
 """The parameters of a pass, and by what the gradient of each is multiplied."""
+
+
+T = TypeVar("T", bound=Trial)
 
 
 class Passes:
@@ -42,7 +46,7 @@ class Passes:
         """Return the greatest of each number over all processes. facts: int32 [n] on the CPU, n as on all."""
         return facts
 
-    def common(self, trial: Callable[[], Trial]) -> Trial | None:
+    def common(self, trial: Callable[[], T]) -> T | None:
         """Return the trial that all processes are to make; None where no process has different examples.
 
         Raises TrialError where none can make one.

@@ -44,7 +44,14 @@ class Plan:
 
     Where several processes must run alike, `classes` [C, bands] has the distinct weights of the examples that
     all of them run now. Whatever decides which gradients are taken, and in which passes, goes by these.
+
+    Where rows are not examples but belong to them, B is the number of rows, and `examples` is the plan of the
+    examples themselves (`spread`). owners: the example of each row [R], or of each position [R, T]. grid: the
+    shape [R, T], where rows are positions of packed sequences.
     """
+
+    owners: Tensor | None = None
+    grid: tuple[int, int] | None = None
 
     def __init__(
         self,
@@ -59,10 +66,7 @@ class Plan:
         self.weights = weights
         self.factors = factors
         self.mode = mode
-        self.every = Rows(torch.ones(len(weights), dtype=torch.float64, device="cpu"))
         self.whole = self if whole is None else whole
-        self.rows = self.every if rows is None else rows
-        self.rest = self.rows.others()
         scaled = relative(weights, factors)
         self.classes = classes
         if classes is None or class_factors is None:
@@ -76,6 +80,10 @@ class Plan:
             columns = relative(classes, class_factors).unbind(dim=1)
             self._step = tuple(Rows(column) for column in columns)
             self._even = [_ratio(column, class_factors) for column in columns]
+        self.every = Rows(torch.ones(len(weights), dtype=torch.float64, device="cpu"))
+        self.rows = self.every if rows is None else rows
+        self.rest = self.rows.others()
+        self.examples = self
         self._reach: dict[int, Rows] = {}
         self._flow: dict[tuple[int, int], Rows] = {}
         self._rows: dict[tuple[bool, ...], Rows] = {}
@@ -97,6 +105,20 @@ class Plan:
             chosen = rows.chosen
             self._parts[key] = Plan(self.weights[chosen], self.factors[chosen], self.mode, self.whole, rows)
         return self._parts[key]
+
+    def spread(self, owners: Tensor) -> Plan:
+        """Return the plan of rows that belong to this plan's examples.
+
+        owners: int64 on the CPU, the example of each row [R], or of each position of each row [R, T]; -1 for
+        nobody's.
+        """
+        return _SpreadPlan(self, owners)
+
+    def per_row(self, values: Tensor) -> Tensor:
+        """Return what each row gets of values [examples], float64 on the CPU."""
+        return (
+            values[self.rows.chosen] if self.whole is self else self.whole.per_row(values)[self.rows.chosen]
+        )
 
     @property
     def batch(self) -> int:
@@ -161,3 +183,39 @@ def _ratio(column: Tensor, factors: Tensor) -> float | None:
     live = factors.tolist()
     values = {value for value, factor in zip(column.tolist(), live, strict=True) if factor}
     return values.pop() if len(values) == 1 else None
+
+
+class _SpreadPlan(Plan):
+    """The plan of rows that belong to examples."""
+
+    def __init__(self, examples: Plan, owners: Tensor) -> None:
+        self.examples = examples
+        self.owners = owners
+        self.grid = (owners.shape[0], owners.shape[1]) if owners.dim() == 2 else None
+        self._owners = owners.flatten()
+        self.weights, self.factors = self.per_row(examples.weights), self.per_row(examples.factors)
+        self.mode = examples.mode
+        self.whole = self
+        self.classes = examples.classes
+        self.bands = tuple(rows.spread(self._owners) for rows in examples.bands)
+        self._step, self._even = examples._step, examples._even
+        self.every = self.rows = examples.every.spread(self._owners)
+        self.rest = examples.rest.spread(self._owners)
+        self._spread: dict[int, tuple[Rows, Rows]] = {}
+        self._parts = {}
+        self.ways = {}
+
+    def per_row(self, values: Tensor) -> Tensor:
+        nobody = values.new_zeros((1, *values.shape[1:]))
+        return torch.cat([values, nobody])[self._owners]
+
+    def due(self, rows: Tensor) -> list[int]:
+        return self.examples.due(rows)
+
+    def reach(self, mask: int) -> Rows:
+        if self.mode.whole_inputs:
+            return self.every
+        rows = self.examples.reach(mask)
+        if id(rows) not in self._spread:
+            self._spread[id(rows)] = (rows, rows.spread(self._owners))
+        return self._spread[id(rows)][1]

@@ -12,7 +12,7 @@ supported layers alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -304,7 +304,7 @@ def _compare(
                 got: dict[int, Tensor] = {}
                 for parameter, gradient in engine.gradients(plan, losses, 1.0, rows):
                     previous = got.get(id(parameter))
-                    got[id(parameter)] = _dense(gradient) if previous is None else previous + gradient
+                    got[id(parameter)] = dense(gradient) if previous is None else previous + gradient
             except RuntimeError as error:
                 raise TrialError(f"the backward pass failed: {' '.join(str(error).split())[:200]}") from error
         _check(engine, weights, got, reference, rounding)
@@ -320,17 +320,36 @@ def _check(
     largest = max(
         (float(g.abs().max()) for grads in reference for g in grads.values() if g.numel()), default=0.0
     )
+    want: dict[int, Tensor] = {}
     for parameter in _trainable(engine):
         column = weights[:, engine.bands.home[id(parameter)]].tolist()
-        want = torch.zeros_like(parameter)
+        total = torch.zeros_like(parameter)
         for weight, gradients in zip(column, reference, strict=True):
             if id(parameter) in gradients:
-                want += weight * gradients[id(parameter)]
-        have = got.get(id(parameter), torch.zeros_like(parameter))
+                total += weight * gradients[id(parameter)]
+        want[id(parameter)] = total
+    check_gradients(engine, got, want, rounding, largest)
+
+
+def check_gradients(
+    engine: FusedEngine,
+    got: Mapping[int, Tensor],
+    want: Mapping[int, Tensor],
+    rounding: float,
+    largest: float,
+) -> None:
+    """Raise TrialError unless gradients, by the id of their parameter, are those that are wanted.
+
+    What is missing is zero. rounding: the relative error of the forward pass. largest: the largest entry of
+    any example's own gradient.
+    """
+    for parameter in _trainable(engine):
         if not parameter.numel():
             continue
-        error = float((have - want).abs().max())
-        allowed = max(rounding, tolerance(parameter.dtype)) * (float(want.abs().max()) + 0.01 * largest)
+        zero = torch.zeros_like(parameter)
+        wanted = want.get(id(parameter), zero)
+        error = float((got.get(id(parameter), zero) - wanted).abs().max())
+        allowed = max(rounding, tolerance(parameter.dtype)) * (float(wanted.abs().max()) + 0.01 * largest)
         if not error <= allowed:
             raise TrialError(
                 f"the gradient of `{engine.bands.labels[id(parameter)]}` is {error:.1e} from the exact one, "
@@ -370,10 +389,10 @@ def _differentiate(loss: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor | Non
         found = torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
     except RuntimeError as error:
         raise TrialError(f"the backward pass failed: {' '.join(str(error).split())[:200]}") from error
-    return tuple(None if gradient is None else _dense(gradient) for gradient in found)
+    return tuple(None if gradient is None else dense(gradient) for gradient in found)
 
 
-def _dense(gradient: Tensor) -> Tensor:
+def dense(gradient: Tensor) -> Tensor:
     return gradient.to_dense() if gradient.is_sparse else gradient
 
 

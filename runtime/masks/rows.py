@@ -31,21 +31,52 @@ class Rows:
         """weights: float64 [B] on the CPU, finite, at least 0. awaited: see `idle`."""
         values = weights.tolist()
         chosen = [row for row, value in enumerate(values) if value]
-        count, batch = len(chosen), len(values)
         first = values[chosen[0]] if chosen else 1.0
         equal = all(values[row] == first for row in chosen)
+        span = (chosen[0], chosen[-1]) if chosen else None
+        index = torch.tensor(chosen, dtype=torch.int64, device="cpu")
+        self._set(len(values), index, None if equal else weights[index], first if equal else 1.0, span)
+        self.idle = self.empty and not awaited
+
+    def _set(
+        self,
+        batch: int,
+        chosen: Tensor,
+        weights: Tensor | None,
+        factor: float,
+        ends: tuple[int, int] | None,
+    ) -> None:
+        """ends: the first and the last of the chosen examples, None where there are none."""
+        count = len(chosen)
         self.batch = batch
         self.count = count
-        self.chosen = torch.tensor(chosen, dtype=torch.int64, device="cpu")
-        self.weights = None if equal else weights[self.chosen]
-        self.factor = first if equal else 1.0
-        self.span = (chosen[0], count) if chosen and chosen[-1] - chosen[0] + 1 == count else None
+        self.chosen = chosen
+        self.weights = weights
+        self.factor = factor
+        self.span = (ends[0], count) if ends is not None and ends[1] - ends[0] + 1 == count else None
         self.empty = count == 0
-        self.idle = self.empty and not awaited
         self.whole = count == batch
-        self.plain = self.whole and equal and self.factor == 1.0
+        self.plain = self.whole and weights is None and factor == 1.0
         self._indices: dict[tuple[object, ...], Tensor] = {}
         self._weights: dict[tuple[object, ...], Tensor] = {}
+
+    def spread(self, owners: Tensor) -> Rows:
+        """Return the rows of a tensor that belong to the chosen examples, with those examples' weights.
+
+        owners: int64 [rows], the example that each row belongs to, -1 for nobody's. Where all examples have
+        one weight, nobody's rows have it too: whatever gradient they get, it is some example's.
+        """
+        weights = torch.zeros(self.batch + 1, dtype=torch.float64, device="cpu")
+        weights[self.chosen] = 1.0 if self.weights is None else self.weights
+        if self.whole and self.weights is None:
+            weights[-1] = 1.0
+        given = weights[owners]
+        chosen = torch.nonzero(given).flatten()
+        ends = (int(chosen[0]), int(chosen[-1])) if len(chosen) else None
+        rows = Rows.__new__(Rows)
+        rows._set(len(owners), chosen, None if self.weights is None else given[chosen], self.factor, ends)
+        rows.idle = self.idle
+        return rows
 
     def others(self) -> Rows:
         """Return the examples that are not chosen, with weight 1."""

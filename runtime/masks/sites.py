@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gradwarden.runtime.masks.bands import BandIndex
 from gradwarden.runtime.masks.layers import OPERATIONS, Operation
 from gradwarden.runtime.masks.layout import Layout
+from gradwarden.runtime.masks.positions import Placement
 
 if TYPE_CHECKING:
     from gradwarden.runtime.masks.blocks import Block
@@ -28,7 +29,8 @@ class Site:
     own: the bands of its parameters, as a bit mask. before: the bands of all layers called before it, as far
     as seen; grows only. layouts: where the examples lie in outputs, by their rank; a call of another rank
     goes the reference way. shared: ranks of the outputs of an embedding that is looked up once for the whole
-    batch (positions); its indices are expanded so that rows belong to examples. block: the one it is part of.
+    batch (positions); its indices are expanded so that rows belong to examples. positions: where those of
+    packed sequences lie in outputs, by their rank. block: the one it is part of.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Site:
     before: int = 0
     layouts: dict[int, Layout] = field(default_factory=dict)
     shared: set[int] = field(default_factory=set)
+    positions: dict[int, Placement] = field(default_factory=dict)
     block: Block | None = None
 
     def stock(self, *args: Any, **kwargs: Any) -> Tensor:

@@ -9,28 +9,41 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from gradwarden.policy.program import Band
 from gradwarden.runtime.errors import MaskError
+from gradwarden.runtime.masks.agreement import refuse_unlike_rows
 from gradwarden.runtime.masks.bands import BandIndex, index_bands
 from gradwarden.runtime.masks.batch import (
     checked_losses,
     checked_normaliser,
+    checked_owners,
     checked_weights,
     chosen_rows,
 )
 from gradwarden.runtime.masks.mixing import refuse_mixing, suspects
+from gradwarden.runtime.masks.packed_trial import PackedTrial, refuse_crossing
 from gradwarden.runtime.masks.passes import Passes
 from gradwarden.runtime.masks.planner import Choice
 from gradwarden.runtime.masks.trial import Trial, TrialError, refuse_dependence
 from gradwarden.runtime.masks.watch import Watch
 
-_Armed = tuple[Tensor, Tensor | None]
-"""The weights of a batch, and the classes of all processes where they run alike."""
+
+class _Armed(NamedTuple):
+    """A batch: see `Engine.arm`."""
+
+    weights: Tensor
+    owners: Tensor | None
+    classes: Tensor | None
+
+    @property
+    def packed(self) -> bool:
+        """Whether its rows hold several examples."""
+        return self.owners is not None and self.owners.dim() == 2
 
 
 class SplitEngine:
@@ -54,7 +67,7 @@ class SplitEngine:
         self._bands = index_bands(model, bands)
         self._pending: _Armed | None = None
         self._captured: _Armed | None = None
-        self._examined = examined
+        self._examined = {False} if examined else set[bool]()
         self._passes = passes or Passes()
         self._passes.follow(self._bands)
         self._watch = Watch(model, self._before_forward, first=self._passes.collective)
@@ -69,10 +82,12 @@ class SplitEngine:
         """Return nothing: every example's graph is kept whole, and differentiated once per weight vector."""
         return ()
 
-    def arm(self, weights: Tensor, classes: Tensor | None = None) -> None:
+    def arm(self, weights: Tensor, owners: Tensor | None = None, *, classes: Tensor | None = None) -> None:
         """Set the weights [B, bands] of the batch that the next forward pass will be given."""
         refuse_mixing(self._suspects)
-        self._pending = (checked_weights(weights, self._bands.count), classes)
+        weights = checked_weights(weights, self._bands.count)
+        owners = None if owners is None else checked_owners(owners, len(weights))
+        self._pending = _Armed(weights, owners, classes)
 
     def backward(
         self, losses: Tensor, normaliser: float, *, rows: Tensor | None = None, retain_graph: bool = False
@@ -81,7 +96,7 @@ class SplitEngine:
         armed = self._captured or self._pending
         if armed is None:
             raise MaskError("`backward` was called before `arm`")
-        weights, classes = armed
+        weights, _, classes = armed
         checked_losses(losses, len(weights))
         chosen = weights * chosen_rows(rows, len(weights))[:, None]
         divisor, passes = checked_normaliser(normaliser), self._passes
@@ -110,19 +125,31 @@ class SplitEngine:
     def _before_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._pending is None:
             return
-        if not self._examined:
-            self._examine(args, kwargs, self._pending[0])
+        self._examine(args, kwargs, self._pending)
         self._captured, self._pending = self._pending, None
 
-    def _examine(self, args: tuple[Any, ...], kwargs: dict[str, Any], weights: Tensor) -> None:
+    def _examine(self, args: tuple[Any, ...], kwargs: dict[str, Any], armed: _Armed) -> None:
+        """Try once whether examples are independent, and once more where they are packed together."""
+        refuse_unlike_rows(self._passes, armed.packed)
+        if armed.packed in self._examined:
+            return
         try:
-            trial = self._passes.common(lambda: Trial(self._model, args, kwargs, weights))
+            trial = self._passes.common(lambda: self._trial(args, kwargs, armed))
             if trial is None or trial.distinct < 2:
                 return  # nothing to tell apart; a later batch will show
-            refuse_dependence(trial)
+            if isinstance(trial, PackedTrial):
+                refuse_crossing(trial)
+            else:
+                refuse_dependence(trial)
         except TrialError as failure:
             self.notes.append(f"whether examples are independent was not examined: {failure.message}")
-        self._examined = True
+        self._examined.add(armed.packed)
+
+    def _trial(self, args: tuple[Any, ...], kwargs: dict[str, Any], armed: _Armed) -> Trial:
+        weights, owners, _ = armed
+        if owners is not None and armed.packed:
+            return PackedTrial(self._model, args, kwargs, owners, len(weights))
+        return Trial(self._model, args, kwargs, weights if owners is None else weights[owners])
 
 
 def by_class(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -74,7 +74,7 @@ class Trial:
         return {**state, "inputs": pytree.tree_unflatten(leaves, self._spec), "held": held, "order": order}
 
     @classmethod
-    def of_sample(cls, model: nn.Module, sample: Mapping[str, Any], device: torch.device) -> Trial:
+    def of_sample(cls, model: nn.Module, sample: Mapping[str, Any], device: torch.device) -> Self:
         """Return the trial of a sample, of another process's examples, with this one's model."""
         trial = cls.__new__(cls)
         trial.model = model
@@ -118,15 +118,19 @@ class Trial:
         """Return the floating-point outputs for the given examples (numbers are taken modulo `distinct`)."""
         rows = torch.tensor([self._order[number % self.distinct] for number in examples], device="cpu")
         leaves = [self._select(place, rows) for place in range(len(self._leaves))]
+        return self._call(leaves, f"on a batch of {len(rows)}")
+
+    def _call(self, leaves: Sequence[Any], how: str) -> list[Tensor]:
+        """Return the floating-point outputs for some arguments. how: in what the trial differs, in words."""
         args, kwargs = pytree.tree_unflatten(leaves, self._spec)
         self._seed()
         try:
             outputs = self.model(*args, **kwargs)
         except (MaskError, KeyboardInterrupt):
             raise
-        except Exception as error:  # whatever a user's model raises on a smaller batch
+        except Exception as error:  # whatever a user's model raises on other inputs than it was meant for
             reason = " ".join(str(error).split())[:200]
-            raise TrialError(f"the model failed on a batch of {len(rows)}: {reason}") from error
+            raise TrialError(f"the model failed {how}: {reason}") from error
         finally:
             self.restore_buffers()
         return floating_tensors(outputs)

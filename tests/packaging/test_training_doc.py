@@ -60,6 +60,12 @@ def test_the_program_in_half_precision_leaves_a_ledger_that_verifies(names, fold
     assert report.facts["committed"] > 0
 
 
+def test_the_program_that_packs_leaves_a_ledger_that_verifies(names, folder):
+    report = report_of(folder, "packed.ledger")
+    assert report.ok
+    assert report.facts["committed"] == 1
+
+
 def test_the_private_program_leaves_a_ledger_that_verifies(names, folder):
     report = report_of(folder, "private.ledger")
     assert report.ok
