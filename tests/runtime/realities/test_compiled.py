@@ -1,0 +1,158 @@
+"""Compiled models: exact, or an error, whenever and however they were compiled; never silently wrong."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._functorch import config as functorch_config
+
+from gradwarden.runtime.errors import MaskError
+from gradwarden.runtime.masks import make_engine
+from gradwarden.runtime.packing import mean_by_document, pack
+
+pytestmark = pytest.mark.usefixtures("double")
+
+SIZE = 5
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    """Compile anew, graphs that may be differentiated several times."""
+    torch.compiler.reset()
+    with functorch_config.patch(donated_buffer=False):
+        yield
+    torch.compiler.reset()
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(torch.tanh(self.up(self.norm(x)).sin()))
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = nn.Linear(4, 8)
+        self.blocks = nn.ModuleList(Block() for _ in range(2))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.enter(x)
+        for block in self.blocks:
+            h = block(h).cos()
+        return self.head(h)
+
+
+def blocks(model: nn.Module, **options: Any) -> nn.Module:
+    for block in model.blocks:
+        block.compile(**options)
+    return model
+
+
+def in_place(model: nn.Module, **options: Any) -> nn.Module:
+    model.compile(**options)
+    return model
+
+
+WAYS: dict[str, Callable[..., Any]] = {"wrapped": torch.compile, "in place": in_place, "blocks": blocks}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("moment", ["before the engine", "and run before the engine", "after the engine"])
+@pytest.mark.parametrize("engine", ["fused", "split"])
+def test_a_compiled_model_is_exact(
+    way: str, moment: str, engine: str, bands_of: Any, some_weights: Any, by_definition: Any, worst_error: Any
+) -> None:
+    """A graph made without an engine is not used with one, and one made under a plan not under another."""
+    model = Net()
+    plain, bands = copy.deepcopy(model), bands_of(model)
+    call: Any = model
+    if moment != "after the engine":
+        call = WAYS[way](model, backend="aot_eager")
+    if moment == "and run before the engine":
+        call(torch.randn(SIZE, 4)).sum().backward()
+    masks = make_engine(model, bands, engine)
+    if moment == "after the engine":
+        call = WAYS[way](model, backend="aot_eager")
+    for step in range(4):
+        x = torch.randn(SIZE, 4)
+        weights = some_weights(SIZE, 3, seed=step, closed=2 if step == 2 else None)
+        want = by_definition(plain, bands, weights, lambda row, x=x: plain(x[row][None]).square().sum())
+        model.zero_grad(set_to_none=True)
+        masks.arm(weights)
+        masks.backward(call(x).square().sum(1), 1.0)
+        assert worst_error(model, want) <= 1e-9
+    assert masks.name == engine
+
+
+def test_a_graph_that_can_be_differentiated_once_is_refused_where_it_must_be_twice(
+    bands_of: Any,
+) -> None:
+    model = Net()
+    masks = make_engine(model, bands_of(model), "split")
+    call = in_place(model, backend="aot_eager")
+    masks.arm(torch.tensor([[1.0, 0.5, 0.0], [0.5, 1.0, 1.0], [1.0, 0.0, 1.0]]))
+    with functorch_config.patch(donated_buffer=True), pytest.raises(MaskError, match="only once") as caught:
+        masks.backward(call(torch.randn(3, 4)).square().sum(1), 1.0)
+    assert "donated_buffer" in (caught.value.help or "")
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_packed_sequences_in_a_compiled_model(
+    bands_of: Any, some_weights: Any, by_definition: Any, worst_error: Any
+) -> None:
+    model = nn.Sequential(nn.Embedding(9, 8), Block(), Block(), nn.Linear(8, 3))
+    plain, bands = copy.deepcopy(model), bands_of(model)
+    masks = make_engine(model, bands, "fused")
+    call = torch.compile(model, backend="aot_eager")
+    for step in range(3):
+        texts = [torch.randint(9, (length,)) for length in (4, 3, 5, 2, 4)]
+        tokens, documents = pack(texts, 9)
+        weights = some_weights(SIZE, 3, seed=step)
+        want = by_definition(
+            plain, bands, weights, lambda row, texts=texts: plain(texts[row][None]).square().mean()
+        )
+        model.zero_grad(set_to_none=True)
+        masks.arm(weights, documents)
+        masks.backward(mean_by_document(call(tokens).square().mean(2), documents, SIZE), 1.0)
+        assert worst_error(model, want) <= 1e-9
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_graph_that_may_not_break_refuses_the_step(way: str, lab: Any, state_of: Any, changes: Any) -> None:
+    """`fullgraph` forbids what an engine needs: torch says so, and the step is a refusal on record."""
+    model = Net()
+    governor = lab.governor(model=model, engine="fused")
+    call = WAYS[way](model, backend="eager", fullgraph=True)
+    before = state_of(governor)
+    with pytest.raises(Exception, match="disable"), governor.step(lab.batch("abdab")) as proposal:
+        proposal.backward(call(lab.inputs(SIZE)).square().sum(1))
+    assert not proposal.committed
+    assert changes(before, state_of(governor)) == []
+    assert len(lab.bodies("refused")) == 1
+
+
+def test_a_wrapped_model_may_be_given_to_the_governor(lab: Any, reference: Any) -> None:
+    """Its map has the wrapper's names; what is trained is the model within."""
+    model = Net()
+    wrapped = torch.compile(model, backend="aot_eager")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    governor = lab.governor(model=wrapped, optimizer=optimizer, engine="fused")
+    inputs = lab.inputs(SIZE)
+    with governor.step(lab.batch("abdCb")) as proposal:
+        proposal.backward(wrapped(inputs).square().sum(1))
+    assert proposal.committed, proposal.refusal
+    have = {p: None if p.grad is None else p.grad.clone() for p in model.parameters()}
+    governor.engine.disarm()
+    bands = list(governor.parameters.values())
+    for parameter, want in reference(model(inputs).square().sum(1), proposal.weights, bands, 5.0).items():
+        torch.testing.assert_close(have[parameter], want, rtol=1e-9, atol=1e-12)
