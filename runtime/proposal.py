@@ -176,11 +176,28 @@ class Proposal:
 
         owners: an integer tensor, the example of each row [R] or of each position of each row [R, T]: its
         number in this process's batch, or in the micro-batch at hand; -1 for what is nobody's, such as
-        padding. Call it before the forward pass. `backward` takes one loss per example as ever.
+        padding. Call it before the forward pass, on all processes or on none where the model is sharded.
+        `backward` takes one loss per example as ever.
+
+        Raises MaskError for owners that make no sense or come too late, and where the policy stops the flow
+        through closed bands; PrivacyError for positions where it has privacy rules. Either refuses the step.
         """
+        try:
+            self._check_owners(owners)
+            self._arm(owners)
+        except BaseException as error:
+            self.refusal = Finding("gradient", "no_gradient", raised("`assign`", error))
+            raise
+
+    def _check_owners(self, owners: Tensor) -> None:
         if self._done[self._part].any():
             raise MaskError("`assign` was called after `backward`", help="call it before the forward pass")
-        self._arm(owners)
+        if self._governor.budgets and owners.dim() > 1:
+            raise PrivacyError(
+                "packed sequences are not available with privacy rules: all that would keep private ones "
+                "apart from others is an attention mask that comes anew with every batch",
+                help="give each example rows of its own",
+            )
 
     def _parts(self, cut: Cut, size: int) -> Iterator[IntArray]:
         """Cut this process's examples, and arm the engine for each part in turn."""

@@ -147,6 +147,8 @@ class Digest:
 
 def _owned(layout: Layout, ratios: Tensor, plain: Digest, scaled: Digest, allowed: float) -> bool:
     """Return whether every row of an output is scaled by its example's ratio. ratios: of its examples."""
+    if not len(ratios):
+        return True
     dim, per_example = layout.dim, plain.rows.shape[layout.dim] // len(ratios)
     owners = ratios.repeat(per_example) if layout.interleaved else ratios.repeat_interleave(per_example)
     shape = [1] * plain.rows.dim()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 Grid = tuple[int, int]
@@ -45,11 +46,20 @@ class Placement:
         return moved.reshape(*grid[::-1], *moved.shape[1:]).transpose(0, 1).flatten(0, 1)
 
     def restore(self, flat: Tensor, grid: Grid) -> Tensor:
-        """Return what `flatten` was given, from its result or from what has other trailing dimensions."""
-        opened = flat.view(*grid, *flat.shape[1:])
+        """Return what `flatten` was given, from its result or from what has other trailing dimensions.
+
+        Not a view: it is what a layer returns, and if that was a view and changed in place, the hooks that
+        `fully_shard` has on it would be dropped.
+        """
+        shape = (*grid, *flat.shape[1:])
+        if (self.rows, self.times) == (0, 1):
+            same: Tensor = torch.ops.aten._unsafe_view.default(flat, shape)
+            return same
         if self.rows != self.times:
-            return opened.movedim((0, 1), (self.rows, self.times))
-        return (opened.transpose(0, 1).flatten(0, 1) if self.interleaved else flat).movedim(0, self.rows)
+            return flat.view(shape).movedim((0, 1), (self.rows, self.times)).clone()
+        if self.interleaved:
+            return flat.view(shape).transpose(0, 1).flatten(0, 1).movedim(0, self.rows).clone()
+        return flat.movedim(0, self.rows).clone() if self.rows else flat
 
     def across(self, values: Tensor, rank: int, grid: Grid) -> Tensor:
         """Return values [R * T], one for each position, so that they can be multiplied with a tensor."""

@@ -76,7 +76,7 @@ class Pair:
             process.kill()
 
 
-KEPT = ("grads", "policy")
+KEPT = ("grads", "policy", "rows")
 """What of a step also concerns the process that trains alone."""
 
 

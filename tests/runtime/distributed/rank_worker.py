@@ -6,6 +6,7 @@ A training is plain data, so that a test can give it to two processes in parts, 
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import zlib
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from gradwarden.policy import compile_policy, parse_policy
 from gradwarden.policy.errors import GradwardenError
 from gradwarden.runtime import Governor, Ledger, ModelMap, Signer
+from gradwarden.runtime.errors import MaskError
 
 OPTIMIZERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, 0.1, momentum=0.9),
@@ -38,6 +40,9 @@ OPTIMIZERS = {
 }
 
 PATIENCE = timedelta(seconds=20)
+
+READER = runpy.run_path(str(Path(__file__).with_name("packed_reader.py")))
+"""The model of packed sequences."""
 
 
 class QuarrelError(Exception):
@@ -100,6 +105,7 @@ MODELS = {
     "recomputing": partial(blocks_of, recomputes=True),
     "float32": lambda seed: blocks_of(seed).float(),
     "bfloat16": lambda seed: blocks_of(seed).bfloat16(),
+    "reader": READER["reader_of"],
 }
 
 
@@ -120,6 +126,27 @@ def losses_of(model: nn.Module, examples: Sequence[dict[str, Any]]) -> Tensor:
     return (model(inputs.to(kind)) - inputs[:, :3]).square().sum(1)
 
 
+def twice_run(model: nn.Module, proposal: Any, examples: Sequence[dict[str, Any]]) -> Tensor:
+    """Losses of examples with two rows each, the second ones after the first ones."""
+    inputs = inputs_of(examples)
+    proposal.assign(torch.arange(len(inputs)).repeat(2))
+    one, other = model(torch.cat([inputs, inputs.sin()])).chunk(2)
+    return (one - other.cos() - inputs[:, :3]).square().sum(1)
+
+
+def proposed_losses(
+    model: nn.Module, proposal: Any, examples: Sequence[dict[str, Any]], step: dict[str, Any], spoil: str
+) -> Tensor:
+    """The losses of a part of a step, whose rows are packed or padded where the model is a reader."""
+    if "rows" not in step:
+        return losses_of(model, examples)
+    if step["rows"] == "twice":
+        return twice_run(model, proposal, examples)
+    if step["rows"] == "padded":
+        return READER["padded_losses"](model, examples)
+    return READER["packed_losses"](model, proposal, examples, spoil)
+
+
 def train(task: dict[str, Any], rank: int = 0, group: Any = None) -> dict[str, Any]:
     """Run a training and say how it went; an error is part of the answer.
 
@@ -127,8 +154,9 @@ def train(task: dict[str, Any], rank: int = 0, group: Any = None) -> dict[str, A
     rank), `options` (of the governor), `wrap` (`ddp`, `fsdp`) with `settings` of the wrapper, or `split`,
     `thaw` (a parameter after wrapping), `steps`, `checkpoint`, `end` (`close` or `leave`), `ends` (a rank
     that then stops). A step has `parts` (examples by rank), and optionally `micro`, `signals` (by rank),
-    `sync`, `look` (evaluate before it), `policy` (from here on), `spoil` ([rank, how]), and what to tell:
-    `count` (floating-point operations), `spy` (messages), `grads`.
+    `rows` (`packed`, `padded`, `twice`), `sync`, `look` (evaluate before it), `policy` (from here on),
+    `spoil` ([rank, how]), `bear` (go on after a MaskError), and what to tell: `count` (floating-point
+    operations), `spy` (messages), `grads`.
     """
     answer: dict[str, Any] = {"steps": [], "error": None}
     model = MODELS[task.get("model", "plain")](task.get("seeds", [0, 0])[rank])
@@ -293,11 +321,15 @@ def one_step(governor: Governor, held: nn.Module, step: dict[str, Any], rank: in
                 with context(spoil):
                     if spoil == "skip":
                         break
-                    losses = losses_of(held, examples[rows])
+                    losses = proposed_losses(held, proposal, examples[rows], step, spoil)
                     spoilt(spoil, governor, losses)
                     proposal.backward(losses * float("nan") if spoil == "nan" else losses)
     except QuarrelError as error:
         raised = type(error).__name__
+    except MaskError as error:
+        if not step.get("bear"):
+            raise
+        raised = error.message
     return {
         "committed": proposal.committed,
         "raised": raised,

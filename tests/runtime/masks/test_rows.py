@@ -89,3 +89,17 @@ def test_gradients_of_single_examples_tell_tokens_first_from_examples_first() ->
         assert confirmed(both, gradients) == layout
     assert confirmed(both, [None, None, None]) is None
     assert confirmed(both, [torch.ones(12, 1)] * 3) is None
+
+
+@given(
+    weights=st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=1, max_size=5),
+    owners=st.lists(st.integers(-1, 4), max_size=12),
+)
+def test_spread_rows_are_those_of_their_examples(weights: list[float], owners: list[int]) -> None:
+    owners = [owner if owner < len(weights) else -1 for owner in owners]
+    rows = Rows(torch.tensor(weights, dtype=torch.float64)).spread(torch.tensor(owners, dtype=torch.int64))
+    common = weights[0] if len(set(weights)) == 1 else 0.0
+    want = [weights[owner] if owner >= 0 else common for owner in owners]
+    have = torch.zeros(len(owners), dtype=torch.float64)
+    have[rows.chosen] = rows.factor if rows.weights is None else rows.weights
+    assert have.tolist() == want

@@ -1,4 +1,4 @@
-"""Many examples in one row, several rows of one example: held to the same examples run one by one."""
+"""Many examples in one row: held to the same examples run one by one."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from gradwarden.runtime.errors import MaskError
+from gradwarden.runtime.errors import MaskError, PrivacyError
 from gradwarden.runtime.masks import fused, make_engine, ownership
 from gradwarden.runtime.masks.graph import uses
-from gradwarden.runtime.masks.rows import Rows
 from gradwarden.runtime.packing import (
     attention_within,
     mean_by_document,
@@ -25,6 +22,7 @@ from gradwarden.runtime.packing import (
     pack,
     positions_within,
 )
+from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -356,6 +354,54 @@ def test_layers_that_are_not_supported_take_the_reference_way(engine: str, asser
         assert masks.paths["head.weight"] == "fast"
 
 
+class Gated(nn.Module):
+    """A module whose gain no rule covers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain, self.mix = nn.Parameter(torch.randn(WIDTH)), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.gain * torch.tanh(self.mix(h))
+
+
+def test_modules_that_are_pieces_in_other_batches_take_the_reference_way(assert_exact: Any) -> None:
+    model = nn.Sequential(nn.Embedding(WORDS, WIDTH), Gated(), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3))
+    batches = [sequences(lengths, seed) for seed, lengths in enumerate(LENGTHS)]
+    packed = [pack(batch, LENGTH) for batch in batches]
+    plain = [torch.randint(WORDS, (len(batch), 8)) for batch in batches]
+
+    def losses(number: int) -> Tensor:
+        if number % 2 == 0:
+            return model(plain[number]).square().mean((1, 2))
+        tokens, documents = packed[number]
+        return mean_by_document(model(tokens).square().mean(2), documents, len(batches[number]))
+
+    def alone(number: int, row: int) -> Tensor:
+        return model((batches if number % 2 else plain)[number][row][None]).square().mean()
+
+    ways = []
+
+    def arm(masks: Any, number: int, weights: Tensor) -> None:
+        ways.append(masks.paths["1.gain"])
+        masks.arm(weights, packed[number][1] if number % 2 else None)
+
+    assert_exact(model, losses, alone, [len(batch) for batch in batches], "fused", arm=arm)
+    assert ways[1] == "general"
+
+
+def test_blocks_of_packed_sequences_are_run_in_one_piece(bands_of: Any) -> None:
+    model = GPT()
+    batch = sequences(LENGTHS[0])
+    tokens, documents = pack(batch, LENGTH)
+    masks = make_engine(model, bands_of(model), "fused")
+    masks.arm(torch.tensor([[1.0, 1.0, 1.0]] + [[1.0, 0.0, 0.0]] * 4), documents)
+    masks.backward(together(model, tokens, documents, 5), 1.0)
+    first = next(choice for choice in masks.explain() if choice.name == "blocks.0")
+    assert first.way == "slice"
+    assert "its rows hold several examples" in first.reason
+
+
 def test_rows_as_many_as_positions_are_not_mistaken_for_each_other(assert_exact: Any) -> None:
     """In the batch that is tried, rows and columns have the same owners; in the next they have not."""
     model = nn.Sequential(nn.Embedding(WORDS, WIDTH), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH))
@@ -444,35 +490,66 @@ def test_a_governed_step_on_packed_sequences(engine: str, lab: Any, reference: A
     assert lab.verify().ok
 
 
-def test_micro_batches_are_packed_one_by_one(lab: Any) -> None:
+PARTS = {
+    "micro": lambda proposal: (list(range(part.start, part.stop)) for part in proposal.micro_batches(3)),
+    "depth": lambda proposal: (part.tolist() for part in proposal.depth_batches(3)),
+}
+
+
+@engines
+@pytest.mark.parametrize("cut", PARTS)
+def test_parts_of_a_step_are_packed_one_by_one(engine: str, cut: str, lab: Any) -> None:
     found = []
+    batch = sequences(LENGTHS[4])
     for name in ("whole", "parts"):
         torch.manual_seed(0)
         model = GPT()
-        governor = lab.governor(model=model, name=name)
-        batch = sequences(LENGTHS[4])
+        governor = lab.governor(model=model, name=name, engine=engine)
         with governor.step(lab.batch("abdCbad")) as proposal:
-            parts = [slice(0, 7)] if name == "whole" else proposal.micro_batches(3)
-            for part in parts:
-                tokens, documents = pack(batch[part], LENGTH)
+            for part in [list(range(7))] if name == "whole" else PARTS[cut](proposal):
+                tokens, documents = pack([batch[place] for place in part], LENGTH)
                 proposal.assign(documents)
-                proposal.backward(together(model, tokens, documents, len(batch[part])))
+                proposal.backward(together(model, tokens, documents, len(part)))
         assert proposal.committed, proposal.refusal
         found.append([p.grad for p in model.parameters()])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
-def test_assigning_too_late_is_refused(lab: Any) -> None:
+REFUSED = {
+    "late": ("", MaskError, "after `backward`"),
+    "detach": ("semantics detach", MaskError, "under `semantics detach`"),
+    "private": ("privacy p { when kind == d  within shallow  epsilon 3  delta 1e-6  clip 1.0 }", PrivacyError,
+                "attention mask that comes anew"),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:gradwarden")
+@pytest.mark.parametrize("how", REFUSED)
+def test_an_assignment_that_is_refused_refuses_the_step_even_if_the_loop_goes_on(how: str, lab: Any) -> None:
+    rule, kind, says = REFUSED[how]
+    text = lab.policy.replace("deep = rest", f"deep = rest {rule}") if how == "detach" else lab.policy + rule
+    options: dict[str, Any] = {}
+    if how == "private":
+        rules = privacy_rules(lab.program(text))
+        options = {"privacy": JointPlan.for_noise(rules, 0.01, noise_multiplier=4.0), "normaliser": 4.0}
     model = GPT()
-    governor = lab.governor(model=model)
+    governor = lab.governor(text, model=model, **options)
     batch = sequences(LENGTHS[0])
     tokens, documents = pack(batch, LENGTH)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
     with governor.step(lab.batch("aabda")) as proposal:
-        proposal.assign(documents)
-        proposal.backward(together(model, tokens, documents, 5))
-        with pytest.raises(MaskError, match="after `backward`"):
+        if how == "late":
             proposal.assign(documents)
+            proposal.backward(together(model, tokens, documents, 5))
+        with pytest.raises(kind, match=says):
+            proposal.assign(documents)
+        if how == "private":
+            proposal.backward(together(model, tokens, documents, 5))
+    assert not proposal.committed
+    assert all(map(torch.equal, before, model.parameters()))
+    governor.ledger.flush()
+    assert [body["reason"] for body in lab.bodies("refused")] == ["no_gradient"]
 
 
 @pytest.fixture(scope="module")
@@ -517,98 +594,3 @@ def test_a_librarys_model_on_packed_sequences(engine: str, llama: Any, assert_ex
         arm=lambda masks, n, weights: masks.arm(weights, packed[n][1]),
     )
     assert masks.name == engine
-
-
-# --- several rows of one example ----------------------------------------------------------------------------
-
-
-class Scorer(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.words = nn.Embedding(WORDS, WIDTH)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH)) for _ in range(3)
-        )
-        self.head = nn.Linear(WIDTH, 1)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        h = self.words(tokens)
-        for block in self.blocks:
-            h = h + torch.tanh(block(h))
-        return self.head(h.mean(1)).squeeze(1)
-
-
-@engines
-@pytest.mark.parametrize("order", ["one below the other", "side by side", "as many as there are"])
-def test_several_rows_of_one_example(engine: str, order: str, assert_exact: Any) -> None:
-    """Chosen and rejected answers in one forward pass, or a choice among several, from the first batch on."""
-    model = Scorer()
-    owners = {
-        "one below the other": [torch.arange(n).repeat(2) for n in (4, 4, 3)],
-        "side by side": [torch.arange(n).repeat_interleave(3) for n in (4, 3, 1)],
-        "as many as there are": [
-            torch.tensor(o) for o in ([0, 2, 1, 0, 1, 3, 3, 3], [1, 0, 0], [2, 2, 0, 1, 0])
-        ],
-    }[order]
-    batches = [torch.randint(WORDS, (len(o), 5)) for o in owners]
-    sizes = [int(o.max()) + 1 for o in owners]
-
-    def pooled(scores: Tensor, owners: Tensor, count: int) -> Tensor:
-        """A loss over all rows of each example: the log of the sum of exponentials."""
-        return torch.stack([scores[owners == number].logsumexp(0) for number in range(count)])
-
-    masks = assert_exact(
-        model,
-        lambda n: pooled(model(batches[n]), owners[n], sizes[n]),
-        lambda n, row: model(batches[n][owners[n] == row]).logsumexp(0),
-        sizes,
-        engine,
-        arm=lambda masks, n, weights: masks.arm(weights, owners[n]),
-    )
-    assert masks.name == engine
-    if engine == "fused":
-        assert set(masks.paths.values()) == {"fast"}
-
-
-# --- the helpers --------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=60, deadline=None)
-@given(lengths=st.lists(st.integers(0, 7), max_size=9), width=st.integers(7, 12))
-def test_packing_loses_nothing(lengths: list[int], width: int) -> None:
-    batch = [torch.randint(1, 9, (length,)) for length in lengths]
-    tokens, documents = pack(batch, width)
-    places = positions_within(documents)
-    mask = attention_within(documents)
-    assert tokens.shape == documents.shape == (len(tokens), width)
-    for number, sequence in enumerate(batch):
-        held = documents == number
-        assert torch.equal(tokens[held], sequence)
-        assert torch.equal(places[held], torch.arange(len(sequence)))
-    assert bool((tokens[documents < 0] == 0).all())
-    for row in range(len(tokens)):
-        for query in range(width):
-            allowed = mask[row, 0, query].nonzero().flatten().tolist()
-            assert allowed == [
-                key for key in range(query + 1) if documents[row, key] == documents[row, query]
-            ]
-
-
-def test_a_sequence_that_is_too_long_is_refused() -> None:
-    with pytest.raises(MaskError, match="sequence 1 has 5 tokens"):
-        pack(sequences([2, 5]), 4)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    weights=st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=1, max_size=5),
-    owners=st.lists(st.integers(-1, 4), max_size=12),
-)
-def test_spread_rows_are_those_of_their_examples(weights: list[float], owners: list[int]) -> None:
-    owners = [owner if owner < len(weights) else -1 for owner in owners]
-    rows = Rows(torch.tensor(weights, dtype=torch.float64)).spread(torch.tensor(owners, dtype=torch.int64))
-    common = weights[0] if len(set(weights)) == 1 else 0.0
-    want = [weights[owner] if owner >= 0 else common for owner in owners]
-    have = torch.zeros(len(owners), dtype=torch.float64)
-    have[rows.chosen] = rows.factor if rows.weights is None else rows.weights
-    assert have.tolist() == want
