@@ -36,6 +36,8 @@ VERBS = {
     "verify-proof": "Check a proof offline, without the ledger.",
     "witness": "Cosign the head of a ledger, if it continues the last one seen.",
     "export": "Write a ledger in the form in which transparency logs are served.",
+    "attest": "Attest how a model was governed: an in-toto statement about its weights.",
+    "verify-attestation": "Check an attestation offline, against weights and a ledger.",
     "lsp": "Serve editors: the language server, over standard input and output.",
 }
 """Every verb and its one-line description, in the order of a policy's life."""

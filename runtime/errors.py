@@ -110,7 +110,7 @@ class ProofError(LedgerError):
 
 
 class EvidenceError(LedgerError):
-    """A proof that is malformed, or one that lacks what it is about."""
+    """A proof or an attestation that is malformed, or one that lacks what it is about."""
 
     code = "GW612"
 

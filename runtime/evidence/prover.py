@@ -8,8 +8,9 @@ lead to its root. Signatures are not checked: whoever is shown the proof does th
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Container, Generator, Sequence
 from contextlib import closing
+from typing import Any
 
 from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.errors import HeadMismatch, LedgerDamaged, ProofError
@@ -25,10 +26,8 @@ from gradwarden.runtime.ledger.merkle import (
 from gradwarden.runtime.ledger.note import Checkpoint, parse_checkpoint, parse_note
 from gradwarden.runtime.ledger.reader import open_ledger, pieces
 
-_MARK = b'"kind":"head","prev":"'
-"""How the line of a head goes on after its body and index; keys are sorted, and `prev` has 64 digits."""
-
-_FROM_END = len(_MARK) + 64 + len(b'"}')
+_AFTER_KIND = len(b'","prev":"') + 64 + len(b'"}')
+"""What follows the kind in an entry's line, whose keys are sorted."""
 
 
 @frozen
@@ -46,22 +45,35 @@ def read_head(note: bytes) -> SignedHead:
 
 def last_head(path: str | os.PathLike[str]) -> SignedHead:
     """Return the last head in a ledger. Raises ProofError where it has none, LedgerDamaged at a bad one."""
-    found: tuple[int, bytes] | None = None
-    with closing(stored_lines(path)) as lines:
-        for index, line in enumerate(lines):
-            if line[-_FROM_END:].startswith(_MARK):
-                found = index, line
-    if found is None:
+    note = None
+    for _, _, body in entries_of(path, {HEAD}):
+        note = body["note"]
+    if note is None:
         raise ProofError(
             f"no entry of `{os.fspath(path)}` is signed yet", help="a head follows the first second of a run"
         )
-    index, line = found
-    try:
-        _, kind, _, body = decode(line)
-    except MalformedLineError as error:
-        raise LedgerDamaged(f"entry {index}: {error}", index=index, offset=0, problem=error.problem) from None
-    assert kind == HEAD, "the kind of a canonical line stands where it was looked for"
-    return read_head(body["note"].encode())
+    return read_head(note.encode())
+
+
+def entries_of(
+    path: str | os.PathLike[str], kinds: Container[str]
+) -> Generator[tuple[int, str, dict[str, Any]], None, None]:
+    """Yield (index, kind, body) of the entries of some kinds, without a look at the others.
+
+    Raises LedgerDamaged at one of them that is malformed; order and links are not checked.
+    """
+    with closing(stored_lines(path)) as lines:
+        for index, line in enumerate(lines):
+            end = len(line) - _AFTER_KIND
+            if line[line.rfind(b'"', 0, end) + 1 : end].decode("ascii", "replace") not in kinds:
+                continue
+            try:
+                _, kind, _, body = decode(line)
+            except MalformedLineError as error:
+                raise LedgerDamaged(
+                    f"entry {index}: {error}", index=index, offset=0, problem=error.problem
+                ) from None
+            yield index, kind, body
 
 
 def prove_inclusion(

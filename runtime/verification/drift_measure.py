@@ -107,6 +107,17 @@ class StoredTensors:
         self._data = np.memmap(path, np.uint8, "r")
         self._aliases: Mapping[str, str] = self._header.get("__metadata__") or {}
 
+    def names(self) -> list[str]:
+        """Return the names of the tensors that are stored, in the order of the header."""
+        return [name for name in self._header if name != "__metadata__"]
+
+    def raw(self, name: str) -> memoryview:
+        """Return a tensor's stored bytes."""
+        begin, end = self._header[name]["data_offsets"]
+        if not 0 <= begin <= end <= len(self._data) - self._start:
+            raise ValueError(f"`{name}` lies outside the file")
+        return self._data[self._start + begin : self._start + end].data
+
     def chunks(self, name: str) -> Iterator[FloatArray]:
         """Yield a tensor's values in order, some at a time, as float64."""
         entry = self._header[name if name in self._header else self._aliases[name]]

@@ -49,10 +49,15 @@ def record(here: Path, program: Program, signer: Signer) -> Record:
 
     lie: what to record of a step in place of the truth, given its number and its `step` body.
     """
-    (here / "weights.bin").write_bytes(b"weights")
     signer.public.save(here / "run.pub")
 
-    def write(*, sealed: bool = True, lie: Callable[[int, dict[str, object]], None] | None = None) -> Path:
+    def write(
+        *,
+        sealed: bool = True,
+        lie: Callable[[int, dict[str, object]], None] | None = None,
+        weights: bytes = b"weights",
+    ) -> Path:
+        (here / "weights.bin").write_bytes(weights)
         path = here / "run.ledger"
         ledger = Ledger.open(path, signer, durability="os", origin=ORIGIN)
         append = ledger.append
@@ -91,7 +96,7 @@ def record(here: Path, program: Program, signer: Signer) -> Record:
                 b for b, hit in zip(program.band_names, (admitted.micro > 0).any(axis=0), strict=True) if hit
             ]
             recorder.commit(number, active, dict.fromkeys(active, "1"), "2.5", {})
-        digest = hashlib.sha256(b"weights").hexdigest()
+        digest = hashlib.sha256(weights).hexdigest()
         recorder.event(
             "checkpoint", {"step": STEPS, "file": "weights.bin", "digest": digest, "tensors": None}
         )
