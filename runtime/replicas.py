@@ -69,7 +69,7 @@ class ReplicaReduction(Reduction):
         losses: [B], whose sum, each times its factor, is differentiated; None: only what was accumulated is
         reduced. scales: the parameters to differentiate, and what their gradients are multiplied by.
         """
-        found = uses(losses, {id(p) for p in scales}) if losses is not None else None
+        found = uses(losses, dict.fromkeys(map(id, scales), 0)) if losses is not None else None
         reached = set() if found is None else found.ordinary | found.weighing
         joint = [p for p in scales if id(p) in reached]
         rest = [p for p in self._managed if id(p) not in reached]

@@ -32,6 +32,10 @@ _CONSTANTS = (type(None), bool, int, float, str, torch.dtype, torch.device)
 """Arguments that mean the same for any part of a batch."""
 
 
+NARROW = (torch.float16,)
+"""Precisions whose range leaves no room for scaling gradients."""
+
+
 @dataclass(frozen=True, slots=True)
 class Signature:
     """What the arguments, or the results, of a block's call look like.
@@ -58,7 +62,8 @@ class Block:
     own: the bands of its parameters, as a bit mask. before: those of all layers called before it, as far as
     seen; grows only. size: its number of parameters. inputs: how it may be called, with the signature of its
     results; learned by the probe. fault: why it cannot be run in parts, empty where it can. random: whether
-    it draws random numbers.
+    it draws random numbers; changes: whether it changes an argument in place; narrow: whether a parameter is
+    of a precision in `NARROW`.
     """
 
     name: str
@@ -69,11 +74,14 @@ class Block:
     inputs: dict[Any, tuple[Signature, Signature]] = field(default_factory=dict)
     fault: str = "it was not called while the model was probed"
     random: bool = False
+    changes: bool = False
+    narrow: bool = False
+    _last: tuple[Any, Any, tuple[Signature, Signature] | None] | None = None
 
     def look_at(self, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int) -> tuple[str, BlockCost]:
         """Return why a call cannot be run in parts, empty where it can, and what the block costs."""
-        leaves, spec = pytree.tree_flatten((args, kwargs))
-        known = self.inputs.get(spec)
+        leaves, spec = flatten_call(args, kwargs)
+        known = self.signatures(spec)
         if known is None or not known[0].fits(leaves, batch):
             fault = self.fault or "it is called otherwise than when the model was probed"
             return fault, BlockCost(self.size, 1, "cpu")
@@ -82,6 +90,21 @@ class Block:
         # [B, T, features] or [B, channels, *]: every position of an example passes through the parameters.
         positions = largest.shape[1] if largest.dim() == 3 else largest.shape[2:].numel()
         return "", BlockCost(self.size, positions, largest.device.type)
+
+    def signatures(self, spec: Any) -> tuple[Signature, Signature] | None:
+        """Return what arguments of this tree, and the results of such a call, look like, if that is known.
+
+        The tree of the last call is known by its identity: to hash one takes longer than all else here.
+        """
+        if self._last is None or self._last[0] is not spec or self._last[1] is not self.inputs:
+            self._last = (spec, self.inputs, self.inputs.get(spec))
+        return self._last[2]
+
+    def signed(self, spec: Any) -> tuple[Signature, Signature]:
+        """Return the same of a call that is known."""
+        found = self.signatures(spec)
+        assert found is not None
+        return found
 
     def give_up(self, fault: str) -> None:
         """Run the block in one piece from now on."""
@@ -131,11 +154,38 @@ def _own_bands(module: nn.Module, bands: BandIndex) -> int:
 
 # --- what calls look like -----------------------------------------------------------------------------------
 
+_ONE, _ALONE = pytree.tree_flatten(((None,), {}))[1], pytree.tree_flatten(None)[1]
+
+
+def flatten_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Leaves, Any]:
+    """Return the leaves of a call's arguments and their tree; a single tensor needs no search."""
+    if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
+        return [args[0]], _ONE
+    return pytree.tree_flatten((args, kwargs))
+
+
+def flatten_result(result: Any) -> tuple[Leaves, Any]:
+    """Return the leaves of a call's result and their tree."""
+    return ([result], _ALONE) if isinstance(result, Tensor) else pytree.tree_flatten(result)
+
+
+def unflatten_call(leaves: Leaves, spec: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments that leaves stand for."""
+    return ((leaves[0],), {}) if spec is _ONE else pytree.tree_unflatten(leaves, spec)
+
+
+def unflatten_result(leaves: Leaves, spec: Any) -> Any:
+    """Return the result that leaves stand for."""
+    return leaves[0] if spec is _ALONE else pytree.tree_unflatten(leaves, spec)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Seen:
-    """One call of a block in a plain run. random: whether it drew random numbers; kept: whether it left the
-    buffers of the block alone."""
+    """One call of a block in a plain run.
+
+    random: whether it drew random numbers; kept: whether it left the buffers of the block alone; changes:
+    whether it changed an argument in place.
+    """
 
     inputs: Leaves
     inputs_spec: Any
@@ -143,6 +193,7 @@ class Seen:
     outputs_spec: Any
     random: bool
     kept: bool
+    changes: bool
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -152,13 +203,15 @@ class Seen:
 
 def observe(block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Seen]:
     """Run a block plainly; return its result and what was seen."""
-    inputs, inputs_spec = pytree.tree_flatten((args, kwargs))
+    inputs, inputs_spec = flatten_call(args, kwargs)
     generators, versions = _generators(), _versions(block.module)
+    before = [leaf._version for leaf in inputs if isinstance(leaf, Tensor)]
     result = block.stock(*args, **kwargs)
-    outputs, outputs_spec = pytree.tree_flatten(result)
+    outputs, outputs_spec = flatten_result(result)
     random = any(not torch.equal(one, other) for one, other in zip(generators, _generators(), strict=True))
     kept = versions == _versions(block.module)
-    return result, Seen(inputs, inputs_spec, outputs, outputs_spec, random, kept)
+    changes = before != [leaf._version for leaf in inputs if isinstance(leaf, Tensor)]
+    return result, Seen(inputs, inputs_spec, outputs, outputs_spec, random, kept, changes)
 
 
 def learn(
@@ -174,6 +227,8 @@ def learn(
     """
     block.inputs = {}
     block.random = any(call.random for call in large)
+    block.changes = any(call.changes for call in (*small, *large))
+    block.narrow = any(p.dtype in NARROW for p in block.module.parameters())
     block.fault = "" if large else "it was not called while the model was probed"
     if len(small) != len(large):
         block.fault = "it is called more or less often by the size of the batch"
@@ -357,8 +412,8 @@ def run_in_parts(
     part: the plan of the chosen rows. run: runs the block on (args, kwargs) of those rows, under that plan.
     Raises UnlikePartsError.
     """
-    leaves, spec = pytree.tree_flatten((args, kwargs))
-    inputs, outputs = block.inputs[spec]
+    leaves, spec = flatten_call(args, kwargs)
+    inputs, outputs = block.signed(spec)
     kept, left = _divide(leaves, inputs, part, joined)
     chosen, kept_spec = pytree.tree_flatten(run(*pytree.tree_unflatten(kept, spec)))
     with without_graph():

@@ -46,6 +46,14 @@ from gradwarden.runtime.masks.blocks import (
     run_in_parts,
     without_graph,
 )
+from gradwarden.runtime.masks.borders import (
+    ChangedInPlaceError,
+    Left,
+    ScaledPlan,
+    run_scaled,
+    scalable,
+    scaled,
+)
 from gradwarden.runtime.masks.call import Call
 from gradwarden.runtime.masks.covering import LayerRules, notes_on, ruled_pieces
 from gradwarden.runtime.masks.detaching import refuse_flow, refuse_loose, refuse_uncovered, run_severed
@@ -58,7 +66,7 @@ from gradwarden.runtime.masks.packing import learn_positions
 from gradwarden.runtime.masks.passes import Passes
 from gradwarden.runtime.masks.pieces import Piece, floating_outputs, run_piece
 from gradwarden.runtime.masks.plan import Plan
-from gradwarden.runtime.masks.planner import Choice, band_choices, choose
+from gradwarden.runtime.masks.planner import Choice, band_choices, choose, scaling
 from gradwarden.runtime.masks.probe import Recorder, probe
 from gradwarden.runtime.masks.rows import Rows
 from gradwarden.runtime.masks.sites import Site, attach, detach, find_sites
@@ -119,9 +127,11 @@ class FusedEngine:
         self._packed = False
         self._given_up: frozenset[int] = frozenset()
         self.blocks = tuple(find_blocks(model, self._known, self.bands))
-        self._joined = Joined()
+        self._joined, self._left = Joined(), Left()
+        self._costs = [float(sum(p.numel() for p in members)) for members in self.bands.members]
         self._choices: dict[str, Choice] = {}
         self._in_part = False
+        self._scales = True
         for block in self.blocks:
             attach(block, self._answer_block)
         # What a module would be run apart for must be the same on all processes; there, layers are enough.
@@ -223,7 +233,7 @@ class FusedEngine:
             plan, losses, checked_normaliser(normaliser), chosen, retain_graph, self._passes
         ):
             add_gradient(parameter, gradient)
-        self._joined.clear()
+        self._forget()
         if not retain_graph:
             self._plan = None
 
@@ -250,9 +260,14 @@ class FusedEngine:
     def disarm(self) -> None:
         """Forget the armed batch: forward passes are plain until the next `arm`."""
         self._plan = self._pending = None
-        self._joined.clear()
+        self._forget()
         if self._reference is not None:
             self._reference.disarm()
+
+    def _forget(self) -> None:
+        """Let go of what blocks have left for the next ones, and of the graphs that hang on it."""
+        self._joined.clear()
+        self._left.clear()
 
     def close(self) -> None:
         """Restore the model. Safe to repeat."""
@@ -267,8 +282,7 @@ class FusedEngine:
 
     def plan(self, weights: Tensor, classes: Tensor | None = None) -> Plan:
         """Return the plan of a batch with weights float64 [B, bands]. classes: see `Plan`."""
-        costs = [float(sum(p.numel() for p in members)) for members in self.bands.members]
-        return Plan.of(weights, costs, classes)
+        return Plan.of(weights, self._costs, classes)
 
     def gradients(
         self,
@@ -322,6 +336,15 @@ class FusedEngine:
             self._severed = None
 
     @contextmanager
+    def weighing(self) -> Iterator[None]:
+        """Inside, no block is scaled: every use of a parameter is that of a layer, or shows."""
+        before, self._scales = self._scales, False
+        try:
+            yield
+        finally:
+            self._scales = before
+
+    @contextmanager
     def following(self, plan: Plan) -> Iterator[None]:
         """Inside, forward passes follow a plan."""
         before = (self._plan, self._pending)
@@ -348,7 +371,7 @@ class FusedEngine:
         """
         if plan.trivial:
             return frozenset(), {}
-        found = uses(losses, wanted.keys())
+        found = uses(losses, {key: self.bands.home[key] for key in wanted})
         self._refuse_leaks(found)
         checks = plan.by_rows and not self._probing and not plan.mode.misplaced
         schedule = self._schedule if plan.grid is None else self._packed_schedule
@@ -358,16 +381,24 @@ class FusedEngine:
         self._loose |= found.ordinary
         if self.detached:
             refuse_loose(self.bands, found.ordinary)
+        if found.crossed:
+            self._refuse_scaling("gradients go past its arguments and results")
+            return frozenset(wanted), {}
         if accord.due:
             self._confirm_rows(plan, losses, accord, normaliser, passes)
         if plan.mode.misplaced:
             return frozenset(wanted), {}
         ratios: dict[int, float] = {}
-        for key in found.ordinary & plan.mode.loose:
+        for key in (found.ordinary & plan.mode.loose) - found.amiss:
             ratio = plan.ratio(self.bands.home[key])
             if ratio is not None and (ratio == 1.0 or key not in found.weighing):
                 ratios[key] = ratio
         return frozenset(found.ordinary - ratios.keys()), ratios
+
+    def _refuse_scaling(self, reason: str) -> None:
+        """Scale no block from now on."""
+        self._scales = False
+        self.notes.append(f"blocks are weighed layer by layer: {reason}")
 
     def _refuse_leaks(self, found: Uses) -> None:
         """Raise MaskError if the losses depend on a tensor that a piece has handed out beside its results.
@@ -393,13 +424,14 @@ class FusedEngine:
             plan.mode.misplaced = True  # for this batch: processes that differ in their layers cannot check
             return
         with self._replay(plan, raw=True, only=frozenset(), open=True):
-            wrong = misplaced(plan, losses, [*found.calls, *found.joins], normaliser, passes)
+            wrong = misplaced(plan, losses, [*found.calls, *found.joins, *found.borders], normaliser, passes)
         keys = {key for node in wrong if hasattr(node, "call") for key in node.call.ids}
         first = [id(self.bands.used(site.parameters[0])) for site in self.sites]
         keys = agreed_keys(passes, keys, first)
         sites: list[Site | Piece] = [s for s, key in zip(self.sites, first, strict=True) if key in keys]
         sites += dict.fromkeys(node.run.piece for node in wrong if hasattr(node, "run"))
         blocks = [node.join.block for node in wrong if hasattr(node, "join")]
+        blocks += [node.border.block for node in wrong if hasattr(node, "border")]
         if not sites and not blocks:
             return
         if plan.grid is not None:
@@ -459,7 +491,7 @@ class FusedEngine:
             self._reached |= 1 << self.bands.home[key]
         self._plan, self._pending = plan, None
         self._choices, self._last = {}, plan
-        self._joined.clear()
+        self._forget()
 
     @contextmanager
     def _replay(
@@ -499,11 +531,13 @@ class FusedEngine:
             self._pass(site)
         if not torch.is_grad_enabled() or plan.trivial:
             return site.stock(*args, **kwargs)
-        if len(args) != 1 or kwargs:
-            return self._unweighed(plan, site, *args, **kwargs)
         if self._replaying and not self._in_part and site.block is not None:
             # Recomputed by a checkpoint within the block, which was given some of the rows.
             plan = plan.ways.get(site.block) or plan
+        if not site.own & ~plan.plainly:
+            return site.stock(*args, **kwargs)
+        if len(args) != 1 or kwargs:
+            return self._unweighed(plan, site, *args, **kwargs)
         return self._weighed(plan, site, args[0])
 
     def _answer_block(self, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -528,12 +562,15 @@ class FusedEngine:
         if part is None:
             with without_graph():
                 return block.stock(*args, **kwargs)
+        outer = part.outer or part
         try:
+            if outer is plan:
+                return self._run_part(block, part, args, kwargs)
             return run_in_parts(
-                block, part, args, kwargs, lambda a, k: self._run_part(block, part, a, k), self._joined
+                block, outer, args, kwargs, lambda a, k: self._run_part(block, part, a, k), self._joined
             )
         except UnlikePartsError:
-            block.give_up("the parts of its result do not fit together")
+            block.give_up("its result does not look like those that the probe has seen")
             plan.ways[block] = plan
             return block.stock(*args, **kwargs)
 
@@ -558,10 +595,11 @@ class FusedEngine:
             choice = choose(block.name, chosen, block.own, mask, cost, fault)
             forced = self._probing and choice.way == "slice" and not fault and not plan.reach(mask).whole
             split = choice.way == "split" or forced
-            plan.ways[block] = (
-                None if choice.way == "stop" else plan.part(plan.reach(mask)) if split else plan
-            )
-            self._choices[block.name] = choice
+            way = None if choice.way == "stop" else plan.part(plan.reach(mask)) if split else plan
+            if way is not None and way.reach(mask).whole and not fault and self._scales:
+                way = (scaled(way, block.own, self._costs) if scalable(block, args, kwargs) else None) or way
+            plan.ways[block] = way
+            self._choices[block.name] = scaling(choice) if way is not None and way.plainly else choice
         elif fault and plan.ways[block] not in (None, plan):
             block.give_up(fault)
             raise MaskError(
@@ -571,7 +609,24 @@ class FusedEngine:
         return plan.ways[block]
 
     def _run_part(self, block: Block, part: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a block under the plan of some of the rows, which it is given alone."""
+        """Run a block under the plan of the rows that it is given, within borders if they are scaled."""
+        if not isinstance(part, ScaledPlan):
+            return self._run_under(block, part, args, kwargs)
+        if not self._replaying:
+            # Within the block every gradient is needed, whichever of its layers is called first.
+            self._reached |= block.own
+        try:
+            return run_scaled(
+                block, part, args, kwargs, lambda a, k: self._run_under(block, part, a, k), self._left
+            )
+        except ChangedInPlaceError:
+            block.give_up("it changes its arguments")
+            raise MaskError(
+                f"the block `{block.name}` has changed an argument in place, and did not when it was probed",
+                help="repeat the step: from now on the block is run in one piece",
+            ) from None
+
+    def _run_under(self, block: Block, part: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         before = self._plan
         self._plan, self._in_part = part, True
         try:
@@ -599,6 +654,8 @@ class FusedEngine:
             return piece.stock(*args, **kwargs)
         if self._replaying and not self._in_part and piece.block is not None:
             plan = plan.ways.get(piece.block) or plan
+        if not piece.own & ~plan.plainly:
+            return piece.stock(*args, **kwargs)
         rows = {p: self._rows(plan, p) for p in piece.parameters}
         counting = {p: own for p, own in rows.items() if not own.empty}
         return run_piece(piece, plan, counting, args, kwargs, self._cut)

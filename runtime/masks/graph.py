@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from gradwarden.runtime.masks.blocks import JoinRows
+from gradwarden.runtime.masks.borders import BorderRows, ScaledPlan
 from gradwarden.runtime.masks.layers import OPERATIONS
 from gradwarden.runtime.masks.pieces import PieceRows
 from gradwarden.runtime.masks.trial import tolerance
 
 _FUNCTIONS = (*(operation.function for operation in OPERATIONS), PieceRows)
+_PLACED = (*_FUNCTIONS, BorderRows)
 
 _MOVERS = frozenset(
     [
@@ -34,67 +36,99 @@ _DETAILS = {
 """Operations that place rows by numbers, and the numbers."""
 
 _kinds: dict[type, str] = {}
+_functions: dict[type, type | None] = {}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Uses:
     """What one walk of a graph has found.
 
-    ordinary, weighing: ids of the parameters reached by ordinary operations and by weighing layers. leaves:
-    all other tensors that the graph ends in. calls: the nodes of weighing layers and pieces. joins: the nodes
-    where blocks that ran in parts were joined. moved: whether rows of a weighing layer's output are placed by
-    content before they reach the losses. sign: equal for graphs of the same operations, wired the same way.
+    ordinary: ids of the parameters reached by ordinary operations; weighing: of those reached by weighing
+    layers, and by whatever operation where their gradients come scaled as they should be; amiss: of those
+    of the ordinary ones whose gradients come scaled otherwise. leaves: all other tensors that the graph ends
+    in. calls: the nodes of weighing layers and pieces. joins: the nodes where blocks that ran in
+    parts were joined. borders: those where gradients are scaled. crossed: whether gradients come into a
+    scaled block, or out of it, by another way than those. moved: whether rows of a weighing layer's output
+    are placed by content before they reach the losses. sign: equal for graphs of the same operations, wired
+    the same way.
     """
 
     ordinary: set[int]
     weighing: set[int]
+    amiss: set[int]
     leaves: Sequence[Tensor]
     calls: Sequence[Any]
     joins: Sequence[Any]
+    borders: Sequence[Any]
+    crossed: bool
     moved: bool
     sign: int
 
 
-def uses(losses: Tensor, parameters: Collection[int]) -> Uses:
-    """Walk the whole graph of the losses once. parameters: ids of those that are asked about.
+def uses(losses: Tensor, parameters: Mapping[int, int]) -> Uses:
+    """Walk the whole graph of the losses once. parameters: the bands of those that are asked about, by id.
 
-    Weighing layers have their own autograd functions; every other edge into a parameter is a use whose
-    gradient is not weighed.
+    Weighing layers have their own autograd functions, and scaled blocks their borders; every other edge into
+    a parameter is a use whose gradient is not weighed.
     """
     ordinary: set[int] = set()
     weighing: set[int] = set()
+    amiss: set[int] = set()
     leaves: list[Tensor] = []
     calls: list[Any] = []
     joins: list[Any] = []
+    borders: list[Any] = []
     movers: list[Any] = []
     sign: list[Any] = []
+    crossed = False
     pending: list[Any] = [losses.grad_fn]
-    seen: set[Any] = {None, losses.grad_fn}
+    # Every node with the plan by which the gradients are scaled that reach it: None outside of scaled blocks.
+    seen: dict[Any, ScaledPlan | None] = {None: None, losses.grad_fn: None}
     while pending:
         node = pending.pop()
-        own = getattr(node, "_forward_cls", None)
-        weighs = own in _FUNCTIONS
+        inside = seen[node]
         kind = type(node)
+        own = _own(kind)
+        weighs = own in _FUNCTIONS
         sign.append(kind)
         if weighs:
             calls.append(node)
+            crossed = crossed or _plan_of(node) is not inside
+        elif own is BorderRows:
+            borders.append(node)
+            crossed = crossed or node.border.came is not inside
+            inside = node.border.goes
         elif own is JoinRows:
             joins.append(node)
         elif _kind(kind):
             _note(node, movers, sign)
         for following, output in node.next_functions:
-            leaf = getattr(following, "variable", None)
-            if leaf is not None:
-                if id(leaf) in parameters:
-                    (weighing if weighs else ordinary).add(id(leaf))
-                else:
+            if type(following).__name__ == "AccumulateGrad":
+                leaf = following.variable
+                band = parameters.get(id(leaf))
+                if band is None:
                     leaves.append(leaf)
+                elif weighs or (inside is not None and inside.plainly >> band & 1):
+                    weighing.add(id(leaf))
+                else:
+                    ordinary.add(id(leaf))
+                    if inside is not None:
+                        amiss.add(id(leaf))
                 continue
             sign.append(output)
             if following not in seen:
-                seen.add(following)
+                seen[following] = inside
                 pending.append(following)
-    return Uses(ordinary, weighing, leaves, calls, joins, _above_a_layer(movers), hash(tuple(sign)))
+            elif following is not None and seen[following] is not inside:
+                crossed = True
+    moved = _above_a_layer(movers)
+    return Uses(ordinary, weighing, amiss, leaves, calls, joins, borders, crossed, moved, hash(tuple(sign)))
+
+
+def _plan_of(node: Any) -> ScaledPlan | None:
+    """Return the plan of the scaled block that a weighing layer or a piece has been run in."""
+    plan = (getattr(node, "call", None) or node.run).plan
+    return plan if isinstance(plan, ScaledPlan) else None
 
 
 def coarsest(losses: Tensor) -> float:
@@ -118,6 +152,13 @@ def coarsest(losses: Tensor) -> float:
                 seen.add(following)
                 pending.append(following)
     return found
+
+
+def _own(kind: type) -> type | None:
+    """Return the autograd function in Python that a kind of node belongs to, if it does."""
+    if kind not in _functions:
+        _functions[kind] = getattr(kind, "_forward_cls", None)
+    return _functions[kind]
 
 
 def _kind(kind: type) -> str:
@@ -159,7 +200,7 @@ def _above_a_layer(movers: Sequence[Any]) -> bool:
     seen: set[Any] = {None, *movers}
     while pending:
         node = pending.pop()
-        if getattr(node, "_forward_cls", None) in _FUNCTIONS:
+        if getattr(node, "_forward_cls", None) in _PLACED:
             return True
         for following, _ in node.next_functions:
             if following not in seen:

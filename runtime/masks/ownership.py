@@ -56,9 +56,9 @@ def misplaced(
 ) -> list[Any]:
     """Return the nodes whose output has rows that are not those of the examples they are credited to.
 
-    nodes: of weighing layers, of pieces, and of blocks that ran in parts. Two backward passes, in a plan that
-    is `raw` and wants no parameter; more where some row looks wrong, on any process of a collective run. Rows
-    whose gradient is not finite are not compared.
+    nodes: of weighing layers, of pieces, and of the borders and joints of blocks. Two backward passes, in a
+    plan that is `raw` and wants no parameter; more where some row looks wrong, on any process of a collective
+    run. Rows whose gradient is not finite are not compared.
     """
     placed: list[Placed] = [(node, *place) for node in nodes for place in _places(node)]
     placed = [entry for entry in placed if entry[2].whole is plan]
@@ -121,8 +121,8 @@ def _places(node: Any) -> list[tuple[int, Plan, Layout]]:
     run = getattr(node, "run", None)
     if run is not None:
         return [(number, run.plan, layout) for number, layout in enumerate(run.layouts)]
-    call = getattr(node, "call", None)
-    return [(0, call.plan, call.layout) if call is not None else (0, node.join.plan, node.join.layout)]
+    place = getattr(node, "call", None) or getattr(node, "border", None) or node.join
+    return [(0, place.plan, place.layout)]
 
 
 class Digest:

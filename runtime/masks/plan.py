@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from gradwarden.runtime.masks.rows import Rows, relative, row_factors
+from gradwarden.runtime.masks.rows import Columns, Rows, relative, row_factors
 
 
 @dataclass(slots=True)
@@ -48,10 +49,17 @@ class Plan:
     Where rows are not examples but belong to them, B is the number of rows, and `examples` is the plan of the
     examples themselves (`spread`). owners: the example of each row [R], or of each position [R, T]. grid: the
     shape [R, T], where rows are positions of packed sequences.
+
+    plainly: the bands whose parameters need no weighing, as a bit mask, inside a block whose gradients are
+    scaled at its border (`borders`); outer: the plan around it.
     """
 
     owners: Tensor | None = None
     grid: tuple[int, int] | None = None
+    outer: Plan | None = None
+    plainly = 0
+    bands: Sequence[Rows]
+    _step: Sequence[Rows]
 
     def __init__(
         self,
@@ -70,19 +78,15 @@ class Plan:
         scaled = relative(weights, factors)
         self.classes = classes
         if classes is None or class_factors is None:
-            self._step = self.bands = tuple(Rows(column) for column in scaled.unbind(dim=1))
-            self._even = [_ratio(column, factors) for column in scaled.unbind(dim=1)]
+            self._step = self.bands = Columns(scaled)
         else:
             awaited = classes.gt(0).any(dim=0).tolist()
             self.bands = tuple(
                 Rows(column, awaited=wait) for column, wait in zip(scaled.unbind(dim=1), awaited, strict=True)
             )
-            columns = relative(classes, class_factors).unbind(dim=1)
-            self._step = tuple(Rows(column) for column in columns)
-            self._even = [_ratio(column, class_factors) for column in columns]
+            self._step = Columns(relative(classes, class_factors))
         self.every = Rows(torch.ones(len(weights), dtype=torch.float64, device="cpu"))
         self.rows = self.every if rows is None else rows
-        self.rest = self.rows.others()
         self.examples = self
         self._reach: dict[int, Rows] = {}
         self._flow: dict[tuple[int, int], Rows] = {}
@@ -124,7 +128,28 @@ class Plan:
     def batch(self) -> int:
         return len(self.weights)
 
-    @property
+    @cached_property
+    def columns(self) -> list[list[float]]:
+        """The weights of each band."""
+        return self.weights.t().tolist()
+
+    @cached_property
+    def scale(self) -> Sequence[float]:
+        """The factors as numbers."""
+        return self.factors.tolist()
+
+    @cached_property
+    def rest(self) -> Rows:
+        """The examples of the whole batch that are not these."""
+        return self.rows.others()
+
+    @cached_property
+    def _active(self) -> int:
+        """How many examples have any weight, of those that decide which gradients are taken."""
+        decisive = self.weights if self.classes is None else self.classes
+        return int(decisive.gt(0).any(dim=1).sum())
+
+    @cached_property
     def trivial(self) -> bool:
         """Whether plain back-propagation of the scaled losses is all there is to do for the whole batch."""
         return all(rows.plain for rows in self.whole._step)
@@ -139,8 +164,8 @@ class Plan:
         weighed = self.weights[rows].gt(0).any(dim=0).tolist()
         return [
             number
-            for number, band in enumerate(self.bands)
-            if weighed[number] or (self.classes is not None and not band.idle)
+            for number in range(len(weighed))
+            if weighed[number] or (self.classes is not None and not self.bands[number].idle)
         ]
 
     def any_reach(self, mask: int) -> bool:
@@ -149,7 +174,10 @@ class Plan:
 
     def ratio(self, band: int) -> float | None:
         """Return the weight of a band for every example with any weight, if they agree."""
-        return self._even[band]
+        rows, active = self._step[band], self._active
+        if rows.weights is not None or rows.count not in (0, active):
+            return None
+        return rows.factor if rows.count else 0.0 if active else None
 
     def reach(self, mask: int) -> Rows:
         """Return the examples with some weight in any of the bands whose bits are set in `mask`."""
@@ -178,13 +206,6 @@ class Plan:
         return parameter not in mode.skip and (mode.only is None or parameter in mode.only)
 
 
-def _ratio(column: Tensor, factors: Tensor) -> float | None:
-    """Return the relative weight of a band for every example with any weight, if they agree."""
-    live = factors.tolist()
-    values = {value for value, factor in zip(column.tolist(), live, strict=True) if factor}
-    return values.pop() if len(values) == 1 else None
-
-
 class _SpreadPlan(Plan):
     """The plan of rows that belong to examples."""
 
@@ -198,7 +219,7 @@ class _SpreadPlan(Plan):
         self.whole = self
         self.classes = examples.classes
         self.bands = tuple(rows.spread(self._owners) for rows in examples.bands)
-        self._step, self._even = examples._step, examples._even
+        self._step, self._active = examples._step, examples._active
         self.every = self.rows = examples.every.spread(self._owners)
         self.rest = examples.rest.spread(self._owners)
         self._spread: dict[int, tuple[Rows, Rows]] = {}

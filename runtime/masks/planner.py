@@ -1,9 +1,10 @@
 """Which exact way to run each part of a model is cheapest for a batch, and why.
 
 Per example and position, the forward pass of a layer costs one multiplication per parameter, the gradient of
-its input another, and that of its weight a third. What a mask forbids need not be computed, so there are four
+its input another, and that of its weight a third. What a mask forbids need not be computed, so there are five
 ways to run a block (all of them give the same gradients):
 
+scale: every row has a graph; gradients are scaled on their way into the block, and back on their way out.
 weigh: every row has a graph; each layer weighs rows on their way into its weight gradient.
 slice: the same, but layers compute gradients of the rows that need them only.
 split: rows that may shape neither the block nor anything before it go through it without a graph.
@@ -13,12 +14,12 @@ stop:  no row may; the block has no backward pass at all.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from gradwarden.runtime.masks.plan import Plan
 
-Way = Literal["weigh", "slice", "split", "stop"]
+Way = Literal["scale", "weigh", "slice", "split", "stop"]
 
 CALL_COST = {"cpu": 2e7, "cuda": 3e10}
 """What a second call of a block costs, in multiplications that take as long: launches, and copies of rows."""
@@ -81,6 +82,11 @@ def choose(name: str, plan: Plan, own: int, mask: int, cost: BlockCost, fault: s
         return Choice(name, "slice", batch, batch, sliced, "a second call would cost more than it saves")
     reason = f"{batch - rows} may shape neither it nor anything before it"
     return Choice(name, "split", rows, batch, sliced, reason)
+
+
+def scaling(choice: Choice) -> Choice:
+    """Return a choice as it is for a block whose gradients are scaled at its border."""
+    return replace(choice, way="scale") if choice.way == "weigh" else choice
 
 
 def band_choices(plan: Plan, names: Sequence[str], bands: Sequence[int]) -> list[Choice]:

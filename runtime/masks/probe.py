@@ -176,12 +176,12 @@ def _refuse_other_uses(engine: FusedEngine, trial: Trial, located: Located) -> N
     for parameter in frozen:
         parameter.requires_grad_(True)
     try:
-        with engine.following(engine.plan(weights)):
+        with engine.weighing(), engine.following(engine.plan(weights)):
             losses = _losses(trial.run(_EXAMPLES), located)
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
-    refuse_loose(engine.bands, uses(losses, {id(p) for p in parameters}).ordinary)
+    refuse_loose(engine.bands, uses(losses, {id(p): engine.bands.home[id(p)] for p in parameters}).ordinary)
 
 
 def _plain_gradients(engine: FusedEngine, loss: Tensor) -> dict[int, Tensor]:
@@ -358,10 +358,11 @@ def check_gradients(
 
 
 def _trial_weights(bands: int) -> Iterator[Tensor]:
-    """Yield random weights with zeros, then a staircase: all bands, the shallower half, nothing."""
+    """Yield random weights with zeros and without, then a staircase: all bands, the shallower half, none."""
     generator = torch.Generator().manual_seed(_SEED)
     values = torch.tensor([0.0, 0.25, 0.5, 1.0, 1.5], dtype=torch.float64, device="cpu")
     yield values[torch.randint(len(values), (SIZES[1], bands), generator=generator, device="cpu")]
+    yield values[torch.randint(1, len(values), (SIZES[1], bands), generator=generator, device="cpu")]
     staircase = torch.zeros(SIZES[1], bands, dtype=torch.float64, device="cpu")
     staircase[0] = 1.0
     staircase[1, : (bands + 1) // 2] = 1.0

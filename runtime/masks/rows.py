@@ -134,6 +134,24 @@ class Rows:
         return self._indices[key]
 
 
+class Columns(Sequence[Rows]):
+    """The rows of each band, made when they are first asked for. weights: float64 [B, bands]."""
+
+    def __init__(self, weights: Tensor) -> None:
+        self._weights = weights
+        self._rows: dict[int, Rows] = {}
+
+    def __len__(self) -> int:
+        return self._weights.shape[1]
+
+    def __getitem__(self, band: int) -> Rows:  # type: ignore[override]  # bands are not sliced
+        if band not in self._rows:
+            if not 0 <= band < len(self):
+                raise IndexError(band)
+            self._rows[band] = Rows(self._weights[:, band])
+        return self._rows[band]
+
+
 def row_factors(weights: Tensor, costs: Sequence[float], step: Tensor | None = None) -> Tensor:
     """Return a positive factor for each example, 0 for those without any weight: float64 [B].
 
@@ -143,7 +161,7 @@ def row_factors(weights: Tensor, costs: Sequence[float], step: Tensor | None = N
     that the choice is made for, [N, bands], those of the batch among them; None: its own.
     """
     array = (weights if step is None else step).numpy()
-    fractional = not np.isin(array, (0.0, 1.0)).all()
+    fractional = bool(((array != 0.0) & (array != 1.0)).any())
     factors = _choices(array, fractional)
     scaled = array / np.where(factors > 0, factors, 1.0)[:, :, None]
     least = np.where(scaled > 0, scaled, np.inf).min(axis=1, initial=np.inf)
