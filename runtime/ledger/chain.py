@@ -22,45 +22,25 @@ from a genuine one without a head kept elsewhere.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, TypeAlias
 
-import orjson
-
 from gradwarden.runtime.errors import LedgerError
-from gradwarden.runtime.ledger.entries import Entry, MalformedLineError, has_shape
+from gradwarden.runtime.ledger.entries import Entry
 from gradwarden.runtime.ledger.keys import PublicKey
+from gradwarden.runtime.ledger.lines import Part
 from gradwarden.runtime.ledger.links import Fault, Links, Stage
 from gradwarden.runtime.ledger.reader import open_ledger, pieces
-from gradwarden.runtime.ledger.segments import (
-    CHECKER,
-    OddSegmentError,
-    Segment,
-    check_ahead,
-    check_in_parallel,
-)
+from gradwarden.runtime.ledger.sharing import check_blocks
 from gradwarden.runtime.ledger.sidecar import Sidecar, read_sidecar
-
-TOLD_AT_ONCE = 128
-"""Entries that are told together; more would keep the garbage collector busy with them."""
+from gradwarden.runtime.ledger.turns import OddBlockError
 
 Status = Literal["OK", "INCOMPLETE", "UNTRUSTED", "TAMPERED"]
 
-Listener: TypeAlias = Callable[[Sequence[Entry]], None]
-"""Told of entries in order, some at a time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Companion:
-    """A program that checks a ledger ahead, besides its lines also something else (`segments.serve`).
-
-    listen: gives who is told of entries that it has checked.
-    """
-
-    checker: str
-    listen: Callable[[], Listener]
+Listener: TypeAlias = Callable[[Part], None]
+"""Told of entries in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,27 +80,17 @@ def verify_chain(
     keys: Sequence[PublicKey],
     listen: Callable[[], Listener] | None = None,
     progress: Callable[[int, int], None] | None = None,
-    companion: Companion | None = None,
 ) -> ChainReport:
     """Verify a ledger up to its first fault, in memory that its length does not change.
 
     listen: gives who is told of each entry whose link holds, in order, before it is known whether a head
-    covers it. It is asked again, and the ledger told anew, where a fault shows while another process checks
-    ahead. progress: called with (bytes done, bytes in all). companion: the other process, and who is told
-    while it checks ahead; by default it checks lines alone, and `listen` gives who is told. Raises
-    LedgerError only where the file cannot be read.
+    covers it. It is asked again, and the ledger told anew, where a fault shows. progress: called with (bytes
+    done, bytes in all). Raises LedgerError only where the file cannot be read.
     """
     sidecar = read_sidecar(path, keys)
     watch = sidecar.size if sidecar else None
     links = Links(keys, watch)
-    tail = None
-    if listen is None:
-        tail = _run_in_parallel(links, path, progress)
-    else:
-        companion = companion or Companion(CHECKER, listen)
-        ahead = check_ahead(path, companion.checker)
-        if ahead is not None:
-            tail = _run_behind(ahead, links, path, companion.listen(), progress)
+    tail = _run_blocks(links, path, None if listen is None else listen(), progress)
     if tail is None:
         links = Links(keys, watch)
         tail = run_links(links, path, None if listen is None else listen(), progress)
@@ -142,64 +112,28 @@ def verify_chain(
     )
 
 
-def _run_in_parallel(
-    links: Links, path: str | os.PathLike[str], progress: Callable[[int, int], None] | None
-) -> bytes | None:
-    """Feed a large, sound file to `links`; None where that cannot be done and `links` is spoilt."""
-    segments = check_in_parallel(path, progress)
-    for segment in segments or ():
-        fits = segment.first == links.size and segment.prev == links.prev
-        if not (fits and links.absorb(segment.leaves, segment.landmarks)):
-            return None
-        links.offset += segment.size
-    return segments[-1].tail if segments else None
-
-
-def _run_behind(
-    ahead: Generator[Segment, None, None],
+def _run_blocks(
     links: Links,
     path: str | os.PathLike[str],
-    listener: Listener,
+    listener: Listener | None,
     progress: Callable[[int, int], None] | None,
 ) -> bytes | None:
-    """Feed what another process checks ahead to `links` and tell of its entries.
-
-    None where that cannot be done and `links` is spoilt.
-    """
-    tail = None
-    with closing(ahead):
-        try:
-            total = os.stat(path).st_size
-            for segment in ahead:
-                fits = segment.first == links.size and segment.prev == links.prev
-                if not (fits and links.absorb(segment.leaves, segment.landmarks)):
-                    return None
-                for entries in _entries(segment):
-                    listener(entries)
-                links.offset += segment.size
-                tail = segment.tail
-                if progress is not None:
-                    progress(min(links.offset, total), total)
-        except (OddSegmentError, MalformedLineError, OSError):
-            return None
-    return tail
-
-
-def _entries(segment: Segment) -> Iterator[list[Entry]]:
-    """Yield the entries of lines that were checked, some at a time.
-
-    Raises OddSegmentError where the body of one has not the shape of its kind.
-    """
-    lines = segment.lines.split(b"\n")[:-1]
-    for start in range(0, len(lines), TOLD_AT_ONCE):
-        entries = []
-        for index, line in enumerate(lines[start : start + TOLD_AT_ONCE], segment.first + start):
-            value = orjson.loads(line)
-            kind, body = value["kind"], value["body"]
-            if not has_shape(line, kind, body):
-                raise OddSegmentError
-            entries.append(Entry(index, kind, body, line))
-        yield entries
+    """Feed a sound file to `links` block by block; None where that cannot be done and `links` is spoilt."""
+    tail = b""
+    blocks = check_blocks(path, columns=listener is not None)
+    with closing(blocks), suppress(OddBlockError, OSError):
+        total = os.stat(path).st_size
+        for block in blocks:
+            if not links.absorb(block):
+                return None
+            if listener is not None:
+                for part in block.parts:
+                    listener(part)
+            tail += block.tail
+            if progress is not None:
+                progress(min(links.offset + len(tail), total), total)
+        return tail
+    return None
 
 
 def run_links(
@@ -219,7 +153,7 @@ def run_links(
                     links.settle(next(lines, None))
                     return b""
                 if listener is not None:
-                    listener([Entry(links.size - 1, *accepted, line)])
+                    listener(Entry(links.size - 1, *accepted, line))
         except OSError as error:
             raise LedgerError(f"cannot read the ledger `{os.fspath(path)}`: {error.strerror}") from error
     return bytes(tail)

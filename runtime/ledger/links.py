@@ -5,13 +5,14 @@ Used by the verifier and by recovery, so that both mean the same by a valid ledg
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from hashlib import sha256
 from typing import Any
 
 from gradwarden.runtime.errors import NoteError
+from gradwarden.runtime.ledger.blocks import Block
 from gradwarden.runtime.ledger.entries import (
     HEAD,
     LANDMARKS,
@@ -105,26 +106,29 @@ class Links:
         self.offset += self._line_before
         return kind, body
 
-    def absorb(self, leaves: bytes, landmarks: Mapping[int, bytes]) -> bool:
-        """Advance by lines whose form and links among each other hold (`segments`); return whether they fit.
-
-        leaves: their leaf hashes, joined. landmarks: those that need the state of the whole ledger, by index.
-        """
-        first = self.tree.size
+    def absorb(self, block: Block) -> bool:
+        """Advance by lines whose form and links among each other hold; return whether they fit."""
+        first, start, leaves = self.tree.size, self.offset, block.leaves
+        if not leaves:
+            return True
+        if (block.first, block.prev) != (first, self.prev):
+            return False
         end = first + len(leaves) // HASH_SIZE
-        for index in (*sorted(landmarks), end):
+        for index in (*sorted(block.landmarks), end):
             if not self._pass(leaves[(self.tree.size - first) * HASH_SIZE : (index - first) * HASH_SIZE]):
                 return False
             if index == end:
                 break
             if index == self.watch:
                 self.watched = self.tree.root()
-            _, kind, _, body = decode(landmarks[index])
+            offset, line = block.landmarks[index]
+            self.offset = start + offset
+            _, kind, _, body = decode(line)
             if not self._landmark(index, kind, body):
                 return False
             self.tree.append(leaves[(index - first) * HASH_SIZE : (index - first + 1) * HASH_SIZE])
-        if leaves:
-            self.prev = leaves[-HASH_SIZE:].hex()
+        self.prev = leaves[-HASH_SIZE:].hex()
+        self.offset = start + block.size
         return True
 
     def _pass(self, leaves: bytes) -> bool:

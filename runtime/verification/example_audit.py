@@ -5,26 +5,29 @@ class and one value of every slot, from an `opened`, `policy_changed` or `resume
 first two number classes by another program, and a run that is resumed gets its examples anew. Its exposures
 are what earlier steps add up to (`history` says which count).
 
-Nothing here is decided by the policy; that is why another process can do it (`ahead`).
+Nothing here is decided by the policy.
 """
 
 from __future__ import annotations
 
 from binascii import a2b_base64
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from itertools import compress, count
-from struct import Struct
+from collections.abc import Hashable, Mapping, Sequence
+from itertools import count
 from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 
 from gradwarden.runtime.commitments import SIZE
+from gradwarden.runtime.ledger.turns import Turns
 from gradwarden.runtime.verification.violation import ViolationError
 
-Kind: TypeAlias = str | tuple[tuple[str, str], ...]
-"""What a class says of an example: the truth of the tests, or what is wrong with its attributes."""
+Numbers: TypeAlias = npt.NDArray[np.int64]
+
+UNKNOWN = -1
+"""The kind of an example of which nothing was recorded."""
 
 
 class ExampleAudit:
@@ -33,7 +36,10 @@ class ExampleAudit:
     def __init__(self) -> None:
         self._program: list[str] = []
         self._signals: frozenset[str] = frozenset()
-        self._kinds: list[Kind] = []
+        self._kinds: list[int] = []
+        """What each class says of an example: the truth of the tests, or what is wrong with it."""
+        self._meanings: defaultdict[Hashable, int] = defaultdict(count().__next__)
+        """Whatever is said of examples, by classes alone or with slots, is numbered."""
         self._silent: set[int] = set()
         """Classes that say nothing of an example: only signals are at fault."""
         self._weighty: list[bool] = []
@@ -41,9 +47,9 @@ class ExampleAudit:
         self._parts: list[str] = []
         self._rows: defaultdict[bytes, int] = defaultdict(count().__next__)
         """Commitments are numbered as they appear; what is known of an example is listed by that number."""
-        self._known: list[Any] = []
-        """What was recorded of an example, None where nothing was."""
-        self._exposures: list[int] = []
+        self._known: Numbers = np.empty(0, np.int64)
+        """What was recorded of an example."""
+        self._exposures: Numbers = np.empty(0, np.int64)
         self._learned: list[int] = []
         """The rows with some weight in the step that has no outcome yet."""
 
@@ -88,56 +94,61 @@ class ExampleAudit:
         self._kinds.clear()
         self._silent.clear()
         self._weighty.clear()
-        self._known = [None] * len(self._known)
+        self._meanings.clear()
+        self._known.fill(UNKNOWN)
 
     def _declare(self, described: Mapping[str, Any]) -> None:
         """Take the next decision class. What a step's signals were is no part of an example."""
         if "bits" in described:
-            self._kinds.append(described["bits"])
+            self._kinds.append(self._meanings[described["bits"]])
             return
         problems = tuple((name, code) for name, code in described["problems"] if name not in self._signals)
         if not problems:
             self._silent.add(len(self._kinds))
-        self._kinds.append(problems)
+        self._kinds.append(self._meanings[problems])
 
     def _check(self, body: Mapping[str, Any]) -> None:
-        commitments = self._commitments(body)
-        if len(commitments) != body["count"]:
+        packed = b"".join(map(a2b_base64, [*self._parts, body["commitments"]]))
+        self._parts.clear()
+        if len(packed) != body["count"] * SIZE:
             raise ViolationError("wrong_step", f"step {body['step']} has not one commitment per example")
-        rows = list(map(self._rows.__getitem__, commitments))
-        fresh = len(self._rows) - len(self._known)
-        if fresh:
-            self._known += [None] * fresh
-            self._exposures += [0] * fresh
+        rows = self._rows_of(packed)
         self._check_kinds(body, rows)
         if body["exposures"] is not None:
             self._check_exposures(body, rows)
-        self._learned = list(compress(rows, map(self._weighty.__getitem__, body["decision"])))
+        weighty = np.array([self._weighty[number] for number in body["decision"]], bool)
+        self._learned = rows[weighty].tolist()
 
-    def _commitments(self, body: Mapping[str, Any]) -> Sequence[bytes]:
-        packed = a2b_base64(body["commitments"])
-        if self._parts:
-            packed = b"".join([*map(a2b_base64, self._parts), packed])
-            self._parts.clear()
-        return _splitter(len(packed) // SIZE).unpack(packed)
+    def _rows_of(self, packed: bytes) -> Numbers:
+        """Return the rows of commitments, new ones included."""
+        commitments: list[bytes] = np.frombuffer(packed, f"V{SIZE}").tolist()
+        rows = np.fromiter(map(self._rows.__getitem__, commitments), np.int64, len(commitments))
+        if len(self._rows) > len(self._known):
+            more = max(len(self._rows), 2 * len(self._known)) - len(self._known)
+            self._known = np.concatenate([self._known, np.full(more, UNKNOWN)])
+            self._exposures = np.concatenate([self._exposures, np.zeros(more, np.int64)])
+        return rows
 
     def _learn(self) -> None:
-        for row in self._learned:
-            self._exposures[row] += 1
+        np.add.at(self._exposures, self._learned, 1)
         self._learned = []
 
-    def _check_kinds(self, body: Mapping[str, Any], rows: Sequence[int]) -> None:
+    def _given(self, classes: Sequence[int], slots: Mapping[str, Sequence[Any]]) -> list[int]:
+        """Return the number of what classes and slots say of each example."""
+        kinds = [self._kinds[number] for number in classes]
+        if not slots:
+            return kinds
+        columns = [column for _, column in sorted(slots.items())]
+        return list(map(self._meanings.__getitem__, zip(kinds, *columns, strict=True)))
+
+    def _check_kinds(self, body: Mapping[str, Any], rows: Numbers) -> None:
         """Check a step's examples against earlier ones."""
-        numbers, slots, known = body["classes"], body["slots"], self._known
-        given: list[Any] = list(map(self._kinds.__getitem__, numbers))
-        if slots:
-            given = list(zip(given, *[column for _, column in sorted(slots.items())], strict=True))
-        if list(map(known.__getitem__, rows)) == given and self._silent.isdisjoint(numbers):
-            return
-        for place, (row, number) in enumerate(zip(rows, numbers, strict=True)):
+        numbers, known = body["classes"], self._known
+        given = self._given(numbers, body["slots"])
+        for place, (row, number) in enumerate(zip(rows.tolist(), numbers, strict=True)):
             if number in self._silent:
                 continue
-            if known[row] is None:
+            if known[row] == UNKNOWN:
                 known[row] = given[place]
             elif known[row] != given[place]:
                 raise ViolationError(
@@ -145,14 +156,12 @@ class ExampleAudit:
                     f"step {body['step']} records other metadata of example {place} than an earlier step",
                 )
 
-    def _check_exposures(self, body: Mapping[str, Any], rows: Sequence[int]) -> None:
+    def _check_exposures(self, body: Mapping[str, Any], rows: Numbers) -> None:
         """Check how often a step's examples came before, within the step, too."""
-        recorded, before = body["exposures"], self._exposures
-        if len(set(rows)) == len(rows) and list(map(before.__getitem__, rows)) == recorded:
-            return
+        recorded, before = body["exposures"], self._exposures[rows].tolist()
         here: Counter[int] = Counter()
-        for place, row in enumerate(rows):
-            expected = before[row] + here[row]
+        for place, row in enumerate(rows.tolist()):
+            expected = before[place] + here[row]
             here[row] += 1
             if recorded[place] != expected:
                 raise ViolationError(
@@ -161,8 +170,56 @@ class ExampleAudit:
                     f"the ledger has {expected}",
                 )
 
+    # --- many steps together -------------------------------------------------------------------------------
 
-@lru_cache(maxsize=16)
-def _splitter(count: int) -> Struct:
-    """Return what takes `count` commitments apart."""
-    return Struct(f"{SIZE}s" * count)
+    def accept_turns(self, turns: Turns) -> bool:
+        """Take steps with their outcomes; False, and nothing is taken, where not all is well with them.
+
+        Their classes and decisions are known to be declared.
+        """
+        packed = b"".join(map(a2b_base64, turns.commitments))
+        if self._parts or len(packed) != len(turns.classes) * SIZE:
+            return False
+        rows = self._rows_of(packed)
+        weighty = np.array(self._weighty, bool)[np.frombuffer(turns.decisions, np.intc)]
+        learned = weighty & np.repeat(turns.committed, turns.counts)
+        if turns.exposures is not None:
+            recorded = np.frombuffer(turns.exposures, np.intc)
+            step = np.repeat(np.arange(len(turns.counts)), turns.counts)
+            if not self._exposed(rows, step, learned, recorded):
+                return False
+        if not self._told(turns, rows):
+            return False
+        np.add.at(self._exposures, rows[learned], 1)
+        return True
+
+    def _exposed(
+        self, rows: Numbers, step: Numbers, learned: npt.NDArray[np.bool_], recorded: npt.NDArray[np.intc]
+    ) -> bool:
+        """Whether exposures are what earlier steps add up to, and no step has an example twice."""
+        order = np.argsort(rows, kind="stable")
+        rows, step, learned, recorded = rows[order], step[order], learned[order], recorded[order]
+        begins = np.ones(len(rows), bool)
+        begins[1:] = rows[1:] != rows[:-1]
+        if np.any(~begins[1:] & (step[1:] == step[:-1])):
+            return False
+        before: Numbers = np.cumsum(learned) - learned
+        since: Numbers = before - before[np.maximum.accumulate(np.where(begins, np.arange(len(rows)), 0))]
+        return bool(np.array_equal(self._exposures[rows] + since, recorded))
+
+    def _told(self, turns: Turns, rows: Numbers) -> bool:
+        """Whether classes and slots say of each example what they said before; if so, keep what is new."""
+        classes = np.frombuffer(turns.classes, np.intc)
+        if turns.slots:
+            given = np.array(self._given(turns.classes, turns.slots), np.int64)
+        else:
+            given = np.array(self._kinds, np.int64)[classes]
+        if self._silent:
+            speaks = ~np.isin(classes, list(self._silent))
+            rows, given = rows[speaks], given[speaks]
+        before = self._known[rows]
+        self._known[rows] = np.where(before == UNKNOWN, given, before)
+        if np.array_equal(self._known[rows], given):
+            return True
+        self._known[rows] = before
+        return False

@@ -25,6 +25,8 @@ from gradwarden.policy.program_json import program_from_json
 from gradwarden.runtime.history import History, PendingStep, bands_of
 from gradwarden.runtime.ledger.chain import ChainReport, Finding
 from gradwarden.runtime.ledger.entries import Entry
+from gradwarden.runtime.ledger.lines import Part
+from gradwarden.runtime.ledger.turns import Turns
 from gradwarden.runtime.privacy.accounting import privacy_rules
 from gradwarden.runtime.recorder import decision_body
 from gradwarden.runtime.verification.budget_audit import BudgetAudit
@@ -36,7 +38,6 @@ from gradwarden.runtime.verification.stretch import (
     ALL_VERDICTS,
     STEP_VERDICTS,
     Tables,
-    divide,
     judge_stretch,
 )
 from gradwarden.runtime.verification.violation import ViolationError, number
@@ -45,8 +46,8 @@ _UNFIT = {"opened": "wrong_budget", "classes": "wrong_classes", "step": "wrong_s
 """What is wrong with an entry of a kind that the program, or the accountant, cannot make sense of."""
 
 
-SHORTEST = 8
-"""Entries that are worth being judged together."""
+SHORTEST = 4
+"""Steps that are worth being judged together."""
 
 MOST_UNCOUNTED = 10_000
 """Decisions are counted by verdict so many at a time."""
@@ -67,7 +68,7 @@ class _InForce:
 
 
 class _WithoutExamples(History):
-    """A history in which no example is told from another."""
+    """A history in which no example is told from another; `ExampleAudit` does that."""
 
     def expose(self, step: PendingStep) -> int:
         return len(list(filter(None, step.weights())))
@@ -76,13 +77,12 @@ class _WithoutExamples(History):
 class RunReplay:
     """Recomputes a run from its entries; stops judging at the first violation.
 
-    expected: the programs that it may have been governed by; any where none are given. examples: whether to
-    judge what is recorded of examples, too; not where another process does (`ahead`).
+    expected: the programs that it may have been governed by; any where none are given.
     """
 
-    def __init__(self, expected: Sequence[Program], *, examples: bool = True) -> None:
+    def __init__(self, expected: Sequence[Program]) -> None:
         self._expected = tuple(expected)
-        self._examples = ExampleAudit() if examples else None
+        self._examples = ExampleAudit()
         self._history = _WithoutExamples()
         self._in_force: _InForce | None = None
         self._declared = Tables()
@@ -101,44 +101,44 @@ class RunReplay:
         """The bands that were maintained when that was saved."""
         self.measured: dict[str, str] = {}
 
-    def accept(self, entries: Sequence[Entry]) -> None:
-        """Take the next entries of the chain."""
-        for part in divide(entries):
-            together = self._examples is None and len(part) >= SHORTEST
-            if not (together and self._accept_stretch(part)):
-                for entry in part:
-                    self._accept(entry)
+    def accept(self, part: Part) -> None:
+        """Take the next part of the chain."""
+        if isinstance(part, Entry):
+            self._accept(part.index, part.kind, part.body)
+        elif len(part.numbers) < SHORTEST or not self._accept_stretch(part):
+            for entry in part.entries():
+                self._accept(*entry)
 
-    def _accept_stretch(self, entries: Sequence[Entry]) -> bool:
+    def _accept_stretch(self, turns: Turns) -> bool:
         """Take steps and outcomes together; return whether that could be done, and all is well with them."""
         force, history = self._in_force, self._history
         if self._first is not None or history.pending is not None or force is None or not force.plain:
             return False
         stretch = judge_stretch(
-            entries, history.next_step, self._declared, force.replayer, force.outcomes, self._agree
+            turns, history.next_step, self._declared, force.replayer, force.outcomes, self._agree
         )
-        if stretch is None:
+        if stretch is None or not self._examples.accept_turns(turns):
             return False
         history.advance(stretch.steps, stretch.committed, stretch.learned)
-        self._agreed += stretch.decisions
-        self._count()
+        for decision, times in enumerate(stretch.decisions):
+            self._verdicts[self._verdict(decision)] += times
         return True
 
-    def _accept(self, entry: Entry) -> None:
+    def _accept(self, index: int, kind: str, body: Mapping[str, Any]) -> None:
         if self._first is not None:
             return
         try:
-            self._before(entry.kind, entry.body)
-            self._history.apply(entry.kind, entry.body)
-            if entry.kind == "step":
-                self._check_step(entry.body)
-            elif self._examples is not None:
-                self._examples.accept(entry.kind, entry.body)
+            self._before(kind, body)
+            self._history.apply(kind, body)
+            if kind == "step":
+                self._check_step(body)
+            else:
+                self._examples.accept(kind, body)
         except ViolationError as violation:
-            self._first = Finding(violation.code, entry.index, str(violation))
+            self._first = Finding(violation.code, index, str(violation))
         except GradwardenError as error:
-            code = _UNFIT.get(entry.kind, "program_damaged")
-            self._first = Finding(code, entry.index, error.message)
+            code = _UNFIT.get(kind, "program_damaged")
+            self._first = Finding(code, index, error.message)
 
     def findings(self, chain: ChainReport) -> Iterator[Finding]:
         """Yield what is wrong, given how far the chain holds."""
@@ -315,8 +315,7 @@ class RunReplay:
 
     def _check_step(self, body: Mapping[str, Any]) -> None:
         verdict, numbers = self._check_numbers(body), body["decision"]
-        if self._examples is not None:
-            self._examples.accept("step", body)
+        self._examples.accept("step", body)
         agreed = self._decide(body)
         self._audit.check_spent(body, self._history.private_steps)
         if agreed != numbers:
@@ -377,9 +376,12 @@ class RunReplay:
     def _count(self) -> None:
         """Count the decisions that hold."""
         for decision, times in Counter(self._agreed).items():
-            verdict = (self._declared.marks[decision] & ALL_VERDICTS).bit_length() - 1
-            self._verdicts[VERDICTS[verdict]] += times
+            self._verdicts[self._verdict(decision)] += times
         self._agreed.clear()
+
+    def _verdict(self, decision: int) -> str:
+        """Return the verdict of a decision that was recorded under a number."""
+        return VERDICTS[(self._declared.marks[decision] & ALL_VERDICTS).bit_length() - 1]
 
     # --- outcomes ------------------------------------------------------------------------------------------
 

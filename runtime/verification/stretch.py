@@ -7,22 +7,26 @@ what is wrong, and where, is for that to say.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
-from itertools import chain, compress, groupby
-from operator import itemgetter, or_
-from typing import Any
+from itertools import accumulate, compress, groupby
+from operator import itemgetter
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from gradwarden.policy.decision import VERDICTS, Decision, step_verdict
 from gradwarden.policy.errors import GradwardenError
 from gradwarden.policy.evaluation.replay import Class, Clock, Replayer
-from gradwarden.runtime.ledger.entries import Entry
+from gradwarden.runtime.ledger.turns import Turns
 from gradwarden.runtime.verification.outcome_audit import OutcomeAudit
 from gradwarden.runtime.verification.violation import ViolationError
 
-_OUTCOMES = frozenset({"committed", "refused"})
-_KINDS = _OUTCOMES | {"step"}
+Numbers: TypeAlias = npt.NDArray[np.int64]
+
+MOST_BANDS = 56
+"""Bands that fit beside the verdict in a mark of 64 bits."""
 
 ALL_VERDICTS = (1 << len(VERDICTS)) - 1
 
@@ -53,7 +57,9 @@ class Tables:
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Steps with which all is well. decisions: their numbers. learned: examples that shaped some band."""
+    """Steps with which all is well. learned: examples that shaped some band. decisions: how often each was
+    taken, by number.
+    """
 
     steps: int
     committed: int
@@ -61,116 +67,91 @@ class Stretch:
     decisions: list[int]
 
 
-def divide(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
-    """Divide entries into runs of whole steps with their outcomes, and what lies in between."""
-    start = 0
-    for place, entry in enumerate(entries):
-        if entry.kind not in _KINDS:
-            yield from _whole(entries[start:place])
-            yield entries[place : place + 1]
-            start = place + 1
-    yield from _whole(entries[start:])
-
-
-def _whole(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
-    """Set aside an outcome that comes first and a step that comes last."""
-    first = bool(entries) and entries[0].kind != "step"
-    last = len(entries) - (first < len(entries) and entries[-1].kind == "step")
-    yield entries[:first]
-    yield entries[first:last]
-    yield entries[last:]
-
-
 def judge_stretch(
-    entries: Sequence[Entry],
+    turns: Turns,
     due: int,
     tables: Tables,
     replayer: Replayer[int],
     outcomes: OutcomeAudit,
     agree: Callable[[int, Decision], int],
 ) -> Stretch | None:
-    """Judge steps and outcomes in turn, under a program without budgets; None where not all is well.
+    """Judge steps and their outcomes under a program without budgets; None where not all is well.
 
     due: the number of the first step. replayer: remembers numbers of recorded decisions. agree: compares a
     decision with the one that is recorded under a number, and returns the number.
     """
-    starts, ends = entries[0::2], entries[1::2]
-    in_turn = (
-        len(starts) == len(ends)
-        and {"step"}.issuperset([entry.kind for entry in starts])
-        and _OUTCOMES.issuperset([entry.kind for entry in ends])
-    )
-    if not in_turn:
-        return None
-    steps, results = [entry.body for entry in starts], [entry.body for entry in ends]
-    numbers, decisions = list(range(due, due + len(steps))), _joined(steps, "decision")
+    steps, results = len(turns.numbers), turns.results()
+    numbers = list(range(due, due + steps))
+    decisions = np.frombuffer(turns.decisions, np.intc)
     if (
-        _column(steps, "step") != numbers
-        or _column(results, "step") != numbers
-        or any(_column(steps, "spent"))
-        or max(decisions, default=-1) >= len(tables.marks)
-        or not _decided(steps, tables.classes, replayer, agree)
+        turns.numbers != numbers
+        or [result["step"] for result in results] != numbers
+        or any(turns.spent)
+        or decisions.max(initial=-1) >= len(tables.marks)
+        or max(tables.reach, default=0) >> MOST_BANDS
+        or not _decided(turns, tables.classes, replayer, agree)
     ):
         return None
-    mark = tables.marks.__getitem__
-    marks = [reduce(or_, map(mark, set(step["decision"])), 0) for step in steps]
-    if [STEP_VERDICTS[given & ALL_VERDICTS] for given in marks] != _column(steps, "verdict"):
+    marks = _joined(np.array(tables.marks, np.int64)[decisions], turns.counts)
+    if [STEP_VERDICTS[given & ALL_VERDICTS] for given in marks] != turns.verdicts:
         return None
-    done = [entry.kind == "committed" for entry in ends]
-    committed = list(compress(results, done))
-    reached = [given >> len(VERDICTS) for given in compress(marks, done)]
-    if any(_column(committed, "privacy")) or not outcomes.hold(committed, reached):
+    committed = list(compress(results, turns.committed))
+    reached = [given >> len(VERDICTS) for given in compress(marks, turns.committed)]
+    if any(result["privacy"] for result in committed) or not outcomes.hold(committed, reached):
         return None
-    weights = map(tables.reach.__getitem__, _joined(compress(steps, done), "decision"))
-    return Stretch(len(steps), len(committed), len(list(filter(None, weights))), decisions)
+    weighty = np.array(tables.reach, np.int64)[decisions] != 0
+    learned = int((weighty & np.repeat(turns.committed, turns.counts)).sum())
+    return Stretch(steps, len(committed), learned, np.bincount(decisions).tolist())
+
+
+def _joined(marks: Numbers, counts: Sequence[int]) -> list[int]:
+    """Return the marks of each step's decisions together, 0 for a step without examples."""
+    sizes = np.array(counts, np.int64)
+    joined = np.zeros(len(counts), np.int64)
+    if len(marks):
+        starts = np.cumsum(sizes) - sizes
+        joined[sizes > 0] = np.bitwise_or.reduceat(marks, starts[sizes > 0])
+    together: list[int] = joined.tolist()
+    return together
 
 
 def _decided(
-    steps: Sequence[Mapping[str, Any]],
-    known: Sequence[Class],
-    replayer: Replayer[int],
-    agree: Callable[[int, Decision], int],
+    turns: Turns, known: Sequence[Class], replayer: Replayer[int], agree: Callable[[int, Decision], int]
 ) -> bool:
     """Whether the decisions of steps are what the program gives."""
+    ends = list(accumulate(turns.counts, initial=0))
     try:
-        clocks = [replayer.clock(step["step"], step["epoch"], step["today"], frozenset()) for step in steps]
+        clocks = [
+            replayer.clock(step, epoch, today, frozenset())
+            for step, epoch, today in zip(turns.numbers, turns.epochs, turns.todays, strict=True)
+        ]
         return all(
-            _replayed([step for _, step in group], clock, known, replayer, agree)
-            for clock, group in groupby(zip(clocks, steps, strict=True), itemgetter(0))
+            _replayed(turns, slice(ends[places[0]], ends[places[-1] + 1]), clock, known, replayer, agree)
+            for clock, group in groupby(enumerate(clocks), itemgetter(1))
+            if (places := [place for place, _ in group])
         )
     except (ViolationError, GradwardenError):
         return False
 
 
 def _replayed(
-    steps: Sequence[Mapping[str, Any]],
+    turns: Turns,
+    examples: slice,
     clock: Clock,
     known: Sequence[Class],
     replayer: Replayer[int],
     agree: Callable[[int, Decision], int],
 ) -> bool:
-    """Whether the decisions of steps with the same clock are what the program gives."""
-    numbers, recorded = _joined(steps, "classes"), _joined(steps, "decision")
-    slots, signals, exposures = (_column(steps, name) for name in ("slots", "signals", "exposures"))
-    alike = (
-        len(set(map(tuple, slots))) == len(set(map(tuple, signals))) == len(set(map(type, exposures))) == 1
-    )
-    if not alike or max(numbers, default=-1) >= len(known):
+    """Whether the decisions for some examples, of steps with the same clock, are what the program gives."""
+    numbers, recorded = turns.classes[examples].tolist(), turns.decisions[examples].tolist()
+    if max(numbers, default=-1) >= len(known):
         return False
     replayed = replayer.judge(
         list(map(known.__getitem__, numbers)),
-        slots={name: _joined(slots, name) for name in slots[0]},
-        exposures=None if exposures[0] is None else list(chain.from_iterable(exposures)),
-        signals={name: _joined(signals, name) for name in signals[0]},
+        slots={name: values[examples] for name, values in turns.slots.items()},
+        exposures=None if turns.exposures is None else turns.exposures[examples].tolist(),
+        signals={name: values[examples].tolist() for name, values in turns.signals.items()},
         clock=clock,
         judge=lambda place, decision: agree(recorded[place], decision),
     )
     return replayed == recorded
-
-
-def _column(bodies: Iterable[Mapping[str, Any]], name: str) -> list[Any]:
-    return list(map(itemgetter(name), bodies))
-
-
-def _joined(bodies: Iterable[Mapping[str, Any]], name: str) -> list[Any]:
-    return list(chain.from_iterable(map(itemgetter(name), bodies)))

@@ -9,19 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gradwarden.policy.program import Program
 from gradwarden.runtime.digests import file_digest
-from gradwarden.runtime.ledger.chain import ChainReport, Companion, Finding, Listener, verify_chain
+from gradwarden.runtime.ledger.chain import ChainReport, Finding, Listener, verify_chain
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.verification.drift_measure import measure
 from gradwarden.runtime.verification.run_replay import RunReplay
-
-AHEAD = "gradwarden.runtime.verification.ahead"
-"""The program that checks a large ledger's examples while its decisions are replayed here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +56,12 @@ def verify_ledger(
     expected = () if program is None else (program,) if isinstance(program, Program) else program
     replay = None
 
-    def listen(examples: bool) -> Listener:
+    def listen() -> Listener:
         nonlocal replay
-        replay = RunReplay(expected, examples=examples)
+        replay = RunReplay(expected)
         return replay.accept
 
-    companion = Companion(AHEAD, partial(listen, False))
-    chain = verify_chain(path, keys, partial(listen, True) if decisions else None, progress, companion)
+    chain = verify_chain(path, keys, listen if decisions else None, progress)
     findings = list(chain.findings)
     if replay is not None:
         findings += replay.findings(chain)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from hypothesis import strategies as st
 
 from gradwarden.runtime import Ledger, Signer
 from gradwarden.runtime.errors import LedgerDamaged, LedgerError
-from gradwarden.runtime.ledger import chain, segments
+from gradwarden.runtime.ledger import blocks
 from gradwarden.runtime.ledger.chain import ChainReport, verify_chain
-from gradwarden.runtime.ledger.entries import CANONICAL, Entry, compose, decode, encode_body
+from gradwarden.runtime.ledger.entries import CANONICAL, compose, decode, encode_body
 from gradwarden.runtime.ledger.merkle import Tree, leaf_hash, tree_root
 from gradwarden.runtime.ledger.note import Checkpoint, sign_note
 from gradwarden.runtime.ledger.reader import read_entries
+from gradwarden.runtime.ledger.turns import Turns
 
 
 def lines_of(path: Path) -> list[bytes]:
@@ -76,10 +78,10 @@ def check(path: Path, signer: Signer) -> ChainReport:
 
 
 def test_a_sealed_ledger_holds(sealed: Path, signer: Signer) -> None:
-    seen: list[Entry] = []
+    seen: list[Any] = []
     progress: list[tuple[int, int]] = []
     report = verify_chain(
-        sealed, [signer.public], lambda: seen.extend, lambda done, total: progress.append((done, total))
+        sealed, [signer.public], lambda: seen.append, lambda done, total: progress.append((done, total))
     )
     lines = lines_of(sealed)
     assert (report.status, report.findings, report.first_bad, report.sealed) == ("OK", (), None, True)
@@ -87,8 +89,12 @@ def test_a_sealed_ledger_holds(sealed: Path, signer: Signer) -> None:
     assert report.signed_size == len(lines) - 1
     assert report.root == tree_root(map(leaf_hash, lines)).hex()
     assert report.keys_used == (signer.public.vkey,)
-    assert [entry.line for entry in seen] == lines
-    assert [entry.kind for entry in seen][-2:] == ["sealed", "head"]
+    told = [
+        part.entries() if isinstance(part, Turns) else [(part.index, part.kind, part.body)] for part in seen
+    ]
+    assert list(chain.from_iterable(told)) == [
+        (index, kind, body) for index, kind, _, body in map(decode, lines)
+    ]
     assert progress[-1] == (sealed.stat().st_size, sealed.stat().st_size)
 
 
@@ -334,102 +340,6 @@ def test_the_sidecar_is_held_against_the_ledger(
         assert report.status == ("OK" if codes in ([], ["stale_sidecar"]) else "TAMPERED")
 
 
-def test_several_processes_find_what_one_finds(
-    path: Path, cases: Any, signer: Signer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cases.build(path, signer, steps=40)
-    alone = check(path, signer)
-    monkeypatch.setattr(segments, "SMALLEST", 1)
-    monkeypatch.setattr(segments.os, "sched_getaffinity", lambda _: {0, 1, 2})
-    assert segments.check_in_parallel(path) is not None
-    assert check(path, signer) == alone
-    lines = lines_of(path)
-    for index in (1, len(lines) // 2, len(lines) - 3):
-        spoilt = list(lines)
-        spoilt[index] = spoilt[index].replace(b'"step":', b'"step":1')
-        report = check(write(path, spoilt), signer)
-        assert (report.status, report.first_bad) == ("TAMPERED", index)
-    write(path, lines[:30] + lines[31:])
-    assert check(path, signer).first_bad == 30
-    path.write_bytes(b"".join(line + b"\n" for line in lines[:50]) + lines[50][:40])
-    Path(f"{path}.head").unlink()
-    report = check(path, signer)
-    assert (report.size, [finding.code for finding in report.findings]) == (
-        50,
-        ["unsigned", "torn_tail", "not_sealed"],
-    )
-
-
-@pytest.fixture
-def two_processors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segments, "SMALLEST", 1)
-    monkeypatch.setattr(segments.os, "sched_getaffinity", lambda _: {0, 1})
-
-
-class Listeners:
-    """Hands out listeners and keeps what each was told."""
-
-    def __init__(self) -> None:
-        self.told: list[list[Any]] = []
-
-    def __call__(self) -> Any:
-        self.told.append([])
-        return self.told[-1].extend
-
-
-@pytest.mark.usefixtures("two_processors")
-def test_a_process_that_checks_ahead_leaves_nothing_out(path: Path, cases: Any, signer: Signer) -> None:
-    cases.build(path, signer, steps=40)
-    listeners, steps = Listeners(), []
-    report = verify_chain(path, [signer.public], listeners, lambda done, total: steps.append((done, total)))
-    assert report == check(path, signer)
-    (told,) = listeners.told
-    assert [entry.line for entry in told] == lines_of(path)
-    assert told == list(read_entries(path))
-    assert steps[-1] == (path.stat().st_size,) * 2
-
-
-def test_a_small_ledger_is_told_once(sealed: Path, signer: Signer) -> None:
-    listeners = Listeners()
-    assert verify_chain(sealed, [signer.public], listeners).status == "OK"
-    (told,) = listeners.told
-    assert told == list(read_entries(sealed))
-
-
-@pytest.mark.usefixtures("two_processors")
-@pytest.mark.parametrize("index", [0, 1, 20, -2, -1])
-def test_after_a_fault_ahead_the_ledger_is_told_anew(
-    path: Path, cases: Any, signer: Signer, index: int
-) -> None:
-    cases.build(path, signer, steps=40)
-    lines = lines_of(path)
-    spoilt = list(lines)
-    spoilt[index] = spoilt[index][:-9] + (b"0" if spoilt[index][-9:-8] != b"0" else b"1") + spoilt[index][-8:]
-    listeners = Listeners()
-    report = verify_chain(write(path, spoilt), [signer.public], listeners)
-    assert report == check(path, signer)
-    assert report.status == "TAMPERED"
-    assert len(listeners.told) == 2
-    assert [entry.line for entry in listeners.told[-1]] == spoilt[: len(listeners.told[-1])]
-    assert len(listeners.told[-1]) >= report.size
-
-
-@pytest.mark.usefixtures("two_processors")
-def test_what_is_told_is_what_was_checked(
-    path: Path, cases: Any, signer: Signer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A file that changes after it was checked is told as it was."""
-    cases.build(path, signer, steps=40)
-    alone, lines = check(path, signer), lines_of(path)
-    checked = list(segments.check_ahead(path) or ())
-    write(path, [*lines[:20], lines[20].replace(b'"step":', b'"step":1'), *lines[21:]])
-    monkeypatch.setattr(chain, "check_ahead", lambda *_: (segment for segment in checked))
-    listeners = Listeners()
-    assert verify_chain(path, [signer.public], listeners) == alone
-    assert [[entry.line for entry in told] for told in listeners.told] == [lines]
-
-
-@pytest.mark.usefixtures("two_processors")
 @pytest.mark.parametrize("size", [1, 2, 7, 8, 10])
 @pytest.mark.parametrize("other", [False, True])
 def test_a_head_of_any_size_beside_the_ledger_is_held_against_it(
@@ -439,18 +349,16 @@ def test_a_head_of_any_size_beside_the_ledger_is_held_against_it(
     root = bytes(32) if other else tree_root(map(leaf_hash, lines[:size]))
     head = Checkpoint(check(path, signer).origin or "", size, root)
     Path(f"{path}.head").write_bytes(sign_note(head.text(), [signer]).encode())
-    report = verify_chain(path, [signer.public], Listeners())
+    monkeypatch.setattr(blocks, "BLOCK", 999)
+    report = check(path, signer)
     codes = [finding.code for finding in report.findings]
     assert codes == ["sidecar_mismatch"] if other else codes in ([], ["stale_sidecar"])
-    monkeypatch.setattr(segments, "SMALLEST", 1 << 40)
-    assert verify_chain(path, [signer.public], Listeners()) == report
+    monkeypatch.setattr(blocks, "BLOCK", 1 << 20)
+    assert check(path, signer) == report
 
 
-@pytest.mark.usefixtures("two_processors")
 @pytest.mark.parametrize("kind", ["step", "committed", "sealed"])
-def test_a_body_of_the_wrong_shape_is_found_behind_a_process_that_checks_ahead(
-    path: Path, cases: Any, signer: Signer, kind: str
-) -> None:
+def test_a_body_of_the_wrong_shape_is_found(path: Path, cases: Any, signer: Signer, kind: str) -> None:
     lines = lines_of(cases.build(path, signer, steps=4))
     origin = check(path, signer).origin or ""
     prev, tree, out = "0" * 64, Tree(), []
@@ -464,6 +372,5 @@ def test_a_body_of_the_wrong_shape_is_found_behind_a_process_that_checks_ahead(
         tree.append(leaf_hash(out[-1]))
     Path(f"{path}.head").unlink()
     write(path, out)
-    report = verify_chain(path, [signer.public], Listeners())
-    assert report == check(path, signer)
+    report = check(path, signer)
     assert "wrong_shape" in [finding.code for finding in report.findings]

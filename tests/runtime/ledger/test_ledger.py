@@ -405,7 +405,7 @@ def test_a_ledger_that_differs_from_its_signed_head_is_refused(
 
 
 def test_the_ledger_needs_no_torch() -> None:
-    modules = "ledger, chain, reader, keys, note, merkle, segments, recovery"
+    modules = "ledger, chain, reader, keys, note, merkle, blocks, sharing, recovery"
     program = f"import sys; from gradwarden.runtime.ledger import {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 

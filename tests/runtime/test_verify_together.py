@@ -1,8 +1,9 @@
-"""A ledger that two processes verify gets the report that one process gives it, whatever is wrong with it."""
+"""Steps that are judged together get the report that one at a time gives, whatever is wrong with them."""
 
 from __future__ import annotations
 
 import copy
+from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,13 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gradwarden.runtime.errors import EntryInvalid
-from gradwarden.runtime.ledger import chain, reader, segments
+from gradwarden.runtime.ledger import blocks, chain, sharing
 from gradwarden.runtime.ledger.chain import ChainReport
-from gradwarden.runtime.ledger.entries import Entry, encode_body
-from gradwarden.runtime.verification import run_replay
-from gradwarden.runtime.verification.ahead import example_watch
+from gradwarden.runtime.ledger.entries import Entry, compose, encode_body
+from gradwarden.runtime.ledger.lines import read_parts
+from gradwarden.runtime.ledger.turns import OddBlockError
 from gradwarden.runtime.verification.run_replay import RunReplay
-from gradwarden.runtime.verification.verify import AHEAD, VerifyReport
+from gradwarden.runtime.verification.verify import VerifyReport
 from tests.runtime.test_verify import FORGERIES, RULES, recorded
 
 __all__ = ["recorded"]  # a fixture
@@ -59,45 +60,40 @@ def run(laboratory: Any, tmp_path_factory: pytest.TempPathFactory, run_signer: A
 
 
 @pytest.fixture
-def ahead(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Have every ledger checked ahead, in this process and in small pieces. Holds who was asked to."""
-    asked: list[str] = []
-
-    def check_ahead(path: Any, checker: str) -> Iterator[segments.Segment]:
-        asked.append(checker)
-        watch = example_watch() if checker == AHEAD else None
-        return segments.check_pieces(str(path), 0, path.stat().st_size, ahead=True, watch=watch)
-
-    monkeypatch.setattr(chain, "check_ahead", check_ahead)
-    monkeypatch.setattr(reader, "CHUNK", 3_000)
-    return asked
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have ledgers read in many blocks, so that steps are parted from their outcomes, too."""
+    monkeypatch.setattr(blocks, "BLOCK", 3_000)
 
 
-def alone(lab: Any, name: str) -> VerifyReport:
-    """Verify a ledger in one process, as a small one always is."""
+def slowly(lab: Any, name: str) -> VerifyReport:
+    """Verify a ledger line by line."""
+
+    def odd(*_: object, **__: object) -> Iterator[Any]:
+        raise OddBlockError
+        yield
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chain, "check_ahead", lambda *_: None)
+        patch.setattr(chain, "check_blocks", odd)
         report: VerifyReport = lab.verify(name)
     return report
 
 
+@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("change", [c for c, _, _ in FORGERIES], ids=[c.__name__ for c, _, _ in FORGERIES])
-def test_a_forged_entry_is_reported_alike(run: Any, ahead: list[str], change: Any) -> None:
+def test_a_forged_entry_is_reported_alike(run: Any, change: Any) -> None:
     name = change.__qualname__.replace("<locals>", "") + str(id(change))
-    assert run.forge(change, target=name) == alone(run, name)
-    assert ahead == [AHEAD]
+    assert run.forge(change, target=name) == slowly(run, name)
 
 
-def test_a_sound_ledger_is_gone_through_once(plain: Any, ahead: list[str]) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chain, "run_links", None)
-        report = plain.verify()
-    assert report.ok
-    assert report == alone(plain, "run")
+def test_a_sound_ledger_is_gone_through_once(plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = slowly(plain, "run")
+    monkeypatch.setattr(chain, "run_links", None)
+    assert plain.verify() == expected
+    assert expected.ok
 
 
 @pytest.mark.parametrize("spoil", ["nothing", "a byte", "an exposure"])
-def test_another_process_does_the_same(plain: Any, monkeypatch: pytest.MonkeyPatch, spoil: str) -> None:
+def test_two_processes_do_the_same(plain: Any, monkeypatch: pytest.MonkeyPatch, spoil: str) -> None:
     def change(entries: Any) -> None:
         if spoil == "an exposure":
             next(body for kind, body in reversed(entries) if kind == "step")["exposures"][0] += 1
@@ -106,15 +102,12 @@ def test_another_process_does_the_same(plain: Any, monkeypatch: pytest.MonkeyPat
     path = plain.path(spoil)
     if spoil == "a byte":
         path.write_bytes(path.read_bytes().replace(b'"loss":"', b'"loss":"1', 1))
-    monkeypatch.setattr(segments, "SMALLEST", 1)
-    monkeypatch.setattr(segments.os, "sched_getaffinity", lambda _: {0, 1})
-    started: list[Any] = []
-    start = segments._start
-    monkeypatch.setattr(segments, "_start", lambda *a, **k: started.append(k) or start(*a, **k))
-    report = plain.verify(spoil)
-    assert report == alone(plain, spoil)
-    assert report.ok is (spoil == "nothing")
-    assert started == [{"checker": AHEAD}]
+    expected = slowly(plain, spoil)
+    monkeypatch.setattr(sharing, "SMALLEST", 1)
+    monkeypatch.setattr(sharing.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(sharing.Shares, "claim", lambda _: None)
+    assert plain.verify(spoil) == expected
+    assert expected.ok is (spoil == "nothing")
 
 
 # --- any field of any entry ---------------------------------------------------------------------------------
@@ -168,66 +161,64 @@ def _tampered(entries: list[Any], data: st.DataObject) -> list[Any]:
     return entries
 
 
-def _told(entries: list[Any], at_once: int, *, examples: bool = True) -> Any:
-    """Return what a replay makes of entries that are told so many at a time."""
-    replay = RunReplay((), examples=examples)
-    whole = [Entry(index, kind, body, b"") for index, (kind, body) in enumerate(entries)]
-    for start in range(0, len(whole), at_once):
-        replay.accept(whole[start : start + at_once])
-    size = len(entries)
+def _outcome(replay: RunReplay, size: int) -> Any:
     found = list(replay.findings(ChainReport("OK", size, "", None, (), True, size, (), None)))
     return found, replay.facts()
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def _one_by_one(entries: list[Any]) -> Any:
+    """Return what a replay makes of entries that are told one after the other."""
+    replay = RunReplay(())
+    for index, (kind, body) in enumerate(entries):
+        replay.accept(Entry(index, kind, body, b""))
+    return _outcome(replay, len(entries))
+
+
+def _together(entries: list[Any], at_once: int) -> Any:
+    """Return what a replay makes of entries that are read and told so many at a time."""
+    replay = RunReplay(())
+    lines = [
+        b"\0" + compose(kind, index, "0" * 64, encode_body(kind, body))
+        for index, (kind, body) in enumerate(entries)
+    ]
+    for start in range(0, len(lines), at_once):
+        piece = range(start, min(start + at_once, len(lines)))
+        try:
+            parts = read_parts(start, [lines[index] for index in piece])[1]
+        except OddBlockError:
+            parts = [Entry(index, *entries[index], b"") for index in piece]
+        for part in parts:
+            replay.accept(part)
+    return _outcome(replay, len(entries))
+
+
+@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_steps_judged_together_are_judged_as_one_by_one(
     plain_entries: list[Any], data: st.DataObject
 ) -> None:
-    """Without examples, which the other process judges: whole stretches against a step at a time."""
     entries = _tampered(plain_entries, data)
-    at_once = data.draw(st.sampled_from((len(entries), 7, 16)))
-    together = _told(entries, at_once, examples=False)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_replay, "SHORTEST", 10**9)
-        assert together == _told(entries, 1, examples=False)
-
-
-def _passes(entries: list[Any]) -> bool:
-    """Whether the process that runs ahead lets entries pass."""
-    watch = example_watch()
-    try:
-        for kind, body in entries:
-            watch(kind, body)
-    except segments.OddSegmentError:
-        return False
-    return True
-
-
-def test_a_run_with_every_kind_of_input_passes(recorded: list[Any]) -> None:
-    assert _passes(recorded)
-    assert _told(recorded, 16, examples=False) == _told(recorded, 1)
+    at_once = data.draw(st.sampled_from((len(entries), 9, 16)))
+    assert _together(entries, at_once) == _one_by_one(entries)
 
 
 @settings(max_examples=120, deadline=None)
 @given(data=st.data())
-def test_the_two_halves_find_what_the_whole_finds(recorded: list[Any], data: st.DataObject) -> None:
-    """With slots, signals, budgets and a resumption. Where the half ahead objects, the whole is judged."""
-    entries = _tampered(recorded, data)
-    if _passes(entries):
-        assert _told(entries, 16, examples=False) == _told(entries, 1)
+def test_steps_of_any_run_are_judged_alike(recorded: list[Any], data: st.DataObject) -> None:
+    """With slots, signals, budgets and a resumption."""
+    entries = _tampered(recorded, data) if data.draw(st.booleans()) else recorded
+    assert _together(entries, 16) == _one_by_one(entries)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_a_ledger_tampered_with_anywhere_is_reported_alike(
-    plain: Any, ahead: list[str], data: st.DataObject
-) -> None:
+@pytest.mark.usefixtures("small_blocks")
+def test_a_ledger_tampered_with_anywhere_is_reported_alike(plain: Any, data: st.DataObject) -> None:
     target = "tampered"
     for stale in plain.folder.glob(f"{plain.path(target).name}*"):
         stale.unlink()
     report = plain.forge(lambda entries: _tampered(entries, data), target=target)
-    assert report == alone(plain, target)
+    assert report == slowly(plain, target)
 
 
 def _last(entries: list[Any], kind: str) -> dict[str, Any]:
@@ -265,9 +256,9 @@ def test_what_is_wrong_late_in_a_stretch_is_found(plain_entries: list[Any], what
     entries = copy.deepcopy(plain_entries)
     kind, change = _LATE[what]
     change(_last(entries, kind))
-    found, facts = _told(entries, len(entries), examples=False)
+    found, facts = _together(entries, len(entries))
     assert [finding.index for finding in found] == [entries.index((kind, _last(entries, kind)))]
-    assert (found, facts) == _told(entries, 1, examples=False)
+    assert (found, facts) == _one_by_one(entries)
 
 
 def test_a_gradient_where_nothing_reaches_is_found(plain_entries: list[Any]) -> None:
@@ -280,11 +271,12 @@ def test_a_gradient_where_nothing_reaches_is_found(plain_entries: list[Any]) -> 
     for name in ("classes", "decision", "exposures"):
         last[name] = [last[name][place]]
     last["signals"] = {name: [values[place]] for name, values in last["signals"].items()}
-    last.update(count=1, verdict="limit")
+    commitment = b64decode(last["commitments"])[32 * place : 32 * place + 32]
+    last.update(count=1, verdict="limit", commitments=b64encode(commitment).decode())
     outcome["active"] = ["deep"]
-    assert "gradient in `shallow`" in _told(entries, len(entries), examples=False)[0][0].message
+    assert "gradient in `shallow`" in _together(entries, len(entries))[0][0].message
     outcome["norms"]["shallow"] = None
-    found, _ = _told(entries[:-1], len(entries), examples=False)
+    found, _ = _together(entries[:-1], len(entries))
     assert [finding.code for finding in found] == []
 
 
@@ -293,10 +285,9 @@ def test_a_step_that_a_crash_left_without_an_outcome_counts_as_exposure(recorded
     resumed = [kind for kind, _ in recorded].index("resumed")
     lost = max(place for place in range(resumed) if recorded[place][0] == "committed")
     entries = recorded[:lost] + recorded[lost + 1 :]
-    assert _passes(entries)
-    (finding,), _ = _told(entries, 1)
+    (finding,), _ = _one_by_one(entries)
     assert finding.code == "wrong_totals"
-    assert _told(entries, 16, examples=False) == _told(entries, 1)
+    assert _together(entries, 16) == _one_by_one(entries)
 
 
 def test_most_steps_of_a_plain_run_are_judged_together(
@@ -306,11 +297,11 @@ def test_most_steps_of_a_plain_run_are_judged_together(
     single: list[str] = []
     accept = RunReplay._accept
 
-    def counted(self: RunReplay, entry: Entry) -> None:
-        single.append(entry.kind)
-        accept(self, entry)
+    def counted(self: RunReplay, index: int, kind: str, body: Any) -> None:
+        single.append(kind)
+        accept(self, index, kind, body)
 
     monkeypatch.setattr(RunReplay, "_accept", counted)
-    found, facts = _told(plain_entries, len(plain_entries), examples=False)
+    found, facts = _together(plain_entries, len(plain_entries))
     assert (found, facts["steps"]) == ([], STEPS)
     assert single.count("step") < STEPS / 2

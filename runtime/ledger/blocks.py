@@ -1,0 +1,109 @@
+"""Checks a ledger's lines block by block, each without what precedes it.
+
+Each line holds the hash of the line before, so a run of lines can be checked by itself; runs are then
+stitched by comparing the first link of each with the last hash of the one before (`Links.absorb`). Only what
+needs no state is done here: form, shape, order and links. Whatever looks odd ends the whole attempt, and the
+caller goes through the file once in order, which also says where the fault is.
+"""
+
+from __future__ import annotations
+
+import re
+from hashlib import sha256
+from typing import BinaryIO
+
+from gradwarden.policy.frozen import frozen
+from gradwarden.runtime.ledger.entries import MAX_LINE
+from gradwarden.runtime.ledger.lines import Landmarks, Part, Recogniser, read_parts
+from gradwarden.runtime.ledger.merkle import HASH_SIZE
+from gradwarden.runtime.ledger.turns import OddBlockError
+
+BLOCK = 1 << 18
+"""Bytes of a block; a line belongs to the block in which it begins."""
+
+_INDEX = re.compile(rb'"index":([0-9]{1,16}),"kind":"[a-z_]+","prev":"[0-9a-f]{64}"\}\Z')
+
+
+@frozen
+class Block:
+    """A run of lines that fit each other.
+
+    first, prev: the index and link of the first line (-1 and none where there is no line). leaves: the leaf
+    hash of each line, joined. landmarks: the lines that need the state of the whole ledger, by index, and the
+    byte of the block at which each begins. size: in bytes. tail: an unfinished line. parts: what the lines
+    say, where that is wanted.
+    """
+
+    first: int
+    prev: str
+    leaves: bytes
+    landmarks: Landmarks
+    size: int
+    tail: bytes
+    parts: list[Part]
+
+
+class BlockReader:
+    """Checks the blocks of one file.
+
+    total: the size of the file; what is written behind it later is not read. columns: whether to give the
+    `parts` of blocks. size: of a block, in bytes.
+    """
+
+    def __init__(self, file: BinaryIO, total: int, *, columns: bool, size: int = BLOCK) -> None:
+        self.count = max(1, -(-total // size))
+        self._size = size
+        self._file = file
+        self._total = total
+        self._read = read_parts if columns else Recogniser().check
+
+    def read(self, number: int) -> Block:
+        """Check the lines that begin in one block. Raises OddBlockError for anything but sound lines."""
+        whole, tail = _whole_lines(self._file, number * self._size, (number + 1) * self._size, self._total)
+        if not whole:
+            return Block(-1, "", b"", {}, 0, tail, [])
+        # Each line behind the byte that a leaf hash begins with.
+        lines = (b"\0" + whole.replace(b"\n", b"\n\0")).split(b"\n")[:-1]
+        if max(map(len, lines)) > MAX_LINE + 1:
+            raise OddBlockError
+        leaves = b"".join([sha256(line).digest() for line in lines])
+        links = b"".join([line[-66:-2] for line in lines]).decode("ascii", "replace")
+        if links[64:] != leaves[:-HASH_SIZE].hex():
+            raise OddBlockError
+        first = _index(lines[0])
+        landmarks, parts = self._read(first, lines)
+        return Block(first, links[:64], leaves, landmarks, len(whole), tail, parts)
+
+
+def _whole_lines(file: BinaryIO, start: int, stop: int, total: int) -> tuple[bytes, bytes]:
+    """Return the whole lines of a block, and, where they end the file, what follows its last newline.
+
+    start, stop: the bytes in which the lines begin.
+    """
+    stop = min(stop, total)
+    # A line begins behind a newline: that of the first may be the byte before the block.
+    origin = max(0, start - 1)
+    end = min(stop + MAX_LINE + 1, total)
+    file.seek(origin)
+    read = file.read(end - origin)
+    if len(read) != end - origin:
+        raise OddBlockError
+    begin = read.find(b"\n") + 1 if start else 0
+    behind = read.find(b"\n", stop - 1 - origin) + 1 if stop else 0
+    """Where the first line of the next block begins."""
+    if behind and (begin or not start):
+        return read[begin:behind], b""
+    if end < total or len(read) - max(begin, read.rfind(b"\n") + 1) > MAX_LINE:
+        raise OddBlockError
+    if start and not begin:
+        return b"", b""
+    behind = max(begin, read.rfind(b"\n") + 1)
+    return read[begin:behind], read[behind:]
+
+
+def _index(line: bytes) -> int:
+    """Return the index at the end of a line; whether it stands there rightly is seen later."""
+    found = _INDEX.search(line, max(0, len(line) - 200))
+    if found is None:
+        raise OddBlockError
+    return int(found[1])

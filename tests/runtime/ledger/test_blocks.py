@@ -1,0 +1,304 @@
+"""What is read block by block, by one process or two, is what is read line by line."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gradwarden.runtime import Signer
+from gradwarden.runtime.ledger import blocks, chain, lines, sharing
+from gradwarden.runtime.ledger.blocks import BlockReader
+from gradwarden.runtime.ledger.chain import ChainReport, verify_chain
+from gradwarden.runtime.ledger.entries import Entry, MalformedLineError, compose, decode, encode_body
+from gradwarden.runtime.ledger.merkle import Tree, leaf_hash
+from gradwarden.runtime.ledger.note import Checkpoint, sign_note
+from gradwarden.runtime.ledger.turns import OddBlockError, Turns
+from gradwarden.runtime.ledger.usual import outcome_apart, outcome_form, step_apart, step_form
+
+Raw = list[tuple[str, bytes]]
+"""Kinds of entries, and the text of their bodies."""
+
+
+class Listeners:
+    """Hands out listeners and keeps what each was told, entry by entry."""
+
+    def __init__(self) -> None:
+        self.told: list[list[tuple[int, str, Any]]] = []
+
+    def __call__(self) -> Callable[[Turns | Entry], None]:
+        told: list[tuple[int, str, Any]] = []
+        self.told.append(told)
+        return lambda part: told.extend(
+            [(part.index, part.kind, part.body)] if isinstance(part, Entry) else part.entries()
+        )
+
+
+def slowly(path: Path, signer: Signer) -> tuple[ChainReport, list[Any]]:
+    """Verify a ledger line by line."""
+
+    def odd(*_: object, **__: object) -> Iterator[Any]:
+        raise OddBlockError
+        yield
+
+    listeners = Listeners()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chain, "check_blocks", odd)
+        report = verify_chain(path, [signer.public], listeners)
+    return report, listeners.told[-1]
+
+
+def quickly(path: Path, signer: Signer) -> tuple[ChainReport, list[Any]]:
+    """Verify a ledger block by block, without and with telling what it says."""
+    listeners = Listeners()
+    report = verify_chain(path, [signer.public], listeners)
+    assert verify_chain(path, [signer.public]) == report
+    return report, listeners.told[-1]
+
+
+def step(cases: Any, number: int) -> dict[str, Any]:
+    """A body of a step; some have other numbers of examples, and some the form of another program."""
+    count = 2 if number % 5 else number % 7
+    body: dict[str, Any] = cases.step(number, count)
+    if 20 <= number < 30:
+        body |= {"exposures": None, "signals": {}, "slots": {}, "today": None}
+    return body | {"classes": [number * 3**place for place in range(count)]}
+
+
+@pytest.fixture(scope="module")
+def content(cases: Any) -> Raw:
+    """The entries of a run of many forms, without its opening and heads."""
+    refused = {"gate": "admission", "reason": "nothing_admitted", "detail": "no"}
+    every = cases.every_kind()
+    entries = [(kind, encode_body(kind, body)) for kind, bodies in every.items() for body in bodies]
+    for number in range(40):
+        if number in (7, 20, 21, 30):
+            entries.append(("starved", encode_body("starved", every["starved"][0])))
+        entries.append(("step", encode_body("step", step(cases, number))))
+        if number % 4 == 3:
+            entries.append(("refused", encode_body("refused", {**refused, "step": number})))
+        else:
+            entries.append(("committed", encode_body("committed", cases.committed(number))))
+    return entries
+
+
+def written(path: Path, content: Raw, cases: Any, signer: Signer) -> Path:
+    """Write a sealed ledger of any texts, canonical or not, as a dishonest writer with a key could."""
+    opened = cases.opened(type("L", (), {"origin": "gradwarden/forged", "vkey": signer.public.vkey}))
+    seal = encode_body("sealed", cases.seal)
+    prev, tree, out = "0" * 64, Tree(), []
+    for kind, body in [("opened", encode_body("opened", opened)), *content, ("sealed", seal), ("head", b"")]:
+        if kind == "head":
+            note = Checkpoint("gradwarden/forged", len(out), tree.root()).text()
+            body = encode_body("head", {"note": sign_note(note, [signer])})
+        out.append(compose(kind, len(out), prev, body))
+        prev = leaf_hash(out[-1]).hex()
+        tree.append(leaf_hash(out[-1]))
+    path.write_bytes(b"".join(line + b"\n" for line in out))
+    return path
+
+
+@pytest.fixture
+def many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have small ledgers read in many blocks, and lines expected to have the form of the last."""
+    monkeypatch.setattr(blocks, "BLOCK", 4_000)
+    monkeypatch.setattr(lines, "USED_TO", 1)
+
+
+def entries_in(data: bytes, size: int) -> list[Any]:
+    reader = BlockReader(io.BytesIO(data), len(data), columns=True, size=size)
+    found = [reader.read(number) for number in range(reader.count)]
+    assert sum(block.size for block in found) == len(data)
+    parts = [part for block in found for part in block.parts]
+    told = Listeners()
+    listener = told()
+    for part in parts:
+        listener(part)
+    return told.told[0]
+
+
+@pytest.mark.parametrize("size", [1, 100, 999, 20_000, 1 << 20])
+def test_blocks_of_any_size_say_what_the_lines_say(
+    path: Path, content: Raw, cases: Any, signer: Signer, size: int
+) -> None:
+    data = written(path, content, cases, signer).read_bytes()
+    decoded = [decode(line) for line in data.split(b"\n")[:-1]]
+    assert entries_in(data, size) == [(index, kind, body) for index, kind, _, body in decoded]
+
+
+def test_most_lines_are_read_many_at_a_time(path: Path, content: Raw, cases: Any, signer: Signer) -> None:
+    """Or the other tests would compare the slow way with itself."""
+    data = written(path, content, cases, signer).read_bytes()
+    block = BlockReader(io.BytesIO(data), len(data), columns=True).read(0)
+    turns = [part for part in block.parts if isinstance(part, Turns)]
+    assert sum(len(part.numbers) for part in turns) > 30
+    report, _ = quickly(path, signer)
+    assert report.status == "OK"
+
+
+@pytest.mark.usefixtures("many_blocks")
+def test_a_sound_ledger_is_gone_through_once(
+    path: Path, content: Raw, cases: Any, signer: Signer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(path, content, cases, signer)
+    expected = slowly(path, signer)
+    monkeypatch.setattr(chain, "run_links", None)
+    assert quickly(path, signer) == expected
+    assert expected[0].status == "OK"
+
+
+_TOKENS = rb"""0 00 -0 - , ,, 1 -1 1.0 1e5 9007199254740991
+    9007199254740992 123456789012345678901234567890 null true nul
+    [ ] [] " "a" \ \u0041 = == A { } {} : "x":"""
+_tokens = st.sampled_from([*_TOKENS.split(), b"", b" ", b"\x7f", b"\xc3\xa9"])
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+@pytest.mark.usefixtures("many_blocks")
+def test_any_text_of_a_line_is_judged_alike(
+    path: Path, content: Raw, cases: Any, signer: Signer, data: st.DataObject
+) -> None:
+    """Of lines that link and are signed, so that nothing but their form tells them from sound ones."""
+    spoilt = list(content)
+    place = data.draw(st.integers(0, len(spoilt) - 1))
+    kind, body = spoilt[place]
+    start = data.draw(st.integers(0, len(body)))
+    stop = data.draw(st.integers(start, min(len(body), start + 3)))
+    spoilt[place] = (kind, body[:start] + data.draw(_tokens) + body[stop:])
+    if b"\n" not in spoilt[place][1]:
+        written(path, spoilt, cases, signer)
+        assert quickly(path, signer) == slowly(path, signer)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+@pytest.mark.usefixtures("many_blocks")
+def test_any_byte_that_is_changed_is_reported_alike(
+    path: Path, content: Raw, cases: Any, signer: Signer, data: st.DataObject
+) -> None:
+    changed = bytearray(written(path, content, cases, signer).read_bytes())
+    at = data.draw(st.integers(0, len(changed) - 1))
+    how = data.draw(st.sampled_from(["change", "change", "cut", "drop", "double"]))
+    if how == "change":
+        changed[at] ^= data.draw(st.integers(1, 255))
+    elif how == "cut":
+        del changed[at:]
+    else:
+        changed[at : at + 1] = changed[at : at + 1] * (2 if how == "double" else 0)
+    path.write_bytes(changed)
+    report, told = quickly(path, signer)
+    assert (report, told) == slowly(path, signer)
+    assert report.status != "OK"
+
+
+@given(data=st.data())
+def test_what_has_an_expected_form_is_a_canonical_entry(cases: Any, data: st.DataObject) -> None:
+    zero = "0" * 64
+    if data.draw(st.booleans()):
+        body = step(cases, data.draw(st.integers(0, 60))) | {"spent": ["p", "q"]}
+        line = compose("step", 5, zero, encode_body("step", body))
+        found = step_apart(line)
+        form = None if found is None else step_form(found)
+        assert (form is None) is (body["count"] == 0)
+    else:
+        line = compose("committed", 5, zero, encode_body("committed", cases.committed(7)))
+        found = outcome_apart(line)
+        form = None if found is None else outcome_form(found)
+        assert form is not None
+    if form is None:
+        return
+    assert form(line, 0) is not None
+    start = data.draw(st.integers(0, len(line)))
+    stop = data.draw(st.integers(start, min(len(line), start + 2)))
+    spoilt = line[:start] + data.draw(_tokens) + line[stop:]
+    match = form(spoilt, 0)
+    if match is not None:
+        index, *_ = decode(spoilt)
+        assert match[1] == b"%d" % index
+
+
+def test_a_form_stands_for_nothing_that_is_not_canonical(cases: Any) -> None:
+    """Two signals out of order, and one given twice."""
+    line = compose("step", 5, "0" * 64, encode_body("step", cases.step(1)))
+    for names in (b'"b":[1,2],"a":[1,2]', b'"a":[1,2],"a":[1,2]'):
+        spoilt = line.replace(b'"loss_ratio":[-5,-5]', names)
+        with pytest.raises(MalformedLineError):
+            decode(spoilt)
+        found = step_apart(spoilt)
+        assert found is not None
+        assert step_form(found) is None
+
+
+# --- two processes ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "SMALLEST", 1)
+    monkeypatch.setattr(sharing, "SHARE", 2)
+    monkeypatch.setattr(sharing, "MOST_WAITING", 2)
+    monkeypatch.setattr(blocks, "BLOCK", 4_000)
+    monkeypatch.setattr(sharing.os, "sched_getaffinity", lambda _: {0, 1})
+
+
+@pytest.mark.usefixtures("two_processes")
+@pytest.mark.parametrize("idle", [False, True], ids=["both", "the other alone"])
+@pytest.mark.parametrize("columns", [False, True])
+def test_two_processes_find_what_one_finds(
+    path: Path,
+    content: Raw,
+    cases: Any,
+    signer: Signer,
+    monkeypatch: pytest.MonkeyPatch,
+    idle: bool,
+    columns: bool,
+) -> None:
+    written(path, content, cases, signer)
+    expected, entries = slowly(path, signer)
+    if idle:
+        monkeypatch.setattr(sharing.Shares, "claim", lambda _: None)
+    monkeypatch.setattr(chain, "run_links", None)
+    listeners, progress = Listeners(), []
+    report = verify_chain(
+        path, [signer.public], listeners if columns else None, lambda *done: progress.append(done)
+    )
+    assert report == expected
+    assert listeners.told == ([entries] if columns else [])
+    assert progress == sorted(progress)
+    assert progress[-1] == (path.stat().st_size,) * 2
+
+
+@pytest.mark.usefixtures("two_processes")
+@pytest.mark.parametrize("spoil", ["a byte", "the end", "no process", "another size"])
+def test_where_the_other_process_fails_one_goes_through_all(
+    path: Path, content: Raw, cases: Any, signer: Signer, monkeypatch: pytest.MonkeyPatch, spoil: str
+) -> None:
+    data = written(path, content, cases, signer).read_bytes()
+    if spoil == "a byte":
+        path.write_bytes(data[:9_000] + b"?" + data[9_001:])
+    elif spoil == "the end":
+        path.write_bytes(data[:-700])
+    elif spoil == "no process":
+        monkeypatch.setattr(sharing, "CHECKER", "gradwarden.absent")
+    expected = slowly(path, signer)
+    monkeypatch.setattr(sharing.Shares, "claim", lambda _: None)
+    if spoil == "another size":
+        monkeypatch.setattr(sharing.BlockReader, "read", lambda *_: pytest.fail("claimed without asking"))
+    assert quickly(path, signer) == expected
+
+
+@given(st.lists(st.booleans(), max_size=30))
+def test_each_share_is_claimed_once(tmp_path_factory: pytest.TempPathFactory, turns: list[bool]) -> None:
+    reader = BlockReader(io.BytesIO(bytes(90)), 90, columns=False, size=10)
+    folder = tmp_path_factory.mktemp("shares")
+    one, other = (sharing.Shares(folder, reader, 2) for _ in range(2))
+    one.begin()
+    claimed = [(one if turn else other).claim() for turn in turns]
+    claimed += [one.claim() for _ in range(6)]
+    assert [number for number in claimed if number is not None] == [0, 1, 2, 3, 4]
