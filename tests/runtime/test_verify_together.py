@@ -16,9 +16,11 @@ from gradwarden.runtime.ledger import blocks, chain, sharing
 from gradwarden.runtime.ledger.chain import ChainReport
 from gradwarden.runtime.ledger.entries import Entry, compose, encode_body
 from gradwarden.runtime.ledger.lines import read_parts
-from gradwarden.runtime.ledger.turns import OddBlockError
+from gradwarden.runtime.ledger.turns import OddBlockError, Turns
+from gradwarden.runtime.verification.example_audit import ExampleAudit
 from gradwarden.runtime.verification.run_replay import RunReplay
 from gradwarden.runtime.verification.verify import VerifyReport
+from gradwarden.runtime.verification.violation import ViolationError
 from tests.runtime.test_verify import FORGERIES, RULES, recorded
 
 __all__ = ["recorded"]  # a fixture
@@ -305,3 +307,60 @@ def test_most_steps_of_a_plain_run_are_judged_together(
     found, facts = _together(plain_entries, len(plain_entries))
     assert (found, facts["steps"]) == ([], STEPS)
     assert single.count("step") < STEPS / 2
+
+
+def _audit(steps: list[dict[str, Any]]) -> tuple[ExampleAudit, Turns]:
+    """Return an audit that knows two classes and two decisions, and steps of two examples each."""
+    audit = ExampleAudit()
+    audit.accept("classes", {"classes": [{"id": 0, "bits": "0"}, {"id": 1, "bits": "1"}]})
+    audit.accept("decisions", {"decisions": [{"weights": [0]}, {"weights": [1]}]})
+    lines = []
+    for number, step in enumerate(steps):
+        commitments = b64encode(b"".join(bytes([name]) * 32 for name in step["examples"])).decode()
+        body = {"step": number, "epoch": 0, "today": None, "count": 2, "commitments": commitments}
+        body |= {"signals": {}, "slots": {}, "spent": [], "verdict": "admit"}
+        body |= {name: step[name] for name in ("classes", "exposures", "decision")}
+        outcome = {"step": number, "active": ["a"], "norms": {"a": "1"}, "loss": None, "privacy": {}}
+        for kind, told in (("step", body), ("committed", outcome)):
+            lines.append(b"\0" + compose(kind, len(lines), "0" * 64, encode_body(kind, told)))
+    (turns,) = read_parts(0, lines)[1]
+    assert isinstance(turns, Turns)
+    return audit, turns
+
+
+_ONCE = {"examples": [1, 2], "classes": [0, 0], "exposures": [0, 0], "decision": [1, 0]}
+_AGAIN = {"examples": [2, 1], "classes": [0, 0], "exposures": [0, 1], "decision": [1, 1]}
+_TWICE = {"examples": [1, 1], "classes": [0, 0], "exposures": [0, 1], "decision": [0, 0]}
+
+
+@pytest.mark.parametrize(
+    ("steps", "fault"),
+    [
+        ([_ONCE, _AGAIN], None),
+        ([_ONCE, _AGAIN | {"exposures": [0, 0]}], 2),
+        ([_ONCE, _AGAIN | {"exposures": [1, 1]}], 2),
+        ([_ONCE, _AGAIN | {"classes": [0, 1]}], 2),
+        ([_ONCE, _AGAIN, _AGAIN | {"exposures": [1, 2], "classes": [1, 0]}], 4),
+        ([_TWICE], None),
+        ([_TWICE | {"exposures": [0, 0]}], 0),
+        ([_TWICE | {"classes": [0, 1]}], 0),
+    ],
+)
+def test_examples_of_many_steps_are_held_to_each_other(
+    steps: list[dict[str, Any]], fault: int | None
+) -> None:
+    """Together and one by one; what was not taken together leaves no trace."""
+    audit, turns = _audit(steps)
+    taken = audit.accept_turns(turns)
+    assert not taken or fault is None
+    assert taken or fault is not None or steps == [_TWICE]
+    found = None
+    for index, kind, body in () if taken else turns.entries():
+        try:
+            audit.accept(kind, body)
+        except ViolationError:
+            found = index
+            break
+    assert found == fault
+    if fault is None:
+        assert audit._exposures[: len(steps)].tolist() == ([2, 1] if len(steps) == 2 else [0])

@@ -302,3 +302,53 @@ def test_each_share_is_claimed_once(tmp_path_factory: pytest.TempPathFactory, tu
     claimed = [(one if turn else other).claim() for turn in turns]
     claimed += [one.claim() for _ in range(6)]
     assert [number for number in claimed if number is not None] == [0, 1, 2, 3, 4]
+
+
+# --- one fault each -----------------------------------------------------------------------------------------
+
+_STEP = {"classes": [3, 40], "decision": [0, 7], "exposures": [10, 2], "signals": {"a": [-50, 60]}}
+_OTHER_NUMBERS = [
+    *[(b"40", b"040"), (b"7", b"07"), (b"10", b"010"), (b"-50", b"-050"), (b"-50", b"-0"), (b"60", b"00")],
+    *[(b"40", b"9007199254740993"), (b":5,", b":05,"), (b"9,", b"09,"), (b"20484", b"-0")],
+]
+
+
+@pytest.mark.parametrize(("number", "other"), _OTHER_NUMBERS)
+@pytest.mark.parametrize("expected", [False, True], ids=["taken apart", "of the expected form"])
+def test_a_number_that_is_not_canonical_is_found(
+    cases: Any, monkeypatch: pytest.MonkeyPatch, number: bytes, other: bytes, expected: bool
+) -> None:
+    monkeypatch.setattr(lines, "USED_TO", 1 if expected else 99)
+    first = compose("step", 0, "0" * 64, encode_body("step", cases.step(1) | _STEP))
+    body = encode_body("step", cases.step(5) | _STEP | {"epoch": 9})
+    spoilt = body.replace(number, other, 1)
+    assert spoilt != body
+    for text, sound in ((body, True), (spoilt, False)):
+        second = compose("step", 1, leaf_hash(first).hex(), text)
+        data = first + b"\n" + second + b"\n"
+        for columns in (False, True):
+            reader = BlockReader(io.BytesIO(data), len(data), columns=columns)
+            if sound:
+                assert reader.read(0).first == 0
+            else:
+                with pytest.raises(OddBlockError):
+                    reader.read(0)
+
+
+@pytest.mark.parametrize("spoil", ["index", "link", "one signal more", "one exposure more"])
+@pytest.mark.parametrize("columns", [False, True])
+def test_a_line_in_the_wrong_place_is_found(cases: Any, columns: bool, spoil: str) -> None:
+    prev, out = "0" * 64, []
+    for index in range(80):
+        kind, made = ("committed", cases.committed) if index % 2 else ("step", cases.step)
+        body = encode_body(kind, made(index // 2))
+        if index == 70:
+            body = body.replace(b"[-5,-5]", b"[-5,-5,-5]") if spoil == "one signal more" else body
+            body = body.replace(b"[1,1]", b"[1,1,1]") if spoil == "one exposure more" else body
+        shown = index + (spoil == "index" and index == 70)
+        link = prev if spoil != "link" or index != 70 else "0" * 64
+        out.append(compose(kind, shown, link, body))
+        prev = leaf_hash(out[-1]).hex()
+    data = b"".join(line + b"\n" for line in out)
+    with pytest.raises(OddBlockError):
+        BlockReader(io.BytesIO(data), len(data), columns=columns).read(0)
