@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from gradwarden.runtime.ledger.keys import PublicKey
 
 HELP = {
-    "untrusted": "give the public key of the attester with --key",
-    "unknown_key": "give the public key that signs the ledger with --key, too",
+    "untrusted": "give the public key of the attester with --attester",
+    "unknown_key": "give the public key that signs the ledger with --key",
     "wrong_subject": "are these the weights that were attested? the statement's subjects list their digests",
     "unwitnessed": "the attester gives a cosigned head with `gradwarden attest --head`",
 }
@@ -31,7 +31,11 @@ HELP = {
 @click.argument("attestation", type=FILE)
 @click.option(
     "--key", "key_files", type=FILE, multiple=True, required=True, metavar="PUB",
-    help="A public key that you trust, of the attester and of the ledger; repeatable.",
+    help="A public key that you trust to sign the ledger; repeatable.",
+)  # fmt: skip
+@click.option(
+    "--attester", "attester_files", type=FILE, multiple=True, metavar="PUB",
+    help="A public key that you trust to attest; repeatable. [default: those of the ledger]",
 )  # fmt: skip
 @click.option(
     "--checkpoint-weights", "weights", type=FILE, multiple=True, metavar="FILE",
@@ -44,6 +48,7 @@ HELP = {
 def command(
     attestation: Path,
     key_files: tuple[Path, ...],
+    attester_files: tuple[Path, ...],
     weights: tuple[Path, ...],
     ledger: Path | None,
     origin: str | None,
@@ -61,7 +66,7 @@ def command(
     \b
     Examples:
       gradwarden verify-attestation model.intoto.json --key run.pub --checkpoint-weights model.safetensors
-      gradwarden verify-attestation model.intoto.json --key lab.pub --key run.pub --witness witness.pub
+      gradwarden verify-attestation model.intoto.json --key run.pub --attester lab.pub --witness witness.pub
       gradwarden verify-attestation model.intoto.json --key run.pub --ledger run.ledger --format json
 
     \b
@@ -74,7 +79,9 @@ def command(
 
     keys = [PublicKey.load(path) for path in key_files]
     trust = Trust(keys, *load_witnesses(witness_files, quorum, keys), origin)
-    report = check_attestation(read_bytes(attestation, MAX_ENVELOPE, "an attestation"), trust, weights)
+    attesters = [PublicKey.load(path) for path in attester_files]
+    data = read_bytes(attestation, MAX_ENVELOPE, "an attestation")
+    report = check_attestation(data, trust, weights, attesters)
     faults = list(report.faults)
     if ledger is not None:
         faults += _compare(report, ledger, keys)
@@ -121,10 +128,13 @@ def _show(path: Path, report: AttestationReport, faults: list[Fault], ledger: Pa
     claim = "the attestation does not hold" if faults else "the attestation holds"
     click.echo(f"{click.style(status, fg=colour, bold=True)} {path}: {claim}")
     if report.signers:
-        click.echo(printable(f"  signed by {', '.join(key.name for key in report.signers)}"))
+        click.echo(printable(f"  attested by {', '.join(key.name for key in report.signers)}"))
     if report.statement is not None:
         for line in _told(report.predicate):
             click.echo(printable(f"  {line}"))
+    if report.proof is not None and report.proof.head.signers:
+        names = ", ".join(key.name for key in report.proof.head.signers)
+        click.echo(printable(f"  head signed by {names}"))
     for one in report.proof.head.cosignatures if report.proof is not None else ():
         click.echo(printable(f"  head witnessed by {one.witness.name} ({moment(one.seconds)})"))
     for name, how in report.matched.items():

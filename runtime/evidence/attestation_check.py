@@ -67,14 +67,16 @@ class AttestationReport:
         return found
 
 
-def check_attestation(data: bytes, trust: Trust, weights: Sequence[Path] = ()) -> AttestationReport:
+def check_attestation(
+    data: bytes, trust: Trust, weights: Sequence[Path] = (), attesters: Sequence[PublicKey] = ()
+) -> AttestationReport:
     """Check an attestation. Raises EvidenceError for what is no envelope, OSError for unreadable weights.
 
-    trust: the keys that may sign it and its ledger, and the witnesses of the ledger. weights: files that must
-    be subjects of it.
+    trust: the keys and witnesses of the ledger. weights: files that must be subjects of it. attesters: the
+    keys that may sign it; none: those of the ledger.
     """
     envelope = parse_envelope(data)
-    signers = envelope_signers(envelope, trust.keys)
+    signers = envelope_signers(envelope, attesters or trust.keys)
     if not signers:
         fault = Fault("untrusted", "no given key has signed the attestation")
         return AttestationReport((), None, None, {}, (fault,))

@@ -1,15 +1,17 @@
 """Makes proofs from a ledger, in one pass and in memory that its length does not change.
 
-What is proved is what a signed head covers, such as the last one in the ledger. Before a proof is given, the
-tree over the entries that the head covers is compared with the head, so no proof leaves here that does not
-lead to its root. Signatures are not checked: whoever is shown the proof does that.
+What is proved is what a signed head covers, such as the last one in the ledger. A proof is checked before it
+is given, so that none leaves here that does not lead to the head's root: that also shows that all the entries
+are those that the head covers, since every one of them goes into the proof's hashes. Signatures are not
+checked: whoever is shown the proof does that.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Generator, Sequence
+from collections.abc import Container, Generator, Iterator, Sequence
 from contextlib import closing
+from itertools import chain
 from typing import Any
 
 from gradwarden.policy.frozen import frozen
@@ -17,14 +19,21 @@ from gradwarden.runtime.errors import HeadMismatch, LedgerDamaged, ProofError
 from gradwarden.runtime.evidence.proof_file import ConsistencyProof, InclusionProof
 from gradwarden.runtime.ledger.entries import HEAD, MalformedLineError, decode
 from gradwarden.runtime.ledger.merkle import (
+    EMPTY_ROOT,
     Range,
     consistency_ranges,
     inclusion_ranges,
     leaf_hash,
+    leaf_hashes,
     range_roots,
+    verify_consistency,
+    verify_inclusion,
 )
 from gradwarden.runtime.ledger.note import Checkpoint, parse_checkpoint, parse_note
 from gradwarden.runtime.ledger.reader import open_ledger, pieces
+
+NEAR_END = 4 << 20
+"""Bytes at the end of a ledger in which its last head is looked for first."""
 
 _AFTER_KIND = len(b'","prev":"') + 64 + len(b'"}')
 """What follows the kind in an entry's line, whose keys are sorted."""
@@ -45,14 +54,30 @@ def read_head(note: bytes) -> SignedHead:
 
 def last_head(path: str | os.PathLike[str]) -> SignedHead:
     """Return the last head in a ledger. Raises ProofError where it has none, LedgerDamaged at a bad one."""
-    note = None
-    for _, _, body in entries_of(path, {HEAD}):
-        note = body["note"]
+    note = _near_end(path)
+    if note is None:
+        for _, _, body in entries_of(path, {HEAD}):
+            note = body["note"]
     if note is None:
         raise ProofError(
             f"no entry of `{os.fspath(path)}` is signed yet", help="a head follows the first second of a run"
         )
     return read_head(note.encode())
+
+
+def _near_end(path: str | os.PathLike[str]) -> str | None:
+    """Return the note of the last head if it is well formed and where it usually is."""
+    with open_ledger(path) as file:
+        start = max(os.fstat(file.fileno()).st_size - NEAR_END, 0)
+        lines = [line for piece in pieces(file, start) for line in piece.lines][bool(start) :]
+    for line in reversed(lines):
+        if _kind_of(line) == HEAD:
+            try:
+                note: str = decode(line)[3]["note"]
+            except MalformedLineError:
+                return None
+            return note
+    return None
 
 
 def entries_of(
@@ -62,10 +87,9 @@ def entries_of(
 
     Raises LedgerDamaged at one of them that is malformed; order and links are not checked.
     """
-    with closing(stored_lines(path)) as lines:
-        for index, line in enumerate(lines):
-            end = len(line) - _AFTER_KIND
-            if line[line.rfind(b'"', 0, end) + 1 : end].decode("ascii", "replace") not in kinds:
+    with closing(stored_lines(path)) as parts:
+        for index, line in enumerate(chain.from_iterable(parts)):
+            if _kind_of(line) not in kinds:
                 continue
             try:
                 _, kind, _, body = decode(line)
@@ -74,6 +98,12 @@ def entries_of(
                     f"entry {index}: {error}", index=index, offset=0, problem=error.problem
                 ) from None
             yield index, kind, body
+
+
+def _kind_of(line: bytes) -> str:
+    """Return the kind of an entry, if the line is that of one."""
+    end = len(line) - _AFTER_KIND
+    return line[line.rfind(b'"', 0, end) + 1 : end].decode("ascii", "replace")
 
 
 def prove_inclusion(
@@ -90,7 +120,9 @@ def prove_inclusion(
             f"the head covers {size:,} entries; entry {index:,} is not among them",
             help="entries are counted from 0; an entry is covered by the head that follows it",
         )
-    roots, line = _roots(path, head, inclusion_ranges(index, size), index)
+    roots, line = _roots(path, size, inclusion_ranges(index, size), index)
+    if not verify_inclusion(index, size, leaf_hash(line), roots, head.checkpoint.root):
+        raise _mismatch(path, size)
     return InclusionProof(index, tuple(roots), head.note, None if withhold else line)
 
 
@@ -122,49 +154,59 @@ def prove_growth(path: str | os.PathLike[str], old_size: int, head: SignedHead) 
 
 def _growth(path: str | os.PathLike[str], old_size: int, head: SignedHead) -> tuple[ConsistencyProof, bytes]:
     """Return the proof, and the root over the first `old_size` entries."""
-    size = head.checkpoint.size
+    size, root = head.checkpoint.size, head.checkpoint.root
     if old_size > size:
         raise ProofError(f"the old head covers {old_size:,} entries, the new one {size:,}")
-    ranges = consistency_ranges(old_size, size) if old_size else []
-    (*roots, root), _ = _roots(path, head, [*ranges, (0, old_size)])
-    return ConsistencyProof(old_size, tuple(roots), head.note), root
+    if old_size == 0:
+        [found], _ = _roots(path, size, [(0, size)])
+        if found != root:
+            raise _mismatch(path, size)
+        return ConsistencyProof(0, (), head.note), EMPTY_ROOT
+    (*roots, old_root), _ = _roots(path, size, [*consistency_ranges(old_size, size), (0, old_size)])
+    if not verify_consistency(old_size, size, old_root, root, roots):
+        raise _mismatch(path, size)
+    return ConsistencyProof(old_size, tuple(roots), head.note), old_root
+
+
+def _mismatch(path: str | os.PathLike[str], size: int) -> HeadMismatch:
+    return HeadMismatch(
+        f"the first {size:,} entries of `{os.fspath(path)}` are not those that the head covers",
+        help="the ledger was rewritten, or the head is of another one",
+    )
 
 
 def _roots(
-    path: str | os.PathLike[str], head: SignedHead, ranges: Sequence[Range], wanted: int | None = None
+    path: str | os.PathLike[str], size: int, ranges: Sequence[Range], wanted: int = -1
 ) -> tuple[list[bytes], bytes]:
-    """Return the root over each range, and one line. Raises HeadMismatch unless the head fits the ledger."""
-    checkpoint = head.checkpoint
+    """Return the root over each range of the first `size` entries, and one line of them.
+
+    Raises HeadMismatch where there are not so many.
+    """
     kept, count = b"", 0
 
-    def leaves() -> Generator[bytes, None, None]:
+    def leaves() -> Iterator[bytes]:
         nonlocal kept, count
-        with closing(stored_lines(path)) as lines:
-            for line in lines:
-                if count == checkpoint.size:
+        with closing(stored_lines(path)) as parts:
+            for lines in parts:
+                lines = lines[: size - count]
+                if 0 <= wanted - count < len(lines):
+                    kept = lines[wanted - count]
+                count += len(lines)
+                yield leaf_hashes(lines)
+                if count == size:
                     return
-                if count == wanted:
-                    kept = line
-                count += 1
-                yield leaf_hash(line)
 
-    *roots, root = range_roots(leaves(), [*ranges, (0, checkpoint.size)])
-    if count < checkpoint.size:
+    roots = range_roots(leaves(), ranges)
+    if count < size:
         raise HeadMismatch(
-            f"the head covers {checkpoint.size:,} entries; `{os.fspath(path)}` has {count:,}",
+            f"the head covers {size:,} entries; `{os.fspath(path)}` has {count:,}",
             help="the ledger was cut, or the head is of another one",
-        )
-    if root != checkpoint.root:
-        raise HeadMismatch(
-            f"the first {checkpoint.size:,} entries of `{os.fspath(path)}` are not those that the head "
-            "covers",
-            help="the ledger was rewritten, or the head is of another one",
         )
     return roots, kept
 
 
-def stored_lines(path: str | os.PathLike[str]) -> Generator[bytes, None, None]:
-    """Yield the whole lines of a ledger; a torn tail is left out."""
+def stored_lines(path: str | os.PathLike[str]) -> Generator[list[bytes], None, None]:
+    """Yield the whole lines of a ledger, some at a time; a torn tail is left out."""
     with open_ledger(path) as file:
         for piece in pieces(file):
-            yield from piece.lines
+            yield piece.lines

@@ -20,13 +20,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import chain, islice
 from pathlib import Path
 
 from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.errors import EvidenceError, HeadMismatch, LedgerError
 from gradwarden.runtime.evidence.prover import SignedHead, prove_consistency, read_head, stored_lines
 from gradwarden.runtime.ledger.entries import MAX_LINE
-from gradwarden.runtime.ledger.merkle import EMPTY_ROOT, HASH_SIZE, Tree, leaf_hash
+from gradwarden.runtime.ledger.merkle import EMPTY_ROOT, HASH_SIZE, Tree, leaf_hashes
 from gradwarden.runtime.ledger.note import MAX_NOTE, Checkpoint
 from gradwarden.runtime.ledger.sidecar import replace_durably
 
@@ -92,54 +93,61 @@ def _published(directory: Path) -> Checkpoint | None:
 
 def _write_tiles(ledger: str | os.PathLike[str], checkpoint: Checkpoint, writer: _Writer) -> tuple[int, int]:
     """Write tiles and bundles; return how many of each. Raises HeadMismatch where the ledger has changed."""
-    tree, levels, bundle = Tree(), _Levels(writer), bytearray()
-    for index, line in enumerate(_first(ledger, checkpoint.size)):
-        if len(line) > MAX_LINE:
-            raise EvidenceError(f"entry {index:,} is longer than a bundle can hold")
-        leaf = leaf_hash(line)
-        tree.append(leaf)
-        levels.add(leaf)
-        bundle += len(line).to_bytes(2, "big") + line
-        if (index + 1) % WIDTH == 0:
-            writer.write(tile_path(ENTRIES, index // WIDTH), bytes(bundle))
-            bundle.clear()
-    if bundle:
-        writer.write(tile_path(ENTRIES, tree.size // WIDTH, tree.size % WIDTH), bytes(bundle))
-    if (tree.size, tree.root()) != (checkpoint.size, checkpoint.root):
+    levels = _Levels(writer)
+    number = 0
+    for number, lines in enumerate(_bundles(ledger, checkpoint.size), 1):
+        if max(map(len, lines)) > MAX_LINE:
+            raise EvidenceError("an entry is longer than a bundle can hold")
+        bundle = b"".join([len(line).to_bytes(2, "big") + line for line in lines])
+        writer.write(tile_path(ENTRIES, number - 1, len(lines)), bundle)
+        levels.add_leaves(leaf_hashes(lines))
+    if levels.root() != checkpoint.root:
         raise HeadMismatch("the ledger was changed while it was exported")
-    return levels.finish(), -(-tree.size // WIDTH)
+    return levels.finish(), number
 
 
-def _first(ledger: str | os.PathLike[str], size: int) -> Iterator[bytes]:
-    with closing(stored_lines(ledger)) as lines:
-        for _, line in zip(range(size), lines, strict=False):
-            yield line
+def _bundles(ledger: str | os.PathLike[str], size: int) -> Iterator[list[bytes]]:
+    """Yield the first `size` lines, 256 at a time."""
+    with closing(stored_lines(ledger)) as parts:
+        lines = islice(chain.from_iterable(parts), size)
+        while bundle := list(islice(lines, WIDTH)):
+            yield bundle
 
 
 class _Levels:
-    """The tiles of every level that are being filled."""
+    """The tiles of every level that are being filled.
+
+    A full tile stands for a subtree of its own, and the last one for what remains, so that the root is that
+    of a tree whose leaves are the roots of the tiles of level 0.
+    """
 
     def __init__(self, writer: _Writer) -> None:
         self._writer = writer
         self._filling: list[bytearray] = []
         self._full: list[int] = []
+        self._tree = Tree()
 
-    def add(self, node: bytes, level: int = 0) -> None:
-        """Add the next hash of a level; a tile that it fills is written, and hashed into the level above."""
+    def root(self) -> bytes:
+        return self._tree.root()
+
+    def add_leaves(self, leaves: bytes) -> None:
+        """Add leaf hashes, joined: a whole tile of level 0, or the last ones."""
+        self._tree.append(_root(leaves))
+        self._add(leaves, 0)
+
+    def _add(self, nodes: bytes, level: int) -> None:
+        """Add hashes to a tile that has room; where they fill it, it is written and hashed upwards."""
         if level == len(self._filling):
             self._filling.append(bytearray())
             self._full.append(0)
         tile = self._filling[level]
-        tile += node
+        tile += nodes
         if len(tile) < WIDTH * HASH_SIZE:
             return
-        content = bytes(tile)
-        self._writer.write(tile_path(level, self._full[level]), content)
+        self._writer.write(tile_path(level, self._full[level]), bytes(tile))
         self._full[level] += 1
+        self._add(_root(bytes(tile)), level + 1)
         tile.clear()
-        subtree = Tree()
-        subtree.extend(content)
-        self.add(subtree.root(), level + 1)
 
     def finish(self) -> int:
         """Write the partial tiles; return how many tiles there are in all."""
@@ -149,6 +157,13 @@ class _Levels:
                 self._writer.write(tile_path(level, full, len(tile) // HASH_SIZE), bytes(tile))
                 partial += 1
         return sum(self._full) + partial
+
+
+def _root(nodes: bytes) -> bytes:
+    """Return the root over hashes that are joined."""
+    tree = Tree()
+    tree.extend(nodes)
+    return tree.root()
 
 
 class _Writer:

@@ -173,10 +173,19 @@ def test_misuse_is_told(run: Run, ledger: Path, here: Path, arguments: list[str]
     assert "GW999" not in result.stderr
 
 
-def test_attesting_never_imports_torch(ledger: Path) -> None:
+def test_evidence_never_needs_torch(run: Run, ledger: Path) -> None:
+    """Every verb that makes or checks evidence, in one process."""
+    run("keygen", "ann", "--witness")
+    key, weights = ["--key", "run.pub"], ["--checkpoint-weights", "weights.bin"]
+    cosigned = ["--checkpoint", "ann.note", "--witness", "ann.pub"]
     commands = [
-        ["attest", "run.ledger", "--checkpoint-weights", "weights.bin", "--sign", "run.key", "-o", "a.json"],
-        ["verify-attestation", "a.json", "--key", "run.pub", "--ledger", "run.ledger"],
+        ["proof", "run.ledger", "--entry", "3", "-o", "3.tlog-proof"],
+        ["verify-proof", "3.tlog-proof", *key],
+        ["witness", "run.ledger", *key, "--sign", "ann.key", "--record", "ann.json", "-o", "ann.note"],
+        ["verify", "run.ledger", *key, *cosigned],
+        ["export", "tiles", "run.ledger", "log"],
+        ["attest", "run.ledger", *weights, "--sign", "run.key", "-o", "a.json"],
+        ["verify-attestation", "a.json", *key, *weights, "--ledger", "run.ledger"],
     ]
     script = (
         "import sys\nfrom gradwarden.cli.app import cli\n"

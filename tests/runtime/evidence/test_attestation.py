@@ -19,9 +19,11 @@ from gradwarden.runtime.evidence.attestation_check import (
 )
 from gradwarden.runtime.evidence.dsse import parse_envelope, sign_envelope
 from gradwarden.runtime.evidence.proof_check import Trust
+from gradwarden.runtime.evidence.proof_file import InclusionProof, parse_proof
 from gradwarden.runtime.evidence.prover import last_head, prove_inclusion
 from gradwarden.runtime.evidence.statement import PAYLOAD_TYPE, make_statement, predicate_schema
 from gradwarden.runtime.ledger.keys import Signer
+from gradwarden.runtime.ledger.note import parse_note, sign_note
 from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
 from tests.runtime.conftest import POLICY
 
@@ -112,7 +114,22 @@ def test_only_the_signature_of_a_given_key_counts(run: Any, statement: dict[str,
     report = check_attestation(signed(statement, stranger), Trust([run.signer.public]))
     assert (codes(report), report.statement) == (["untrusted"], None)
     both = check_attestation(signed(statement, stranger), Trust([stranger.public]))
-    assert codes(both) == ["unknown_key"]  # the attester may be another than who signs the ledger
+    assert codes(both) == ["unknown_key"]
+
+
+def test_an_attester_need_not_be_trusted_with_ledgers(run: Any, statement: dict[str, Any]) -> None:
+    lab, trust = Signer.generate("lab"), Trust([run.signer.public])
+    assert codes(check_attestation(signed(statement, lab), trust, attesters=[lab.public])) == []
+    assert codes(check_attestation(signed(statement, run.signer), trust, attesters=[lab.public])) == [
+        "untrusted"
+    ]
+    proof = parse_proof(statement["predicate"]["checkpoint"]["proof"].encode())
+    forged = sign_note(parse_note(proof.note).text, [lab]).encode()
+    assert isinstance(proof, InclusionProof)
+    text = InclusionProof(proof.index, proof.path, forged, proof.line).encode().decode()
+    statement["predicate"]["checkpoint"]["proof"] = text
+    report = check_attestation(signed(statement, lab), trust, attesters=[lab.public])
+    assert codes(report) == ["unknown_key"]
 
 
 Lie = Callable[[dict[str, Any], Any], object]

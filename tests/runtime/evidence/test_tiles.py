@@ -114,7 +114,7 @@ def files_under(directory: Path) -> set[str]:
     return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("size", [1, 2, 255, 256, 257, 700, 65_536])
+@pytest.mark.parametrize("size", [1, 2, 255, 256, 257, 1_500])
 def test_a_reader_finds_every_entry_and_the_root(
     path: Path, tmp_path: Path, signer: Signer, size: int
 ) -> None:

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradwarden.runtime.errors import KeyFileError, WitnessError
@@ -60,6 +60,7 @@ def consider(record: Path, signer: Signer, other: Signer) -> Consider:
     return ask
 
 
+@settings(max_examples=30)
 @given(
     st.lists(st.tuples(st.none() | st.integers(0, 24), st.integers(0, 24), st.integers(0, 1)), max_size=12)
 )
