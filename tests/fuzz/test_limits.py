@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from importlib import import_module
@@ -17,6 +18,14 @@ from gradwarden.policy.evaluation.evaluate import decide
 from gradwarden.policy.program_json import program_from_json
 from gradwarden.policy.source import Source
 from gradwarden.policy.testing.yaml_text import read_yaml
+from gradwarden.runtime.evidence.dsse import parse_envelope
+from gradwarden.runtime.evidence.proof_file import ConsistencyProof, parse_proof
+from gradwarden.runtime.evidence.statement import tensor_digests
+from gradwarden.runtime.evidence.witness import open_witness
+from gradwarden.runtime.ledger.entries import encode_body
+from gradwarden.runtime.ledger.keys import Signer
+from gradwarden.runtime.ledger.merkle import EMPTY_ROOT
+from gradwarden.runtime.ledger.note import Checkpoint, parse_note, sign_note
 from tests.fuzz.targets import ROOT
 
 PAGE = (ROOT / "docs" / "limits.md").read_text("utf-8")
@@ -40,6 +49,10 @@ SMALL = {
     "model_map.MAX_BYTES": 100,
     "cli.inputs.MAX_EXAMPLE_BYTES": 100,
     "cli.manifest.MAX_LINE": 100,
+    "runtime.evidence.proof_file.MAX_PROOF": 100,
+    "runtime.evidence.witness.MAX_RECORD": 100,
+    "runtime.evidence.dsse.MAX_ENVELOPE": 100,
+    "runtime.evidence.statement.MAX_TENSORS": 3,
 }
 """Limits that are lowered before they are exceeded, since exceeding them as they are takes long."""
 
@@ -90,6 +103,35 @@ def _example(limit: int, folder: Path) -> Any:
 def _manifest(limit: int, folder: Path) -> Any:
     (folder / "data.jsonl").write_text('{"a": "' + "x" * limit + '"}\n')
     return list(open_manifest(folder / "data.jsonl", parse_policy(HEADER + MODEL).program).pieces)
+
+
+def _note(lines: int, text: str = "text") -> bytes:
+    return (f"{text}\n\n" + "\N{EM DASH} k AAAAAAA=\n" * lines).encode()
+
+
+def _path(count: int) -> bytes:
+    return b"old 1\n" + b"A" * 43 + (b"=\n" + b"A" * 43) * (count - 1) + b"=\n\nnote\n"
+
+
+def _envelope(signatures: int) -> bytes:
+    document = {"payload": "", "payloadType": "t", "signatures": [{"sig": ""}] * signatures}
+    return json.dumps(document).encode()
+
+
+def _record(limit: int, folder: Path) -> Any:
+    log, witness = Signer.generate("log"), Signer.generate("witness")
+    head = sign_note(Checkpoint("o" * limit, 0, EMPTY_ROOT).text(), [log]).encode()
+    for _ in range(2):  # what the first time writes is too long for the second
+        with open_witness(folder / "seen.json", witness, [log.public]) as opened:
+            opened.consider(ConsistencyProof(0, (), head), 1)
+
+
+def _tensors(limit: int, folder: Path) -> Any:
+    place = {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}
+    header = json.dumps({f"t{number}": place for number in range(limit + 1)}).encode()
+    path = folder / "weights.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    return tensor_digests(path)
 
 
 EXCEED: dict[str, Exceed] = {
@@ -150,12 +192,23 @@ EXCEED: dict[str, Exceed] = {
     "model_map.MAX_DEPTH": lambda n, _: ModelMap.from_yaml("[" * (n + 1) + "]" * (n + 1)),
     "cli.inputs.MAX_EXAMPLE_BYTES": _example,
     "cli.manifest.MAX_LINE": _manifest,
+    "runtime.ledger.entries.MAX_LINE": lambda n, _: encode_body(
+        "refused", {"step": 1, "gate": "commit", "reason": "r", "detail": "x" * n}
+    ),
+    "runtime.ledger.note.MAX_NOTE": lambda n, _: parse_note(_note(1, "x" * n)),
+    "runtime.ledger.note.MAX_SIGNATURES": lambda n, _: parse_note(_note(n + 1)),
+    "runtime.evidence.proof_file.MAX_PROOF": lambda n, _: parse_proof(b"old 1\n\n" + b"x" * n),
+    "runtime.evidence.proof_file.MAX_PATH": lambda n, _: parse_proof(_path(n + 1)),
+    "runtime.evidence.witness.MAX_RECORD": _record,
+    "runtime.evidence.dsse.MAX_ENVELOPE": lambda n, _: parse_envelope(_envelope(1) + b" " * n),
+    "runtime.evidence.dsse.MAX_SIGNATURES": lambda n, _: parse_envelope(_envelope(n + 1)),
+    "runtime.evidence.statement.MAX_TENSORS": _tensors,
 }
 
 
 def _home(constant: str) -> tuple[Any, str]:
     module, name = constant.rsplit(".", 1)
-    top = "gradwarden" if module.startswith("cli.") else "gradwarden.policy"
+    top = "gradwarden" if module.startswith(("cli.", "runtime.")) else "gradwarden.policy"
     return import_module(f"{top}.{module}"), name
 
 
