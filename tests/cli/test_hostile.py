@@ -26,9 +26,26 @@ COMMANDS = {
     "a model map": ("x.yaml", ["check", "sample.policy", "--model-map", "x.yaml"]),
     "log": ("x.ledger", ["log", "x.ledger"]),
     "verify": ("x.ledger", ["verify", "x.ledger", "--key", "run.pub"]),
+    "proof": ("x.ledger", ["proof", "x.ledger", "--entry", "0"]),
+    "export": ("x.ledger", ["export", "tiles", "x.ledger", "out"]),
+    "verify-proof": ("x.proof", ["verify-proof", "x.proof", "--key", "run.pub"]),
+    "witness": (
+        "x.proof",
+        ["witness", "x.proof", "--key", "run.pub", "--sign", "w.key", "--record", "w.json"],
+    ),
+    "a record": (
+        "w.json",
+        ["witness", "y.proof", "--key", "run.pub", "--sign", "w.key", "--record", "w.json"],
+    ),
+    "verify-attestation": ("x.json", ["verify-attestation", "x.json", "--key", "run.pub"]),
     "a public key": ("x.pub", ["verify", "sample.policy", "--key", "x.pub"]),
     "a private key": ("x.key", ["build", "sample.policy", "-o", "out.json", "--sign", "x.key"]),
 }
+
+REQUEST = (
+    "old 0\n\nexample.com/log\n0\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\n\n"
+    "\N{EM DASH} run ASd/+wAAAAA=\n"
+).encode()
 
 SEEDS = [
     POLICY.encode(),
@@ -38,6 +55,10 @@ SEEDS = [
     b'{"body":{},"index":0,"kind":"opened","prev":"' + b"0" * 64 + b'"}\n',
     b"run+01277ffb+AZg6KJYLjo9TCftHkpp2chrR84gBlF17u6Q190JV5BS2\n",
     b"PAR1\x15\x04\x15",
+    REQUEST,
+    b"c2sp.org/tlog-proof@v1\nextra YWJj\nindex 0\n" + REQUEST.removeprefix(b"old 0\n"),
+    b'{"format":"gradwarden/witness/1","logs":{"a":"b"},"witness":"w+00000000+AAAA"}\n',
+    b'{"payload":"e30=","payloadType":"application/vnd.in-toto+json","signatures":[{"sig":"AAAA"}]}\n',
 ]
 
 
@@ -57,6 +78,8 @@ def damaged(draw: st.DrawFn) -> bytes:
 def test_any_bytes_get_a_clean_answer(name: str, here: Path, policy: Path) -> None:
     (here / "one.json").write_text('{"kind": "a", "lines": 1, "topic": []}')
     CliRunner().invoke(cli, ["keygen", "run"])
+    CliRunner().invoke(cli, ["keygen", "w", "--witness"])
+    (here / "y.proof").write_bytes(REQUEST)
     file, arguments = COMMANDS[name]
 
     @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from gradwarden.runtime.errors import ProofError
@@ -21,7 +23,12 @@ from gradwarden.runtime.evidence.dsse import parse_envelope, sign_envelope
 from gradwarden.runtime.evidence.proof_check import Trust
 from gradwarden.runtime.evidence.proof_file import InclusionProof, parse_proof
 from gradwarden.runtime.evidence.prover import last_head, prove_inclusion
-from gradwarden.runtime.evidence.statement import PAYLOAD_TYPE, make_statement, predicate_schema
+from gradwarden.runtime.evidence.statement import (
+    PAYLOAD_TYPE,
+    make_statement,
+    predicate_schema,
+    tensor_digests,
+)
 from gradwarden.runtime.ledger.keys import Signer
 from gradwarden.runtime.ledger.note import parse_note, sign_note
 from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
@@ -244,6 +251,42 @@ def test_other_statements_are_not_taken_for_ours(
     assert report.statement is None
     other = sign_envelope(json.dumps(statement).encode(), "text/plain", [run.signer])
     assert codes(check_attestation(other, Trust([run.signer.public]))) == ["wrong_type"]
+
+
+def places(value: Any) -> list[tuple[Any, Any]]:
+    """Every (container, key) in JSON data."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [place for key, inner in items for place in ((value, key), *places(inner))]
+
+
+@settings(suppress_health_check=list(HealthCheck), max_examples=150)
+@given(st.data())
+def test_no_signed_statement_is_more_than_reported(
+    run: Any, statement: dict[str, Any], data: st.DataObject
+) -> None:
+    changed = json.loads(json.dumps(statement))
+    for _ in range(data.draw(st.integers(1, 2))):
+        found = places(changed)
+        container, key = found[data.draw(st.integers(0, len(found) - 1))]
+        scalars = st.none() | st.integers() | st.floats() | st.text(max_size=5) | st.just("\ud800")
+        container[key] = data.draw(
+            scalars | st.lists(scalars, max_size=2) | st.dictionaries(st.text(), scalars)
+        )
+    report = check(run, changed, run.folder / "model.safetensors")
+    assert all(fault.message for fault in report.faults)
+    if report.statement is not None:
+        list(compare_ledger(report, run.path(), run.verify().facts))
+
+
+@given(st.binary(max_size=60), st.integers(0, 80))
+def test_files_that_hold_no_tensors_have_none(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, length: int
+) -> None:
+    path = tmp_path_factory.mktemp("odd") / "odd.safetensors"
+    header = b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}'
+    for content in (data, length.to_bytes(8, "little") + data, length.to_bytes(8, "little") + header + data):
+        path.write_bytes(content)
+        assert all(len(digest) == 64 for digest in tensor_digests(path).values())
 
 
 def test_an_attestation_of_another_ledger_is_told(run: Any, statement: dict[str, Any]) -> None:
