@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
@@ -13,9 +12,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from gradwarden.runtime.masks.bands import BandIndex
 from gradwarden.runtime.masks.layers.operation import stock_forward
 from gradwarden.runtime.masks.pieces import LayerGradients, Piece
-
-if TYPE_CHECKING:
-    from gradwarden.runtime.masks.fused import FusedEngine
+from gradwarden.runtime.masks.places import Places
 
 LayerRules = Mapping[type[nn.Module], LayerGradients | None]
 """The user's rules by class; None asks for the class to be differentiated as one piece."""
@@ -40,29 +37,29 @@ def ruled_pieces(model: nn.Module, bands: BandIndex, rules: LayerRules) -> Itera
                 break
 
 
-def widen(engine: FusedEngine, called: Collection[int], attempt: Callable[[], bool]) -> bool:
-    """Let pieces cover the engine's loose parameters, as far as that is exact; return whether any was added.
+def widen(places: Places, called: Collection[int], attempt: Callable[[], bool]) -> bool:
+    """Let pieces cover loose parameters, as far as that is exact; return whether any was added.
 
     called: ids of the modules that the model calls. attempt: tries the engine on the model, and says whether
     its gradients are exact.
     """
-    first = kept = engine.pieces
-    tried = _around_blocks(engine)
+    first = kept = places.pieces
+    tried = _around_blocks(places)
     for _ in range(_ROUNDS):
-        found = _proposals(engine, called, tried)
+        found = _proposals(places, called, tried)
         if not found:
             break
         tried |= {id(piece.module) for piece in found}
-        loose = engine.loose
+        loose = places.loose
         useful: list[Piece] = []
         for group in (found, *_by_class(found)):
-            engine.cover(_joined(kept, group))
+            places.cover(_joined(kept, group))
             if attempt():
-                useful += [piece for piece in group if _ids(piece) & loose - engine.loose]
+                useful += [piece for piece in group if _ids(piece) & loose - places.loose]
                 if group is found:
                     break
         kept = _joined(kept, useful)
-        engine.cover(kept)
+        places.cover(kept)
         attempt()
     return kept != first
 
@@ -88,14 +85,14 @@ def watching_calls() -> Iterator[set[int]]:
         handle.remove()
 
 
-def _proposals(engine: FusedEngine, called: Collection[int], tried: Collection[int]) -> list[Piece]:
+def _proposals(places: Places, called: Collection[int], tried: Collection[int]) -> list[Piece]:
     """Return pieces that may cover loose parameters: for each, the nearest module around it that is called.
 
     The model itself is none: that would be the reference way, and slower.
     """
-    modules = dict(engine.model.named_modules())
-    loose = engine.loose
-    size = _trainable(engine.model)
+    modules = dict(places.model.named_modules())
+    loose = places.loose
+    size = _trainable(places.model)
     chosen: dict[str, nn.Module] = {}
     for path, owner in modules.items():
         if not any(id(p) in loose and p.requires_grad for p in owner.parameters(recurse=False)):
@@ -107,16 +104,16 @@ def _proposals(engine: FusedEngine, called: Collection[int], tried: Collection[i
                     chosen[around] = module
                 break
     return [
-        Piece(path, module, _own_bands(module, engine.bands))
+        Piece(path, module, _own_bands(module, places.bands))
         for path, module in chosen.items()
         if not any(around in chosen for around in _ancestry(path.rpartition(".")[0]))
     ]
 
 
-def _around_blocks(engine: FusedEngine) -> set[int]:
+def _around_blocks(places: Places) -> set[int]:
     """Return the ids of the blocks that are run in parts, and of the modules around them."""
-    modules = dict(engine.model.named_modules())
-    return {id(modules[path]) for block in engine.blocks for path in _ancestry(block.name)}
+    modules = dict(places.model.named_modules())
+    return {id(modules[path]) for block in places.blocks for path in _ancestry(block.name)}
 
 
 def _by_class(pieces: Sequence[Piece]) -> list[list[Piece]]:

@@ -8,31 +8,29 @@ random linear functionals of the model's outputs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from gradwarden.runtime.masks.differentiation import Differentiation
 from gradwarden.runtime.masks.graph import coarsest
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.ownership import Digest, proportional
 from gradwarden.runtime.masks.packed_trial import Located, PackedTrial, refuse_crossing
 from gradwarden.runtime.masks.passes import Passes
 from gradwarden.runtime.masks.positions import Grid, Placement, placements
-from gradwarden.runtime.masks.probe import Recorder, check_gradients, dense
+from gradwarden.runtime.masks.probe import check_gradients, dense
+from gradwarden.runtime.masks.recorder import Recorder
 from gradwarden.runtime.masks.sites import Site
 from gradwarden.runtime.masks.split import by_class
 from gradwarden.runtime.masks.trial import TrialError, untouched
-
-if TYPE_CHECKING:
-    from gradwarden.runtime.masks.fused import FusedEngine
 
 _SEED = 43
 
 _CLASSES = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64, device="cpu")
 
 
-def learn_positions(engine: FusedEngine, trial: PackedTrial) -> None:
+def learn_positions(engine: Differentiation, trial: PackedTrial) -> None:
     """Set where positions lie in the outputs of the engine's layers, and check its gradients.
 
     Raises MaskError where examples are not independent, TrialError where the engine is not exact.
@@ -40,9 +38,9 @@ def learn_positions(engine: FusedEngine, trial: PackedTrial) -> None:
     located = refuse_crossing(trial)
     with untouched(trial):
         recorder = Recorder()
-        with engine.recording(recorder):
+        with engine.forward.recording(recorder):
             losses = _losses(trial, trial.outputs(), located)
-        for site in engine.sites:
+        for site in engine.places.sites:
             site.positions.clear()
         _locate(recorder, trial, losses)
         _compare(engine, trial, located, losses)
@@ -112,7 +110,7 @@ def _fitting(site: Site, y: Tensor, grid: Grid) -> Iterator[Placement]:
             yield place
 
 
-def _compare(engine: FusedEngine, trial: PackedTrial, located: Located, losses: Tensor) -> None:
+def _compare(engine: Differentiation, trial: PackedTrial, located: Located, losses: Tensor) -> None:
     """Raise TrialError unless the engine gives what the reference gives under a few classes of weights."""
     generator = torch.Generator().manual_seed(_SEED)
     bands = engine.bands.count
@@ -122,7 +120,7 @@ def _compare(engine: FusedEngine, trial: PackedTrial, located: Located, losses: 
     want = _sums(by_class(losses, weights, engine.bands, 1.0, True, Passes()))
     plan = engine.plan(weights).spread(trial.owners.view(trial.grid))
     rows = torch.ones(trial.count, dtype=torch.bool, device="cpu")
-    with engine.following(plan):
+    with engine.forward.following(plan):
         again = _losses(trial, trial.outputs(), located)
         rounding = coarsest(again)
         got = _sums(engine.gradients(plan, again, 1.0, rows))

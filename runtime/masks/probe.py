@@ -13,23 +13,22 @@ supported layers alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from gradwarden.runtime.masks.blocks import Block, Seen, Signature, learn
+from gradwarden.runtime.masks.blocks import Block, Signature, learn
 from gradwarden.runtime.masks.covering import watching_calls, widen
 from gradwarden.runtime.masks.detaching import refuse_loose
+from gradwarden.runtime.masks.differentiation import Differentiation
 from gradwarden.runtime.masks.graph import coarsest, uses
 from gradwarden.runtime.masks.layers import Embedding
 from gradwarden.runtime.masks.layout import Layout, candidates, confirmed
 from gradwarden.runtime.masks.pieces import Piece
+from gradwarden.runtime.masks.recorder import Recorder
 from gradwarden.runtime.masks.sites import Site
 from gradwarden.runtime.masks.trial import SIZES, Trial, TrialError, refuse_dependence, tolerance, untouched
-
-if TYPE_CHECKING:
-    from gradwarden.runtime.masks.fused import FusedEngine
 
 _SEED = 7
 _EXAMPLES = list(range(SIZES[1]))
@@ -38,28 +37,7 @@ Located = list[tuple[int, Layout]]
 """Which outputs of a model hold examples, and where."""
 
 
-class Recorder:
-    """What every supported layer and every block did in one forward pass, in the order of calls."""
-
-    def __init__(self) -> None:
-        self.outputs: dict[Site, list[Tensor]] = {}
-        self.blocks: dict[Block, list[Seen]] = {}
-        self.pieces: dict[Piece, list[list[Tensor]]] = {}
-
-    def see(self, site: Site, output: Tensor) -> None:
-        """Keep the output of one call."""
-        self.outputs.setdefault(site, []).append(output)
-
-    def see_block(self, block: Block, call: Seen) -> None:
-        """Keep one call of a block."""
-        self.blocks.setdefault(block, []).append(call)
-
-    def see_piece(self, piece: Piece, outputs: list[Tensor]) -> None:
-        """Keep the floating-point outputs of one call of a piece."""
-        self.pieces.setdefault(piece, []).append(outputs)
-
-
-def probe(engine: FusedEngine, trial: Trial) -> bool:
+def probe(engine: Differentiation, trial: Trial) -> bool:
     """Learn the layouts of the engine's layers and check its gradients on the trial's examples.
 
     Returns False where the examples themselves give gradients that are not finite, so that nothing can be
@@ -69,24 +47,25 @@ def probe(engine: FusedEngine, trial: Trial) -> bool:
     with untouched(trial):
         if not _examine(engine, trial, located):
             return False
-        loose = any(p.requires_grad and id(p) in engine.loose for p in engine.model.parameters())
-        if loose and not engine.collective:
+        places = engine.places
+        loose = any(p.requires_grad and id(p) in places.loose for p in places.model.parameters())
+        if loose and not engine.forward.collective:
             with watching_calls() as called:
                 trial.run(_EXAMPLES)
-            if widen(engine, called, lambda: _attempt(engine, trial, located)):
+            if widen(places, called, lambda: _attempt(engine, trial, located)):
                 _examine(engine, trial, located)
     return True
 
 
-def _examine(engine: FusedEngine, trial: Trial, located: Located) -> bool:
+def _examine(engine: Differentiation, trial: Trial, located: Located) -> bool:
     """Learn the layouts of what the engine covers, and check its gradients. Returns and raises as `probe`."""
     reference = _learn(engine, trial, located)
     if not all(torch.isfinite(g).all() for gradients in reference for g in gradients.values()):
         return False
-    random = {block: block.inputs for block in engine.blocks if block.random}
+    random = {block: block.inputs for block in engine.places.blocks if block.random}
     for block in random:
         block.inputs = {}
-    if engine.detached:
+    if engine.forward.detached:
         _refuse_other_uses(engine, trial, located)
     _settle(engine, trial, located, reference)
     if random:
@@ -94,13 +73,13 @@ def _examine(engine: FusedEngine, trial: Trial, located: Located) -> bool:
     return True
 
 
-def _attempt(engine: FusedEngine, trial: Trial, located: Located) -> bool:
+def _attempt(engine: Differentiation, trial: Trial, located: Located) -> bool:
     """Return whether the engine's gradients are exact with its present pieces, blocks in one part."""
     try:
         reference = _learn(engine, trial, located)
-        if not all(piece.layouts for piece in engine.pieces if piece.rule is None):
+        if not all(piece.layouts for piece in engine.places.pieces if piece.rule is None):
             return False
-        for block in engine.blocks:
+        for block in engine.places.blocks:
             block.inputs = {}
         _settle(engine, trial, located, reference)
     except TrialError:
@@ -109,7 +88,7 @@ def _attempt(engine: FusedEngine, trial: Trial, located: Located) -> bool:
 
 
 def _settle(
-    engine: FusedEngine, trial: Trial, located: Located, reference: Sequence[dict[int, Tensor]]
+    engine: Differentiation, trial: Trial, located: Located, reference: Sequence[dict[int, Tensor]]
 ) -> None:
     """Compare; give up what is not sure of itself, blocks first, as long as the gradients are not exact."""
     while True:
@@ -117,8 +96,8 @@ def _settle(
             _compare(engine, trial, located, reference)
             return
         except TrialError as failure:
-            split = [block for block in engine.blocks if block.inputs]
-            shared = [site for site in engine.sites if site.shared]
+            split = [block for block in engine.places.blocks if block.inputs]
+            shared = [site for site in engine.places.sites if site.shared]
             if not split and not shared:
                 raise
             for block in split:
@@ -129,7 +108,7 @@ def _settle(
 
 
 def _try_random(
-    engine: FusedEngine,
+    engine: Differentiation,
     trial: Trial,
     located: Located,
     random: dict[Block, dict[Any, tuple[Signature, Signature]]],
@@ -156,18 +135,18 @@ def _try_random(
 
 
 def _severed_gradients(
-    engine: FusedEngine, trial: Trial, located: Located, weights: Tensor
+    engine: Differentiation, trial: Trial, located: Located, weights: Tensor
 ) -> list[dict[int, Tensor]]:
     """Return each example's gradients in a run of its own in which its closed bands are detached."""
     found = []
     for example, row in enumerate(weights.tolist()):
-        with engine.severing(frozenset(band for band, weight in enumerate(row) if not weight)):
+        with engine.forward.severing(frozenset(band for band, weight in enumerate(row) if not weight)):
             losses = _losses(trial.run(_EXAMPLES), located)
             found.append(_plain_gradients(engine, losses[example]))
     return found
 
 
-def _refuse_other_uses(engine: FusedEngine, trial: Trial, located: Located) -> None:
+def _refuse_other_uses(engine: Differentiation, trial: Trial, located: Located) -> None:
     """Raise MaskError where a parameter, frozen or not, is used outside of supported layers."""
     parameters = [p for members in engine.bands.members for p in members if p.is_floating_point()]
     frozen = [parameter for parameter in parameters if not parameter.requires_grad]
@@ -176,26 +155,28 @@ def _refuse_other_uses(engine: FusedEngine, trial: Trial, located: Located) -> N
     for parameter in frozen:
         parameter.requires_grad_(True)
     try:
-        with engine.weighing(), engine.following(engine.plan(weights)):
+        with engine.forward.weighing(), engine.forward.following(engine.plan(weights)):
             losses = _losses(trial.run(_EXAMPLES), located)
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
-    refuse_loose(engine.bands, uses(losses, {id(p): engine.bands.home[id(p)] for p in parameters}).ordinary)
+    homes = {id(p): engine.bands.home[id(p)] for p in parameters}
+    refuse_loose(engine.bands, uses(losses, homes).ordinary)
 
 
-def _plain_gradients(engine: FusedEngine, loss: Tensor) -> dict[int, Tensor]:
+def _plain_gradients(engine: Differentiation, loss: Tensor) -> dict[int, Tensor]:
     parameters = _trainable(engine)
     found = _differentiate(loss, parameters)
     return {id(p): g for p, g in zip(parameters, found, strict=True) if g is not None}
 
 
-def _learn(engine: FusedEngine, trial: Trial, located: Located) -> list[dict[int, Tensor]]:
+def _learn(engine: Differentiation, trial: Trial, located: Located) -> list[dict[int, Tensor]]:
     """Set the layouts of the engine's layers; return each example's plain gradients by parameter id."""
     small, large = Recorder(), Recorder()
-    with engine.recording(small):  # with a graph: without one, encoder layers of PyTorch take another way
+    # With a graph: without one, encoder layers of PyTorch take another way.
+    with engine.forward.recording(small):
         trial.run(_EXAMPLES[: SIZES[0]])
-    with engine.recording(large):
+    with engine.forward.recording(large):
         losses = _losses(trial.run(_EXAMPLES), located)
     parameters = _trainable(engine)
     outputs = [y for calls in large.outputs.values() for y in calls if y.requires_grad]
@@ -209,15 +190,15 @@ def _learn(engine: FusedEngine, trial: Trial, located: Located) -> list[dict[int
         reference.append({id(p): g for p, g in zip(parameters, found, strict=False) if g is not None})
         for y, gradient in zip(outputs, found[len(parameters) :], strict=True):
             touched[id(y)].append(gradient)
-    for site in engine.sites:
+    for site in engine.places.sites:
         _locate(site, small.outputs.get(site, []), large.outputs.get(site, []), touched)
-    for piece in engine.pieces:
+    for piece in engine.places.pieces:
         _locate_piece(piece, small.pieces.get(piece, []), large.pieces.get(piece, []), touched)
 
     def owned(tensor: Tensor, layout: Layout) -> bool:
         return confirmed([layout], touched[id(tensor)]) is not None
 
-    for block in engine.blocks:
+    for block in engine.places.blocks:
         learn(block, small.blocks.get(block, []), large.blocks.get(block, []), SIZES, owned)
     return reference
 
@@ -289,15 +270,15 @@ def _shared(site: Site, few: Tensor, many: Tensor) -> Layout | None:
 
 
 def _compare(
-    engine: FusedEngine, trial: Trial, located: Located, reference: Sequence[dict[int, Tensor]]
+    engine: Differentiation, trial: Trial, located: Located, reference: Sequence[dict[int, Tensor]]
 ) -> None:
     """Raise TrialError unless the engine gives the weighted sum of the reference gradients."""
     rows = torch.ones(SIZES[1], dtype=torch.bool, device="cpu")
     for weights in _trial_weights(engine.bands.count):
-        if engine.detached:
+        if engine.forward.detached:
             reference = _severed_gradients(engine, trial, located, weights)
         plan = engine.plan(weights)
-        with engine.following(plan):
+        with engine.forward.following(plan):
             losses = _losses(trial.run(_EXAMPLES), located)
             rounding = coarsest(losses)
             try:
@@ -311,7 +292,7 @@ def _compare(
 
 
 def _check(
-    engine: FusedEngine,
+    engine: Differentiation,
     weights: Tensor,
     got: dict[int, Tensor],
     reference: Sequence[dict[int, Tensor]],
@@ -332,7 +313,7 @@ def _check(
 
 
 def check_gradients(
-    engine: FusedEngine,
+    engine: Differentiation,
     got: Mapping[int, Tensor],
     want: Mapping[int, Tensor],
     rounding: float,
@@ -397,5 +378,5 @@ def dense(gradient: Tensor) -> Tensor:
     return gradient.to_dense() if gradient.is_sparse else gradient
 
 
-def _trainable(engine: FusedEngine) -> list[nn.Parameter]:
+def _trainable(engine: Differentiation) -> list[nn.Parameter]:
     return [p for band in range(engine.bands.count) for p in engine.bands.trainable(band)]

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gradwarden.policy.program import Band
 from gradwarden.runtime.errors import MaskError
-from gradwarden.runtime.masks import fused, make_engine
+from gradwarden.runtime.masks import fused, make_engine, row_check
 from gradwarden.runtime.masks.call import Call
 from gradwarden.runtime.masks.ownership import misplaced
 
@@ -257,7 +257,7 @@ def test_a_plain_language_model_stays_fused_and_is_checked_ever_more_rarely(
         checked.append(steps[-1])
         return misplaced(*args)
 
-    monkeypatch.setattr(fused, "misplaced", count)
+    monkeypatch.setattr(row_check, "misplaced", count)
     torch.manual_seed(0)
     model = Plain()
     masks = make_engine(model, bands_of(model), "auto")

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from gradwarden.runtime.errors import MaskError, PrivacyError
-from gradwarden.runtime.masks import fused, make_engine, ownership
+from gradwarden.runtime.masks import fused, make_engine, ownership, row_check
 from gradwarden.runtime.masks.graph import uses
 from gradwarden.runtime.packing import (
     attention_within,
@@ -198,7 +198,7 @@ def test_packed_batches_are_checked_ever_more_rarely(
         checked.append(number)
         return ownership.misplaced(*args)
 
-    monkeypatch.setattr(fused, "misplaced", counting)
+    monkeypatch.setattr(row_check, "misplaced", counting)
     model = GPT()
     masks = make_engine(model, bands_of(model), "fused")
     for number in numbers:

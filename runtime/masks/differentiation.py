@@ -1,0 +1,131 @@
+"""The gradients of one armed batch: which are taken jointly, in one backward pass, and which apart.
+
+Nothing is assumed: where a parameter is used outside of weighing layers (found by walking the graph of every
+armed batch), its gradient is taken by the reference engine's rule unless its band's weights are the same for
+all examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from gradwarden.runtime.errors import MaskError
+from gradwarden.runtime.masks.agreement import agreed_uses
+from gradwarden.runtime.masks.batch import require_graph
+from gradwarden.runtime.masks.detaching import refuse_loose
+from gradwarden.runtime.masks.forward import Forward
+from gradwarden.runtime.masks.graph import Uses, uses
+from gradwarden.runtime.masks.passes import Passes
+from gradwarden.runtime.masks.places import Places
+from gradwarden.runtime.masks.plan import Plan
+from gradwarden.runtime.masks.row_check import RowCheck
+from gradwarden.runtime.masks.split import by_class
+from gradwarden.runtime.masks.trial import TrialError
+
+
+class Differentiation:
+    """Exact gradients of a model whose places run by `forward`."""
+
+    def __init__(self, places: Places, forward: Forward, check: RowCheck, notes: list[str]) -> None:
+        self.places, self.forward = places, forward
+        self.bands = places.bands
+        self._check = check
+        self._notes = notes
+
+    def plan(self, weights: Tensor, classes: Tensor | None = None) -> Plan:
+        """Return the plan of a batch with weights float64 [B, bands]. classes: see `Plan`."""
+        return Plan.of(weights, self.places.costs, classes)
+
+    def gradients(
+        self,
+        plan: Plan,
+        losses: Tensor,
+        normaliser: float,
+        rows: Tensor,
+        retain_graph: bool = False,
+        passes: Passes | None = None,
+    ) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Yield gradients to be added up, for the chosen rows (bool [B]) of a batch run under a plan."""
+        weights = plan.examples.weights * rows[:, None]
+        wanted = {id(p): p for band in plan.due(rows) for p in self.bands.trainable(band)}
+        if not wanted:
+            return
+        if self.forward.detached and not losses.requires_grad and any(band.empty for band in plan.bands):
+            return  # every way from the losses to an open band leads through a closed one
+        require_graph(losses)
+        passes = passes or Passes()
+        if not passes.ready():
+            return
+        apart, ratios = self._apart(plan, losses, wanted, normaliser, passes)
+        together = [parameter for key, parameter in wanted.items() if key not in apart]
+        if apart:
+            keep = retain_graph or bool(together)
+            with self.forward.replay(plan, raw=True, only=apart):
+                bands = self.bands.restricted(apart)
+                yield from by_class(losses, weights, bands, normaliser, keep, passes, plan.classes)
+        if together:
+            factors = (plan.examples.factors * rows / normaliser).to(device=losses.device, dtype=losses.dtype)
+            with self.forward.replay(plan, skip=apart):
+                scales = {parameter: ratios.get(id(parameter), 1.0) for parameter in together}
+                yield from passes.joint(losses, factors, scales, retain_graph)
+
+    def _apart(
+        self,
+        plan: Plan,
+        losses: Tensor,
+        wanted: dict[int, nn.Parameter],
+        normaliser: float,
+        passes: Passes,
+    ) -> tuple[frozenset[int], dict[int, float]]:
+        """Return the parameters to differentiate apart, and the common weight of those that need not be.
+
+        A loose use (outside a weighing layer) is unweighted in the joint pass. That is right if all examples
+        have one weight for the parameter's band, if weighing layers do not use it as well (unless that weight
+        is 1), and if the use was known before the forward pass, so that layers kept the gradients it needs.
+        Where rows are misplaced, everything is taken apart: without weights, layers are right about any row.
+        """
+        if plan.trivial:
+            return frozenset(), {}
+        found = uses(losses, {key: self.bands.home[key] for key in wanted})
+        self._refuse_leaks(found)
+        due = not self.forward.probing and self._check.due(plan, found)
+        accord = agreed_uses(passes, found, list(wanted), due, self.bands)
+        found = accord.found
+        self.places.loose |= found.ordinary
+        if self.forward.detached:
+            refuse_loose(self.bands, found.ordinary)
+        if found.crossed:
+            self._refuse_scaling("gradients go past its arguments and results")
+            return frozenset(wanted), {}
+        if accord.due:
+            self._check.confirm(plan, losses, accord, normaliser, passes)
+        if plan.mode.misplaced:
+            return frozenset(wanted), {}
+        ratios: dict[int, float] = {}
+        for key in (found.ordinary & plan.mode.loose) - found.amiss:
+            ratio = plan.ratio(self.bands.home[key])
+            if ratio is not None and (ratio == 1.0 or key not in found.weighing):
+                ratios[key] = ratio
+        return frozenset(found.ordinary - ratios.keys()), ratios
+
+    def _refuse_scaling(self, reason: str) -> None:
+        """Scale no block from now on."""
+        self.forward.scales = False
+        self._notes.append(f"blocks are weighed layer by layer: {reason}")
+
+    def _refuse_leaks(self, found: Uses) -> None:
+        """Raise MaskError if the losses depend on a tensor that a piece has handed out beside its results.
+
+        Beyond the inputs of the piece, which are cut off there, its gradient is lost.
+        """
+        leaks = {id(leaf) for leaf in found.leaves if self.forward.cut.get(id(leaf)) is leaf}
+        if not leaks:
+            return
+        failure = TrialError if self.forward.probing else MaskError
+        self.places.cover(())
+        raise failure(
+            "a module keeps a tensor from within its forward pass, and the losses depend on it",
+            help="repeat the step: from now on no module is differentiated by itself",
+        )

@@ -1,0 +1,375 @@
+"""Running the parts of a model that the fused engine answers for.
+
+Layers, blocks and pieces are run plainly, or under the plan of the present forward pass. The plan is bound to
+that pass, so that layers recomputed in the backward pass (activation checkpointing) find their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+
+from gradwarden.runtime.errors import MaskError
+from gradwarden.runtime.masks.blocks import (
+    Block,
+    Joined,
+    UnlikePartsError,
+    observe,
+    run_in_parts,
+    without_graph,
+)
+from gradwarden.runtime.masks.borders import (
+    ChangedInPlaceError,
+    Left,
+    ScaledPlan,
+    run_scaled,
+    scalable,
+    scaled,
+)
+from gradwarden.runtime.masks.call import Call
+from gradwarden.runtime.masks.detaching import refuse_flow, run_severed
+from gradwarden.runtime.masks.layout import Layout
+from gradwarden.runtime.masks.pieces import Piece, floating_outputs, run_piece
+from gradwarden.runtime.masks.places import Places
+from gradwarden.runtime.masks.plan import Plan
+from gradwarden.runtime.masks.planner import Choice, choose, scaling
+from gradwarden.runtime.masks.recorder import Recorder
+from gradwarden.runtime.masks.rows import Rows
+from gradwarden.runtime.masks.sites import Site
+
+
+class Forward:
+    """How a model's layers, blocks and pieces are run now.
+
+    detached: whether a weight of zero stops the flow through a band's layers. collective: whether all
+    processes run the model together and alike.
+    pending: the plan of the batch that is armed and not yet run. plan: that of the last armed forward pass,
+    as long as its graph may be differentiated. last: that of the last one, to be explained. choices: how its
+    blocks were run. plain: whether layers are run as they are, because rows lie elsewhere in this pass.
+    probing: whether the model is being tried. replaying: whether a backward pass is running, in which layers
+    may be recomputed. scales: whether blocks may be scaled at their borders. given_up: ids of the layers that
+    go the reference way. cut: the tensors that pieces have cut out of the graph.
+    """
+
+    def __init__(self, places: Places, *, detached: bool, collective: bool) -> None:
+        self._places = places
+        self.detached = detached
+        self.collective = collective
+        self.pending: Plan | None = None
+        self.plan: Plan | None = None
+        self.last: Plan | None = None
+        self.choices: dict[str, Choice] = {}
+        self.plain = self.probing = self.replaying = False
+        self.given_up: frozenset[int] = frozenset()
+        self.scales = True
+        self.cut: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
+        self._recorder: Recorder | None = None
+        self._severed: frozenset[int] | None = None
+        self._reached = 0
+        self._joined, self._left = Joined(), Left()
+        self._in_part = False
+        self._no_rows: dict[int, Rows] = {}
+
+    def forget(self) -> None:
+        """Forget the armed batch."""
+        self.plan = self.pending = None
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Let go of what blocks have left for the next ones, and of the graphs that hang on it."""
+        self._joined.clear()
+        self._left.clear()
+
+    @contextmanager
+    def recording(self, recorder: Recorder) -> Iterator[None]:
+        """Inside, supported layers run as if no engine were attached, and `recorder` sees each call."""
+        self._recorder, self._reached = recorder, 0
+        try:
+            yield
+        finally:
+            self._recorder = None
+
+    @contextmanager
+    def severing(self, bands: frozenset[int]) -> Iterator[None]:
+        """Inside, layers run as if no engine were attached, those of some bands on detached inputs."""
+        self._severed = bands
+        try:
+            yield
+        finally:
+            self._severed = None
+
+    @contextmanager
+    def weighing(self) -> Iterator[None]:
+        """Inside, no block is scaled: every use of a parameter is that of a layer, or shows."""
+        before, self.scales = self.scales, False
+        try:
+            yield
+        finally:
+            self.scales = before
+
+    @contextmanager
+    def following(self, plan: Plan) -> Iterator[None]:
+        """Inside, forward passes follow a plan."""
+        before = (self.plan, self.pending)
+        self.begin(plan)
+        try:
+            yield
+        finally:
+            self.plan, self.pending = before
+
+    def begin(self, plan: Plan, whole_inputs: bool = False) -> None:
+        """Bind a plan to the forward pass that starts now."""
+        self._places.loose = self._places.bands.with_stand_ins(self._places.loose)
+        plan.mode.whole_inputs, plan.mode.loose, plan.mode.given_up = (
+            whole_inputs,
+            self._places.loose,
+            self.given_up,
+        )
+        self._reached = 0
+        for key in self._places.loose:
+            self._reached |= 1 << self._places.bands.home[key]
+        self.plan, self.pending = plan, None
+        self.choices, self.last = {}, plan
+        self.let_go()
+
+    @contextmanager
+    def replay(
+        self,
+        plan: Plan,
+        *,
+        raw: bool = False,
+        only: frozenset[int] | None = None,
+        skip: frozenset[int] = frozenset(),
+        open: bool = False,
+    ) -> Iterator[None]:
+        """Set what layers compute in a backward pass; layers recomputed in it do as they did before."""
+        before = self.replaying
+        plan.mode.raw, plan.mode.only, plan.mode.skip, plan.mode.open = raw, only, skip, open
+        self.replaying = True
+        try:
+            yield
+        finally:
+            plan.mode.raw, plan.mode.only, plan.mode.skip, plan.mode.open = False, None, frozenset(), False
+            self.replaying = before
+
+    def answer(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Run a supported layer: plainly, or under the plan of the present forward pass."""
+        if self._recorder is not None:
+            self._pass(site)
+            output = site.stock(*args, **kwargs)
+            self._recorder.see(site, output)
+            return output
+        if self._severed is not None:
+            return run_severed(site, args, kwargs, self._home(site) in self._severed)
+        if self.pending is not None and not self.replaying and torch.is_grad_enabled():
+            self.begin(self.pending)
+        plan = self.plan
+        if plan is None:
+            return site.stock(*args, **kwargs)
+        if not self.replaying:
+            self._pass(site)
+        if not torch.is_grad_enabled() or plan.trivial:
+            return site.stock(*args, **kwargs)
+        if self.replaying and not self._in_part and site.block is not None:
+            # Recomputed by a checkpoint within the block, which was given some of the rows.
+            plan = plan.ways.get(site.block) or plan
+        if not site.own & ~plan.plainly:
+            return site.stock(*args, **kwargs)
+        if len(args) != 1 or kwargs:
+            return self._unweighed(plan, site, *args, **kwargs)
+        return self._weighed(plan, site, args[0])
+
+    def answer_block(self, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a block: in one piece, without a graph, or in two parts, as is cheapest under the plan."""
+        if self._recorder is not None:
+            block.before |= self._reached
+            result, seen = observe(block, args, kwargs)
+            self._recorder.see_block(block, seen)
+            return result
+        if self._severed is not None:
+            return block.stock(*args, **kwargs)
+        if self.pending is not None and not self.replaying and torch.is_grad_enabled():
+            self.begin(self.pending)
+        plan = self.plan
+        if plan is None or self._in_part or not torch.is_grad_enabled() or plan.trivial:
+            return block.stock(*args, **kwargs)
+        if not self.replaying:
+            block.before |= self._reached
+        part = self._part(plan, block, args, kwargs)
+        if part is plan:
+            return block.stock(*args, **kwargs)
+        if part is None:
+            with without_graph():
+                return block.stock(*args, **kwargs)
+        outer = part.outer or part
+        try:
+            if outer is plan:
+                return self._run_part(block, part, args, kwargs)
+            return run_in_parts(
+                block, outer, args, kwargs, lambda a, k: self._run_part(block, part, a, k), self._joined
+            )
+        except UnlikePartsError:
+            block.give_up("its result does not look like those that the probe has seen")
+            plan.ways[block] = plan
+            return block.stock(*args, **kwargs)
+
+    def _part(self, plan: Plan, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan | None:
+        """Return the plan of the rows that need a graph in a block, the whole plan, or None for no row.
+
+        It is chosen at the block's first call in a batch and stays: layers that are recomputed inside it look
+        it up again.
+        """
+        if self.collective:
+            # In one piece on every process, or on none; rows without a graph would end it on this one alone.
+            reached = plan.mode.whole_inputs or plan.any_reach(block.own | block.before)
+            return plan if reached else None
+        fault, cost = block.look_at(args, kwargs, plan.batch)
+        if self.plain:
+            fault = "the model is given the batch in several views"
+        if plan.grid is not None:
+            fault = "its rows hold several examples"
+        if block not in plan.ways:
+            mask = block.own | block.before
+            chosen = plan if plan.grid is None else plan.examples
+            choice = choose(block.name, chosen, block.own, mask, cost, fault)
+            forced = self.probing and choice.way == "slice" and not fault and not plan.reach(mask).whole
+            split = choice.way == "split" or forced
+            way = None if choice.way == "stop" else plan.part(plan.reach(mask)) if split else plan
+            if way is not None and way.reach(mask).whole and not fault and self.scales:
+                costs = self._places.costs
+                way = (scaled(way, block.own, costs) if scalable(block, args, kwargs) else None) or way
+            plan.ways[block] = way
+            self.choices[block.name] = scaling(choice) if way is not None and way.plainly else choice
+        elif fault and plan.ways[block] not in (None, plan):
+            block.give_up(fault)
+            raise MaskError(
+                f"the block `{block.name}` is called with and without the batch in one step: {fault}",
+                help="repeat the step: from now on the block is run in one piece",
+            )
+        return plan.ways[block]
+
+    def _run_part(self, block: Block, part: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a block under the plan of the rows that it is given, within borders if they are scaled."""
+        if not isinstance(part, ScaledPlan):
+            return self._run_under(block, part, args, kwargs)
+        if not self.replaying:
+            # Within the block every gradient is needed, whichever of its layers is called first.
+            self._reached |= block.own
+        try:
+            return run_scaled(
+                block, part, args, kwargs, lambda a, k: self._run_under(block, part, a, k), self._left
+            )
+        except ChangedInPlaceError:
+            block.give_up("it changes its arguments")
+            raise MaskError(
+                f"the block `{block.name}` has changed an argument in place, and did not when it was probed",
+                help="repeat the step: from now on the block is run in one piece",
+            ) from None
+
+    def _run_under(self, block: Block, part: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        before = self.plan
+        self.plan, self._in_part = part, True
+        try:
+            return block.stock(*args, **kwargs)
+        finally:
+            self.plan, self._in_part = before, False
+
+    def answer_piece(self, piece: Piece, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a module that is differentiated as a piece: plainly, or by itself under the present plan."""
+        if self._recorder is not None:
+            self._pass(piece)
+            result = piece.stock(*args, **kwargs)
+            self._recorder.see_piece(piece, floating_outputs(result))
+            return result
+        if self.pending is not None and not self.replaying and torch.is_grad_enabled():
+            self.begin(self.pending)
+        plan = self.plan
+        if plan is None:
+            return piece.stock(*args, **kwargs)
+        if not self.replaying:
+            self._pass(piece)
+        if not torch.is_grad_enabled() or plan.trivial or self.plain or id(piece) in plan.mode.given_up:
+            return piece.stock(*args, **kwargs)
+        if plan.grid is not None:  # its outputs were located by example; the parameters go the reference way
+            return piece.stock(*args, **kwargs)
+        if self.replaying and not self._in_part and piece.block is not None:
+            plan = plan.ways.get(piece.block) or plan
+        if not piece.own & ~plan.plainly:
+            return piece.stock(*args, **kwargs)
+        rows = {p: self._rows(plan, p) for p in piece.parameters}
+        counting = {p: own for p, own in rows.items() if not own.empty}
+        return run_piece(piece, plan, counting, args, kwargs, self.cut)
+
+    def _pass(self, site: Site | Piece) -> None:
+        site.before |= self._reached
+        self._reached |= site.own
+
+    def _weighed(self, plan: Plan, site: Site, x: Tensor) -> Tensor:
+        weight, bias = site.parameters
+        home = self._home(site) if self.detached else None
+        if home is not None and plan.bands[home].empty:
+            x = x.detach()
+        weight_rows, bias_rows = self._rows(plan, weight), self._rows(plan, bias)
+        if weight_rows.idle and bias_rows.idle and not x.requires_grad:
+            with torch.no_grad():
+                return site.stock(x)
+        if self.plain or id(site) in plan.mode.given_up:
+            return self._unweighed(plan, site, x)
+        rank = x.dim() + site.operation.adds_rank
+        if plan.grid is not None:
+            place = site.positions.get(rank)
+            if place is None or not place.fits(x.shape, plan.grid):
+                return site.stock(x)
+            flat = place.flatten(x, plan.grid)
+            by_position = Layout(0, flat.dim() + site.operation.adds_rank)
+            return place.restore(self._run(plan, site, flat, by_position, weight_rows, bias_rows), plan.grid)
+        if rank in site.shared:
+            lead = x.shape[1:] if x.dim() > 1 and x.shape[0] == 1 else x.shape
+            x = x.expand(plan.batch, *lead)
+            rank = x.dim() + site.operation.adds_rank
+        layout = site.layouts.get(rank)
+        if layout is None or not layout.fits(x.shape, plan.batch):
+            return self._unweighed(plan, site, x)
+        return self._run(plan, site, x, layout, weight_rows, bias_rows)
+
+    def _run(
+        self, plan: Plan, site: Site, x: Tensor, layout: Layout, weight_rows: Rows, bias_rows: Rows
+    ) -> Tensor:
+        """Run a layer whose rows are known."""
+        weight, bias = site.parameters
+        home = self._home(site) if self.detached else None
+        reach, through = plan.reach(site.before), plan.every
+        if home is not None:
+            reach, through = plan.flow(home, site.before), plan.bands[home]
+        call = Call(plan, layout, weight_rows, bias_rows, reach, through, (id(weight), id(bias)))
+        return site.operation.run(
+            site.module,
+            call,
+            x,
+            weight.detach() if weight_rows.idle else weight,
+            bias.detach() if bias is not None and bias_rows.idle else bias,
+        )
+
+    def _home(self, site: Site) -> int | None:
+        """Return the band that a layer's weight is in."""
+        return self._places.bands.home.get(id(site.parameters[0]))
+
+    def _unweighed(self, plan: Plan, site: Site, *args: Any, **kwargs: Any) -> Tensor:
+        """Run a layer as its class defines it: nothing stops what flows through it."""
+        home = self._home(site)
+        if self.detached and home is not None and not plan.bands[home].whole:
+            refuse_flow(site, args, kwargs)
+        return site.stock(*args, **kwargs)
+
+    def _rows(self, plan: Plan, parameter: nn.Parameter | None) -> Rows:
+        """Return the rows that count for a parameter: none where it is absent or frozen."""
+        if parameter is None or not parameter.requires_grad:
+            if plan.batch not in self._no_rows:
+                self._no_rows[plan.batch] = Rows(torch.zeros(plan.batch, dtype=torch.float64, device="cpu"))
+            return self._no_rows[plan.batch]
+        return plan.bands[self._places.bands.home[id(parameter)]]
