@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import reduce
+from itertools import compress
 from math import hypot, inf
 from operator import and_
 from typing import Any
@@ -70,9 +71,7 @@ class OutcomeAudit:
         columns = []
         for band, bit in self._bits.items():
             texts = [norm.get(band, "absent") for norm in norms]
-            if not everywhere & bit and any(
-                text is not None and not bands & bit for text, bands in zip(texts, reached, strict=True)
-            ):
+            if not everywhere & bit and set(compress(texts, [not bands & bit for bands in reached])) - {None}:
                 return False
             values = decimals(texts if None not in texts else [text or "0" for text in texts])
             greatest, _ = self._caps.get(band, (inf, ""))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, compress, groupby
 from operator import itemgetter
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,9 @@ Numbers: TypeAlias = npt.NDArray[np.int64]
 
 MOST_BANDS = 56
 """Bands that fit beside the verdict in a mark of 64 bits."""
+
+MOST_ROWS = 1 << 62
+"""Different rows that can be told from each other by a number of 64 bits."""
 
 ALL_VERDICTS = (1 << len(VERDICTS)) - 1
 
@@ -143,15 +146,35 @@ def _replayed(
     agree: Callable[[int, Decision], int],
 ) -> bool:
     """Whether the decisions for some examples, of steps with the same clock, are what the program gives."""
-    numbers, recorded = turns.classes[examples].tolist(), turns.decisions[examples].tolist()
-    if max(numbers, default=-1) >= len(known):
+    classes, decisions = (
+        np.frombuffer(column, np.intc)[examples] for column in (turns.classes, turns.decisions)
+    )
+    exposures = None if turns.exposures is None else np.frombuffer(turns.exposures, np.intc)[examples]
+    signals = {name: np.frombuffer(values, np.int64)[examples] for name, values in turns.signals.items()}
+    if classes.max(initial=-1) >= len(known):
         return False
+    columns = [classes, decisions, *signals.values(), *(() if exposures is None else (exposures,))]
+    one = slice(None) if turns.slots else _distinct(columns)
+    recorded: list[int] = decisions[one].tolist()
     replayed = replayer.judge(
-        list(map(known.__getitem__, numbers)),
+        list(map(known.__getitem__, classes[one].tolist())),
         slots={name: values[examples] for name, values in turns.slots.items()},
-        exposures=None if turns.exposures is None else turns.exposures[examples].tolist(),
-        signals={name: values[examples].tolist() for name, values in turns.signals.items()},
+        exposures=None if exposures is None else exposures[one].tolist(),
+        signals={name: values[one].tolist() for name, values in signals.items()},
         clock=clock,
         judge=lambda place, decision: agree(recorded[place], decision),
     )
     return replayed == recorded
+
+
+def _distinct(columns: Sequence[npt.NDArray[Any]]) -> Numbers | slice:
+    """Return places of rows so that any other row is a copy of one of them; where that takes long, all."""
+    key, size = np.zeros(len(columns[0]), np.int64), 1
+    for column in columns if len(key) else ():
+        least, greatest = int(column.min()), int(column.max())
+        size *= greatest - least + 1
+        if size > MOST_ROWS:
+            return slice(None)
+        key = key * (greatest - least + 1) + (column.astype(np.int64) - least)
+    places: Numbers = np.unique(key, return_index=True)[1]
+    return places

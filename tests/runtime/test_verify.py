@@ -542,7 +542,7 @@ def test_no_entries_of_the_right_shape_break_the_replay(recorded, data):
             return  # the chain refuses it before it is replayed
         if index and kind == "opened":
             return
-        replay.accept([Entry(index, kind, body, b"")])
+        replay.accept(Entry(index, kind, body, b""))
     size = len(entries)
     list(replay.findings(ChainReport("OK", size, "", None, (), True, size, (), None)))
     replay.facts()
