@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from gradwarden.policy.context import Context
     from gradwarden.policy.program import Program
-    from gradwarden.runtime.ledger.keys import PublicKey, WitnessKey
+    from gradwarden.runtime.evidence.trust import Quorum, Trust
+    from gradwarden.runtime.ledger.keys import PublicKey
 
 FILE = click.Path(path_type=Path)
 
@@ -221,6 +222,61 @@ def _passphrase(ask: bool, variable: str | None, file: Path | None, *, confirm: 
     return None
 
 
+def trust_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say whom to believe; the function gets `trust: Trust`."""
+    import functools
+
+    @functools.wraps(function)
+    def wrapper(
+        *args: Any,
+        key_files: tuple[Path, ...],
+        trust_file: Path | None,
+        witness_files: tuple[Path, ...],
+        quorum: int | None,
+        **kwargs: Any,
+    ) -> Any:
+        return function(*args, trust=_trust(key_files, trust_file, witness_files, quorum), **kwargs)
+
+    decorated: Callable[..., Any] = witness_options(wrapper)
+    for option in (
+        click.option(
+            "--trust",
+            "trust_file",
+            type=FILE,
+            metavar="FILE",
+            help="A C2SP trust policy: keys and witnesses in one file.",
+        ),
+        click.option(
+            "--key",
+            "key_files",
+            type=FILE,
+            multiple=True,
+            metavar="PUB",
+            help="A public key that you trust to sign the ledger; repeatable.",
+        ),
+    ):
+        decorated = option(decorated)
+    return decorated
+
+
+def _trust(
+    key_files: Sequence[Path], trust_file: Path | None, witness_files: Sequence[Path], quorum: int | None
+) -> Trust:
+    from gradwarden.cli.inputs import read_bytes
+    from gradwarden.runtime.evidence.trust import Trust
+    from gradwarden.runtime.evidence.trust_policy import MAX_POLICY, parse_trust_policy
+    from gradwarden.runtime.ledger.keys import PublicKey
+
+    if trust_file is not None:
+        if key_files or witness_files or quorum is not None:
+            raise click.UsageError("--trust names all keys and witnesses; give no others")
+        return parse_trust_policy(read_bytes(trust_file, MAX_POLICY, "a trust policy"))
+    if not key_files:
+        raise click.UsageError("say whom to trust: --key PUB, or --trust FILE")
+    keys = [PublicKey.load(path) for path in key_files]
+    return Trust(keys, load_witnesses(witness_files, quorum, keys))
+
+
 def witness_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say which witnesses must vouch; the function gets `witness_files` and `quorum`."""
     for option in (
@@ -244,18 +300,16 @@ def witness_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def load_witnesses(
-    files: Sequence[Path], quorum: int | None, keys: Sequence[PublicKey]
-) -> tuple[list[WitnessKey], int]:
-    """Return the keys of the witnesses, and how many of them must have cosigned.
+def load_witnesses(files: Sequence[Path], quorum: int | None, keys: Sequence[PublicKey]) -> Quorum:
+    """Return the quorum of witnesses that is asked for.
 
     keys: of the ledger; none of them can be a witness's. Raises UsageError, KeyFileError.
     """
-    from gradwarden.runtime.evidence.witnessed import check_witnesses
+    from gradwarden.runtime.evidence.trust import Quorum, check_witnesses
     from gradwarden.runtime.ledger.keys import WitnessKey
 
     if quorum is not None and quorum > len(files):
         raise click.UsageError(f"--witnesses {quorum} asks for more witnesses than are given (--witness)")
     witnesses = [WitnessKey.load(path) for path in files]
     check_witnesses(witnesses, keys)
-    return witnesses, len(files) if quorum is None else quorum
+    return Quorum(len(files) if quorum is None else quorum, tuple(witnesses))

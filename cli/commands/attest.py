@@ -73,15 +73,16 @@ def command(
     """
     from gradwarden.runtime.errors import HeadMismatch
     from gradwarden.runtime.evidence.dsse import sign_envelope
-    from gradwarden.runtime.evidence.proof_check import Trust, trust_head
+    from gradwarden.runtime.evidence.proof_check import trust_head
     from gradwarden.runtime.evidence.prover import last_head, read_head
     from gradwarden.runtime.evidence.statement import PAYLOAD_TYPE, make_statement
+    from gradwarden.runtime.evidence.trust import Trust
     from gradwarden.runtime.ledger.keys import PublicKey, Signer
     from gradwarden.runtime.verification.verify import verify_ledger
 
     signer = Signer.load(private, passphrase)
     keys = [PublicKey.load(path) for path in key_files] or [signer.public]
-    trust = Trust(keys, *load_witnesses(witness_files, quorum, keys))
+    trust = Trust(keys, load_witnesses(witness_files, quorum, keys))
     programs = [load_program(policy, None) for policy in policies]
     under = read_head(read_note(head)) if head is not None else None
     if not weights.is_file():

@@ -10,7 +10,7 @@ import click
 from gradwarden.cli.app import verb
 from gradwarden.cli.failures import InputError
 from gradwarden.cli.inputs import load_program, read_note
-from gradwarden.cli.options import FILE, load_witnesses, witness_options
+from gradwarden.cli.options import FILE, trust_options
 from gradwarden.cli.output import emit_json, format_option, progress
 from gradwarden.cli.verdict import Signature, Verdict, show, worst
 
@@ -18,16 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from gradwarden.policy.program import Program
-    from gradwarden.runtime.evidence.proof_check import Trust
+    from gradwarden.runtime.evidence.trust import Trust
     from gradwarden.runtime.ledger.keys import PublicKey
 
 
 @verb("verify")
 @click.argument("ledger", type=FILE, metavar="LEDGER|PROGRAM.json")
-@click.option(
-    "--key", "key_files", type=FILE, multiple=True, required=True, metavar="PUB",
-    help="A public key that you trust; repeatable.",
-)  # fmt: skip
+@trust_options
 @click.option(
     "--policy", "policies", type=FILE, multiple=True,
     help="What must have governed the run: a program or a policy; repeatable, for a policy that was changed.",
@@ -37,21 +34,18 @@ if TYPE_CHECKING:
     "--checkpoint", "checkpoints", type=FILE, multiple=True, metavar="NOTE",
     help="A signed head of this ledger, kept elsewhere or cosigned; repeatable.",
 )  # fmt: skip
-@witness_options
 @click.option(
     "--checkpoint-weights", type=FILE, metavar="FILE", help="The weights that the ledger names last."
 )
 @format_option("text", "json")
 def command(
     ledger: Path,
-    key_files: tuple[Path, ...],
     policies: tuple[Path, ...],
     model_map: Path | None,
     checkpoints: tuple[Path, ...],
-    witness_files: tuple[Path, ...],
-    quorum: int | None,
     checkpoint_weights: Path | None,
     output_format: str,
+    trust: Trust,
 ) -> int:
     """Check a ledger, offline: that nothing was altered, and that every recorded decision is what the policy
     gives.
@@ -75,21 +69,15 @@ def command(
       gradwarden verify run.ledger --key run.pub --policy clinical.json --checkpoint-weights model.safetensors
       gradwarden verify run.ledger --key run.pub --checkpoint archived.note --format json
       gradwarden verify run.ledger --key run.pub --checkpoint cosigned.note --witness witness.pub
+      gradwarden verify run.ledger --trust auditors.trust --checkpoint cosigned.note
       gradwarden verify clinical.json --key release.pub
 
     \b
     Exit status: 0 it holds (OK), 1 it does not hold, 2 misuse or unreadable input.
     """
-    from gradwarden.runtime.evidence.proof_check import Trust
-    from gradwarden.runtime.ledger.keys import PublicKey
-
     if model_map is not None and not policies:
         raise click.UsageError("--model-map says how to bind the --policy, and there is none")
-    if witness_files and not checkpoints:
-        raise click.UsageError(
-            "--witness is about the head that a witness cosigned: give it with --checkpoint"
-        )
-    keys = [PublicKey.load(path) for path in key_files]
+    keys = trust.keys
     if ledger.suffix == ".json":
         if policies or checkpoints or checkpoint_weights:
             raise click.UsageError(f"`{ledger}` is a program: only its signature is checked")
@@ -97,7 +85,8 @@ def command(
     programs = [load_program(policy, model_map) for policy in policies]
     signatures = [_signature(*pair, keys) for pair in zip(policies, programs, strict=True)]
     known = [signature for signature in signatures if signature is not None]
-    trust = Trust(keys, *load_witnesses(witness_files, quorum, keys))
+    if trust.witnesses and not checkpoints:
+        raise click.UsageError("witnesses vouch for a head that they cosigned: give it with --checkpoint")
     verdict = _verify_ledger(ledger, trust, programs, checkpoints, checkpoint_weights, known)
     if output_format == "json":
         emit_json(verdict.to_json())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +12,13 @@ import click
 from gradwarden.cli.app import verb
 from gradwarden.cli.diagnostics import printable
 from gradwarden.cli.inputs import read_bytes
-from gradwarden.cli.options import FILE, load_witnesses, witness_options
+from gradwarden.cli.options import FILE, trust_options
 from gradwarden.cli.output import emit_json, format_option, moment
 
 if TYPE_CHECKING:
     from gradwarden.runtime.evidence.attestation_check import AttestationReport
     from gradwarden.runtime.evidence.proof_check import Fault
-    from gradwarden.runtime.ledger.keys import PublicKey
+    from gradwarden.runtime.evidence.trust import Trust
 
 HELP = {
     "untrusted": "give the public key of the attester with --attester",
@@ -30,10 +31,6 @@ HELP = {
 @verb("verify-attestation")
 @click.argument("attestation", type=FILE)
 @click.option(
-    "--key", "key_files", type=FILE, multiple=True, required=True, metavar="PUB",
-    help="A public key that you trust to sign the ledger; repeatable.",
-)  # fmt: skip
-@click.option(
     "--attester", "attester_files", type=FILE, multiple=True, metavar="PUB",
     help="A public key that you trust to attest; repeatable. [default: those of the ledger]",
 )  # fmt: skip
@@ -43,18 +40,16 @@ HELP = {
 )  # fmt: skip
 @click.option("--ledger", type=FILE, metavar="LEDGER", help="Verify this ledger, and that it says the same.")
 @click.option("--origin", metavar="TEXT", help="The ledger that it must be of. [default: any by the keys]")
-@witness_options
+@trust_options
 @format_option("text", "json")
 def command(
     attestation: Path,
-    key_files: tuple[Path, ...],
     attester_files: tuple[Path, ...],
     weights: tuple[Path, ...],
     ledger: Path | None,
     origin: str | None,
-    witness_files: tuple[Path, ...],
-    quorum: int | None,
     output_format: str,
+    trust: Trust,
 ) -> int:
     """Check an attestation that `gradwarden attest` made, offline.
 
@@ -74,17 +69,15 @@ def command(
     """
     from gradwarden.runtime.evidence.attestation_check import check_attestation
     from gradwarden.runtime.evidence.dsse import MAX_ENVELOPE
-    from gradwarden.runtime.evidence.proof_check import Trust
     from gradwarden.runtime.ledger.keys import PublicKey
 
-    keys = [PublicKey.load(path) for path in key_files]
-    trust = Trust(keys, *load_witnesses(witness_files, quorum, keys), origin)
+    trust = replace(trust, origin=origin)
     attesters = [PublicKey.load(path) for path in attester_files]
     data = read_bytes(attestation, MAX_ENVELOPE, "an attestation")
     report = check_attestation(data, trust, weights, attesters)
     faults = list(report.faults)
     if ledger is not None:
-        faults += _compare(report, ledger, keys)
+        faults += _compare(report, ledger, trust)
     if output_format == "json":
         emit_json(_document(attestation, report, faults, ledger))
     else:
@@ -92,13 +85,13 @@ def command(
     return int(bool(faults))
 
 
-def _compare(report: AttestationReport, ledger: Path, keys: list[PublicKey]) -> Iterator[Fault]:
+def _compare(report: AttestationReport, ledger: Path, trust: Trust) -> Iterator[Fault]:
     """Verify a ledger and yield where it says something else than the attestation."""
     from gradwarden.runtime.evidence.attestation_check import compare_ledger
     from gradwarden.runtime.evidence.proof_check import Fault
     from gradwarden.runtime.verification.verify import verify_ledger
 
-    verified = verify_ledger(ledger, keys)
+    verified = verify_ledger(ledger, trust.keys)
     if verified.ok:
         yield from compare_ledger(report, ledger, verified.facts)
         return

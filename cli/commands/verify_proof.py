@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +11,12 @@ import click
 from gradwarden.cli.app import verb
 from gradwarden.cli.diagnostics import printable
 from gradwarden.cli.inputs import read_bytes, read_note
-from gradwarden.cli.options import FILE, load_witnesses, witness_options
+from gradwarden.cli.options import FILE, trust_options
 from gradwarden.cli.output import emit_json, format_option, moment
 
 if TYPE_CHECKING:
     from gradwarden.runtime.evidence.proof_check import ProofReport
+    from gradwarden.runtime.evidence.trust import Trust
 
 HELP = {
     "unknown_key": "give the public key of whoever keeps the ledger with --key",
@@ -28,24 +30,18 @@ HELP = {
 
 @verb("verify-proof")
 @click.argument("proof", type=FILE)
-@click.option(
-    "--key", "key_files", type=FILE, multiple=True, required=True, metavar="PUB",
-    help="A public key that you trust; repeatable.",
-)  # fmt: skip
-@witness_options
+@trust_options
 @click.option("--entry", type=FILE, metavar="FILE", help="The entry, where the proof withholds it.")
 @click.option("--old", type=FILE, metavar="NOTE", help="The head that you kept, for a consistency proof.")
 @click.option("--origin", metavar="TEXT", help="The ledger that it must be of. [default: any by the keys]")
 @format_option("text", "json")
 def command(
     proof: Path,
-    key_files: tuple[Path, ...],
-    witness_files: tuple[Path, ...],
-    quorum: int | None,
     entry: Path | None,
     old: Path | None,
     origin: str | None,
     output_format: str,
+    trust: Trust,
 ) -> int:
     """Check a proof that `gradwarden proof` made, offline and without the ledger.
 
@@ -65,13 +61,11 @@ def command(
     \b
     Exit status: 0 it holds, 1 it does not hold, 2 misuse or unreadable input.
     """
-    from gradwarden.runtime.evidence.proof_check import Trust, check_consistency, check_inclusion
+    from gradwarden.runtime.evidence.proof_check import check_consistency, check_inclusion
     from gradwarden.runtime.evidence.proof_file import MAX_PROOF, InclusionProof, parse_proof
     from gradwarden.runtime.ledger.entries import MAX_LINE
-    from gradwarden.runtime.ledger.keys import PublicKey
 
-    keys = [PublicKey.load(path) for path in key_files]
-    trust = Trust(keys, *load_witnesses(witness_files, quorum, keys), origin)
+    trust = replace(trust, origin=origin)
     found = parse_proof(read_bytes(proof, MAX_PROOF, "a proof"))
     if isinstance(found, InclusionProof):
         if old is not None:

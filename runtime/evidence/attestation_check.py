@@ -26,7 +26,7 @@ from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.digests import file_digest
 from gradwarden.runtime.errors import EvidenceError, HeadMismatch, NoteError, ProofError
 from gradwarden.runtime.evidence.dsse import envelope_signers, load_json, parse_envelope
-from gradwarden.runtime.evidence.proof_check import Fault, ProofReport, Trust, check_inclusion
+from gradwarden.runtime.evidence.proof_check import Fault, ProofReport, check_inclusion
 from gradwarden.runtime.evidence.proof_file import InclusionProof, parse_proof
 from gradwarden.runtime.evidence.prover import read_head
 from gradwarden.runtime.evidence.statement import (
@@ -37,6 +37,7 @@ from gradwarden.runtime.evidence.statement import (
     predicate_schema,
     tensor_digests,
 )
+from gradwarden.runtime.evidence.trust import Trust
 from gradwarden.runtime.ledger.keys import PublicKey
 
 

@@ -23,9 +23,10 @@ from typing import Any, Literal
 from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.errors import EvidenceError, NoteError
 from gradwarden.runtime.evidence.proof_file import ConsistencyProof, InclusionProof
+from gradwarden.runtime.evidence.trust import NOBODY, Trust
 from gradwarden.runtime.ledger.cosignature import Cosignature, cosignatures
 from gradwarden.runtime.ledger.entries import MalformedLineError, decode
-from gradwarden.runtime.ledger.keys import PublicKey, WitnessKey
+from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.merkle import EMPTY_ROOT, leaf_hash, verify_consistency, verify_inclusion
 from gradwarden.runtime.ledger.note import Checkpoint, open_note, parse_checkpoint, parse_note
 
@@ -71,20 +72,6 @@ class ProofReport:
         return not self.faults
 
 
-@frozen
-class Trust:
-    """Whom to believe.
-
-    keys: of the log. witnesses: of whom `quorum` must have cosigned. origin: of the log that is meant; None:
-    any that the keys sign.
-    """
-
-    keys: Sequence[PublicKey]
-    witnesses: Sequence[WitnessKey] = ()
-    quorum: int = 0
-    origin: str | None = None
-
-
 def trust_head(note: bytes, trust: Trust) -> TrustedHead:
     """Say what is known of a signed head. Raises NoteError (`malformed`) for a note that is no head."""
     checkpoint = parse_checkpoint(parse_note(note).text)
@@ -97,9 +84,9 @@ def trust_head(note: bytes, trust: Trust) -> TrustedHead:
     except NoteError as error:
         faults.append(Fault(error.fault, error.message))
     else:
-        if len(cosigned) < trust.quorum:
-            message = f"{len(cosigned)} of the given witnesses have cosigned the head, not {trust.quorum}"
-            faults.append(Fault("unwitnessed", message))
+        if not trust.quorum.met([one.witness for one in cosigned]):
+            found = ", ".join(one.witness.name for one in cosigned) or "none of the witnesses asked for"
+            faults.append(Fault("unwitnessed", f"cosigned by {found}; needed: {trust.quorum}"))
     origin = trust.origin
     if origin is not None and checkpoint.origin != origin:
         faults.append(Fault("wrong_origin", f"the head is of `{checkpoint.origin}`, not of `{origin}`"))
@@ -150,7 +137,7 @@ def check_consistency(proof: ConsistencyProof, old_note: bytes, trust: Trust) ->
     EvidenceError where the proof is from another size than that head's, NoteError where either note is no
     head.
     """
-    old = trust_head(old_note, replace(trust, quorum=0))
+    old = trust_head(old_note, replace(trust, quorum=NOBODY))
     new = trust_head(proof.note, replace(trust, origin=old.checkpoint.origin))
     if proof.old_size != old.checkpoint.size:
         raise EvidenceError(

@@ -36,8 +36,9 @@ from typing import Any, TypeAlias
 
 from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.errors import NoteError, WitnessError
-from gradwarden.runtime.evidence.proof_check import Fault, Trust, compare_heads, trust_head
+from gradwarden.runtime.evidence.proof_check import Fault, compare_heads, trust_head
 from gradwarden.runtime.evidence.proof_file import ConsistencyProof
+from gradwarden.runtime.evidence.trust import Trust
 from gradwarden.runtime.ledger.cosignature import cosign, cosignatures, witness_key
 from gradwarden.runtime.ledger.keys import PublicKey, Signer, WitnessKey
 from gradwarden.runtime.ledger.merkle import EMPTY_ROOT

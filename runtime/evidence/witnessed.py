@@ -1,7 +1,7 @@
 """How far witnesses vouch for a ledger, by the heads that they cosigned and that fit it.
 
-Each witness has seen the ledger up to some head. With a quorum of N, it is witnessed up to the size that at
-least N of the given witnesses have seen: the N-th largest. What lies beyond is self-attested.
+Each witness has seen the ledger up to some head. It is witnessed up to the largest size that a quorum of them
+has seen at least: of a quorum of N, the N-th largest. What lies beyond is self-attested.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from gradwarden.policy.frozen import frozen
-from gradwarden.runtime.errors import KeyFileError, NoteError
-from gradwarden.runtime.evidence.proof_check import Trust
+from gradwarden.runtime.errors import NoteError
+from gradwarden.runtime.evidence.trust import NOBODY, Quorum, Trust
 from gradwarden.runtime.ledger.archived_head import compare_head
 from gradwarden.runtime.ledger.chain import Finding
 from gradwarden.runtime.ledger.cosignature import Cosignature, cosignatures
-from gradwarden.runtime.ledger.keys import PublicKey, WitnessKey
+from gradwarden.runtime.ledger.keys import WitnessKey
 
 
 @frozen
@@ -32,16 +32,16 @@ class Sighting:
 class Assurance:
     """How far witnesses vouch for a log.
 
-    sightings: the largest of each witness that has seen anything, by size. quorum: how many must agree.
-    size: the entries that so many have seen.
+    sightings: the largest of each witness that has seen anything, by size. size: the entries that a quorum of
+    them has seen.
     """
 
     sightings: tuple[Sighting, ...]
-    quorum: int
+    quorum: Quorum
     size: int
 
 
-def assurance(heads: Iterable[tuple[int, Sequence[Cosignature]]], quorum: int) -> Assurance:
+def assurance(heads: Iterable[tuple[int, Sequence[Cosignature]]], quorum: Quorum) -> Assurance:
     """Add up what witnesses have cosigned. heads: sizes of heads that fit the log, and their cosignatures."""
     largest: dict[WitnessKey, Sighting] = {}
     for size, cosigned in heads:
@@ -50,8 +50,12 @@ def assurance(heads: Iterable[tuple[int, Sequence[Cosignature]]], quorum: int) -
             if seen is None or (seen.size, seen.seconds) < (size, one.seconds):
                 largest[one.witness] = Sighting(one.witness, size, one.seconds)
     sightings = sorted(largest.values(), key=lambda sighting: (-sighting.size, sighting.witness.name))
-    size = sightings[quorum - 1].size if 0 < quorum <= len(sightings) else 0
-    return Assurance(tuple(sightings), quorum, size)
+    enough = (
+        seen.size
+        for number, seen in enumerate(sightings, 1)
+        if quorum.met([earlier.witness for earlier in sightings[:number]])
+    )
+    return Assurance(tuple(sightings), quorum, next(enough, 0))
 
 
 @frozen
@@ -96,7 +100,7 @@ def compare_notes(ledger: Path, notes: Sequence[bytes], trust: Trust, facts: Map
         except NoteError as error:
             message = f"the checkpoint proves nothing: {error.message}"
             findings.append(Finding("checkpoint_untrusted", 0, message))
-    if not trust.witnesses:
+    if trust.quorum == NOBODY:
         return Comparison(tuple(findings), None)
     found = assurance(fitting, trust.quorum)
     signed: int = facts["signed_entries"]
@@ -107,22 +111,7 @@ def compare_notes(ledger: Path, notes: Sequence[bytes], trust: Trust, facts: Map
 
 
 def _vouching(found: Assurance) -> str:
-    needed = "1 witness" if found.quorum == 1 else f"{found.quorum} witnesses"
     if found.size:
-        return f"{needed} vouch for the first {found.size:,} only"
-    return f"{needed} should vouch for them, and {len(found.sightings)} of those given do for any"
-
-
-def check_witnesses(witnesses: Sequence[WitnessKey], keys: Sequence[PublicKey]) -> None:
-    """Raise KeyFileError where one key is given under two names, or a witness signs the log itself.
-
-    Such keys would be counted twice (https://c2sp.org/tlog-policy, section "Defining a witness").
-    """
-    owners: dict[bytes, str] = {key.raw: f"`{key.name}`, which signs the log itself" for key in keys}
-    for witness in witnesses:
-        if witness.raw in owners:
-            raise KeyFileError(
-                f"the witness `{witness.name}` has the key of {owners[witness.raw]}",
-                help="a witness has a key of its own",
-            )
-        owners[witness.raw] = f"another witness, `{witness.name}`"
+        return f"the witnesses asked for vouch for the first {found.size:,} only (needed: {found.quorum})"
+    names = ", ".join(seen.witness.name for seen in found.sightings) or "none of the witnesses asked for"
+    return f"cosigned by {names}; needed: {found.quorum}"

@@ -38,6 +38,7 @@ COMMANDS = {
         ["witness", "y.proof", "--key", "run.pub", "--sign", "w.key", "--record", "w.json"],
     ),
     "verify-attestation": ("x.json", ["verify-attestation", "x.json", "--key", "run.pub"]),
+    "a trust policy": ("x.trust", ["verify", "sample.policy", "--trust", "x.trust"]),
     "a public key": ("x.pub", ["verify", "sample.policy", "--key", "x.pub"]),
     "a private key": ("x.key", ["build", "sample.policy", "-o", "out.json", "--sign", "x.key"]),
 }
@@ -55,6 +56,7 @@ SEEDS = [
     b'{"body":{},"index":0,"kind":"opened","prev":"' + b"0" * 64 + b'"}\n',
     b"run+01277ffb+AZg6KJYLjo9TCftHkpp2chrR84gBlF17u6Q190JV5BS2\n",
     b"PAR1\x15\x04\x15",
+    b"log a+00000000+AQ==\nwitness b c+00000000+BA==\ngroup g all b\nquorum g\n",
     REQUEST,
     b"c2sp.org/tlog-proof@v1\nextra YWJj\nindex 0\n" + REQUEST.removeprefix(b"old 0\n"),
     b'{"format":"gradwarden/witness/1","logs":{"a":"b"},"witness":"w+00000000+AAAA"}\n',

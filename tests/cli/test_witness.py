@@ -171,6 +171,25 @@ def test_a_witness_needs_no_ledger(run: Run, witnesses: Path, here: Path, signer
     assert "continues the head over 5" in done.stdout
 
 
+def test_a_trust_policy_names_keys_and_witnesses(run: Run, witnesses: Path, here: Path) -> None:
+    vkeys = {name: (here / f"{name}.pub").read_text().strip() for name in ("run", "ann", "bob")}
+    (here / "auditors").write_text(
+        f"log {vkeys['run']}\nwitness a {vkeys['ann']}\nwitness b {vkeys['bob']}\ngroup g any a b\nquorum g\n"
+    )
+    run("proof", witnesses, "--entry", 3, "-o", "plain.tlog-proof")
+    assert run("verify-proof", "plain.tlog-proof", "--trust", "auditors").exit_code == 1
+    cosign(run, "bob")
+    done = run("verify", witnesses, "--trust", "auditors", "--checkpoint", "bob.note")
+    assert (done.exit_code, "witnessed by bob up to entry" in done.stdout) == (0, True)
+    (here / "strict").write_text((here / "auditors").read_text().replace(" any ", " all "))
+    done = run("verify", witnesses, "--trust", "strict", "--checkpoint", "bob.note")
+    assert (done.exit_code, done.stdout.split()[0]) == (1, "UNWITNESSED")
+    assert "needed: 2 of ann, bob" in done.stderr
+    assert run("verify", witnesses, "--trust", "strict", "--key", "run.pub").exit_code == 2
+    assert run("verify", witnesses).exit_code == 2
+    assert run("verify", witnesses, "--trust", "run.ledger").exit_code == 2
+
+
 def test_a_proof_carries_its_witnesses(run: Run, witnesses: Path) -> None:
     cosign(run, "ann")
     run("proof", witnesses, "--entry", 3, "-o", "plain.tlog-proof")

@@ -21,6 +21,7 @@ from gradwarden.policy.testing.yaml_text import read_yaml
 from gradwarden.runtime.evidence.dsse import parse_envelope
 from gradwarden.runtime.evidence.proof_file import ConsistencyProof, parse_proof
 from gradwarden.runtime.evidence.statement import tensor_digests
+from gradwarden.runtime.evidence.trust_policy import parse_trust_policy
 from gradwarden.runtime.evidence.witness import open_witness
 from gradwarden.runtime.ledger.entries import encode_body
 from gradwarden.runtime.ledger.keys import Signer
@@ -53,6 +54,7 @@ SMALL = {
     "runtime.evidence.witness.MAX_RECORD": 100,
     "runtime.evidence.dsse.MAX_ENVELOPE": 100,
     "runtime.evidence.statement.MAX_TENSORS": 3,
+    "runtime.evidence.trust_policy.MAX_POLICY": 200,
 }
 """Limits that are lowered before they are exceeded, since exceeding them as they are takes long."""
 
@@ -124,6 +126,11 @@ def _record(limit: int, folder: Path) -> Any:
     for _ in range(2):  # what the first time writes is too long for the second
         with open_witness(folder / "seen.json", witness, [log.public]) as opened:
             opened.consider(ConsistencyProof(0, (), head), 1)
+
+
+def _trusted(logs: int) -> bytes:
+    keys = (Signer.generate(f"log{number}").public.vkey for number in range(logs))
+    return "".join([*(f"log {key}\n" for key in keys), "quorum none\n"]).encode()
 
 
 def _tensors(limit: int, folder: Path) -> Any:
@@ -203,6 +210,8 @@ EXCEED: dict[str, Exceed] = {
     "runtime.evidence.dsse.MAX_ENVELOPE": lambda n, _: parse_envelope(_envelope(1) + b" " * n),
     "runtime.evidence.dsse.MAX_SIGNATURES": lambda n, _: parse_envelope(_envelope(n + 1)),
     "runtime.evidence.statement.MAX_TENSORS": _tensors,
+    "runtime.evidence.trust_policy.MAX_POLICY": lambda n, _: parse_trust_policy(_trusted(1) + b"#" * n),
+    "runtime.evidence.trust_policy.MAX_DEFINED": lambda n, _: parse_trust_policy(_trusted(n + 1)),
 }
 
 

@@ -20,7 +20,6 @@ from gradwarden.runtime.evidence.attestation_check import (
     compare_ledger,
 )
 from gradwarden.runtime.evidence.dsse import parse_envelope, sign_envelope
-from gradwarden.runtime.evidence.proof_check import Trust
 from gradwarden.runtime.evidence.proof_file import InclusionProof, parse_proof
 from gradwarden.runtime.evidence.prover import last_head, prove_inclusion
 from gradwarden.runtime.evidence.statement import (
@@ -29,6 +28,7 @@ from gradwarden.runtime.evidence.statement import (
     predicate_schema,
     tensor_digests,
 )
+from gradwarden.runtime.evidence.trust import Trust
 from gradwarden.runtime.ledger.keys import Signer
 from gradwarden.runtime.ledger.note import parse_note, sign_note
 from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules

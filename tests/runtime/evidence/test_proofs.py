@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradwarden.runtime.errors import EvidenceError, HeadMismatch, NoteError, ProofError
-from gradwarden.runtime.evidence.proof_check import Trust, check_consistency, check_inclusion
+from gradwarden.runtime.evidence.proof_check import check_consistency, check_inclusion
 from gradwarden.runtime.evidence.proof_file import (
     ConsistencyProof,
     InclusionProof,
@@ -27,6 +27,7 @@ from gradwarden.runtime.evidence.prover import (
     prove_inclusion,
     read_head,
 )
+from gradwarden.runtime.evidence.trust import Trust
 from gradwarden.runtime.ledger.keys import Signer
 from gradwarden.runtime.ledger.merkle import leaf_hash, tree_root
 from gradwarden.runtime.ledger.note import Checkpoint, sign_note

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from gradwarden.runtime.errors import KeyFileError, WitnessError
 from gradwarden.runtime.evidence.proof_file import ConsistencyProof
+from gradwarden.runtime.evidence.trust import Quorum, check_witnesses
 from gradwarden.runtime.evidence.witness import Cosigned, Refusal, open_witness
-from gradwarden.runtime.evidence.witnessed import assurance, check_witnesses
+from gradwarden.runtime.evidence.witnessed import assurance
 from gradwarden.runtime.ledger.cosignature import Cosignature, cosignatures, witness_key
 from gradwarden.runtime.ledger.keys import Signer, WitnessKey
 from gradwarden.runtime.ledger.merkle import (
@@ -230,7 +231,10 @@ def test_a_quorum_vouches_as_far_as_that_many_have_seen(
     heads: list[tuple[int, set[int]]], quorum: int
 ) -> None:
     keys = [WitnessKey(f"w{number}", bytes([9, number]) + bytes(29) + b"\x01") for number in range(5)]
-    found = assurance([(size, [Cosignature(keys[number], 7) for number in by]) for size, by in heads], quorum)
+    found = assurance(
+        [(size, [Cosignature(keys[number], 7) for number in by]) for size, by in heads],
+        Quorum(quorum, tuple(keys)),
+    )
     largest = [max((size for size, by in heads if number in by), default=0) for number in range(5)]
     enough = [size for size in range(51) if sum(seen >= size for seen in largest) >= quorum]
     assert found.size == max(enough, default=0)
