@@ -1,6 +1,7 @@
 """Time from starting Python to the verdict of `gradwarden check` on one file, as a user waits for it.
 
-The peer in the same run is `python -c pass`: what the interpreter alone costs on this machine.
+The peer in the same run is `python -c pass`: what the interpreter alone costs on this machine. Modules
+are compiled beforehand, as they are where a package is installed.
 Run with `python -m benchmarks.cold_start`.
 """
 
@@ -12,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.bytecode import compiled_modules
 from benchmarks.results import write_results
 
 POLICY = Path(__file__).parents[1] / "policies" / "code_licences.policy"
@@ -27,8 +29,9 @@ def seconds(command: list[str]) -> float:
 def main() -> None:
     check = [sys.executable, "-m", "gradwarden.cli", "check", str(POLICY)]
     bare = [sys.executable, "-c", "pass"]
-    seconds(check), seconds(bare)
-    pairs = [(seconds(check), seconds(bare)) for _ in range(RUNS)]
+    with compiled_modules():
+        seconds(check), seconds(bare)
+        pairs = [(seconds(check), seconds(bare)) for _ in range(RUNS)]
     figures = {
         "check_seconds_median": statistics.median(a for a, _ in pairs),
         "check_seconds_worst": max(a for a, _ in pairs),

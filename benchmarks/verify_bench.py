@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.bytecode import compiled_modules
 from benchmarks.results import write_results
 from gradwarden.policy import Program, compile_policy, load_policy
 from gradwarden.policy.context import Context
@@ -117,7 +118,7 @@ def timed(work: Callable[[], object]) -> dict[str, float]:
 def main() -> None:
     program = compile_policy(load_policy(POLICY))
     signer = Signer.generate("benchmark")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, compiled_modules():
         path = Path(folder, "run.ledger")
         write_run(path, program, signer)
 
