@@ -8,9 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, SECP256R1, EllipticCurvePublicNumbers
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    ECDSA,
+    SECP256R1,
+    EllipticCurvePublicKey,
+    EllipticCurvePublicNumbers,
+)
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
-from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hashes import SHA256, SHA384, HashAlgorithm
+from cryptography.x509 import load_der_x509_certificate
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,12 +42,24 @@ def test_lengths_are_in_bytes() -> None:
     assert pae("", b"") == b"DSSEv1 0  0 "
 
 
-@pytest.mark.parametrize("name", ["key", "certificate", "sigstore"])
-def test_envelopes_of_other_tools_are_read(vectors: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "digest"), [("certificate", SHA384()), ("sigstore", SHA256()), ("key", None)]
+)
+def test_what_other_tools_signed_is_read_and_holds(
+    vectors: Path, name: str, digest: HashAlgorithm | None
+) -> None:
+    """Signed models of the OpenSSF, with the signer's certificate; of `key` no public key is published."""
     bundle = json.loads((vectors / "model-signing" / f"{name}.bundle.json").read_text())
     envelope = parse_envelope(json.dumps(bundle["dsseEnvelope"]).encode())
     assert envelope.payload_type == "application/vnd.in-toto+json"
     assert json.loads(envelope.payload)["_type"] == "https://in-toto.io/Statement/v1"
+    if digest is None:
+        return
+    material = bundle["verificationMaterial"]
+    chain = material.get("x509CertificateChain", {}).get("certificates") or [material["certificate"]]
+    key = load_der_x509_certificate(b64decode(chain[0]["rawBytes"])).public_key()
+    assert isinstance(key, EllipticCurvePublicKey)
+    key.verify(envelope.signatures[0], pae(envelope.payload_type, envelope.payload), ECDSA(digest))
 
 
 @given(st.binary(max_size=200), st.text(max_size=20), st.sets(st.sampled_from(["run", "other"])))
