@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.ledger.entries import MAX_LINE
-from gradwarden.runtime.ledger.lines import Landmarks, Part, Recogniser, read_parts
+from gradwarden.runtime.ledger.lines import Landmarks, Part, Recogniser
 from gradwarden.runtime.ledger.merkle import HASH_SIZE
 from gradwarden.runtime.ledger.turns import OddBlockError
 
@@ -55,7 +55,7 @@ class BlockReader:
         self._size = size
         self._file = file
         self._total = total
-        self._read = read_parts if columns else Recogniser().check
+        self._read = Recogniser().read if columns else Recogniser().check
 
     def read(self, number: int) -> Block:
         """Check the lines that begin in one block. Raises OddBlockError for anything but sound lines."""

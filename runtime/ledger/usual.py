@@ -126,8 +126,8 @@ _NAME = re.compile(_TEXT.replace(b'"[', b'"([', 1).replace(b']*"', b']*)"') + b"
 _EXACT_TEXTS = rb"\[(?:%b(?:,%b)*+)?+\]" % (_TEXT, _TEXT)
 
 
-def _exactly(form: bytes, count: int) -> bytes:
-    return rb"\[%b\]" % b",".join([form] * count)
+def _numbers(form: bytes, count: int) -> bytes:
+    return b",".join([form] * count)
 
 
 def _exact_names(names: Iterable[bytes], form: bytes) -> bytes:
@@ -135,7 +135,7 @@ def _exact_names(names: Iterable[bytes], form: bytes) -> bytes:
 
 
 Form: TypeAlias = Callable[[bytes, int], re.Match[bytes] | None]
-"""Recognises lines from a place on; the first group is the index."""
+"""Takes a line apart, from a place in it on; the groups are those of `step_apart` or `outcome_apart`."""
 
 LONGEST = 64
 """Examples of a step beyond which an expression for just so many takes too long to make."""
@@ -152,20 +152,24 @@ def step_form(found: re.Match[bytes]) -> Form | None:
     if len(step["count"]) > 3 or int(step["count"]) > LONGEST or not _ordered(signals) or not _ordered(slots):
         return None
     count = int(step["count"])
-    naturals = _exactly(_WHOLE, count)
+    naturals = rb"\[(%b)\]" % _numbers(_WHOLE, count)
+    named = [
+        _exact_names(names, rb"\[%b\]" % _numbers(form, count))
+        for names, form in ((signals, _INTEGER), (slots, rb"(?:null|%b)" % _INTEGER))
+    ]
     fields = {
-        "step": _WHOLE,
-        "epoch": _WHOLE,
-        "today": rb"(?:null|%b)" % _WHOLE,
-        "count": b"%d" % count,
-        "commitments": rb'"[A-Za-z0-9+/]{%d}%b"' % ((256 * count + 5) // 6, b"=" * (-32 * count % 3)),
+        "step": b"(%b)" % _WHOLE,
+        "epoch": b"(%b)" % _WHOLE,
+        "today": rb"(null|%b)" % _WHOLE,
+        "count": b"(%d)" % count,
+        "commitments": rb'"([A-Za-z0-9+/]{%d}%b)"' % ((256 * count + 5) // 6, b"=" * (-32 * count % 3)),
         "classes": naturals,
-        "exposures": b"null" if step["exposures"] is None else naturals,
-        "signals": _exact_names(signals, _exactly(_INTEGER, count)),
-        "slots": _exact_names(slots, _exactly(rb"(?:null|%b)" % _INTEGER, count)),
-        "spent": _EXACT_TEXTS,
+        "exposures": rb"(?:null|((?!)))" if step["exposures"] is None else naturals,
+        "signals": b"(%b)" % named[0],
+        "slots": b"(%b)" % named[1],
+        "spent": b"(%b)" % _EXACT_TEXTS,
         "decision": naturals,
-        "verdict": _TEXT,
+        "verdict": _APART["verdict"],
     }
     return re.compile(_FRAME % (_fields(fields), b"(%b)" % _WHOLE, b"step")).fullmatch
 
@@ -192,7 +196,7 @@ def outcome_form(found: re.Match[bytes]) -> Form | None:
         "loss": rb"(?:null|%b)" % _TEXT,
         "privacy": _exact_names(privacy, rb'\{"epsilon":%b,"steps":%b\}' % (_TEXT, _WHOLE)),
     }
-    return re.compile(_FRAME % (_fields(fields), b"(%b)" % _WHOLE, b"committed")).fullmatch
+    return re.compile(_FRAME % (b"(%b)()" % _fields(fields), b"(%b)" % _WHOLE, b"committed")).fullmatch
 
 
 def _ordered(names: Sequence[bytes]) -> bool:

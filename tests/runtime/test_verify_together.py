@@ -15,7 +15,7 @@ from gradwarden.runtime.errors import EntryInvalid
 from gradwarden.runtime.ledger import blocks, chain, sharing
 from gradwarden.runtime.ledger.chain import ChainReport
 from gradwarden.runtime.ledger.entries import Entry, compose, encode_body
-from gradwarden.runtime.ledger.lines import read_parts
+from gradwarden.runtime.ledger.lines import Recogniser
 from gradwarden.runtime.ledger.turns import OddBlockError, Turns
 from gradwarden.runtime.verification.example_audit import ExampleAudit
 from gradwarden.runtime.verification.run_replay import RunReplay
@@ -186,7 +186,7 @@ def _together(entries: list[Any], at_once: int) -> Any:
     for start in range(0, len(lines), at_once):
         piece = range(start, min(start + at_once, len(lines)))
         try:
-            parts = read_parts(start, [lines[index] for index in piece])[1]
+            parts = Recogniser().read(start, [lines[index] for index in piece])[1]
         except OddBlockError:
             parts = [Entry(index, *entries[index], b"") for index in piece]
         for part in parts:
@@ -323,7 +323,7 @@ def _audit(steps: list[dict[str, Any]]) -> tuple[ExampleAudit, Turns]:
         outcome = {"step": number, "active": ["a"], "norms": {"a": "1"}, "loss": None, "privacy": {}}
         for kind, told in (("step", body), ("committed", outcome)):
             lines.append(b"\0" + compose(kind, len(lines), "0" * 64, encode_body(kind, told)))
-    (turns,) = read_parts(0, lines)[1]
+    (turns,) = Recogniser().read(0, lines)[1]
     assert isinstance(turns, Turns)
     return audit, turns
 
