@@ -59,6 +59,7 @@ from gradwarden.runtime.masks import Engine, LayerRules, make_engine
 from gradwarden.runtime.memorization import LossReference
 from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
 from gradwarden.runtime.privacy.budget import BudgetBook
+from gradwarden.runtime.privacy.clipping import Clipping
 from gradwarden.runtime.proposal import Proposal
 from gradwarden.runtime.recorder import Recorder
 from gradwarden.runtime.reductions import reduction_of
@@ -94,7 +95,7 @@ class Governor:
     privacy: how the privacy rules' units are sampled and noised; then `normaliser` must be a constant.
     clock: gives the calendar day of a step, by default in UTC. secret: the file with the secret of the
     example commitments, made where it is missing; None: `<ledger path>.secret`. noise_seed: fixes the privacy
-    noise, for tests.
+    noise, for tests. clipping: over what a privacy unit's gradient is clipped jointly, see `clip_groups`.
     dataset: (id, metadata) of examples known beforehand; the ledger then opens with a salted digest of them.
     model: as the loop calls it: bare, in DistributedDataParallel or under `fully_shard`.
     group: the processes that train this model together, each with its own part of every batch; that of the
@@ -124,6 +125,7 @@ class Governor:
         clock: Callable[[], date] = utc_day,
         secret: Path | None = None,
         noise_seed: int | None = None,
+        clipping: Clipping = "flat",
         dataset: Iterable[tuple[str, Mapping[str, Any]]] | None = None,
         group: ProcessGroup | None = None,
         trusted: Sequence[PublicKey] = (),
@@ -155,7 +157,7 @@ class Governor:
             if trusted:
                 demand_signature(program, signature, trusted)
             self.scaling = LossScaling(scaler, optimizer, private=bool(privacy_rules(program)))
-            self._attach(program, ledger, privacy, secret, noise_seed, dataset)
+            self._attach(program, ledger, privacy, secret, noise_seed, clipping, dataset)
 
         check_equal(self.ranks, "join the run", lambda: {"parameters": names_digest(self.model)}, WHOLE)
         self.ranks.collect("join the run", join)
@@ -176,13 +178,14 @@ class Governor:
         privacy: JointPlan | None,
         secret: Path | None,
         noise_seed: int | None,
+        clipping: Clipping,
         dataset: Iterable[tuple[str, Mapping[str, Any]]] | None,
     ) -> None:
         self.ledger = ledger_of(ledger, self.ranks.rank)
         check_replica(self.model, self.ranks)
         bound = bind_model(program, self.model, self.optimizer)
         self.program, self.parameters = bound.program, bound.parameters
-        self.budgets = BudgetBook(self.program, privacy, self.normaliser, noise_seed)
+        self.budgets = BudgetBook(self.program, privacy, self.normaliser, noise_seed, clipping)
         if self.budgets and (self.ranks.size > 1 or not self.reduction.whole):
             raise PrivacyError(
                 "privacy rules need a single process: each rank would clip its own part of a unit, and add "

@@ -28,6 +28,7 @@ from gradwarden.runtime.errors import MaskError, PrivacyError
 from gradwarden.runtime.gates import Finding, check_losses, raised
 from gradwarden.runtime.maintenance import Measured
 from gradwarden.runtime.parallelism import refuse_sequence_split
+from gradwarden.runtime.privacy.units import UnitSums
 from gradwarden.runtime.restore import Snapshot
 from gradwarden.runtime.roster import Examples
 
@@ -279,12 +280,13 @@ class Proposal:
 
     def _add_gradients(self, losses: Tensor, public: Tensor) -> None:
         governor = self._governor
-        if self._private.units:
-            with governor.engine.unweighted():
-                governor.budgets.contribute(losses, self._private, self.weights, governor.parameters)
-        if self._together or bool(public.any()):
-            rows = None if bool((public | ~self._reached()).all()) else public
-            governor.engine.backward(losses, self.normaliser / governor.reduction.share, rows=rows)
+        rows = None if bool((public | ~self._reached()).all()) else public
+        divisor = self.normaliser / governor.reduction.share
+        if self._sink is not None:
+            governor.engine.backward(losses, divisor, rows=public, sink=self._sink)
+            governor.budgets.collect(self._sink)
+        elif self._together or bool(public.any()):
+            governor.engine.backward(losses, divisor, rows=rows)
 
     def _due(self) -> bool:
         """Return whether this process has a backward pass to make now, or to decline."""
@@ -304,10 +306,19 @@ class Proposal:
     def _arm(self, owners: Tensor | None = None) -> None:
         weights = torch.from_numpy(self.weights[self._part])
         classes = self._classes[self._number] if self._together else None
+        self._sink = self._collector()
+        units = None if self._sink is None else self._sink.members()
         if bool((weights if classes is None else classes).any()):
-            self._governor.engine.arm(weights, owners, classes=classes)
+            self._governor.engine.arm(weights, owners, classes=classes, units=units)
         else:
             self._governor.engine.disarm()
+
+    def _collector(self) -> UnitSums | None:
+        """Return what takes the gradients of the private units in the part at hand, None where none is."""
+        governor = self._governor
+        if not self._private.units:
+            return None
+        return governor.budgets.sink(governor.model, self._private, self.weights, governor.parameters)
 
     # --- outcome -------------------------------------------------------------------------------------------
 

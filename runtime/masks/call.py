@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,9 +15,22 @@ from gradwarden.runtime.errors import MaskError
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.plan import Plan
 from gradwarden.runtime.masks.rows import Rows
+from gradwarden.runtime.masks.unitwise import Owners, Unitwise
 
 Backward: TypeAlias = Callable[..., tuple[Tensor | None, ...]]
 """The backward pass of an autograd function: (ctx, gradients of its outputs) -> gradients of its inputs."""
+
+
+class Parameters(Protocol):
+    """The gradients of a layer's weight and bias in one call, to be computed for any rows."""
+
+    def summed(self, rows: Rows | None, bias_rows: Rows | None) -> tuple[Tensor | None, Tensor | None]:
+        """Return the weighted sums over the rows given for weight and bias; None for None."""
+
+    def unitwise(
+        self, rows: Rows, owners: Owners | None, bias_owners: Owners | None
+    ) -> tuple[Unitwise | None, Unitwise | None]:
+        """Return them by unit, for rows whose weights their owners have; None for None."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,7 +40,8 @@ class Call:
     layout: where the examples lie in the layer's input and output. weight, bias: the rows that count for each
     parameter (empty rows where it is absent, frozen or reached by nothing). reach: the rows whose input
     gradient somebody upstream needs and may have; through: those that may have one. ids: `id` of weight and
-    bias. options: the layer's own settings.
+    bias. homes: the bands that private examples may shape by weight and bias, None where they may not.
+    options: the layer's own settings.
     """
 
     plan: Plan
@@ -37,6 +51,7 @@ class Call:
     reach: Rows
     through: Rows
     ids: tuple[int, int]
+    homes: tuple[int | None, int | None] = (None, None)
     options: dict[str, object] = field(default_factory=dict)
 
     def weight_rows(self) -> Rows | None:
@@ -46,6 +61,23 @@ class Call:
     def bias_rows(self) -> Rows | None:
         """Return the rows to use now for the bias's gradient; None where it is not wanted."""
         return self._rows(self.bias, self.ids[1])
+
+    @property
+    def private(self) -> bool:
+        """Whether private examples may shape the layer."""
+        return self.homes != (None, None)
+
+    @property
+    def keeps_input(self) -> bool:
+        """Whether the backward pass will need the layer's input for the weight's gradient."""
+        return not self.weight.idle or self.homes[0] is not None
+
+    def gradients(self, parameters: Parameters) -> tuple[Tensor | None, Tensor | None]:
+        """Return the gradients of weight and bias that are due now; private ones go to the sink."""
+        sink = self.plan.mode.sink
+        if sink is not None and self.private:
+            sink.take(self, parameters)
+        return parameters.summed(self.weight_rows(), self.bias_rows())
 
     def _rows(self, rows: Rows, parameter: int) -> Rows | None:
         if rows.idle or not self.plan.wants(parameter):

@@ -7,13 +7,15 @@ all examples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from gradwarden.runtime.errors import MaskError
 from gradwarden.runtime.masks.agreement import agreed_uses
 from gradwarden.runtime.masks.batch import require_graph
+from gradwarden.runtime.masks.call import Call
 from gradwarden.runtime.masks.detaching import refuse_loose
 from gradwarden.runtime.masks.forward import Forward
 from gradwarden.runtime.masks.graph import Uses, uses
@@ -21,6 +23,7 @@ from gradwarden.runtime.masks.passes import Passes
 from gradwarden.runtime.masks.places import Places
 from gradwarden.runtime.masks.plan import Plan
 from gradwarden.runtime.masks.row_check import RowCheck
+from gradwarden.runtime.masks.sink import Sink
 from gradwarden.runtime.masks.split import by_class
 from gradwarden.runtime.masks.trial import TrialError
 
@@ -34,9 +37,9 @@ class Differentiation:
         self._check = check
         self._notes = notes
 
-    def plan(self, weights: Tensor, classes: Tensor | None = None) -> Plan:
-        """Return the plan of a batch with weights float64 [B, bands]. classes: see `Plan`."""
-        return Plan.of(weights, self.places.costs, classes)
+    def plan(self, weights: Tensor, classes: Tensor | None = None, units: Tensor | None = None) -> Plan:
+        """Return the plan of a batch with weights float64 [B, bands]. classes, units: see `Plan`."""
+        return Plan.of(weights, self.places.costs, classes, units)
 
     def gradients(
         self,
@@ -46,11 +49,15 @@ class Differentiation:
         rows: Tensor,
         retain_graph: bool = False,
         passes: Passes | None = None,
+        sink: Sink | None = None,
     ) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """Yield gradients to be added up, for the chosen rows (bool [B]) of a batch run under a plan."""
-        weights = plan.examples.weights * rows[:, None]
+        """Yield gradients to be added up, for the chosen rows (bool [B]) of a batch run under a plan.
+
+        What private examples shape goes to the sink, before or while those of the others are yielded.
+        """
+        weights = plan.examples.public * rows[:, None]
         wanted = {id(p): p for band in plan.due(rows) for p in self.bands.trainable(band)}
-        if not wanted:
+        if not wanted and sink is None:
             return
         if self.forward.detached and not losses.requires_grad and any(band.empty for band in plan.bands):
             return  # every way from the losses to an open band leads through a closed one
@@ -58,18 +65,33 @@ class Differentiation:
         passes = passes or Passes()
         if not passes.ready():
             return
-        apart, ratios = self._apart(plan, losses, wanted, normaliser, passes)
-        together = [parameter for key, parameter in wanted.items() if key not in apart]
+        private = {id(p): p for band in plan.unit_bands for p in self.bands.trainable(band)}
+        apart, ratios, calls = self._apart(plan, losses, wanted | private, normaliser, passes)
+        if sink is not None and not self._hands_over(plan, private, apart | ratios.keys()):
+            with self.forward.replay(plan, raw=True):
+                sink.differentiate(losses)
+            private, sink = {}, None
+        if sink is not None:
+            sink.expect([call for call in calls if call.private])
+        apart &= wanted.keys()
+        together = [parameter for key, parameter in (wanted | private).items() if key not in apart]
         if apart:
             keep = retain_graph or bool(together)
             with self.forward.replay(plan, raw=True, only=apart):
                 bands = self.bands.restricted(apart)
                 yield from by_class(losses, weights, bands, normaliser, keep, passes, plan.classes)
         if together:
-            factors = (plan.examples.factors * rows / normaliser).to(device=losses.device, dtype=losses.dtype)
-            with self.forward.replay(plan, skip=apart):
+            factors = plan.examples.factors * rows / normaliser
+            if sink is not None and plan.units is not None:
+                factors = torch.where(plan.units >= 0, plan.factors, factors)
+            factors = factors.to(device=losses.device, dtype=losses.dtype)
+            with self.forward.replay(plan, skip=apart, sink=sink):
                 scales = {parameter: ratios.get(id(parameter), 1.0) for parameter in together}
                 yield from passes.joint(losses, factors, scales, retain_graph)
+
+    def _hands_over(self, plan: Plan, private: Mapping[int, nn.Parameter], loose: Collection[int]) -> bool:
+        """Return whether layers have all that private examples shape; loose: what others have as well."""
+        return plan.units is not None and not plan.mode.misplaced and not private.keys() & set(loose)
 
     def _apart(
         self,
@@ -78,8 +100,8 @@ class Differentiation:
         wanted: dict[int, nn.Parameter],
         normaliser: float,
         passes: Passes,
-    ) -> tuple[frozenset[int], dict[int, float]]:
-        """Return the parameters to differentiate apart, and the common weight of those that need not be.
+    ) -> tuple[frozenset[int], dict[int, float], list[Call]]:
+        """Return the parameters to differentiate apart, the common weight of the others, and the calls.
 
         A loose use (outside a weighing layer) is unweighted in the joint pass. That is right if all examples
         have one weight for the parameter's band, if weighing layers do not use it as well (unless that weight
@@ -87,7 +109,7 @@ class Differentiation:
         Where rows are misplaced, everything is taken apart: without weights, layers are right about any row.
         """
         if plan.trivial:
-            return frozenset(), {}
+            return frozenset(), {}, []
         found = uses(losses, {key: self.bands.home[key] for key in wanted})
         self._refuse_leaks(found)
         due = not self.forward.probing and self._check.due(plan, found)
@@ -98,17 +120,18 @@ class Differentiation:
             refuse_loose(self.bands, found.ordinary)
         if found.crossed:
             self._refuse_scaling("gradients go past its arguments and results")
-            return frozenset(wanted), {}
+            return frozenset(wanted), {}, []
         if accord.due:
             self._check.confirm(plan, losses, accord, normaliser, passes)
         if plan.mode.misplaced:
-            return frozenset(wanted), {}
+            return frozenset(wanted), {}, []
         ratios: dict[int, float] = {}
         for key in (found.ordinary & plan.mode.loose) - found.amiss:
             ratio = plan.ratio(self.bands.home[key])
             if ratio is not None and (ratio == 1.0 or key not in found.weighing):
                 ratios[key] = ratio
-        return frozenset(found.ordinary - ratios.keys()), ratios
+        calls = [node.call for node in found.calls if hasattr(node, "call")]
+        return frozenset(found.ordinary - ratios.keys()), ratios, calls
 
     def _refuse_scaling(self, reason: str) -> None:
         """Scale no block from now on."""

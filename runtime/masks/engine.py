@@ -15,6 +15,7 @@ from gradwarden.runtime.masks.covering import LayerRules
 from gradwarden.runtime.masks.fused import FusedEngine
 from gradwarden.runtime.masks.passes import Passes
 from gradwarden.runtime.masks.planner import Choice
+from gradwarden.runtime.masks.sink import Sink
 from gradwarden.runtime.masks.split import SplitEngine
 
 ENGINES = ("auto", "fused", "split")
@@ -47,22 +48,37 @@ class Engine(Protocol):
     def explain(self) -> tuple[Choice, ...]:
         """Return how each part of the model was run in the last armed forward pass, and why."""
 
-    def arm(self, weights: Tensor, owners: Tensor | None = None, *, classes: Tensor | None = None) -> None:
+    def arm(
+        self,
+        weights: Tensor,
+        owners: Tensor | None = None,
+        *,
+        classes: Tensor | None = None,
+        units: Tensor | None = None,
+    ) -> None:
         """Set the weights [B, bands] for the next forward pass, whose graph keeps them.
 
         owners: where the rows of the forward pass are not the B examples, which example each row [R], or each
         position of each row [R, T], belongs to: an integer tensor, -1 for nobody's.
         classes: float64 [C, bands], where passes are collective: the distinct weights, on all processes, of
-        the examples that are run together now.
+        the examples that are run together now. units: int64 [B], the privacy unit of each example, -1 for
+        public ones; `backward` then needs a sink for what they shape.
         """
 
     def backward(
-        self, losses: Tensor, normaliser: float, *, rows: Tensor | None = None, retain_graph: bool = False
+        self,
+        losses: Tensor,
+        normaliser: float,
+        *,
+        rows: Tensor | None = None,
+        retain_graph: bool = False,
+        sink: Sink | None = None,
     ) -> None:
         """Add the sum over i of w[i, b] * dl_i/dp / normaliser to p.grad, for every p of every band b.
 
         losses: [B], attached to the graph of the armed forward pass. rows: bool [B]; where given, only these
-        examples count. A parameter that no example reaches keeps the `.grad` it had. Raises MaskError.
+        examples count. A parameter that no example reaches keeps the `.grad` it had. Private examples are not
+        in the sum: their gradients go to the sink. Raises MaskError.
         """
 
     def unweighted(self) -> AbstractContextManager[None]:

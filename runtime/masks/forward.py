@@ -40,6 +40,7 @@ from gradwarden.runtime.masks.plan import Plan
 from gradwarden.runtime.masks.planner import Choice, choose, scaling
 from gradwarden.runtime.masks.recorder import Recorder
 from gradwarden.runtime.masks.rows import Rows
+from gradwarden.runtime.masks.sink import Sink
 from gradwarden.runtime.masks.sites import Site
 
 
@@ -146,15 +147,18 @@ class Forward:
         only: frozenset[int] | None = None,
         skip: frozenset[int] = frozenset(),
         open: bool = False,
+        sink: Sink | None = None,
     ) -> Iterator[None]:
         """Set what layers compute in a backward pass; layers recomputed in it do as they did before."""
         before = self.replaying
         plan.mode.raw, plan.mode.only, plan.mode.skip, plan.mode.open = raw, only, skip, open
+        plan.mode.sink = sink
         self.replaying = True
         try:
             yield
         finally:
             plan.mode.raw, plan.mode.only, plan.mode.skip, plan.mode.open = False, None, frozenset(), False
+            plan.mode.sink = None
             self.replaying = before
 
     def answer(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -240,7 +244,9 @@ class Forward:
             forced = self.probing and choice.way == "slice" and not fault and not plan.reach(mask).whole
             split = choice.way == "split" or forced
             way = None if choice.way == "stop" else plan.part(plan.reach(mask)) if split else plan
-            if way is not None and way.reach(mask).whole and not fault and self.scales:
+            # What a unit shapes is taken from layers, which must see the gradients that are its own.
+            even = way is not None and plan.units is None and way.reach(mask).whole
+            if way is not None and even and not fault and self.scales:
                 costs = self._places.costs
                 way = (scaled(way, block.own, costs) if scalable(block, args, kwargs) else None) or way
             plan.ways[block] = way
@@ -297,6 +303,8 @@ class Forward:
             return piece.stock(*args, **kwargs)
         if plan.grid is not None:  # its outputs were located by example; the parameters go the reference way
             return piece.stock(*args, **kwargs)
+        if any(self._unit_home(plan, p) is not None for p in piece.parameters):
+            return piece.stock(*args, **kwargs)  # a unit's gradients are then taken by plain autograd
         if self.replaying and not self._in_part and piece.block is not None:
             plan = plan.ways.get(piece.block) or plan
         if not piece.own & ~plan.plainly:
@@ -315,7 +323,8 @@ class Forward:
         if home is not None and plan.bands[home].empty:
             x = x.detach()
         weight_rows, bias_rows = self._rows(plan, weight), self._rows(plan, bias)
-        if weight_rows.idle and bias_rows.idle and not x.requires_grad:
+        private = any(self._unit_home(plan, p) is not None for p in (weight, bias))
+        if weight_rows.idle and bias_rows.idle and not private and not x.requires_grad:
             with torch.no_grad():
                 return site.stock(x)
         if self.plain or id(site) in plan.mode.given_up:
@@ -346,14 +355,22 @@ class Forward:
         reach, through = plan.reach(site.before), plan.every
         if home is not None:
             reach, through = plan.flow(home, site.before), plan.bands[home]
-        call = Call(plan, layout, weight_rows, bias_rows, reach, through, (id(weight), id(bias)))
+        homes = (self._unit_home(plan, weight), self._unit_home(plan, bias))
+        call = Call(plan, layout, weight_rows, bias_rows, reach, through, (id(weight), id(bias)), homes)
         return site.operation.run(
             site.module,
             call,
             x,
-            weight.detach() if weight_rows.idle else weight,
-            bias.detach() if bias is not None and bias_rows.idle else bias,
+            weight.detach() if weight_rows.idle and homes[0] is None else weight,
+            bias.detach() if bias is not None and bias_rows.idle and homes[1] is None else bias,
         )
+
+    def _unit_home(self, plan: Plan, parameter: nn.Parameter | None) -> int | None:
+        """Return the band of a parameter that private examples may shape, None for others."""
+        if not plan.unit_bands or parameter is None or not parameter.requires_grad:
+            return None
+        band = self._places.bands.home[id(parameter)]
+        return band if band in plan.unit_bands else None
 
     def _home(self, site: Site) -> int | None:
         """Return the band that a layer's weight is in."""

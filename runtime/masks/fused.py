@@ -38,6 +38,7 @@ from gradwarden.runtime.masks.places import Places
 from gradwarden.runtime.masks.plan import Plan
 from gradwarden.runtime.masks.planner import Choice, band_choices
 from gradwarden.runtime.masks.row_check import RowCheck
+from gradwarden.runtime.masks.sink import Sink
 from gradwarden.runtime.masks.split import SplitEngine, add_gradient
 from gradwarden.runtime.masks.trial import TrialError, holds_batch
 from gradwarden.runtime.masks.watch import Watch
@@ -93,10 +94,17 @@ class FusedEngine:
         """How each trainable parameter's gradient is taken, by name: see `Engine`."""
         return self._places.paths() if self._reference is None else self._reference.paths
 
-    def arm(self, weights: Tensor, owners: Tensor | None = None, *, classes: Tensor | None = None) -> None:
+    def arm(
+        self,
+        weights: Tensor,
+        owners: Tensor | None = None,
+        *,
+        classes: Tensor | None = None,
+        units: Tensor | None = None,
+    ) -> None:
         """Set the weights [B, bands] of the batch that the next forward pass will be given."""
         if self._reference is not None:
-            self._reference.arm(weights, owners, classes=classes)
+            self._reference.arm(weights, owners, classes=classes, units=units)
             return
         refuse_mixing(self._suspects)
         if self._detached and owners is not None:
@@ -104,15 +112,23 @@ class FusedEngine:
                 "rows that belong to examples cannot be run under `semantics detach`",
                 help="give the model one row for each example, in the order of their losses",
             )
-        plan = self._gradients.plan(checked_weights(weights, self._bands.count), classes)
+        if self._detached or owners is not None:
+            units = None  # the gradients of units then come from plain autograd
+        plan = self._gradients.plan(checked_weights(weights, self._bands.count), classes, units)
         self._forward.pending = plan if owners is None else plan.spread(checked_owners(owners, plan.batch))
 
     def backward(
-        self, losses: Tensor, normaliser: float, *, rows: Tensor | None = None, retain_graph: bool = False
+        self,
+        losses: Tensor,
+        normaliser: float,
+        *,
+        rows: Tensor | None = None,
+        retain_graph: bool = False,
+        sink: Sink | None = None,
     ) -> None:
         """Add the weighted gradients of losses [B] to the parameters' `.grad`."""
         if self._reference is not None:
-            self._reference.backward(losses, normaliser, rows=rows, retain_graph=retain_graph)
+            self._reference.backward(losses, normaliser, rows=rows, retain_graph=retain_graph, sink=sink)
             return
         plan = self._forward.plan
         if plan is None:
@@ -121,7 +137,7 @@ class FusedEngine:
         checked_losses(losses, plan.examples.batch)
         chosen = chosen_rows(rows, plan.examples.batch)
         for parameter, gradient in self._gradients.gradients(
-            plan, losses, checked_normaliser(normaliser), chosen, retain_graph, self._passes
+            plan, losses, checked_normaliser(normaliser), chosen, retain_graph, self._passes, sink
         ):
             add_gradient(parameter, gradient)
         self._forward.let_go()
@@ -199,4 +215,5 @@ class FusedEngine:
         self.notes.append(f"the fused engine is not used: {reason}")
         warnings.warn(f"gradwarden: masks use the slower `split` engine: {reason}", stacklevel=2)
         self._reference = SplitEngine(self._model, self._declared, passes=self._passes)
-        self._reference.arm(armed.examples.weights, armed.owners, classes=armed.classes)
+        examples = armed.examples
+        self._reference.arm(examples.weights, armed.owners, classes=armed.classes, units=examples.units)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from gradwarden.runtime.masks.rows import Columns, Rows, relative, row_factors
+from gradwarden.runtime.masks.sink import Sink
+from gradwarden.runtime.masks.unitwise import Owners
 
 
 @dataclass(slots=True)
@@ -23,6 +25,7 @@ class Mode:
     given_up: ids of the layers that go the reference way, as known before the forward pass.
     open: while set, nothing stops the flow of gradients through layers, whatever the semantics.
     whole_inputs: whether input gradients are needed for every row, because the caller's inputs ask for them.
+    sink: while set, layers hand it the gradients of private examples.
     """
 
     raw: bool = False
@@ -33,13 +36,16 @@ class Mode:
     skip: frozenset[int] = frozenset()
     loose: frozenset[int] = frozenset()
     whole_inputs: bool = False
+    sink: Sink | None = None
 
 
 class Plan:
     """How the backward pass of one armed batch weighs rows.
 
     weights: float64 [B, bands]. factors: float64 [B], by which each loss is scaled. bands: the rows of each
-    band, weights relative to the factors. every: all rows, with weight 1. whole: the plan of the whole batch.
+    band that are added up, weights relative to the factors. units: int64 [B], the privacy unit of each
+    example, -1 for public ones; None: all are public. What units shape is not added up (`sink`). unit_bands:
+    where they have weight. every: all rows, with weight 1. whole: the plan of the whole batch.
     rows, rest: which examples of that batch these are, and which they are not. ways: the plan by which each
     block was run, None where it was run without a graph.
 
@@ -58,6 +64,8 @@ class Plan:
     grid: tuple[int, int] | None = None
     outer: Plan | None = None
     plainly = 0
+    units: Tensor | None = None
+    unit_bands: frozenset[int] = frozenset()
     bands: Sequence[Rows]
     _step: Sequence[Rows]
 
@@ -70,12 +78,21 @@ class Plan:
         rows: Rows | None = None,
         classes: Tensor | None = None,
         class_factors: Tensor | None = None,
+        units: Tensor | None = None,
     ) -> None:
         self.weights = weights
         self.factors = factors
         self.mode = mode
         self.whole = self if whole is None else whole
-        scaled = relative(weights, factors)
+        self.units = units
+        self.unit_count = 0 if units is None else int(units.max()) + 1
+        self.public = weights if units is None else weights * (units < 0)[:, None]
+        self._relative = relative(weights, factors)
+        self._owned: dict[tuple[int | None, int | None], tuple[Rows, tuple[Owners | None, ...]]] = {}
+        self._unit_rows: dict[int, tuple[Rows, ...]] = {}
+        shaped = () if units is None else weights[units >= 0].gt(0).any(dim=0).nonzero().flatten().tolist()
+        self.unit_bands = frozenset(shaped)
+        scaled = relative(self.public, factors)
         self.classes = classes
         if classes is None or class_factors is None:
             self._step = self.bands = Columns(scaled)
@@ -96,18 +113,27 @@ class Plan:
         self.ways: dict[object, Plan | None] = {}
 
     @classmethod
-    def of(cls, weights: Tensor, costs: Sequence[float], classes: Tensor | None = None) -> Plan:
+    def of(
+        cls,
+        weights: Tensor,
+        costs: Sequence[float],
+        classes: Tensor | None = None,
+        units: Tensor | None = None,
+    ) -> Plan:
         """Return the plan of a whole batch. costs: the price of weighing each band."""
         factors = row_factors(weights, costs, classes)
         class_factors = None if classes is None else row_factors(classes, costs)
-        return cls(weights, factors, Mode(), classes=classes, class_factors=class_factors)
+        return cls(weights, factors, Mode(), classes=classes, class_factors=class_factors, units=units)
 
     def part(self, rows: Rows) -> Plan:
         """Return the plan of some of the examples, run by themselves; the same one for the same rows."""
         key = rows.chosen.numpy().tobytes()
         if key not in self._parts:
             chosen = rows.chosen
-            self._parts[key] = Plan(self.weights[chosen], self.factors[chosen], self.mode, self.whole, rows)
+            units = None if self.units is None else self.units[chosen]
+            self._parts[key] = Plan(
+                self.weights[chosen], self.factors[chosen], self.mode, self.whole, rows, units=units
+            )
         return self._parts[key]
 
     def spread(self, owners: Tensor) -> Plan:
@@ -157,11 +183,12 @@ class Plan:
     @property
     def by_rows(self) -> bool:
         """Whether it matters which rows are whose."""
-        return not all(rows.empty or (rows.whole and rows.weights is None) for rows in self._step)
+        even = all(rows.empty or (rows.whole and rows.weights is None) for rows in self._step)
+        return self.units is not None or not even
 
     def due(self, rows: Tensor) -> list[int]:
         """Return the bands that gradients are due for, of the chosen rows (bool [B]) or for others."""
-        weighed = self.weights[rows].gt(0).any(dim=0).tolist()
+        weighed = self.public[rows].gt(0).any(dim=0).tolist()
         return [
             number
             for number in range(len(weighed))
@@ -171,6 +198,42 @@ class Plan:
     def any_reach(self, mask: int) -> bool:
         """Return whether an example of any process has weight in a band whose bit is set in `mask`."""
         return any(mask >> number & 1 and not band.idle for number, band in enumerate(self.bands))
+
+    def unit_rows(self, band: int) -> tuple[Rows, ...]:
+        """Return the rows of each privacy unit in a band, by its number; none of them for units elsewhere."""
+        if self.units is None:
+            return ()
+        if band not in self._unit_rows:
+            column, count = self._relative[:, band], self.whole.unit_count
+            self._unit_rows[band] = tuple(Rows(column * (self.units == unit)) for unit in range(count))
+        return self._unit_rows[band]
+
+    def owned(self, bands: tuple[int | None, int | None]) -> tuple[Rows, tuple[Owners | None, ...]]:
+        """Return the private rows with weight in one of two bands, and in each band whose they are."""
+        if bands not in self._owned:
+            assert self.units is not None
+            columns = [None if band is None else self._relative[:, band] for band in bands]
+            some = torch.zeros(self.batch, dtype=torch.bool, device="cpu")
+            for column in columns:
+                some |= False if column is None else (column > 0) & (self.units >= 0)
+            rows = Rows(some.double())
+            self._owned[bands] = (
+                rows,
+                tuple(
+                    None
+                    if column is None
+                    else Owners(self.units[rows.chosen], column[rows.chosen], self.whole.unit_count)
+                    for column in columns
+                ),
+            )
+        return self._owned[bands]
+
+    def units_weighed(self, band: int, factors: Sequence[float]) -> Rows:
+        """Return the private rows of a band, weighed by a factor for each unit as well."""
+        if self.units is None:
+            return Rows(torch.zeros(self.batch, dtype=torch.float64, device="cpu"))
+        each = torch.tensor([*factors, 0.0], dtype=torch.float64, device="cpu")[self.units]
+        return Rows(self._relative[:, band] * each)
 
     def ratio(self, band: int) -> float | None:
         """Return the weight of a band for every example with any weight, if they agree."""

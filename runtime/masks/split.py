@@ -29,6 +29,7 @@ from gradwarden.runtime.masks.mixing import refuse_mixing, suspects
 from gradwarden.runtime.masks.packed_trial import PackedTrial, refuse_crossing
 from gradwarden.runtime.masks.passes import Passes
 from gradwarden.runtime.masks.planner import Choice
+from gradwarden.runtime.masks.sink import Sink
 from gradwarden.runtime.masks.trial import Trial, TrialError, refuse_dependence
 from gradwarden.runtime.masks.watch import Watch
 
@@ -82,15 +83,29 @@ class SplitEngine:
         """Return nothing: every example's graph is kept whole, and differentiated once per weight vector."""
         return ()
 
-    def arm(self, weights: Tensor, owners: Tensor | None = None, *, classes: Tensor | None = None) -> None:
+    def arm(
+        self,
+        weights: Tensor,
+        owners: Tensor | None = None,
+        *,
+        classes: Tensor | None = None,
+        units: Tensor | None = None,
+    ) -> None:
         """Set the weights [B, bands] of the batch that the next forward pass will be given."""
         refuse_mixing(self._suspects)
         weights = checked_weights(weights, self._bands.count)
         owners = None if owners is None else checked_owners(owners, len(weights))
-        self._pending = _Armed(weights, owners, classes)
+        public = weights if units is None else weights * (units < 0)[:, None]
+        self._pending = _Armed(public, owners, classes)
 
     def backward(
-        self, losses: Tensor, normaliser: float, *, rows: Tensor | None = None, retain_graph: bool = False
+        self,
+        losses: Tensor,
+        normaliser: float,
+        *,
+        rows: Tensor | None = None,
+        retain_graph: bool = False,
+        sink: Sink | None = None,
     ) -> None:
         """Add the weighted gradients of losses [B] to the parameters' `.grad`."""
         armed = self._captured or self._pending
@@ -100,6 +115,8 @@ class SplitEngine:
         checked_losses(losses, len(weights))
         chosen = weights * chosen_rows(rows, len(weights))[:, None]
         divisor, passes = checked_normaliser(normaliser), self._passes
+        if sink is not None:
+            sink.differentiate(losses)
         if passes.ready():
             for parameter, gradient in by_class(
                 losses, chosen, self._bands, divisor, retain_graph, passes, classes

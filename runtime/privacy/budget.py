@@ -12,13 +12,22 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradwarden.policy.decision import Decision
 from gradwarden.policy.program import Program
 from gradwarden.runtime.errors import PrivacyError
 from gradwarden.runtime.privacy.accounting import JointPlan, PrivacyRule, epsilon_text, privacy_rules
-from gradwarden.runtime.privacy.clipping import GradientSum, Unit, add_noise, add_to_gradients, private_sum
+from gradwarden.runtime.privacy.clipping import (
+    Clipping,
+    GradientSum,
+    Unit,
+    check_clipping,
+    clip_groups,
+    zeros,
+)
+from gradwarden.runtime.privacy.noise import add_noise, add_to_gradients
+from gradwarden.runtime.privacy.units import UnitSums
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +42,22 @@ class BudgetBook:
     """Keeps the budgets of a run's privacy rules; false where the policy has none.
 
     plan: how the private units are sampled and noised. seed: of the noise, for tests; None: from the
-    operating system. Raises PrivacyError where the policy has privacy rules and the plan is not for them,
-    or where `normaliser` is None: the size of a batch tells how many private examples it held.
+    operating system. clipping: see `clip_groups`. Raises PrivacyError where the policy has privacy rules and
+    the plan is not for them, or where `normaliser` is None: the size of a batch tells how many private
+    examples it held.
     """
 
     def __init__(
-        self, program: Program, plan: JointPlan | None, normaliser: float | None, seed: int | None = None
+        self,
+        program: Program,
+        plan: JointPlan | None,
+        normaliser: float | None,
+        seed: int | None = None,
+        clipping: Clipping = "flat",
     ) -> None:
         rules = privacy_rules(program)
+        check_clipping(clipping)
+        self._clipping: Clipping = clipping
         _check_plan(rules, plan, normaliser)
         self._plan = plan or JointPlan(0.0, ())
         self._bands = program.band_names
@@ -51,14 +68,14 @@ class BudgetBook:
             self._generator.seed()
         else:
             self._generator.manual_seed(seed)
-        self._sums: GradientSum | None = None
+        self._sums: GradientSum = {}
 
     def __bool__(self) -> bool:
         return bool(self._plan.rules)
 
     def declaration(self) -> list[dict[str, str]]:
         """Return what the ledger's opening says of the privacy rules."""
-        return self._plan.declaration()
+        return [{**terms, "clipping": self._clipping} for terms in self._plan.declaration()]
 
     def check_same_terms(self, program: Program) -> None:
         """Raise PrivacyError where a program's privacy rules are not exactly those of this run."""
@@ -111,27 +128,31 @@ class BudgetBook:
         units = [Unit(tuple(members), self._plan.clip(rules[key])) for key, members in rows.items()]
         return PrivateRows(mask, tuple(units))
 
-    def contribute(
+    def sink(
         self,
-        losses: Tensor,
+        model: nn.Module,
         private: PrivateRows,
         weights: npt.NDArray[np.float64],
         parameters: Mapping[str, Sequence[Tensor]],
-    ) -> None:
-        """Take the clipped sum of the step's private units. weights: [B, bands]; the graph is kept."""
+    ) -> UnitSums:
+        """Return what the engine hands the gradients of private units to. weights: [B, bands]."""
         columns = self._by_column(parameters)
-        self._sums = private_sum(losses, private.units, torch.from_numpy(weights), columns)
+        groups = clip_groups(model, columns, self._clipping)
+        return UnitSums(private.units, torch.from_numpy(weights), columns, groups)
+
+    def collect(self, sink: UnitSums) -> None:
+        """Take the clipped sum of private units once the engine is done. Raises PrivacyError if it is not."""
+        sink.check()
+        for parameter, total in sink.sums.items():
+            known = self._sums.get(parameter)
+            self._sums[parameter] = total if known is None else known.add_(total)
 
     def release(self, parameters: Mapping[str, Sequence[Tensor]], normaliser: float) -> None:
         """Noise the step's private sum, empty or not, and add it to the gradients."""
         noised = self._by_column(parameters)
         if not noised:
             return
-        sums = self._sums
-        if sums is None:
-            sums = private_sum(
-                torch.zeros(0, device="cpu"), (), torch.zeros(0, len(self._bands), device="cpu"), noised
-            )
+        sums = zeros(p for members in noised.values() for p in members if p.requires_grad) | self._sums
         add_noise(sums, self._plan.sigma, self._generator)
         add_to_gradients(sums, normaliser)
 
@@ -147,7 +168,7 @@ class BudgetBook:
 
     def forget(self) -> None:
         """Drop the private sum of a step that was refused or is over."""
-        self._sums = None
+        self._sums = {}
 
     def _by_column(self, parameters: Mapping[str, Sequence[Tensor]]) -> dict[int, Sequence[Tensor]]:
         return {self._bands.index(band): parameters[band] for band in self.noised_bands}

@@ -13,7 +13,9 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from gradwarden.runtime.errors import PrivacyError
-from gradwarden.runtime.privacy.clipping import Unit, add_noise, add_to_gradients, private_sum
+from gradwarden.runtime.privacy.clipping import Unit
+from gradwarden.runtime.privacy.noise import add_noise, add_to_gradients
+from gradwarden.runtime.privacy.units import private_sum
 
 ROWS = 6
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -12,8 +14,10 @@ from torch.nn.modules.conv import _ConvNd
 
 from gradwarden.runtime.masks.call import Call, at_its_precision, autocast_dtype, differentiable_once, scaled
 from gradwarden.runtime.masks.layers.operation import stock_forward
+from gradwarden.runtime.masks.layers.row_convolution import convolution_gradients, row_gradients
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.rows import Rows
+from gradwarden.runtime.masks.unitwise import Owners, Stacked, Unitwise
 
 
 class ConvolutionRows(Function):
@@ -37,20 +41,46 @@ class ConvolutionRows(Function):
     @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         call, (x, weight) = ctx.call, ctx.saved_tensors
-        grad_x = grad_weight = grad_bias = None
+        grad_x = None
         if ctx.needs_input_grad[1]:
             grad_x = call.input_gradient(
                 grad,
                 x.shape,
-                lambda pick: _gradients(call, pick(grad), pick(x), weight, [True, False, False])[0],
+                lambda pick: convolution_gradients(
+                    pick(grad), pick(x), weight, call.options, [True, False, False]
+                )[0],
             ).to(ctx.dtypes[0])
-        rows, bias_rows = call.weight_rows(), call.bias_rows()
+        return None, grad_x, *call.gradients(_Parameters(call, x, weight, grad, ctx.dtypes[1:]))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Parameters:
+    call: Call
+    x: Tensor
+    weight: Tensor
+    grad: Tensor
+    dtypes: Sequence[torch.dtype]
+
+    def summed(self, rows: Rows | None, bias_rows: Rows | None) -> tuple[Tensor | None, Tensor | None]:
+        layout = self.call.layout
+        grad_weight = grad_bias = None
         if rows is not None:
-            grad_weight = _weight_gradient(call, rows, grad, x, weight).to(ctx.dtypes[1])
+            grad_weight = _weight_gradient(self.call, rows, self.grad, self.x, self.weight)
+            grad_weight = grad_weight.to(self.dtypes[0])
         if bias_rows is not None:
-            weighed = bias_rows.weigh(bias_rows.pick(grad, call.layout), call.layout)
-            grad_bias = scaled(weighed.transpose(0, 1).flatten(1).sum(1), bias_rows).to(ctx.dtypes[2])
-        return None, grad_x, grad_weight, grad_bias
+            weighed = bias_rows.weigh(bias_rows.pick(self.grad, layout), layout)
+            grad_bias = scaled(weighed.transpose(0, 1).flatten(1).sum(1), bias_rows).to(self.dtypes[1])
+        return grad_weight, grad_bias
+
+    def unitwise(
+        self, rows: Rows, owners: Owners | None, bias_owners: Owners | None
+    ) -> tuple[Unitwise | None, Unitwise | None]:
+        grad = rows.pick(self.grad, self.call.layout)
+        bias = None if bias_owners is None else Stacked(grad.flatten(2).sum(2), bias_owners)
+        if owners is None:
+            return None, bias
+        x = rows.pick(self.x, self.call.layout)
+        return Stacked(row_gradients(grad, x, self.weight, self.call.options), owners), bias
 
 
 def _weight_gradient(call: Call, rows: Rows, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
@@ -59,24 +89,7 @@ def _weight_gradient(call: Call, rows: Rows, grad: Tensor, x: Tensor, weight: Te
         x = rows.weigh(x, call.layout)
     else:
         grad = rows.weigh(grad, call.layout)
-    return scaled(_gradients(call, grad, x, weight, [False, True, False])[1], rows)
-
-
-def _gradients(call: Call, grad: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> Any:
-    options = call.options
-    return torch.ops.aten.convolution_backward(
-        grad,
-        x,
-        weight,
-        None,
-        options["stride"],
-        options["padding"],
-        options["dilation"],
-        options["transposed"],
-        options["output_padding"],
-        options["groups"],
-        wanted,
-    )
+    return scaled(convolution_gradients(grad, x, weight, call.options, [False, True, False])[1], rows)
 
 
 class Convolution:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +13,8 @@ from torch.nn import functional
 from gradwarden.runtime.masks.call import Call, differentiable_once, scaled
 from gradwarden.runtime.masks.layers.operation import stock_forward
 from gradwarden.runtime.masks.layout import Layout
+from gradwarden.runtime.masks.rows import Rows
+from gradwarden.runtime.masks.unitwise import Looked, Owners, Unitwise, rows_first
 
 
 class EmbeddingRows(Function):
@@ -28,13 +31,36 @@ class EmbeddingRows(Function):
     @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (index,) = ctx.saved_tensors
-        rows, layout = ctx.call.weight_rows(), ctx.call.layout
+        parameters = _Parameters(ctx.call.layout, index, grad, ctx.entries, ctx.padding)
+        return None, None, ctx.call.gradients(parameters)[0], None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Parameters:
+    layout: Layout
+    index: Tensor
+    grad: Tensor
+    entries: int
+    padding: int
+
+    def summed(self, rows: Rows | None, bias_rows: Rows | None) -> tuple[Tensor | None, Tensor | None]:
         if rows is None:
-            return None, None, None, None
-        weighed = rows.weigh(rows.pick(grad, layout), layout).contiguous()
-        picked = rows.pick(index, layout).contiguous()
-        table = torch.ops.aten.embedding_dense_backward(weighed, picked, ctx.entries, ctx.padding, False)
-        return None, None, scaled(table, rows), None
+            return None, None
+        weighed = rows.weigh(rows.pick(self.grad, self.layout), self.layout).contiguous()
+        picked = rows.pick(self.index, self.layout).contiguous()
+        table = torch.ops.aten.embedding_dense_backward(weighed, picked, self.entries, self.padding, False)
+        return scaled(table, rows), None
+
+    def unitwise(
+        self, rows: Rows, owners: Owners | None, bias_owners: Owners | None
+    ) -> tuple[Unitwise | None, Unitwise | None]:
+        if owners is None:
+            return None, None
+        index = rows_first(self.index, rows, self.layout, 0)
+        grad = rows_first(self.grad, rows, self.layout, 1)
+        if self.padding >= 0:
+            grad = grad.masked_fill((index == self.padding)[..., None], 0.0)
+        return Looked(index, grad, self.entries, owners), None
 
 
 class Embedding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +13,8 @@ from torch.autograd import Function
 from gradwarden.runtime.masks.call import Call, autocast_dtype, differentiable_once, row_sum, scaled
 from gradwarden.runtime.masks.layers.operation import stock_forward
 from gradwarden.runtime.masks.layout import Layout
+from gradwarden.runtime.masks.rows import Rows
+from gradwarden.runtime.masks.unitwise import Owners, Stacked, Unitwise
 
 
 class GroupNormRows(Function):
@@ -39,38 +42,79 @@ class GroupNormRows(Function):
     @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         call, (x, mean, rstd, weight) = ctx.call, ctx.saved_tensors
-        grad, layout = grad.contiguous(), call.layout
-
-        def run(pick: Callable[[Tensor], Tensor], rstd: Tensor, wanted: list[bool]) -> Any:
-            part = pick(x).contiguous()
-            return torch.ops.aten.native_group_norm_backward(
-                pick(grad).contiguous(),
-                part,
-                pick(mean).contiguous(),
-                rstd.contiguous(),
-                weight,
-                *_sizes(part),
-                ctx.groups,
-                wanted,
-            )
-
-        grad_x = grad_weight = grad_bias = None
+        parameters = _Parameters(call.layout, x, mean, rstd, weight, grad.contiguous(), ctx.groups)
+        grad_x = None
         if ctx.needs_input_grad[1]:
             grad_x = call.input_gradient(
-                grad, x.shape, lambda pick: run(pick, pick(rstd), [True, False, False])[0]
+                parameters.grad,
+                x.shape,
+                lambda pick: parameters.run(pick, pick(rstd), [True, False, False])[0],
             ).to(ctx.dtype)
-        rows, bias_rows = call.weight_rows(), call.bias_rows()
+        return None, grad_x, *call.gradients(parameters)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Parameters:
+    layout: Layout
+    x: Tensor
+    mean: Tensor
+    rstd: Tensor
+    weight: Tensor
+    grad: Tensor
+    groups: int
+
+    def run(self, pick: Callable[[Tensor], Tensor], rstd: Tensor, wanted: list[bool]) -> Any:
+        """Return the gradients of input, weight and bias over picked rows, as far as wanted."""
+        part = pick(self.x).contiguous()
+        return torch.ops.aten.native_group_norm_backward(
+            pick(self.grad).contiguous(),
+            part,
+            pick(self.mean).contiguous(),
+            rstd.contiguous(),
+            self.weight,
+            *_sizes(part),
+            self.groups,
+            wanted,
+        )
+
+    def summed(self, rows: Rows | None, bias_rows: Rows | None) -> tuple[Tensor | None, Tensor | None]:
+        grad_weight = grad_bias = None
+        layout = self.layout
         if rows is not None:
             together = rows is bias_rows and rows.weights is None
             # The gain's gradient is the sum over examples of sum(grad * (x - mean)) * rstd, so weights can go
             # to rstd, which has one number per example and group.
-            weighed = rows.weigh(rows.pick(rstd, layout), layout)
-            found = run(lambda tensor: rows.pick(tensor, layout), weighed, [False, True, together])
+            weighed = rows.weigh(rows.pick(self.rstd, layout), layout)
+            found = self.run(lambda tensor: rows.pick(tensor, layout), weighed, [False, True, together])
             grad_weight = scaled(found[1], rows)
             grad_bias = scaled(found[2], rows) if together else None
         if bias_rows is not None and grad_bias is None:
-            grad_bias = row_sum(bias_rows, layout, grad.flatten(2).sum(2), 1)
-        return None, grad_x, grad_weight, grad_bias
+            grad_bias = row_sum(bias_rows, layout, self.grad.flatten(2).sum(2), 1)
+        return grad_weight, grad_bias
+
+    def unitwise(
+        self, rows: Rows, owners: Owners | None, bias_owners: Owners | None
+    ) -> tuple[Unitwise | None, Unitwise | None]:
+        x, mean, rstd, grad = (
+            rows.pick(tensor, self.layout) for tensor in (self.x, self.mean, self.rstd, self.grad)
+        )
+        # Channels of all rows beside each other: what the kernel sums over the batch is then one row's alone.
+        _, weight, bias = torch.ops.aten.native_group_norm_backward(
+            grad.contiguous(),
+            x.contiguous(),
+            mean.contiguous(),
+            rstd.contiguous(),
+            self.weight.repeat(rows.count),
+            1,
+            rows.count * x.shape[1],
+            x.shape[2:].numel(),
+            rows.count * self.groups,
+            [False, owners is not None, bias_owners is not None],
+        )
+        return (
+            None if owners is None else Stacked(weight.view(rows.count, -1), owners),
+            None if bias_owners is None else Stacked(bias.view(rows.count, -1), bias_owners),
+        )
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int]:

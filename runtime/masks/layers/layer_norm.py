@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +13,8 @@ from torch.autograd import Function
 from gradwarden.runtime.masks.call import Call, autocast_dtype, differentiable_once, row_sum, scaled
 from gradwarden.runtime.masks.layers.operation import stock_forward
 from gradwarden.runtime.masks.layout import Layout
+from gradwarden.runtime.masks.rows import Rows
+from gradwarden.runtime.masks.unitwise import Owners, Stacked, Unitwise, rows_first
 
 
 class LayerNormRows(Function):
@@ -32,26 +35,54 @@ class LayerNormRows(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         call, (*row_wise, weight, bias) = ctx.call, ctx.saved_tensors
         layout, affine = call.layout, (weight, bias)
-        grad_x = grad_weight = grad_bias = None
+        grad_x = None
         if ctx.needs_input_grad[1]:
             grad_x = call.input_gradient(
                 grad,
                 row_wise[0].shape,
                 lambda pick: _gradients(pick(grad), map(pick, row_wise), affine, [True, False, False])[0],
             ).to(ctx.dtype)
-        rows, bias_rows = call.weight_rows(), call.bias_rows()
+        parameters = _Parameters(layout, row_wise, affine, grad)
+        return None, grad_x, *call.gradients(parameters)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Parameters:
+    layout: Layout
+    row_wise: Sequence[Tensor]
+    affine: tuple[Tensor, Tensor | None]
+    grad: Tensor
+
+    def summed(self, rows: Rows | None, bias_rows: Rows | None) -> tuple[Tensor | None, Tensor | None]:
+        layout, grad = self.layout, self.grad
+        grad_weight = grad_bias = None
         if rows is not None:
-            x, mean, rstd = (rows.pick(tensor, layout) for tensor in row_wise)
+            x, mean, rstd = (rows.pick(tensor, layout) for tensor in self.row_wise)
             together = rows is bias_rows and rows.weights is None
             # The gain's gradient is the sum of grad * (x - mean) * rstd, so weights can go to rstd, which has
             # one number per row.
             weighed = (x, mean, rows.weigh(rstd, layout))
-            found = _gradients(rows.pick(grad, layout), weighed, affine, [False, True, together])
+            found = _gradients(rows.pick(grad, layout), weighed, self.affine, [False, True, together])
             grad_weight = scaled(found[1], rows)
             grad_bias = scaled(found[2], rows) if together else None
         if bias_rows is not None and grad_bias is None:
-            grad_bias = row_sum(bias_rows, layout, grad, weight.dim())
-        return None, grad_x, grad_weight, grad_bias
+            grad_bias = row_sum(bias_rows, layout, grad, self.affine[0].dim())
+        return grad_weight, grad_bias
+
+    def unitwise(
+        self, rows: Rows, owners: Owners | None, bias_owners: Owners | None
+    ) -> tuple[Unitwise | None, Unitwise | None]:
+        rank = self.affine[0].dim()
+        parts = [rows_first(tensor, rows, self.layout, rank) for tensor in (self.grad, *self.row_wise)]
+        wanted = [False, owners is not None, bias_owners is not None]
+        each = [
+            _gradients(grad, own, self.affine, wanted)
+            for grad, *own in zip(*(part.unbind() for part in parts), strict=True)
+        ]
+        return (
+            None if owners is None else Stacked(torch.stack([found[1] for found in each]), owners),
+            None if bias_owners is None else Stacked(torch.stack([found[2] for found in each]), bias_owners),
+        )
 
 
 def _gradients(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +22,7 @@ from gradwarden.runtime.masks.call import (
 from gradwarden.runtime.masks.layers.operation import stock_forward
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.rows import Rows
+from gradwarden.runtime.masks.unitwise import Owners, Products, Stacked, Unitwise, rows_first
 
 
 class LinearRows(Function):
@@ -33,7 +35,7 @@ class LinearRows(Function):
         if dtype is not None:
             x, weight = x.to(dtype), weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
-        keep = None if call.weight.idle else x
+        keep = x if call.keeps_input else None
         ctx.shape = x.shape
         ctx.save_for_backward(keep, weight if ctx.needs_input_grad[1] else None)
         with at_its_precision(x, dtype):
@@ -43,18 +45,10 @@ class LinearRows(Function):
     @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         call, (x, weight) = ctx.call, ctx.saved_tensors
-        grad_x = grad_weight = grad_bias = None
+        grad_x = None
         if ctx.needs_input_grad[1]:
             grad_x = _input_gradient(call, grad, weight, ctx.shape).to(ctx.dtypes[0])
-        weight_rows, bias_rows = call.weight_rows(), call.bias_rows()
-        if weight_rows is not None:
-            grad_weight, weighed = _weight_gradient(weight_rows, call.layout, x, grad)
-            grad_weight = grad_weight.to(ctx.dtypes[1])
-            if weighed is not None and bias_rows is weight_rows:
-                grad_bias = scaled(weighed.sum(0), bias_rows).to(ctx.dtypes[2])
-        if bias_rows is not None and grad_bias is None:
-            grad_bias = row_sum(bias_rows, call.layout, grad, 1).to(ctx.dtypes[2])
-        return None, grad_x, grad_weight, grad_bias
+        return None, grad_x, *call.gradients(_Parameters(call.layout, x, grad, ctx.dtypes[1:]))
 
 
 def _input_gradient(call: Call, grad: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
@@ -63,6 +57,34 @@ def _input_gradient(call: Call, grad: Tensor, weight: Tensor, shape: torch.Size)
         return (_matrix(picked) @ weight).view(*picked.shape[:-1], shape[-1])
 
     return call.input_gradient(grad, shape, compute)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Parameters:
+    layout: Layout
+    x: Tensor
+    grad: Tensor
+    dtypes: Sequence[torch.dtype]
+
+    def summed(self, rows: Rows | None, bias_rows: Rows | None) -> tuple[Tensor | None, Tensor | None]:
+        grad_weight = grad_bias = None
+        if rows is not None:
+            grad_weight, weighed = _weight_gradient(rows, self.layout, self.x, self.grad)
+            grad_weight = grad_weight.to(self.dtypes[0])
+            if weighed is not None and bias_rows is rows:
+                grad_bias = scaled(weighed.sum(0), bias_rows).to(self.dtypes[1])
+        if bias_rows is not None and grad_bias is None:
+            grad_bias = row_sum(bias_rows, self.layout, self.grad, 1).to(self.dtypes[1])
+        return grad_weight, grad_bias
+
+    def unitwise(
+        self, rows: Rows, owners: Owners | None, bias_owners: Owners | None
+    ) -> tuple[Unitwise | None, Unitwise | None]:
+        grad = rows_first(self.grad, rows, self.layout, 1)
+        bias = None if bias_owners is None else Stacked(grad.sum(1), bias_owners)
+        if owners is None:
+            return None, bias
+        return Products(grad, rows_first(self.x, rows, self.layout, 1), owners), bias
 
 
 def _weight_gradient(rows: Rows, layout: Layout, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor | None]:

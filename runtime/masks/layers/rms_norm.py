@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +13,8 @@ from torch.nn import functional
 from gradwarden.runtime.masks.call import Call, differentiable_once, scaled
 from gradwarden.runtime.masks.layers.operation import stock_forward
 from gradwarden.runtime.masks.layout import Layout
+from gradwarden.runtime.masks.rows import Rows
+from gradwarden.runtime.masks.unitwise import Owners, Stacked, Unitwise, rows_first
 
 
 class RMSNormRows(Function):
@@ -29,18 +32,39 @@ class RMSNormRows(Function):
     @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         call, (x, weight) = ctx.call, ctx.saved_tensors
-        grad_x = grad_weight = None
+        grad_x = None
         if ctx.needs_input_grad[1]:
             grad_x = call.input_gradient(
                 grad, x.shape, lambda pick: _input_gradient(pick(grad), pick(x), weight, ctx.eps).to(x.dtype)
             )
-        rows = call.weight_rows()
-        if rows is not None:
-            x, grad = rows.pick(x, call.layout), rows.pick(grad, call.layout)
-            normal, _ = _normalise(x, weight.dim(), ctx.eps)
-            product = rows.weigh(grad.to(normal.dtype) * normal, call.layout)
-            grad_weight = scaled(product.reshape(-1, *weight.shape).sum(0), rows).to(weight.dtype)
-        return None, grad_x, grad_weight
+        return None, grad_x, call.gradients(_Parameters(call.layout, x, grad, weight, ctx.eps))[0]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Parameters:
+    layout: Layout
+    x: Tensor
+    grad: Tensor
+    weight: Tensor
+    eps: float
+
+    def summed(self, rows: Rows | None, bias_rows: Rows | None) -> tuple[Tensor | None, Tensor | None]:
+        if rows is None:
+            return None, None
+        normal, _ = _normalise(rows.pick(self.x, self.layout), self.weight.dim(), self.eps)
+        product = rows.weigh(rows.pick(self.grad, self.layout).to(normal.dtype) * normal, self.layout)
+        total = product.reshape(-1, *self.weight.shape).sum(0)
+        return scaled(total, rows).to(self.weight.dtype), None
+
+    def unitwise(
+        self, rows: Rows, owners: Owners | None, bias_owners: Owners | None
+    ) -> tuple[Unitwise | None, Unitwise | None]:
+        if owners is None:
+            return None, None
+        rank = self.weight.dim()
+        normal, _ = _normalise(rows_first(self.x, rows, self.layout, rank), rank, self.eps)
+        grad = rows_first(self.grad, rows, self.layout, rank)
+        return Stacked((grad.to(normal.dtype) * normal).sum(1), owners), None
 
 
 def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:

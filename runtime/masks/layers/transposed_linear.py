@@ -5,6 +5,8 @@ The class is known by its name, so that the library need not be installed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +23,8 @@ from gradwarden.runtime.masks.call import (
 )
 from gradwarden.runtime.masks.layers.operation import stock_forward_named
 from gradwarden.runtime.masks.layout import Layout
+from gradwarden.runtime.masks.rows import Rows
+from gradwarden.runtime.masks.unitwise import Owners, Products, Stacked, Unitwise, rows_first
 
 _CLASS = ("transformers.pytorch_utils", "Conv1D")
 
@@ -35,7 +39,7 @@ class TransposedLinearRows(Function):
         if dtype is not None:
             x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
         ctx.shape = x.shape
-        ctx.save_for_backward(None if call.weight.idle else x, weight if ctx.needs_input_grad[1] else None)
+        ctx.save_for_backward(x if call.keeps_input else None, weight if ctx.needs_input_grad[1] else None)
         with at_its_precision(x, dtype):
             return torch.addmm(bias, _matrix(x), weight).view(*x.shape[:-1], weight.shape[1])
 
@@ -43,21 +47,41 @@ class TransposedLinearRows(Function):
     @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         call, (x, weight) = ctx.call, ctx.saved_tensors
-        grad_x = grad_weight = grad_bias = None
+        grad_x = None
         if ctx.needs_input_grad[1]:
             grad_x = call.input_gradient(
                 grad,
                 ctx.shape,
                 lambda pick: (_matrix(pick(grad)) @ weight.t()).view(*pick(grad).shape[:-1], -1),
             ).to(ctx.dtypes[0])
-        rows, bias_rows = call.weight_rows(), call.bias_rows()
+        return None, grad_x, *call.gradients(_Parameters(call.layout, x, grad, ctx.dtypes[1:]))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Parameters:
+    layout: Layout
+    x: Tensor
+    grad: Tensor
+    dtypes: Sequence[torch.dtype]
+
+    def summed(self, rows: Rows | None, bias_rows: Rows | None) -> tuple[Tensor | None, Tensor | None]:
+        grad_weight = grad_bias = None
         if rows is not None:
-            weighed = rows.weigh(rows.pick(grad, call.layout), call.layout)
-            product = _matrix(rows.pick(x, call.layout)).t() @ _matrix(weighed)
-            grad_weight = scaled(product, rows).to(ctx.dtypes[1])
+            weighed = rows.weigh(rows.pick(self.grad, self.layout), self.layout)
+            product = _matrix(rows.pick(self.x, self.layout)).t() @ _matrix(weighed)
+            grad_weight = scaled(product, rows).to(self.dtypes[0])
         if bias_rows is not None:
-            grad_bias = row_sum(bias_rows, call.layout, grad, 1).to(ctx.dtypes[2])
-        return None, grad_x, grad_weight, grad_bias
+            grad_bias = row_sum(bias_rows, self.layout, self.grad, 1).to(self.dtypes[1])
+        return grad_weight, grad_bias
+
+    def unitwise(
+        self, rows: Rows, owners: Owners | None, bias_owners: Owners | None
+    ) -> tuple[Unitwise | None, Unitwise | None]:
+        grad = rows_first(self.grad, rows, self.layout, 1)
+        bias = None if bias_owners is None else Stacked(grad.sum(1), bias_owners)
+        if owners is None:
+            return None, bias
+        return Products(rows_first(self.x, rows, self.layout, 1), grad, owners), bias
 
 
 def _matrix(tensor: Tensor) -> Tensor:

@@ -1,0 +1,32 @@
+"""Where the gradients of private examples go: to whoever clips them, unit by unit, and never into the sum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from gradwarden.runtime.masks.call import Call, Parameters
+
+
+class Sink(Protocol):
+    """Takes the gradients of the private examples of one forward pass.
+
+    Either an engine calls `expect` once and then `take` once for each call of a layer, in its own backward
+    pass; or, where some parameter that private examples may shape is not weighed by its layer,
+    `differentiate` once before it.
+    """
+
+    def expect(self, calls: Sequence[Call]) -> None:
+        """Be told of the calls of layers that private examples may shape."""
+
+    def take(self, call: Call, parameters: Parameters) -> None:
+        """Take the gradients of one call, to be computed by `parameters` for any rows, now or later.
+
+        They are those of losses that are scaled by the plan's factors, and by nothing else.
+        """
+
+    def differentiate(self, losses: Tensor) -> None:
+        """Take the gradients from the graph of losses [B], in which plain autograd gives unweighted ones."""

@@ -1,0 +1,332 @@
+"""The gradients of a step's privacy units, clipped and summed, without keeping any unit's own gradient.
+
+    sum over units u, groups g of  min(1, C_u share_g / |g_ug|) g_ug
+
+g_ug is the gradient of all rows of unit u, each weighted per band before clipping, for the parameters of
+group g (`clipping`). A unit whose gradient is not finite counts as zero in the group, and never refuses the
+step, since a refusal would tell of it. So one unit, added or removed, moves the sum by at most C_u, as long
+as the gradients of the others do not depend on it.
+
+Layers that weigh their rows hand over what their gradients are made of (input and output gradient) as the
+backward pass goes along. A group whose layers have all been called is finished at once: one unit at a time, a
+layer's gradient is formed, measured and, where the group is a single layer, added to the sum. Where the group
+has several layers, the sum is formed anew once all norms are known, by the kernel of any weighted sum.
+
+Nothing here reports norms, counts or losses: they are functions of private data and have no budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from gradwarden.runtime.errors import PrivacyError
+from gradwarden.runtime.masks.call import Call, Parameters
+from gradwarden.runtime.masks.rows import Rows
+from gradwarden.runtime.masks.unitwise import Unitwise, clip_factor, squared_norm
+from gradwarden.runtime.privacy.clipping import (
+    GradientSum,
+    Group,
+    Unit,
+    checked_units,
+    wide,
+    zeros,
+)
+
+Isolate: TypeAlias = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Use:
+    """One call of a layer, for the parameters of it that are in one group."""
+
+    call: Call
+    parameters: Parameters
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def unitwise(self) -> dict[Tensor, Unitwise]:
+        """Return the gradients by unit."""
+        bands = (
+            None if self.weight is None else self.call.homes[0],
+            None if self.bias is None else self.call.homes[1],
+        )
+        rows, (owners, bias_owners) = self.call.plan.owned(bands)
+        if rows.empty:
+            return {}
+        found = self.parameters.unitwise(rows, owners, bias_owners)
+        named = zip((self.weight, self.bias), found, strict=True)
+        return {p: by_unit for p, by_unit in named if p is not None and by_unit is not None}
+
+    def of_unit(self, unit: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield each parameter and its gradient over the rows of one unit."""
+        return self._summed(lambda band: self.call.plan.unit_rows(band)[unit])
+
+    def weighed(self, factors: Sequence[float]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield each parameter and its gradient over all units, each multiplied by its factor."""
+        return self._summed(lambda band: self.call.plan.units_weighed(band, factors))
+
+    def _summed(self, rows_of: Callable[[int], Rows]) -> Iterator[tuple[Tensor, Tensor]]:
+        rows: list[Rows | None] = []
+        for parameter, band in zip((self.weight, self.bias), self.call.homes, strict=True):
+            chosen = None if parameter is None or band is None else rows_of(band)
+            rows.append(None if chosen is None or chosen.empty else chosen)
+        named = zip((self.weight, self.bias), self.parameters.summed(*rows), strict=True)
+        return ((p, found) for p, found in named if p is not None and found is not None)
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A group while the backward pass goes on. awaited: the number of calls that are still to come."""
+
+    group: Group
+    awaited: int = 0
+    uses: list[_Use] = field(default_factory=list)
+
+
+class UnitSums:
+    """The clipped sum of the units of one forward pass; a `Sink` for the engine that differentiates it.
+
+    units: rows of the batch, each in at most one unit. weights: float64 [B, bands] on the CPU. bands: for
+    each band that private examples may reach, its number (the column of `weights`) and its parameters.
+    groups: see `clip_groups`. sums: what has been summed up; zeros before.
+
+    Raises PrivacyError where a row is in two units or a clip is not above zero.
+    """
+
+    def __init__(
+        self,
+        units: Sequence[Unit],
+        weights: Tensor,
+        bands: Mapping[int, Sequence[Tensor]],
+        groups: Sequence[Group],
+    ) -> None:
+        checked_units(units, len(weights))
+        self._units = tuple(units)
+        self._weights = weights
+        self._bands = bands
+        self._groups = tuple(groups)
+        self._pending = [_Pending(group) for group in groups]
+        self._place = {id(p): number for number, group in enumerate(groups) for p in group.parameters}
+        self._named = {id(p): p for group in groups for p in group.parameters}
+        self.sums = zeros(self._named.values())
+
+    def members(self) -> Tensor:
+        """Return the number of each row's unit, int64 [B]; -1 for rows of none."""
+        found = torch.full((len(self._weights),), -1, dtype=torch.int64, device="cpu")
+        for number, unit in enumerate(self._units):
+            found[list(unit.rows)] = number
+        return found
+
+    def expect(self, calls: Sequence[Call]) -> None:
+        """Be told of the calls that will be handed over."""
+        for call in calls:
+            for number in self._touched(call):
+                self._pending[number].awaited += 1
+
+    def take(self, call: Call, parameters: Parameters) -> None:
+        """Take the gradients of one call."""
+        for number in self._touched(call):
+            pending = self._pending[number]
+            weight, bias = (
+                self._named[key] if band is not None and self._place.get(key) == number else None
+                for key, band in zip(call.ids, call.homes, strict=True)
+            )
+            pending.uses.append(_Use(call, parameters, weight, bias))
+            pending.awaited -= 1
+            if not pending.awaited:
+                self._finish(pending)
+
+    def check(self) -> None:
+        """Raise PrivacyError unless every call was handed over once."""
+        if any(pending.awaited or pending.uses for pending in self._pending):
+            raise PrivacyError(
+                "the backward pass did not reach each layer once that private examples may shape",
+                help='use `engine="split"` for this model',
+            )
+
+    def differentiate(self, losses: Tensor) -> None:
+        """Take the gradients from the graph of losses [B], unit by unit."""
+        add_units(self.sums, losses, self._units, self._weights, self._bands, self._groups)
+
+    def _touched(self, call: Call) -> set[int]:
+        return {
+            self._place[key]
+            for key, band in zip(call.ids, call.homes, strict=True)
+            if band is not None and key in self._place
+        }
+
+    def _finish(self, pending: _Pending) -> None:
+        """Clip and sum what the calls of a group have given, and let go of it."""
+        bounds = [unit.clip * pending.group.share for unit in self._units]
+        clusters, pending.uses = _clusters(pending.uses), []
+        if len(clusters) == len(clusters[0]) == 1:
+            self._clip_layer(clusters[0][0].unitwise(), bounds)
+            return
+        squares = [0.0] * len(bounds)
+        for uses in clusters:
+            found = self._squares(uses)
+            squares = [known + more for known, more in zip(squares, found, strict=True)]
+        for use in (use for uses in clusters for use in uses):
+            parameters = [p for p in (use.weight, use.bias) if p is not None]
+            eps = max(torch.finfo(wide(p)).eps for p in parameters)
+            factors = [clip_factor(s, bound, eps) for s, bound in zip(squares, bounds, strict=True)]
+            for parameter, part in use.weighed(factors):
+                self.sums[parameter].add_(part.to(wide(parameter)))
+
+    def _clip_layer(self, gradients: Mapping[Tensor, Unitwise], bounds: Sequence[float]) -> None:
+        """Add the clipped gradients of a layer that is clipped by itself: the largest ones as they come."""
+        if not gradients:
+            return
+        largest = max(gradients, key=lambda p: p.numel())
+        others = [0.0] * len(bounds)
+        for parameter, by_unit in gradients.items():
+            if parameter is not largest:
+                others = [known + more for known, more in zip(others, by_unit.squares(), strict=True)]
+        factors = gradients[largest].clip(self.sums[largest], others, bounds)
+        for parameter, by_unit in gradients.items():
+            if parameter is not largest:
+                by_unit.add(self.sums[parameter], factors)
+
+    def _squares(self, uses: Sequence[_Use]) -> list[float]:
+        """Return the squared norm of each unit's gradient over calls that share parameters."""
+        if len(uses) == 1:
+            found = [by_unit.squares() for by_unit in uses[0].unitwise().values()]
+            return [sum(each) for each in zip(*found, strict=True)] or [0.0] * len(self._units)
+        squares = []
+        for unit in range(len(self._units)):
+            gradient: GradientSum = {}
+            for parameter, part in (pair for use in uses for pair in use.of_unit(unit)):
+                known = gradient.get(parameter)
+                gradient[parameter] = part.to(wide(parameter)) if known is None else known.add_(part)
+            squares.append(sum(map(squared_norm, gradient.values())))
+        return squares
+
+
+def add_units(
+    sums: GradientSum,
+    losses: Tensor,
+    units: Sequence[Unit],
+    weights: Tensor,
+    bands: Mapping[int, Sequence[Tensor]],
+    groups: Sequence[Group],
+    *,
+    isolate: Isolate | None = None,
+) -> None:
+    """Add the clipped gradients of units to a sum, one backward pass or more for each; the graph is kept.
+
+    losses: [B], one per example, attached to the graph. The rest: see `UnitSums`.
+
+    isolate: computes the losses [n] of the given rows [n] in a forward pass of their own. In a graph that a
+    batch shares, one row with values that are not finite spoils the gradients of all others (0 times
+    infinity); a unit found so is computed again by itself. Without `isolate` it counts as zero, and the
+    bound on one unit's effect holds only in steps where all values are finite.
+
+    Raises PrivacyError where the losses have no graph.
+    """
+    if units and not losses.requires_grad:
+        raise PrivacyError(
+            "the losses of private examples are not attached to a graph",
+            help="compute the losses outside `torch.no_grad`, and pass them before any `detach`",
+        )
+    for unit in units:
+        # A row of weight zero must not even spoil its own unit.
+        rows = torch.tensor(
+            [row for row in unit.rows if bool(weights[row].any())], dtype=torch.long, device="cpu"
+        )
+        chosen, place = weights[rows], rows.to(losses.device)
+        gradient = _unit_gradient(losses.index_select(0, place), chosen, bands)
+        if isolate is not None and not _finite(gradient):
+            gradient = _unit_gradient(isolate(place), chosen, bands)
+        for group in groups:
+            parts = {p: gradient[p] for p in group.parameters if p in gradient}
+            square = sum(map(squared_norm, parts.values()))
+            for parameter, part in parts.items():
+                by = clip_factor(square, unit.clip * group.share, torch.finfo(part.dtype).eps)
+                if by:
+                    sums[parameter].add_(part, alpha=by)
+
+
+def private_sum(
+    losses: Tensor,
+    units: Sequence[Unit],
+    weights: Tensor,
+    bands: Mapping[int, Sequence[Tensor]],
+    *,
+    isolate: Isolate | None = None,
+) -> GradientSum:
+    """Return the sum of units' gradients, each clipped jointly over all bands, by plain autograd.
+
+    Zeros for every trainable parameter where there are no units. See `UnitSums` and `add_units`.
+    """
+    checked_units(units, len(losses))
+    trainable = tuple(p for members in bands.values() for p in members if p.requires_grad)
+    sums = zeros(trainable)
+    add_units(sums, losses, units, weights, bands, [Group(trainable, 1.0)], isolate=isolate)
+    return sums
+
+
+def _clusters(uses: Sequence[_Use]) -> list[list[_Use]]:
+    """Divide calls so that no parameter is used in two clusters."""
+    clusters: list[list[_Use]] = []
+    for use in uses:
+        own = {id(p) for p in (use.weight, use.bias) if p is not None}
+        shared = [c for c in clusters if any(own & {id(u.weight), id(u.bias)} for u in c)]
+        clusters = [c for c in clusters if c not in shared]
+        clusters.append([*(u for c in shared for u in c), use])
+    return clusters
+
+
+def _unit_gradient(losses: Tensor, weights: Tensor, bands: Mapping[int, Sequence[Tensor]]) -> GradientSum:
+    """Return the weighted gradient of one unit's rows; parameters that it does not reach are left out.
+
+    losses: [R]. weights: [R, bands], on the CPU. Bands whose weights are proportional share one backward
+    pass: for a unit of one row, all of them.
+    """
+    gradient: GradientSum = {}
+    for direction, scales in _directions(weights, bands):
+        targets = [(p, scale) for band, scale in scales.items() for p in bands[band] if p.requires_grad]
+        if not targets:
+            continue
+        found = torch.autograd.grad(
+            losses,
+            [p for p, _ in targets],
+            grad_outputs=direction.to(losses),
+            retain_graph=True,
+            allow_unused=True,
+        )
+        for (p, scale), part in zip(targets, found, strict=True):
+            if part is not None:
+                dense = part.to_dense() if part.is_sparse else part
+                gradient[p] = dense.to(wide(p)) * scale
+    return gradient
+
+
+def _directions(weights: Tensor, bands: Collection[int]) -> list[tuple[Tensor, dict[int, float]]]:
+    """Return the distinct directions of the bands' weight columns: [(direction, {band: length}), …].
+
+    A direction is a column over its greatest weight. Bands of weight zero are left out.
+    """
+    directions: list[tuple[Tensor, dict[int, float]]] = []
+    for band in bands:
+        column = weights[:, band].double()
+        length = float(column.max()) if len(column) else 0.0
+        if length == 0.0:
+            continue
+        direction = column / length
+        for known, scales in directions:
+            if torch.equal(known, direction):
+                scales[band] = length
+                break
+        else:
+            directions.append((direction, {band: length}))
+    return directions
+
+
+def _finite(gradient: GradientSum) -> bool:
+    square = sum(map(squared_norm, gradient.values()))
+    return square - square == 0.0

@@ -1,0 +1,304 @@
+"""Clipped sums of privacy units from the one backward pass of the fast engine, against plain autograd."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from opacus import GradSampleModule
+from opacus.optimizers import DPOptimizer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gradwarden.policy.program import Band
+from gradwarden.runtime.errors import PrivacyError
+from gradwarden.runtime.masks.engine import Engine, make_engine
+from gradwarden.runtime.privacy.clipping import Clipping, Group, Unit, clip_groups
+from gradwarden.runtime.privacy.units import UnitSums, add_units
+
+ROWS = 6
+NORMALISER = 3.0
+
+
+class Tokens(nn.Module):
+    """Embeddings (one looked up once for all rows) and norms; where tied, a tied head and reused layers."""
+
+    def __init__(self, tied: bool = False) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(7, 4, padding_idx=0), nn.Embedding(5, 4)
+        self.first, self.norm = nn.LayerNorm(4), nn.RMSNorm(4)
+        self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 4, bias=False)
+        self.head = nn.Linear(4, 7, bias=False)
+        if tied:
+            self.head.weight = self.words.weight
+        self.tied = tied
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.words(x) + self.places(torch.arange(x.shape[1]))
+        h = h + self.down(torch.tanh(self.up(self.first(h))))
+        if self.tied:
+            h = h + self.down(torch.tanh(self.up(h)))
+        return self.head(self.norm(h)).log_softmax(-1).square().mean((1, 2))
+
+
+class Pictures(nn.Module):
+    """Convolutions of every kind, with and without bias, and group norms."""
+
+    def __init__(self, channels: int = 4) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, channels, 3, padding=1, stride=2, bias=False)
+        self.norm = nn.GroupNorm(2, channels)
+        self.grouped = nn.Conv2d(channels, channels, 3, padding=2, dilation=2, groups=2)
+        self.open = nn.ConvTranspose2d(channels, 3, 2, stride=2)
+        self.line = nn.Conv1d(3, 2, 3, padding="same")
+        self.head = nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.grouped(torch.tanh(self.norm(self.stem(x))))
+        h = self.line(torch.tanh(self.open(h)).flatten(2))
+        return functional.softplus(self.head(torch.tanh(h).mean(2))).square().sum(1)
+
+
+class Wide(nn.Module):
+    """Channels so many that gradients are taken from patches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(2, 70, 3, stride=(2, 1), padding=(1, 0), dilation=(1, 2))
+        self.second = nn.Conv2d(70, 3, (1, 2), bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.tanh(self.first(x))).square().mean((1, 2, 3))
+
+
+def tokens() -> Tensor:
+    return torch.randint(7, (ROWS, 5), generator=torch.Generator().manual_seed(3))
+
+
+def pictures() -> Tensor:
+    return torch.randn(ROWS, 2, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
+class Opaque(nn.Module):
+    """Layers that Opacus has rules for as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(2, 4, 3, padding=1), nn.GroupNorm(2, 4)
+        self.inner, self.last = nn.Linear(4, 5), nn.LayerNorm(5)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.norm(self.stem(x))).flatten(2).transpose(1, 2)
+        return self.head(self.last(torch.tanh(self.inner(h)))).square().mean((1, 2)) * x[:, 0, 0, 0].abs()
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
+    "tokens": (Tokens, tokens),
+    "tied": (lambda: Tokens(tied=True), tokens),
+    "pictures": (Pictures, pictures),
+    "wide": (Wide, pictures),
+    "opacus": (Opaque, pictures),
+}
+
+
+class Bench:
+    """A model in two bands of every other parameter, or of layers, with an engine."""
+
+    def __init__(self, name: str, engine: str = "fused", mixed: bool = False) -> None:
+        torch.manual_seed(0)
+        build, draw = MODELS[name]
+        self.model, self.x = build().double(), draw()
+        named = list(self.model.named_parameters())
+        layers = list(dict.fromkeys(key.split(".")[0] for key, _ in named))
+        owner = [
+            number if mixed else layers.index(key.split(".")[0]) for number, (key, _) in enumerate(named)
+        ]
+        self.members = [[p for (_, p), own in zip(named, owner, strict=True) if own % 2 == b] for b in (0, 1)]
+        names = {id(p): key for key, p in named}
+        bands = [
+            Band(f"band_{b}", (), tuple(names[id(p)] for p in members))
+            for b, members in enumerate(self.members)
+        ]
+        self.engine: Engine = make_engine(self.model, bands, engine)
+
+    def sums(
+        self, units: Sequence[Unit], weights: Tensor, within: Sequence[int], clipping: Clipping
+    ) -> tuple[UnitSums, list[Tensor | None]]:
+        """Train for one step; return the units' sums and what was added to the gradients."""
+        columns = {band: self.members[band] for band in within}
+        sink = UnitSums(units, weights, columns, clip_groups(self.model, columns, clipping))
+        members = sink.members()
+        self.engine.arm(weights, units=members)
+        losses = self.model(self.x)
+        self.engine.backward(losses, NORMALISER, rows=members < 0, sink=sink)
+        sink.check()
+        grads = [p.grad for p in self.model.parameters()]
+        self.model.zero_grad()
+        return sink, grads
+
+
+@cache
+def bench_of(name: str, mixed: bool) -> Bench:
+    return Bench(name, mixed=mixed)
+
+
+def plain(bench: Bench, units: Sequence[Unit], weights: Tensor, columns, groups: Sequence[Group]):
+    """The same sums by plain autograd, without an engine's part."""
+    bench.engine.disarm()
+    sums = {p: torch.zeros_like(p) for group in groups for p in group.parameters}
+    add_units(sums, bench.model(bench.x), units, weights, columns, groups)
+    return sums
+
+
+def refuse(self: UnitSums, losses: Tensor) -> None:
+    raise AssertionError("the engine did not hand over what its layers have")
+
+
+units_of_rows = st.lists(st.integers(-1, 3), min_size=ROWS, max_size=ROWS)
+
+
+@pytest.mark.parametrize("clipping", ["flat", "band", "layer"])
+@pytest.mark.parametrize("name", MODELS)
+@settings(max_examples=10)
+@given(data=st.data())
+def test_sums_of_the_one_pass_equal_those_of_plain_autograd(name, clipping, data):
+    bench = bench_of(name, data.draw(st.booleans()))
+    owner = data.draw(st.one_of(units_of_rows, st.just(list(range(ROWS))), st.just([-1, 0, 1, -1, 2, 3])))
+    clip = st.sampled_from([1e-3, 0.05, 100.0])
+    numbers = sorted(set(owner) - {-1})
+    units = [Unit(tuple(r for r in range(ROWS) if owner[r] == u), data.draw(clip)) for u in numbers]
+    within = data.draw(st.sampled_from([[0], [0, 1], [1]]))
+    weight = st.sampled_from([0.0, 0.5, 1.0, 2.0])
+    weights = torch.tensor(
+        data.draw(st.lists(st.lists(weight, min_size=2, max_size=2), min_size=ROWS, max_size=ROWS)),
+        dtype=torch.float64,
+    )
+    for unit in units:
+        for row in unit.rows:
+            weights[row, [band for band in (0, 1) if band not in within]] = 0.0
+    if not bool(weights.any()):
+        return
+    columns = {band: bench.members[band] for band in within}
+    wanted = plain(bench, units, weights, columns, clip_groups(bench.model, columns, clipping))
+    sink, grads = bench.sums(units, weights, within, clipping)
+    for p, total in wanted.items():
+        torch.testing.assert_close(sink.sums[p], total, rtol=1e-9, atol=1e-13)
+    public = weights * torch.tensor(owner).lt(0)[:, None]
+    expected = by_loop(bench, public)
+    for p, found in zip(bench.model.parameters(), grads, strict=True):
+        torch.testing.assert_close(
+            torch.zeros_like(p) if found is None else found, expected[id(p)], rtol=1e-9, atol=1e-13
+        )
+
+
+def by_loop(bench: Bench, weights: Tensor) -> dict[int, Tensor]:
+    """The weighted sum of examples' gradients over the normaliser, one example at a time."""
+    bench.engine.disarm()
+    totals = {id(p): torch.zeros_like(p) for p in bench.model.parameters()}
+    for row in range(ROWS):
+        losses = bench.model(bench.x)
+        for band, members in enumerate(bench.members):
+            found = torch.autograd.grad(losses[row], members, retain_graph=True)
+            for p, gradient in zip(members, found, strict=True):
+                totals[id(p)] += weights[row, band] * gradient / NORMALISER
+    return totals
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_pass_is_made_for_single_units(name, monkeypatch):
+    monkeypatch.setattr(UnitSums, "differentiate", refuse)
+    units = [Unit((row,), 1.0) for row in range(1, ROWS)]
+    sink, _ = Bench(name).sums(units, torch.ones(ROWS, 2, dtype=torch.float64), [0, 1], "flat")
+    assert any(bool(total.any()) for total in sink.sums.values())
+
+
+@pytest.mark.parametrize("clipping", ["flat", "band", "layer"])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])
+def test_a_unit_moves_the_sum_by_its_clip_at_most_in_single_precision(clipping, scale):
+    bench = Bench("tokens")
+    bench.model.float()
+    bench.model.head.weight.data *= scale
+    units = [Unit((0, 2), 0.5)]
+    sink, _ = bench.sums(units, torch.ones(ROWS, 2, dtype=torch.float64), [0, 1], clipping)
+    square = sum(float(total.double().square().sum()) for total in sink.sums.values())
+    assert math.sqrt(square) <= 0.5
+
+
+@pytest.mark.parametrize("clipping", ["flat", "layer"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_unit_that_is_not_finite_counts_as_zero_and_spoils_no_other(clipping, value):
+    weights = torch.ones(ROWS, 2, dtype=torch.float64)
+    others = [Unit((row,), 0.05) for row in (0, 2, 3)]
+    wanted, public = Bench("pictures").sums(
+        others, weights * torch.tensor([1, 0, 1, 1, 1, 1])[:, None], [0, 1], clipping
+    )
+    bench = Bench("pictures")
+    bench.sums(others, weights, [0, 1], clipping)  # the probe has been made when values go astray
+    bench.x[1] = value
+    found, grads = bench.sums([*others, Unit((1,), 0.05)], weights, [0, 1], clipping)
+    for own, total in zip(found.sums.values(), wanted.sums.values(), strict=True):
+        torch.testing.assert_close(own, total, rtol=1e-9, atol=1e-13)
+    for one, other in zip(grads, public, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-13)
+
+
+def test_shares_of_all_groups_together_keep_the_whole_within_its_bound():
+    bench = Bench("tokens")
+    columns = dict(enumerate(bench.members))
+    for clipping in ("flat", "band", "layer"):
+        groups = clip_groups(bench.model, columns, clipping)
+        assert sum(group.share**2 for group in groups) == pytest.approx(1.0)
+        assert sum(len(group.parameters) for group in groups) == len(list(bench.model.parameters()))
+    assert len(clip_groups(bench.model, columns, "layer")) == 7
+
+
+def test_an_unknown_way_of_clipping_is_refused():
+    with pytest.raises(PrivacyError, match="unknown clipping `lair`"):
+        clip_groups(nn.Linear(1, 1), {}, "lair")
+
+
+def test_a_call_that_was_announced_and_did_not_come_is_an_error():
+    bench = Bench("pictures")
+    columns = dict(enumerate(bench.members))
+    weights = torch.ones(ROWS, 2, dtype=torch.float64)
+    sink = UnitSums([Unit((0,), 1.0)], weights, columns, clip_groups(bench.model, columns, "layer"))
+    bench.engine.arm(weights, units=sink.members())
+    losses = bench.model(bench.x)
+    missing = iter([True])
+    take = sink.take
+    sink.take = lambda call, parameters: None if next(missing, False) else take(call, parameters)
+    bench.engine.backward(losses, NORMALISER, rows=sink.members() < 0, sink=sink)
+    with pytest.raises(PrivacyError, match="did not reach each layer once"):
+        sink.check()
+
+
+def test_the_sum_from_the_one_pass_equals_that_of_opacus():
+    # Opacus divides by norm + 1e-6, gradwarden by the norm: gradients of about 1e6 make that no difference.
+    scale, clip = 1e6, 1e6
+    bench = Bench("opacus")
+    other = GradSampleModule(copy.deepcopy(bench.model), loss_reduction="sum")
+    optimizer = DPOptimizer(
+        torch.optim.SGD(other.parameters(), lr=0.1),
+        noise_multiplier=0.0,
+        max_grad_norm=clip,
+        expected_batch_size=1,
+        loss_reduction="sum",
+    )
+    (scale * other(bench.x)).sum().backward()
+    norms = torch.cat([g.flatten(1) for g in optimizer.grad_samples], dim=1).norm(dim=1)
+    assert (norms > clip).any()
+    assert (norms < clip).any()
+    optimizer.clip_and_accumulate()
+
+    units = [Unit((row,), clip) for row in range(ROWS)]
+    weights = torch.full((ROWS, 2), scale, dtype=torch.float64)
+    sink, _ = bench.sums(units, weights, [0, 1], "flat")
+    for p, q in zip(bench.model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(sink.sums[p], q.summed_grad, rtol=1e-9, atol=1e-9 * clip)
