@@ -197,7 +197,9 @@ class ExampleAudit:
         self, rows: Numbers, step: Numbers, learned: npt.NDArray[np.bool_], recorded: npt.NDArray[np.intc]
     ) -> bool:
         """Whether exposures are what earlier steps add up to, and no step has an example twice."""
-        order = np.argsort(rows, kind="stable")
+        # By row and then by place; numpy sorts numbers several times as fast as it finds their order.
+        bits = len(rows).bit_length()
+        order = np.sort(rows << bits | np.arange(len(rows))) & ((1 << bits) - 1)
         rows, step, learned, recorded = rows[order], step[order], learned[order], recorded[order]
         begins = np.ones(len(rows), bool)
         begins[1:] = rows[1:] != rows[:-1]

@@ -176,5 +176,11 @@ def _distinct(columns: Sequence[npt.NDArray[Any]]) -> Numbers | slice:
         if size > MOST_ROWS:
             return slice(None)
         key = key * (greatest - least + 1) + (column.astype(np.int64) - least)
-    places: Numbers = np.unique(key, return_index=True)[1]
+    # The place goes along with the key; numpy sorts numbers several times as fast as it finds their order.
+    bits = len(key).bit_length()
+    if size << bits > MOST_ROWS:
+        return slice(None)
+    ordered = np.sort(key << bits | np.arange(len(key)))
+    first = np.diff(ordered >> bits, prepend=-1) != 0
+    places: Numbers = ordered[first] & ((1 << bits) - 1)
     return places
