@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from gradwarden.runtime.ledger.entries import LANDMARKS, Entry, MalformedLineError, decode
+from gradwarden.runtime.ledger.numbering import Numbering
 from gradwarden.runtime.ledger.turns import (
     OddBlockError,
     Turns,
@@ -74,6 +75,7 @@ class Recogniser:
     def __init__(self) -> None:
         self._step: Form = _nothing
         self._outcome: Form = _nothing
+        self._numbering = Numbering()
         self._loose = False
         """Whether some line was recognised that had not the form which was expected."""
         self._unexpected = {"step": 0, "outcome": 0}
@@ -127,7 +129,7 @@ class Recogniser:
                 begin = first + end - 2 * len(steps)
                 found = [text for pair in zip(steps, outcomes, strict=True) for *_, text in pair]
                 _check_indices(found, range(begin, first + end))
-                parts.append(read_turns(begin, steps, outcomes, sound=not self._loose))
+                parts.append(read_turns(begin, steps, outcomes, self._numbering, sound=not self._loose))
                 steps.clear()
                 outcomes.clear()
             self._loose = False

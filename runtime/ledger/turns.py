@@ -19,6 +19,7 @@ import orjson
 
 from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.ledger.entries import CANONICAL
+from gradwarden.runtime.ledger.numbering import Numbered, Numbering
 from gradwarden.runtime.ledger.usual import STEP_FIELDS
 
 
@@ -31,9 +32,9 @@ class Turns:
     """Steps with their outcomes, one after the other: n steps, which are 2n entries.
 
     first: the index of the first entry. numbers, counts, epochs, todays, verdicts, spent, commitments (in
-    base64): per step. classes, decisions, exposures (int32), signals (int64), slots: per
-    example, one step after the other; exposures are None where none of the steps has any. outcomes: a JSON
-    list of the bodies of the outcomes. committed: per step, whether it was, or else refused.
+    base64): per step. examples: all commitments, as numbers. classes, decisions, exposures (int32), signals
+    (int64), slots: per example, one step after the other; exposures are None where none of the steps has any.
+    outcomes: a JSON list of the bodies of the outcomes. committed: per step, whether it was, or else refused.
     """
 
     first: int
@@ -44,6 +45,7 @@ class Turns:
     verdicts: list[str]
     spent: list[list[str]]
     commitments: list[bytes]
+    examples: Numbered
     classes: array[int]
     decisions: array[int]
     exposures: array[int] | None
@@ -118,12 +120,13 @@ def read_turns(
     first: int,
     steps: Sequence[tuple[bytes, ...]],
     outcomes: Sequence[tuple[bytes | None, ...]],
+    numbering: Numbering,
     *,
     sound: bool = False,
 ) -> Turns:
     """Return steps and outcomes that `usual` has taken apart. Raises OddBlockError.
 
-    first: the index of the first. sound: see `check_steps` and `check_outcomes`.
+    first: the index of the first. numbering: of commitments. sound: see `check_steps` and `check_outcomes`.
     """
     told, bodies = check_steps(steps, sound=sound), check_outcomes(outcomes, sound=sound)
     try:
@@ -136,6 +139,7 @@ def read_turns(
             [text.decode() for text in told["verdict"]],
             told["spent"],
             list(told["commitments"]),
+            numbering.number(told["commitments"]),
             array("i", told["classes"]),
             array("i", told["decision"]),
             None if told["exposures"] is None else array("i", told["exposures"]),

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import orjson
 
 from gradwarden.runtime.commitments import SIZE
+from gradwarden.runtime.ledger.numbering import Numbered
 from gradwarden.runtime.ledger.turns import Turns
 from gradwarden.runtime.verification.violation import ViolationError
 
@@ -47,6 +48,8 @@ class ExampleAudit:
         self._parts: list[str] = []
         self._rows: defaultdict[bytes, int] = defaultdict(count().__next__)
         """Commitments are numbered as they appear; what is known of an example is listed by that number."""
+        self._numbered: dict[int, Numbers] = {}
+        """The row of each number that a reader has given."""
         self._known: Numbers = np.empty(0, np.int64)
         """What was recorded of an example."""
         self._exposures: Numbers = np.empty(0, np.int64)
@@ -172,15 +175,25 @@ class ExampleAudit:
 
     # --- many steps together -------------------------------------------------------------------------------
 
-    def accept_turns(self, turns: Turns) -> bool:
+    def number(self, examples: Numbered) -> Numbers:
+        """Return the rows of examples that their reader has numbered.
+
+        To be asked of all, in order: each reader says once what a number of its stands for.
+        """
+        rows = self._numbered.get(examples.reader, np.empty(0, np.int64))
+        if examples.fresh:
+            rows = np.concatenate([rows[: examples.known], self._rows_of(examples.fresh)])
+            self._numbered[examples.reader] = rows
+        numbered: Numbers = rows[np.frombuffer(examples.numbers, np.intc)]
+        return numbered
+
+    def accept_turns(self, turns: Turns, rows: Numbers) -> bool:
         """Take steps with their outcomes; False, and nothing is taken, where not all is well with them.
 
-        Their classes and decisions are known to be declared.
+        Their classes and decisions are known to be declared. rows: of their examples, see `number`.
         """
-        packed = b"".join(map(a2b_base64, turns.commitments))
-        if self._parts or len(packed) != len(turns.classes) * SIZE:
+        if self._parts:
             return False
-        rows = self._rows_of(packed)
         weighty = np.array(self._weighty, bool)[np.frombuffer(turns.decisions, np.intc)]
         learned = weighty & np.repeat(turns.committed, turns.counts)
         if turns.exposures is not None:

@@ -31,7 +31,7 @@ from gradwarden.runtime.privacy.accounting import privacy_rules
 from gradwarden.runtime.recorder import decision_body
 from gradwarden.runtime.verification.budget_audit import BudgetAudit
 from gradwarden.runtime.verification.drift_measure import AnchoredBand
-from gradwarden.runtime.verification.example_audit import ExampleAudit
+from gradwarden.runtime.verification.example_audit import ExampleAudit, Numbers
 from gradwarden.runtime.verification.maintenance_audit import MaintenanceAudit
 from gradwarden.runtime.verification.outcome_audit import OutcomeAudit
 from gradwarden.runtime.verification.stretch import (
@@ -105,19 +105,24 @@ class RunReplay:
         """Take the next part of the chain."""
         if isinstance(part, Entry):
             self._accept(part.index, part.kind, part.body)
-        elif len(part.numbers) < SHORTEST or not self._accept_stretch(part):
+            return
+        rows = self._examples.number(part.examples)
+        if len(part.numbers) < SHORTEST or not self._accept_stretch(part, rows):
             for entry in part.entries():
                 self._accept(*entry)
 
-    def _accept_stretch(self, turns: Turns) -> bool:
-        """Take steps and outcomes together; return whether that could be done, and all is well with them."""
+    def _accept_stretch(self, turns: Turns, rows: Numbers) -> bool:
+        """Take steps and outcomes together; return whether that could be done, and all is well with them.
+
+        rows: of their examples (`ExampleAudit.number`).
+        """
         force, history = self._in_force, self._history
         if self._first is not None or history.pending is not None or force is None or not force.plain:
             return False
         stretch = judge_stretch(
             turns, history.next_step, self._declared, force.replayer, force.outcomes, self._agree
         )
-        if stretch is None or not self._examples.accept_turns(turns):
+        if stretch is None or not self._examples.accept_turns(turns, rows):
             return False
         history.advance(stretch.steps, stretch.committed, stretch.learned)
         for decision, times in enumerate(stretch.decisions):

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gradwarden.runtime.errors import EntryInvalid
-from gradwarden.runtime.ledger import blocks, chain, sharing
+from gradwarden.runtime.ledger import blocks, chain, numbering, sharing
 from gradwarden.runtime.ledger.chain import ChainReport
 from gradwarden.runtime.ledger.entries import Entry, compose, encode_body
 from gradwarden.runtime.ledger.lines import Recogniser
@@ -177,18 +177,22 @@ def _one_by_one(entries: list[Any]) -> Any:
 
 
 def _together(entries: list[Any], at_once: int) -> Any:
-    """Return what a replay makes of entries that are read and told so many at a time."""
-    replay = RunReplay(())
+    """Return what a replay makes of entries that two readers read and tell in turn, so many at a time."""
+    replay, readers = RunReplay(()), (Recogniser(), Recogniser())
     lines = [
         b"\0" + compose(kind, index, "0" * 64, encode_body(kind, body))
         for index, (kind, body) in enumerate(entries)
     ]
     for start in range(0, len(lines), at_once):
         piece = range(start, min(start + at_once, len(lines)))
-        try:
-            parts = Recogniser().read(start, [lines[index] for index in piece])[1]
-        except OddBlockError:
-            parts = [Entry(index, *entries[index], b"") for index in piece]
+        turn = start // at_once % 2
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(numbering, "MOST", 6)
+            patch.setattr(numbering.os, "getpid", lambda turn=turn: turn)
+            try:
+                parts = readers[turn].read(start, [lines[index] for index in piece])[1]
+            except OddBlockError:
+                parts = [Entry(index, *entries[index], b"") for index in piece]
         for part in parts:
             replay.accept(part)
     return _outcome(replay, len(entries))
@@ -351,7 +355,7 @@ def test_examples_of_many_steps_are_held_to_each_other(
 ) -> None:
     """Together and one by one; what was not taken together leaves no trace."""
     audit, turns = _audit(steps)
-    taken = audit.accept_turns(turns)
+    taken = audit.accept_turns(turns, audit.number(turns.examples))
     assert not taken or fault is None
     assert taken or fault is not None or steps == [_TWICE]
     found = None
