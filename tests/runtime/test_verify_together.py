@@ -187,7 +187,7 @@ def _together(entries: list[Any], at_once: int) -> Any:
         piece = range(start, min(start + at_once, len(lines)))
         turn = start // at_once % 2
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(numbering, "MOST", 6)
+            patch.setattr(numbering, "MOST", 2)
             patch.setattr(numbering.os, "getpid", lambda turn=turn: turn)
             try:
                 parts = readers[turn].read(start, [lines[index] for index in piece])[1]
