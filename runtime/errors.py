@@ -133,6 +133,12 @@ class KeyFileError(RuntimeGovernanceError):
     code = "GW700"
 
 
+class SigningError(RuntimeGovernanceError):
+    """A key that is kept elsewhere gave no signature, or one that does not hold."""
+
+    code = "GW701"
+
+
 class MaskError(RuntimeGovernanceError):
     """A model, optimizer or batch for which exact masks cannot be given."""
 

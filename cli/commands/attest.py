@@ -12,8 +12,9 @@ from gradwarden.cli.diagnostics import plural, printable
 from gradwarden.cli.failures import InputError, complain
 from gradwarden.cli.files import write_text
 from gradwarden.cli.inputs import load_program, read_note
-from gradwarden.cli.options import FILE, load_witnesses, passphrase_options, witness_options
+from gradwarden.cli.options import FILE, load_witnesses, witness_options
 from gradwarden.cli.output import emit_json, format_option
+from gradwarden.cli.signing import KeyAccess, signing_options
 
 if TYPE_CHECKING:
     from gradwarden.runtime.evidence.proof_check import Fault
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 @click.option("--head", type=FILE, metavar="NOTE", help="The head to attest under. [default: the last one]")
 @witness_options
 @click.option("-o", "--output", type=FILE, required=True, metavar="FILE", help="Where to write it.")
-@passphrase_options(confirm=False)
+@signing_options
 @format_option("text", "json")
 def command(
     ledger: Path,
@@ -49,7 +50,7 @@ def command(
     witness_files: tuple[Path, ...],
     quorum: int | None,
     output: Path,
-    passphrase: bytes | None,
+    access: KeyAccess,
     output_format: str,
 ) -> int:
     """Attest how a model was governed: an in-toto statement about its weights, in a signed DSSE envelope.
@@ -77,10 +78,10 @@ def command(
     from gradwarden.runtime.evidence.prover import last_head, read_head
     from gradwarden.runtime.evidence.statement import PAYLOAD_TYPE, make_statement
     from gradwarden.runtime.evidence.trust import Trust
-    from gradwarden.runtime.ledger.keys import PublicKey, Signer
+    from gradwarden.runtime.ledger.keys import PublicKey
     from gradwarden.runtime.verification.verify import verify_ledger
 
-    signer = Signer.load(private, passphrase)
+    signer = access.signer(private)
     keys = [PublicKey.load(path) for path in key_files] or [signer.public]
     trust = Trust(keys, load_witnesses(witness_files, quorum, keys))
     programs = [load_program(policy, None) for policy in policies]

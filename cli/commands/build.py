@@ -9,8 +9,9 @@ import click
 from gradwarden.cli.app import verb
 from gradwarden.cli.files import write_text
 from gradwarden.cli.inputs import load_program
-from gradwarden.cli.options import FILE, passphrase_options
+from gradwarden.cli.options import FILE
 from gradwarden.cli.output import emit_json, format_option
+from gradwarden.cli.signing import KeyAccess, signing_options
 
 
 @verb("build")
@@ -18,14 +19,14 @@ from gradwarden.cli.output import emit_json, format_option
 @click.option("-o", "--output", type=FILE, required=True, help="Where to write the program (*.json).")
 @click.option("--model-map", type=FILE, help="Bind the bands to the parameters of this model.")
 @click.option("--sign", "key", type=FILE, metavar="KEY", help="Sign the program with this private key.")
-@passphrase_options(confirm=False)
+@signing_options
 @format_option("text", "json")
 def command(
     policy: Path,
     output: Path,
     model_map: Path | None,
     key: Path | None,
-    passphrase: bytes | None,
+    access: KeyAccess,
     output_format: str,
 ) -> int:
     """Compile a policy to the program that the runtime and the verifier execute.
@@ -43,13 +44,12 @@ def command(
     \b
     Exit status: 0 the program was written, 2 it was not.
     """
-    from gradwarden.runtime.ledger.keys import Signer
     from gradwarden.runtime.ledger.program_signature import note_path, sign_program
 
     if output.suffix != ".json":
         raise click.UsageError(f"`{output}`: the name of a program ends in `.json`")
     program = load_program(policy, model_map)
-    note = sign_program(program, [Signer.load(key, passphrase)]) if key is not None else None
+    note = sign_program(program, [access.signer(key)]) if key is not None else None
     write_text(output, program.to_json())
     if note is not None:
         write_text(note_path(output), note)

@@ -13,8 +13,9 @@ from gradwarden.cli.diagnostics import printable
 from gradwarden.cli.failures import complain
 from gradwarden.cli.files import write_text
 from gradwarden.cli.inputs import read_bytes, read_note
-from gradwarden.cli.options import FILE, passphrase_options
+from gradwarden.cli.options import FILE
 from gradwarden.cli.output import emit_json, format_option
+from gradwarden.cli.signing import KeyAccess, signing_options
 
 if TYPE_CHECKING:
     from gradwarden.runtime.evidence.proof_file import ConsistencyProof
@@ -39,7 +40,7 @@ HELP = {
 @click.option("--record", type=FILE, required=True, metavar="FILE", help="What this witness has seen.")
 @click.option("--head", type=FILE, metavar="NOTE", help="The head to cosign. [default: the ledger's last]")
 @click.option("-o", "--output", type=FILE, metavar="FILE", help="Where to write the head. [default: stdout]")
-@passphrase_options(confirm=False)
+@signing_options
 @format_option("text", "json")
 def command(
     ledger: Path,
@@ -48,7 +49,7 @@ def command(
     record: Path,
     head: Path | None,
     output: Path | None,
-    passphrase: bytes | None,
+    access: KeyAccess,
     output_format: str,
 ) -> int:
     """Cosign the head of a ledger, if it continues the last one that this witness has seen.
@@ -73,10 +74,10 @@ def command(
     """
     from gradwarden.runtime.errors import HeadMismatch
     from gradwarden.runtime.evidence.witness import Refusal, open_witness
-    from gradwarden.runtime.ledger.keys import PublicKey, Signer
+    from gradwarden.runtime.ledger.keys import PublicKey
 
     keys = [PublicKey.load(path) for path in key_files]
-    signer = Signer.load(private, passphrase)
+    signer = access.signer(private, witness=True)
     request = _request(ledger)
     if request is not None and head is not None:
         raise click.UsageError(f"`{ledger}` is a proof, which has a head of its own; --head is for a ledger")

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from abc import ABC, abstractmethod
 from base64 import b64decode, b64encode
 from dataclasses import dataclass
 from functools import cached_property
@@ -155,29 +156,49 @@ def _wrong_kind(algorithm: bytes) -> str:
 _VKEY_HELP = "a public key file holds the one line that `gradwarden keygen` wrote to `NAME.pub`"
 
 
-@dataclass(frozen=True)
-class Signer:
-    """A named Ed25519 private key. Never shown by `repr`."""
+class Signer(ABC):
+    """Whatever signs with one Ed25519 private key: a file (`FileSigner`), or something that keeps the key to
+    itself (`outside_signer`).
 
-    name: str
-    _key: Ed25519PrivateKey
+    public: the key that verifies what is signed; its name is the name under which signatures appear.
+    """
+
+    def __init__(self, public: PublicKey) -> None:
+        self.public = public
 
     def __repr__(self) -> str:
-        return f"Signer({self.name!r})"
+        return f"{type(self).__name__}({self.name!r})"
 
-    @cached_property
-    def public(self) -> PublicKey:
-        raw = self._key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
-        return PublicKey(self.name, raw)
+    @property
+    def name(self) -> str:
+        return self.public.name
 
-    @classmethod
-    def generate(cls, name: str) -> Signer:
+    @abstractmethod
+    def sign(self, message: bytes) -> bytes:
+        """Return the 64-byte signature. Raises SigningError where there is none."""
+
+    @staticmethod
+    def generate(name: str) -> FileSigner:
         """Make a new key. Raises KeyFileError for a name that a note could not carry."""
-        check_name(name)
-        return cls(name, Ed25519PrivateKey.generate())
+        return FileSigner(name, Ed25519PrivateKey.generate())
+
+    @staticmethod
+    def load(path: str | os.PathLike[str], passphrase: str | bytes | None = None) -> FileSigner:
+        """Read a private key. Raises KeyFileError for anything but an Ed25519 key in PKCS#8 PEM, and where
+        the passphrase is missing, wrong, or not asked for.
+        """
+        return FileSigner(Path(path).stem, _load_private(path, _secret(passphrase)))
+
+
+class FileSigner(Signer):
+    """A private key from a file, held in memory. Never shown by `repr`."""
+
+    def __init__(self, name: str, key: Ed25519PrivateKey) -> None:
+        raw = key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+        super().__init__(PublicKey(name, raw))
+        self._key = key
 
     def sign(self, message: bytes) -> bytes:
-        """Return the 64-byte signature."""
         return self._key.sign(message)
 
     def save(self, path: str | os.PathLike[str], passphrase: str | bytes | None = None) -> None:
@@ -190,25 +211,42 @@ class Signer:
         )
         _write(path, pem, 0o600)
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], passphrase: str | bytes | None = None) -> Signer:
-        """Read a private key. Raises KeyFileError for anything but an Ed25519 key in PKCS#8 PEM."""
-        shown = os.fspath(path)
-        pem = _read(path)
-        try:
-            key = serialization.load_pem_private_key(pem, _secret(passphrase))
-        except TypeError as error:
-            needed = passphrase is None or not passphrase
-            message = "is protected by a passphrase" if needed else "is not protected by a passphrase"
-            raise KeyFileError(f"the key file `{shown}` {message}") from error
-        except (ValueError, UnsupportedAlgorithm) as error:
-            wrong = "or the passphrase is wrong" if passphrase else "it should begin with a PEM header"
-            raise KeyFileError(f"`{shown}` is not a readable private key", help=wrong) from error
-        if not isinstance(key, Ed25519PrivateKey):
-            raise KeyFileError(f"`{shown}` is not an Ed25519 key", help="make one with `gradwarden keygen`")
-        name = Path(path).stem
-        check_name(name)
-        return cls(name, key)
+
+def _load_private(path: str | os.PathLike[str], secret: bytes | None) -> Ed25519PrivateKey:
+    shown = os.fspath(path)
+    pem = _read(path)
+    encrypted = _ENCRYPTED in pem
+    if encrypted and secret is None:
+        raise KeyFileError(f"the key file `{shown}` is protected by a passphrase", help=_PASSPHRASE_HELP)
+    if secret is not None and not encrypted and _PEM in pem:
+        raise KeyFileError(
+            f"the key file `{shown}` is not protected by a passphrase, and one was given",
+            help="leave the passphrase out, or see whether it is the right file",
+        )
+    try:
+        key = serialization.load_pem_private_key(pem, secret)
+    except (TypeError, ValueError, UnsupportedAlgorithm) as error:
+        if encrypted:
+            raise KeyFileError(
+                f"the passphrase does not open the key file `{shown}`",
+                help="it is the wrong passphrase, or the file is damaged",
+            ) from error
+        raise KeyFileError(
+            f"`{shown}` is not a readable private key", help="it should begin with a PEM header"
+        ) from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise KeyFileError(f"`{shown}` is not an Ed25519 key", help="make one with `gradwarden keygen`")
+    return key
+
+
+_PEM = b"-----BEGIN PRIVATE KEY-----"
+_ENCRYPTED = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"
+"""How a PKCS#8 file begins (RFC 7468, sections 10 and 11)."""
+
+_PASSPHRASE_HELP = (
+    "give it with --passphrase-file, --passphrase-env or --passphrase; in Python, "
+    "`Signer.load(path, passphrase)`"
+)
 
 
 def check_name(name: str) -> None:

@@ -227,3 +227,40 @@ def test_a_scaffold_inside_a_repository_says_where_its_workflow_belongs(run: Run
     told = run("init", "more/policies").stdout
     assert "move more/policies/.github to the root of the repository" in told
     assert "working-directory: more/policies" in told
+
+
+SIGN = """
+import sys
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+key = load_pem_private_key(open(sys.argv[1], "rb").read(), None)
+sys.stdout.buffer.write(key.sign(sys.stdin.buffer.read()))
+"""
+
+
+def test_a_command_can_sign_in_the_place_of_a_key_file(run: Run, policy: Path, here: Path) -> None:
+    run("keygen", "far")
+    (here / "sign.py").write_text(SIGN)
+    command = f"{sys.executable} sign.py far.key"
+    result = run("build", policy, "-o", "out.json", "--sign", "far.pub", "--signer-command", command)
+    assert result.exit_code == 0
+    assert run("verify", "out.json", "--key", "far.pub").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--signer-command", "false"], "failed with status 1"),
+        (["--signer-command", "sleep 60", "--signer-timeout", "0.1"], r"longer than 0.1 s"),
+        (["--signer-command", "echo 'unfinished"], "cannot be read"),
+        (["--signer-command", ""], "names no command"),
+        (["--signer-command", "true", "--passphrase-env", "HOME"], "there is none"),
+    ],
+)
+def test_nothing_is_written_where_the_command_cannot_sign(
+    run: Run, policy: Path, here: Path, options: list[str], told: str
+) -> None:
+    run("keygen", "far")
+    result = run("build", policy, "-o", "out.json", "--sign", "far.pub", *options)
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert not (here / "out.json").exists()

@@ -51,8 +51,25 @@ def test_a_passphrase_is_needed_and_must_be_right(tmp_path: Path) -> None:
     assert Signer.load(path, "correct horse").public == signer.public
     with pytest.raises(KeyFileError, match="is protected by a passphrase"):
         Signer.load(path)
-    with pytest.raises(KeyFileError, match="not a readable private key"):
+    with pytest.raises(KeyFileError, match="the passphrase does not open"):
         Signer.load(path, "wrong")
+    Signer.generate("open").save(tmp_path / "open.key")
+    with pytest.raises(KeyFileError, match="is not protected by a passphrase"):
+        Signer.load(tmp_path / "open.key", "correct horse")
+
+
+@pytest.mark.parametrize("passphrase", [None, "", "wrong", "correct horse"])
+def test_a_damaged_protected_key_is_an_error_that_tells_no_passphrase(
+    tmp_path: Path, passphrase: str | None
+) -> None:
+    path = tmp_path / "run.key"
+    Signer.generate("run").save(path, passphrase="correct horse")
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], *lines[2:]]))
+    with pytest.raises(KeyFileError) as failed:
+        Signer.load(path, passphrase)
+    assert "passphrase" in failed.value.message
+    assert "horse" not in f"{failed.value.message}{failed.value.help}"
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"-----BEGIN PRIVATE KEY-----\n", b"x" * 20_000])
@@ -106,4 +123,4 @@ def test_every_change_of_a_vkey_is_refused(signer: Signer) -> None:
 
 
 def test_a_signer_does_not_show_its_key(signer: Signer) -> None:
-    assert repr(signer) == "Signer('run')"
+    assert repr(signer) == "FileSigner('run')"

@@ -1,0 +1,80 @@
+"""Options of verbs that sign: how to get at the key."""
+
+from __future__ import annotations
+
+import functools
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gradwarden.cli.options import passphrase_options
+from gradwarden.policy.frozen import frozen
+
+if TYPE_CHECKING:
+    from gradwarden.runtime.ledger.keys import Signer
+
+
+@frozen
+class KeyAccess:
+    """How to get at a private key: a passphrase for its file, or a command that signs in its place."""
+
+    passphrase: bytes | None
+    command: str | None
+    seconds: float
+
+    def signer(self, path: Path, *, witness: bool = False) -> Signer:
+        """Return the signer that a file names: a private key, or with a command the public key.
+
+        witness: whether the public key is a witness's. Raises KeyFileError, UsageError.
+        """
+        from gradwarden.runtime.ledger.keys import PublicKey, Signer, WitnessKey
+        from gradwarden.runtime.ledger.outside_signer import CommandSigner
+
+        if self.command is None:
+            return Signer.load(path, self.passphrase)
+        if self.passphrase is not None:
+            raise click.UsageError("a passphrase opens a key file; with --signer-command there is none")
+        try:
+            words = shlex.split(self.command)
+        except ValueError as error:
+            raise click.UsageError(f"--signer-command cannot be read: {error}".lower()) from None
+        if not words:
+            raise click.UsageError("--signer-command names no command")
+        loaded = WitnessKey.load(path) if witness else PublicKey.load(path)
+        return CommandSigner(PublicKey(loaded.name, loaded.raw), words, self.seconds)
+
+
+def signing_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the ways of getting at a private key; the function gets `access: KeyAccess`."""
+
+    @functools.wraps(function)
+    def wrapper(
+        *args: Any,
+        passphrase: bytes | None,
+        signer_command: str | None,
+        signer_timeout: float,
+        **kwargs: Any,
+    ) -> Any:
+        return function(*args, access=KeyAccess(passphrase, signer_command, signer_timeout), **kwargs)
+
+    decorated: Callable[..., Any] = passphrase_options(confirm=False)(wrapper)
+    for option in (
+        click.option(
+            "--signer-timeout",
+            type=click.FloatRange(min=0, min_open=True),
+            default=30.0,
+            show_default=True,
+            metavar="SECONDS",
+            help="How long that command may take.",
+        ),
+        click.option(
+            "--signer-command",
+            metavar="CMD",
+            help="Sign by a command (message in, 64 bytes out); the key given is then the public one.",
+        ),
+    ):
+        decorated = option(decorated)
+    return decorated
