@@ -16,6 +16,7 @@ from gradwarden.runtime.ledger import blocks, chain, numbering, sharing
 from gradwarden.runtime.ledger.chain import ChainReport
 from gradwarden.runtime.ledger.entries import Entry, compose, encode_body
 from gradwarden.runtime.ledger.lines import Recogniser
+from gradwarden.runtime.ledger.numbering import Numbering
 from gradwarden.runtime.ledger.turns import OddBlockError, Turns
 from gradwarden.runtime.verification.example_audit import ExampleAudit
 from gradwarden.runtime.verification.run_replay import RunReplay
@@ -368,3 +369,19 @@ def test_examples_of_many_steps_are_held_to_each_other(
     assert found == fault
     if fault is None:
         assert audit._exposures[: len(steps)].tolist() == ([2, 1] if len(steps) == 2 else [0])
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 1), st.lists(st.integers(0, 9), min_size=1, max_size=6)), max_size=9)
+)
+def test_an_example_has_one_row_whoever_numbers_it(runs: list[tuple[int, list[int]]]) -> None:
+    readers, audit, rows = (Numbering(), Numbering()), ExampleAudit(), dict[int, int]()
+    for reader, names in runs:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(numbering, "MOST", 4)
+            patch.setattr(numbering.os, "getpid", lambda reader=reader: reader)
+            numbered = readers[reader].number([b64encode(bytes([name]) * 32) for name in names])
+        found = audit.number(numbered).tolist()
+        assert found == [rows.setdefault(name, row) for name, row in zip(names, found, strict=True)]
+    assert len(set(rows.values())) == len(rows)
