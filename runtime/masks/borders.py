@@ -35,7 +35,7 @@ from gradwarden.runtime.masks.blocks import (
 from gradwarden.runtime.masks.call import differentiable_once
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.plan import Plan
-from gradwarden.runtime.masks.rows import Columns, Rows, relative
+from gradwarden.runtime.masks.rows import Columns, Rows
 
 LIMIT = 2.0**16
 """How far the weights of a block may be from the factors around it. Gradients times less might underflow."""
@@ -63,7 +63,7 @@ class ScaledPlan(Plan):
 
     @cached_property
     def bands(self) -> Columns:  # type: ignore[override]
-        return Columns(relative(self.weights, self.factors))
+        return Columns(self.weights, self.factors)
 
     @property
     def _step(self) -> Columns:  # type: ignore[override]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,6 +123,24 @@ def uses(losses: Tensor, parameters: Mapping[int, int]) -> Uses:
                 crossed = True
     moved = _above_a_layer(movers)
     return Uses(ordinary, weighing, amiss, leaves, calls, joins, borders, crossed, moved, hash(tuple(sign)))
+
+
+def ends(losses: Tensor, nodes: Collection[Any]) -> list[Any]:
+    """Return those of some nodes of a graph from which no way leads on to another one of them."""
+    leads: dict[Any, bool] = {None: False}
+    pending: list[tuple[Any, bool]] = [(losses.grad_fn, False)]
+    found: list[Any] = []
+    while pending:
+        node, finished = pending.pop()
+        if finished:
+            leads[node] = any(leads[following] or following in nodes for following, _ in node.next_functions)
+            if node in nodes and not leads[node]:
+                found.append(node)
+        elif node not in leads:
+            leads[node] = False
+            pending.append((node, True))
+            pending += [(following, False) for following, _ in node.next_functions]
+    return found
 
 
 def _plan_of(node: Any) -> ScaledPlan | None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from gradwarden.runtime.masks.graph import coarsest
+from gradwarden.runtime.masks.graph import coarsest, ends
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.passes import Passes, gradients_of
 from gradwarden.runtime.masks.plan import Plan
@@ -84,15 +84,37 @@ def misplaced(
 
 
 def _digests(losses: Tensor, factors: Tensor, placed: Sequence[Placed]) -> dict[tuple[Any, int], Digest]:
-    """Return the gradients of outputs that have one, each loss times its factor, by node and number."""
+    """Return the gradients of outputs that have one, each loss times its factor, by node and number.
+
+    Only the last nodes of every way through the graph are differentiated for. The others are passed on the
+    way there, and their gradients digested as they come, so that they need not be held all at once.
+    """
     factors = factors.to(device=losses.device, dtype=losses.dtype)
-    edges = [GradientEdge(node, number) for node, number, _, _ in placed]
-    found = gradients_of(losses, factors, edges, retain_graph=True)
-    return {
-        (node, number): Digest(gradient, layout)
-        for (node, number, _, layout), gradient in zip(placed, found, strict=True)
-        if gradient is not None
-    }
+    outputs: dict[Any, list[tuple[int, Layout]]] = {}
+    for node, number, _, layout in placed:
+        outputs.setdefault(node, []).append((number, layout))
+    last = ends(losses, outputs.keys())
+    found: dict[tuple[Any, int], Digest] = {}
+
+    def digest(node: Any, grads: Sequence[Tensor | None]) -> None:
+        for number, layout in outputs[node]:
+            gradient = grads[number]
+            if gradient is not None:
+                found[node, number] = Digest(gradient, layout)
+
+    passed = [node for node in outputs if node not in last]
+    hooks = [node.register_prehook(lambda grads, node=node: digest(node, grads)) for node in passed]
+    edges = [(node, number) for node in last for number, _ in outputs[node]]
+    try:
+        gradients = gradients_of(losses, factors, [GradientEdge(*edge) for edge in edges], retain_graph=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    layouts = {(node, number): layout for node, number, _, layout in placed}
+    for edge, gradient in zip(edges, gradients, strict=True):
+        if gradient is not None:
+            found[edge] = Digest(gradient, layouts[edge])
+    return found
 
 
 def _unlike(

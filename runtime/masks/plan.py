@@ -92,16 +92,16 @@ class Plan:
         self._unit_rows: dict[int, tuple[Rows, ...]] = {}
         shaped = () if units is None else weights[units >= 0].gt(0).any(dim=0).nonzero().flatten().tolist()
         self.unit_bands = frozenset(shaped)
-        scaled = relative(self.public, factors)
         self.classes = classes
         if classes is None or class_factors is None:
-            self._step = self.bands = Columns(scaled)
+            self._step = self.bands = Columns(self.public, factors)
         else:
+            scaled = relative(self.public, factors)
             awaited = classes.gt(0).any(dim=0).tolist()
             self.bands = tuple(
                 Rows(column, awaited=wait) for column, wait in zip(scaled.unbind(dim=1), awaited, strict=True)
             )
-            self._step = Columns(relative(classes, class_factors))
+            self._step = Columns(classes, class_factors)
         self.every = Rows(torch.ones(len(weights), dtype=torch.float64, device="cpu"))
         self.rows = self.every if rows is None else rows
         self.examples = self

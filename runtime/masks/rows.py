@@ -135,10 +135,14 @@ class Rows:
 
 
 class Columns(Sequence[Rows]):
-    """The rows of each band, made when they are first asked for. weights: float64 [B, bands]."""
+    """The rows of each band, made when they are first asked for.
 
-    def __init__(self, weights: Tensor) -> None:
+    weights: float64 [B, bands]; factors: float64 [B], which they are relative to.
+    """
+
+    def __init__(self, weights: Tensor, factors: Tensor) -> None:
         self._weights = weights
+        self._divisors = torch.where(factors > 0, factors, 1.0)
         self._rows: dict[int, Rows] = {}
 
     def __len__(self) -> int:
@@ -148,7 +152,7 @@ class Columns(Sequence[Rows]):
         if band not in self._rows:
             if not 0 <= band < len(self):
                 raise IndexError(band)
-            self._rows[band] = Rows(self._weights[:, band])
+            self._rows[band] = Rows(self._weights[:, band] / self._divisors)
         return self._rows[band]
 
 

@@ -17,6 +17,7 @@ from gradwarden.policy.program import Band
 from gradwarden.runtime.errors import MaskError
 from gradwarden.runtime.masks import fused, make_engine, row_check
 from gradwarden.runtime.masks.call import Call
+from gradwarden.runtime.masks.graph import ends
 from gradwarden.runtime.masks.ownership import misplaced
 
 BATCH, TOKENS, WORDS, WIDTH = 4, 6, 9, 5
@@ -293,3 +294,14 @@ def test_an_example_that_is_not_finite_and_has_no_weight_is_no_offence() -> None
     masks.arm(weights)
     masks.backward(losses_of(model, x), 1.0)
     assert_exact(model, want)
+
+
+def test_only_the_last_nodes_of_every_way_through_a_graph_are_its_ends() -> None:
+    x = torch.randn(3, requires_grad=True)
+    low = x * 2
+    left, right = low.exp(), low.sin()
+    side = x.cos()
+    losses = left + right * side
+    nodes = [tensor.grad_fn for tensor in (losses, left, right, side, low)]
+    assert set(ends(losses, nodes)) == {side.grad_fn, low.grad_fn}
+    assert set(ends(losses, nodes[:3])) == {left.grad_fn, right.grad_fn}
