@@ -10,6 +10,7 @@ recorded and concluded for the batch of all (`data_parallel`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
@@ -28,6 +29,7 @@ from gradwarden.runtime.errors import MaskError, PrivacyError
 from gradwarden.runtime.gates import Finding, check_losses, raised
 from gradwarden.runtime.maintenance import Measured
 from gradwarden.runtime.parallelism import refuse_sequence_split
+from gradwarden.runtime.privacy.clipping import Unit
 from gradwarden.runtime.privacy.units import UnitSums
 from gradwarden.runtime.restore import Snapshot
 from gradwarden.runtime.roster import Examples
@@ -157,11 +159,11 @@ class Proposal:
         """Yield row slices of at most `size` for gradient accumulation; call `backward` once for each.
 
         A sharded model is run by all processes together, so each has as many slices as the one that has most:
-        the last may be empty, and are run all the same. Raises PrivacyError where the policy has privacy
-        rules: a unit is clipped over the whole step.
+        the last may be empty, and are run all the same. The rows of a privacy unit stay in one slice: it is
+        clipped as a whole. Raises PrivacyError where they lie too far apart for that.
         """
         end = len(self.rows)
-        for part in self._parts(_by_row, size):
+        for part in self._parts(_keeping(self._private.units) if self._private.units else _by_row, size):
             yield slice(int(part[0]), int(part[-1]) + 1) if len(part) else slice(end, end)
 
     def depth_batches(self, size: int) -> Iterator[IntArray]:
@@ -202,12 +204,8 @@ class Proposal:
 
     def _parts(self, cut: Cut, size: int) -> Iterator[IntArray]:
         """Cut this process's examples, and arm the engine for each part in turn."""
-        if self._governor.budgets:
-            raise PrivacyError(
-                "gradient accumulation is not available with privacy rules",
-                help="run the step's examples in one forward pass",
-            )
         own = self._common_parts(cut, size) if self._together else cut(self.weights, size)
+        _check_units(self._private.units, own)
         for number, part in enumerate(own):
             self._part, self._number = part, number
             self._arm()
@@ -316,9 +314,16 @@ class Proposal:
     def _collector(self) -> UnitSums | None:
         """Return what takes the gradients of the private units in the part at hand, None where none is."""
         governor = self._governor
-        if not self._private.units:
+        place = {row: number for number, row in enumerate(self._part.tolist())}
+        units = [
+            replace(unit, rows=tuple(place[row] for row in unit.rows if row in place))
+            for unit in self._private.units
+        ]
+        units = [unit for unit in units if unit.rows]
+        if not units:
             return None
-        return governor.budgets.sink(governor.model, self._private, self.weights, governor.parameters)
+        weights = self.weights[self._part]
+        return governor.budgets.sink(governor.model, units, weights, governor.parameters)
 
     # --- outcome -------------------------------------------------------------------------------------------
 
@@ -368,6 +373,39 @@ class Proposal:
     def mean_loss(self) -> float | None:
         """The mean loss of the public examples that shaped the step; None where there were none."""
         return sum(self._losses) / len(self._losses) if self._losses else None
+
+
+def _keeping(units: Sequence[Unit]) -> Cut:
+    """Return what divides rows as they come, at most so many at once, with each unit's rows in one part."""
+
+    def cut(weights: FloatArray, size: int) -> list[IntArray]:
+        open_at = np.ones(len(weights) + 1, dtype=bool)
+        for unit in units:
+            open_at[min(unit.rows) + 1 : max(unit.rows) + 1] = False
+        parts: list[IntArray] = []
+        start = 0
+        while start < len(weights):
+            ends = np.flatnonzero(open_at[start + 1 : start + size + 1])
+            if not len(ends):
+                raise PrivacyError(
+                    f"a privacy unit does not fit in {size} rows of the batch: it is clipped as a whole",
+                    help="put the rows of each unit next to each other, or take larger micro-batches",
+                )
+            parts.append(np.arange(start, start + 1 + int(ends[-1])))
+            start = int(parts[-1][-1]) + 1
+        return parts
+
+    return cut
+
+
+def _check_units(units: Sequence[Unit], parts: Sequence[IntArray]) -> None:
+    """Raise PrivacyError where the rows of a unit, as far as they are run at all, are in several parts."""
+    home = {row: number for number, part in enumerate(parts) for row in part.tolist()}
+    if any(len({home[row] for row in unit.rows if row in home}) > 1 for unit in units):
+        raise PrivacyError(
+            "the rows of a privacy unit would be run in several parts: it is clipped as a whole",
+            help="use `micro_batches`, which keeps them together",
+        )
 
 
 def _by_row(weights: FloatArray, size: int) -> list[IntArray]:

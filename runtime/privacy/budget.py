@@ -131,14 +131,14 @@ class BudgetBook:
     def sink(
         self,
         model: nn.Module,
-        private: PrivateRows,
+        units: Sequence[Unit],
         weights: npt.NDArray[np.float64],
         parameters: Mapping[str, Sequence[Tensor]],
     ) -> UnitSums:
         """Return what the engine hands the gradients of private units to. weights: [B, bands]."""
         columns = self._by_column(parameters)
         groups = clip_groups(model, columns, self._clipping)
-        return UnitSums(private.units, torch.from_numpy(weights), columns, groups)
+        return UnitSums(units, torch.from_numpy(weights), columns, groups)
 
     def collect(self, sink: UnitSums) -> None:
         """Take the clipped sum of private units once the engine is done. Raises PrivacyError if it is not."""

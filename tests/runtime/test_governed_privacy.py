@@ -280,23 +280,57 @@ def test_what_a_refused_step_clipped_is_not_added_to_the_next(lab, text):
         assert torch.equal(parameter.grad, drawn / NORMALISER)
 
 
+# --- gradient accumulation ---------------------------------------------------------------------------------
+
+
+def mixed_batch(lab) -> list[Any]:
+    return [
+        lab.example("p", "a"), patient(lab, "x1"), patient(lab, "x2"), patient(lab, "y", "bob"),
+        lab.example("q", "b"), lab.example("r", "a"), patient(lab, "z", "cid"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("cut", [("micro_batches", 2), ("micro_batches", 3), ("depth_batches", 4)])
+def test_a_step_in_parts_has_the_gradient_of_the_whole(lab, text, engine, cut):
+    whole, parts = (open_run(lab, text, engine, name=name) for name in ("whole", "parts"))
+    inputs = lab.inputs(7)
+    assert lab.step(whole, mixed_batch(lab)).committed
+    name, size = cut
+    with parts.step(mixed_batch(lab)) as proposal:
+        seen = []
+        for part in getattr(proposal, name)(size):
+            proposal.backward(lab.losses(parts.model, inputs[part]))
+            seen.append(len(range(7)[part]) if isinstance(part, slice) else len(part))
+    assert proposal.committed
+    assert len(seen) > 1
+    assert max(seen) <= size
+    assert sum(seen) == 7
+    for one, other in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        assert torch.allclose(one.grad, other.grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("cut", "size"), [("micro_batches", 1), ("depth_batches", 1)])
+def test_a_unit_that_would_be_cut_in_two_is_an_error(lab, text, cut, size):
+    governor = open_run(lab, text)
+    batch = [patient(lab, "x1"), lab.example("p"), patient(lab, "x2"), patient(lab, "y", "bob")]
+    with (
+        pytest.raises(PrivacyError, match="clipped as a whole"),
+        governor.step(batch) as proposal,
+    ):
+        next(iter(getattr(proposal, cut)(size)))
+
+
 # --- terms --------------------------------------------------------------------------------------------------
 
 
-def test_privacy_rules_need_a_plan_a_normaliser_and_whole_batches(lab, text):
+def test_privacy_rules_need_a_plan_and_a_normaliser(lab, text):
     with pytest.raises(PrivacyError, match="plan does not fit"):
         lab.governor(text, normaliser=NORMALISER, name="a")
     with pytest.raises(PrivacyError, match="plan does not fit"):
         lab.governor(lab.policy, privacy=plan_of(lab, text), normaliser=NORMALISER, name="b")
     with pytest.raises(PrivacyError, match="constant normaliser"):
         lab.governor(text, privacy=plan_of(lab, text), name="c")
-    governor = open_run(lab, text, name="d")
-    for cut in ("micro_batches", "depth_batches"):
-        with (
-            pytest.raises(PrivacyError, match="accumulation"),
-            governor.step([patient(lab, "x")]) as proposal,
-        ):
-            next(getattr(proposal, cut)(1))
 
 
 def test_a_plan_for_other_terms_is_refused(lab, text):
