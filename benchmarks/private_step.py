@@ -28,7 +28,7 @@ from benchmarks.routing.timing import Pairs, Step, alternate
 from benchmarks.routing.workload import SHAPES, Batch, Workload
 from gradwarden.runtime.masks.engine import make_engine
 from gradwarden.runtime.privacy.clipping import Clipping, Unit, clip_groups
-from gradwarden.runtime.privacy.noise import add_noise, add_to_gradients
+from gradwarden.runtime.privacy.noise import FastNoise, add_noise, add_to_gradients
 from gradwarden.runtime.privacy.units import UnitSums
 
 CLIP, NOISE, RATE = 1.0, 1.0, 0.01
@@ -99,7 +99,7 @@ def governed(work: Workload, clipping: Clipping, *, share: float = 1.0, noise: b
     columns = dict(enumerate(members[:reached]))
     units = [Unit((row,), CLIP) for row in range(private)]
     public = torch.arange(batch_size) >= private
-    generator = torch.Generator()
+    source = FastNoise()
 
     def step(batch: Batch) -> None:
         optimizer.zero_grad()
@@ -108,7 +108,7 @@ def governed(work: Workload, clipping: Clipping, *, share: float = 1.0, noise: b
         engine.backward(work.losses(model, *batch), float(batch_size), rows=public, sink=sink)
         sink.check()
         if noise:
-            add_noise(sink.sums, NOISE * CLIP, generator)
+            add_noise(sink.sums, NOISE * CLIP, source)
         add_to_gradients(sink.sums, float(batch_size))
         optimizer.step()
 

@@ -96,6 +96,7 @@ class Governor:
     clock: gives the calendar day of a step, by default in UTC. secret: the file with the secret of the
     example commitments, made where it is missing; None: `<ledger path>.secret`. noise_seed: fixes the privacy
     noise, for tests. clipping: over what a privacy unit's gradient is clipped jointly, see `clip_groups`.
+    secure_noise: draw the privacy noise from a cryptographic generator, see `SecureNoise`.
     dataset: (id, metadata) of examples known beforehand; the ledger then opens with a salted digest of them.
     model: as the loop calls it: bare, in DistributedDataParallel or under `fully_shard`.
     group: the processes that train this model together, each with its own part of every batch; that of the
@@ -126,6 +127,7 @@ class Governor:
         secret: Path | None = None,
         noise_seed: int | None = None,
         clipping: Clipping = "flat",
+        secure_noise: bool = False,
         dataset: Iterable[tuple[str, Mapping[str, Any]]] | None = None,
         group: ProcessGroup | None = None,
         trusted: Sequence[PublicKey] = (),
@@ -157,7 +159,7 @@ class Governor:
             if trusted:
                 demand_signature(program, signature, trusted)
             self.scaling = LossScaling(scaler, optimizer, private=bool(privacy_rules(program)))
-            self._attach(program, ledger, privacy, secret, noise_seed, clipping, dataset)
+            self._attach(program, ledger, privacy, secret, (noise_seed, clipping, secure_noise), dataset)
 
         check_equal(self.ranks, "join the run", lambda: {"parameters": names_digest(self.model)}, WHOLE)
         self.ranks.collect("join the run", join)
@@ -177,15 +179,14 @@ class Governor:
         ledger: Ledger | None,
         privacy: JointPlan | None,
         secret: Path | None,
-        noise_seed: int | None,
-        clipping: Clipping,
+        noising: tuple[int | None, Clipping, bool],
         dataset: Iterable[tuple[str, Mapping[str, Any]]] | None,
     ) -> None:
         self.ledger = ledger_of(ledger, self.ranks.rank)
         check_replica(self.model, self.ranks)
         bound = bind_model(program, self.model, self.optimizer)
         self.program, self.parameters = bound.program, bound.parameters
-        self.budgets = BudgetBook(self.program, privacy, self.normaliser, noise_seed, clipping)
+        self.budgets = BudgetBook(self.program, privacy, self.normaliser, *noising)
         if self.budgets and (self.ranks.size > 1 or not self.reduction.whole):
             raise PrivacyError(
                 "privacy rules need a single process: each rank would clip its own part of a unit, and add "

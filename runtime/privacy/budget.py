@@ -26,7 +26,13 @@ from gradwarden.runtime.privacy.clipping import (
     clip_groups,
     zeros,
 )
-from gradwarden.runtime.privacy.noise import add_noise, add_to_gradients
+from gradwarden.runtime.privacy.noise import (
+    FastNoise,
+    NoiseSource,
+    SecureNoise,
+    add_noise,
+    add_to_gradients,
+)
 from gradwarden.runtime.privacy.units import UnitSums
 
 
@@ -42,9 +48,10 @@ class BudgetBook:
     """Keeps the budgets of a run's privacy rules; false where the policy has none.
 
     plan: how the private units are sampled and noised. seed: of the noise, for tests; None: from the
-    operating system. clipping: see `clip_groups`. Raises PrivacyError where the policy has privacy rules and
-    the plan is not for them, or where `normaliser` is None: the size of a batch tells how many private
-    examples it held.
+    operating system. clipping: see `clip_groups`. secure: whether noise comes from a cryptographic generator.
+
+    Raises PrivacyError where the policy has privacy rules and the plan is not for them, or where `normaliser`
+    is None: the size of a batch tells how many private examples it held.
     """
 
     def __init__(
@@ -54,6 +61,7 @@ class BudgetBook:
         normaliser: float | None,
         seed: int | None = None,
         clipping: Clipping = "flat",
+        secure: bool = False,
     ) -> None:
         rules = privacy_rules(program)
         check_clipping(clipping)
@@ -63,11 +71,9 @@ class BudgetBook:
         self._bands = program.band_names
         self._steps = {rule.name: 0 for rule in rules}
         self._seeded = seed is not None
-        self._generator = torch.Generator()
-        if seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(seed)
+        if secure and self._seeded:
+            raise PrivacyError("secure noise has no seed", help="leave one of the two out")
+        self._noise: NoiseSource = SecureNoise() if secure else FastNoise(seed)
         self._sums: GradientSum = {}
 
     def __bool__(self) -> bool:
@@ -153,7 +159,7 @@ class BudgetBook:
         if not noised:
             return
         sums = zeros(p for members in noised.values() for p in members if p.requires_grad) | self._sums
-        add_noise(sums, self._plan.sigma, self._generator)
+        add_noise(sums, self._plan.sigma, self._noise)
         add_to_gradients(sums, normaliser)
 
     def charge(self) -> dict[str, dict[str, int | str]]:

@@ -159,6 +159,18 @@ def test_without_a_seed_two_runs_draw_different_noise(lab, text):
     assert not torch.equal(*grads)
 
 
+def test_secure_noise_has_no_seed_and_is_drawn_anew(lab, text):
+    with pytest.raises(PrivacyError, match="has no seed"):
+        open_run(lab, text, secure_noise=True, name="seeded")
+    governor = open_run(lab, text, noise_seed=None, secure_noise=True)
+    grads = []
+    for _ in range(2):
+        with governor.step([]):
+            pass
+        grads.append(governor.model[4].bias.grad)
+    assert not torch.equal(*grads)
+
+
 def test_one_unit_moves_the_sum_by_its_clip_at_most(lab, text):
     def gradient(examples: list[Any], scale: float, name: str) -> Tensor:
         governor = open_run(lab, text, name=name)
@@ -372,13 +384,16 @@ def test_the_terms_cannot_change_within_a_run_but_the_bands_may_be_reordered(lab
 
 def test_a_step_whose_public_gradient_is_not_finite_is_refused_before_anything_is_noised(lab, text):
     governor = open_run(lab, text)
-    before = governor.budgets._generator.get_state()
     with governor.step([lab.example("p"), patient(lab, "x")]) as proposal:
         losses = lab.losses(governor.model, lab.inputs(2))
         proposal.backward(losses)
         governor.model[0].weight.grad.fill_(torch.inf)
     assert proposal.refusal.reason == "gradient_not_finite"
-    assert torch.equal(governor.budgets._generator.get_state(), before)
+    with governor.step([]):
+        pass
+    shallow = list(governor.parameters["shallow"])
+    for parameter, drawn in zip(shallow, noise_of(shallow, 4.0 * CLIP), strict=True):
+        assert torch.equal(parameter.grad, drawn / NORMALISER)
 
 
 # --- what a verifier finds ----------------------------------------------------------------------------------

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
+from scipy.stats import kstest
 from torch import Tensor, nn
 
 from gradwarden.runtime.errors import PrivacyError
 from gradwarden.runtime.privacy.clipping import Unit
-from gradwarden.runtime.privacy.noise import add_noise, add_to_gradients
+from gradwarden.runtime.privacy.noise import FastNoise, SecureNoise, add_noise, add_to_gradients
 from gradwarden.runtime.privacy.units import private_sum
 
 ROWS = 6
@@ -208,7 +209,7 @@ def test_noise_has_the_given_deviation_on_every_band_even_for_an_empty_batch():
     model = nn.Sequential(nn.Linear(100, 100), nn.Linear(100, 100))
     parameters = {0: list(model[1].parameters()), 1: list(model[0].parameters())}
     sums = private_sum(torch.zeros(0), [], torch.ones(0, 2), parameters)
-    add_noise(sums, 3.0, torch.Generator().manual_seed(5))
+    add_noise(sums, 3.0, FastNoise(5))
     for layer in model:
         # 10,000 draws: the deviation is known to 1/sqrt(20,000) = 0.7 %; four times that.
         assert sums[layer.weight].std().item() == pytest.approx(3.0, rel=0.028)
@@ -221,8 +222,8 @@ def test_noise_comes_from_the_given_generator_alone():
     first = private_sum(torch.zeros(0), [], torch.ones(0, 3), bands_of(model))
     second = private_sum(torch.zeros(0), [], torch.ones(0, 3), bands_of(model))
     state = torch.get_rng_state()
-    add_noise(first, 1.0, torch.Generator().manual_seed(5))
-    add_noise(second, 1.0, torch.Generator().manual_seed(5))
+    add_noise(first, 1.0, FastNoise(5))
+    add_noise(second, 1.0, FastNoise(5))
     assert torch.equal(flat(first), flat(second))
     assert torch.equal(state, torch.get_rng_state())
 
@@ -264,3 +265,14 @@ def test_noised_gradients_never_overflow_so_that_no_refusal_tells_of_them():
     parameter.grad = torch.tensor([60000.0, -60000.0, 1.0], dtype=torch.float16)
     add_to_gradients({parameter: torch.tensor([1e4, -1e9, 2.0])}, 1.0)
     assert parameter.grad.tolist() == [65504.0, -65504.0, 3.0]
+
+
+def test_secure_noise_is_normal_and_never_the_same():
+    drawn = SecureNoise().normal(torch.empty(301, 1000))
+    assert drawn.dtype == torch.float32
+    # With a right generator this fails once in a million runs.
+    assert kstest(drawn.flatten().numpy(), "norm").pvalue > 1e-6
+    neighbours = float((drawn[:, :-1] * drawn[:, 1:]).mean())
+    assert abs(neighbours) < 5.0 / 301_000**0.5
+    assert not torch.equal(SecureNoise().normal(torch.empty(3)), SecureNoise().normal(torch.empty(3)))
+    assert SecureNoise().normal(torch.empty(2, 3, dtype=torch.float64)).shape == (2, 3)
