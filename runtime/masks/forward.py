@@ -38,19 +38,17 @@ from gradwarden.runtime.masks.pieces import Piece, floating_outputs, run_piece
 from gradwarden.runtime.masks.places import Places
 from gradwarden.runtime.masks.plan import Plan
 from gradwarden.runtime.masks.planner import Choice, choose, scaling
-from gradwarden.runtime.masks.recorder import Recorder
+from gradwarden.runtime.masks.present import Present
 from gradwarden.runtime.masks.rows import Rows
 from gradwarden.runtime.masks.sink import Sink
 from gradwarden.runtime.masks.sites import Site
 
 
-class Forward:
+class Forward(Present):
     """How a model's layers, blocks and pieces are run now.
 
-    detached: whether a weight of zero stops the flow through a band's layers. collective: whether all
-    processes run the model together and alike.
-    pending: the plan of the batch that is armed and not yet run. plan: that of the last armed forward pass,
-    as long as its graph may be differentiated. last: that of the last one, to be explained. choices: how its
+    detached: whether a weight of zero stops the flow through a band's layers. collective: whether processes
+    run the model together. last: the plan of the last armed forward pass, to be explained. choices: how its
     blocks were run. plain: whether layers are run as they are, because rows lie elsewhere in this pass.
     probing: whether the model is being tried. replaying: whether a backward pass is running, in which layers
     may be recomputed. scales: whether blocks may be scaled at their borders. given_up: ids of the layers that
@@ -58,20 +56,16 @@ class Forward:
     """
 
     def __init__(self, places: Places, *, detached: bool, collective: bool) -> None:
+        super().__init__()
         self._places = places
         self.detached = detached
         self.collective = collective
-        self.pending: Plan | None = None
-        self.plan: Plan | None = None
         self.last: Plan | None = None
         self.choices: dict[str, Choice] = {}
         self.plain = self.probing = self.replaying = False
         self.given_up: frozenset[int] = frozenset()
         self.scales = True
         self.cut: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
-        self._recorder: Recorder | None = None
-        self._severed: frozenset[int] | None = None
-        self._reached = 0
         self._joined, self._left = Joined(), Left()
         self._in_part = False
         self._no_rows: dict[int, Rows] = {}
@@ -85,24 +79,6 @@ class Forward:
         """Let go of what blocks have left for the next ones, and of the graphs that hang on it."""
         self._joined.clear()
         self._left.clear()
-
-    @contextmanager
-    def recording(self, recorder: Recorder) -> Iterator[None]:
-        """Inside, supported layers run as if no engine were attached, and `recorder` sees each call."""
-        self._recorder, self._reached = recorder, 0
-        try:
-            yield
-        finally:
-            self._recorder = None
-
-    @contextmanager
-    def severing(self, bands: frozenset[int]) -> Iterator[None]:
-        """Inside, layers run as if no engine were attached, those of some bands on detached inputs."""
-        self._severed = bands
-        try:
-            yield
-        finally:
-            self._severed = None
 
     @contextmanager
     def weighing(self) -> Iterator[None]:
@@ -125,15 +101,12 @@ class Forward:
 
     def begin(self, plan: Plan, whole_inputs: bool = False) -> None:
         """Bind a plan to the forward pass that starts now."""
-        self._places.loose = self._places.bands.with_stand_ins(self._places.loose)
-        plan.mode.whole_inputs, plan.mode.loose, plan.mode.given_up = (
-            whole_inputs,
-            self._places.loose,
-            self.given_up,
-        )
+        places, mode = self._places, plan.mode
+        places.loose = places.bands.with_stand_ins(places.loose)
+        mode.whole_inputs, mode.loose, mode.given_up = whole_inputs, places.loose, self.given_up
         self._reached = 0
-        for key in self._places.loose:
-            self._reached |= 1 << self._places.bands.home[key]
+        for key in places.loose:
+            self._reached |= 1 << places.bands.home[key]
         self.plan, self.pending = plan, None
         self.choices, self.last = {}, plan
         self.let_go()

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from gradwarden.runtime.masks.bands import BandIndex
 from gradwarden.runtime.masks.blocks import Block, find_blocks
 from gradwarden.runtime.masks.pieces import Piece
-from gradwarden.runtime.masks.sites import Site, attach, detach, find_sites
+from gradwarden.runtime.masks.sites import Quiet, Site, attach, detach, find_sites
 
 
 class Answers(Protocol):
     """What runs a part of a model in place of its own forward."""
+
+    quiet: Quiet
 
     def answer(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Run a layer."""
@@ -48,7 +50,7 @@ class Places:
         """Let blocks be run by `answers`, and layers and pieces from the next `cover` on."""
         self._answers = answers
         for block in self.blocks:
-            attach(block, answers.answer_block)
+            attach(block, answers.answer_block, answers.quiet)
 
     def cover(self, pieces: Iterable[Piece]) -> None:
         """Differentiate these modules as pieces from here on; the layers in them are run as they are."""
@@ -60,9 +62,9 @@ class Places:
         inside = {id(module) for piece in self.pieces for module in piece.module.modules()}
         self.sites = tuple(site for site in self.known if id(site.module) not in inside)
         for site in self.sites:
-            attach(site, answers.answer)
+            attach(site, answers.answer, answers.quiet)
         for piece in self.pieces:
-            attach(piece, answers.answer_piece)
+            attach(piece, answers.answer_piece, answers.quiet)
         for block in self.blocks:
             within = {id(module) for module in block.module.modules()}
             for place in self._covering():

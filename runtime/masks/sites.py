@@ -53,20 +53,35 @@ class Site:
         return self.module.weight, getattr(self.module, "bias", None)  # type: ignore[return-value]
 
 
+class Quiet:
+    """Whether all answers of an engine are, for now, what the modules would do by themselves.
+
+    A plain attribute, on which compiled graphs are guarded: they are made anew when it changes.
+    """
+
+    def __init__(self) -> None:
+        self.now = True
+
+
 class SiteForward:
     """Stands in for a layer's or a block's `forward`. Copies and pickles of the model get the stock one.
 
     `torch.compile` compiles what lies around it, not the answer, which depends on the plan of the batch.
+    Where it is quiet, the module itself is compiled.
     """
 
-    def __init__(self, site: Site | Piece | Block, answer: Answer) -> None:
+    def __init__(self, site: Site | Piece | Block, answer: Answer, quiet: Quiet) -> None:
         self._site = site
         self._answer = answer
+        self._quiet = quiet
         self._uncompiled = torch.compiler.disable(answer)  # type: ignore[no-untyped-call]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        answer = self._uncompiled if torch.compiler.is_compiling() else self._answer
-        return answer(self._site, args, kwargs)
+        if not torch.compiler.is_compiling():
+            return self._answer(self._site, args, kwargs)
+        if self._quiet.now:
+            return self._site.stock(*args, **kwargs)
+        return self._uncompiled(self._site, args, kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StockForward:
         return StockForward(memo[id(self._site.module)])
@@ -100,9 +115,9 @@ def find_sites(model: nn.Module, bands: BandIndex) -> Iterator[Site]:
                 yield Site(name, module, operation, sum(1 << band for band in own))
 
 
-def attach(site: Site | Piece | Block, answer: Answer) -> None:
-    """Let `answer` stand in for the forward of a layer or a block."""
-    site.module.forward = SiteForward(site, answer)
+def attach(site: Site | Piece | Block, answer: Answer, quiet: Quiet) -> None:
+    """Let `answer` stand in for the forward of a layer or a block. quiet: of the engine."""
+    site.module.forward = SiteForward(site, answer, quiet)
 
 
 def detach(site: Site | Piece | Block) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch._functorch import config as functorch_config
 
 from gradwarden.runtime.errors import MaskError
@@ -92,6 +93,66 @@ def test_a_compiled_model_is_exact(
         masks.backward(call(x).square().sum(1), 1.0)
         assert worst_error(model, want) <= 1e-9
     assert masks.name == engine
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_compiled_model_is_exact_whatever_plan_comes_after_which(
+    way: str, bands_of: Any, some_weights: Any, by_definition: Any, worst_error: Any
+) -> None:
+    """Without a plan and under full weights, whole graphs are run; they may not be where weights differ."""
+    model = Net()
+    plain, bands = copy.deepcopy(model), bands_of(model)
+    masks = make_engine(model, bands, "fused")
+    call = WAYS[way](model, backend="aot_eager")
+    full = torch.ones(SIZE, 3)
+    for step, kind in enumerate(
+        ["full", "other", "none", "full", "watched", "other", "none", "other", "full"]
+    ):
+        x = torch.randn(SIZE, 4)
+        weights = some_weights(SIZE, 3, seed=step) if kind == "other" else full
+        want = by_definition(plain, bands, weights, lambda row, x=x: plain(x[row][None]).square().sum())
+        model.zero_grad(set_to_none=True)
+        if kind == "none":
+            call(x).square().sum().backward()
+        else:
+            masks.arm(weights)
+            losses = call(x).square().sum(1)
+            with torch.no_grad():
+                torch.testing.assert_close(call(x), plain(x), rtol=1e-9, atol=1e-9)
+            masks.backward(losses, 1.0)
+        masks.disarm()
+        assert worst_error(model, want) <= 1e-9
+
+
+def counted(run: Callable[[], Any]) -> tuple[int, int]:
+    """The operations that are compiled in a run, and the breaks between them."""
+    counters.clear()
+    run()
+    return counters["stats"]["calls_captured"], sum(counters["graph_break"].values())
+
+
+def test_where_the_graph_breaks(bands_of: Any, some_weights: Any) -> None:
+    """Nowhere but at the governor's hook where no weight matters; else at every governed layer and block."""
+    model, x = Net(), torch.randn(SIZE, 4)
+    bare = counted(lambda: torch.compile(copy.deepcopy(model), backend="aot_eager")(x).sum().backward())
+    masks = make_engine(model, bands_of(model), "fused")
+    call = torch.compile(model, backend="aot_eager")
+
+    def step(weights: Tensor) -> None:
+        masks.arm(weights)
+        masks.backward(call(x).square().sum(1), 1.0)
+
+    step(some_weights(SIZE, 3))  # the engine tries the model in the first one
+    torch.compiler.reset()
+    assert counted(lambda: step(torch.ones(SIZE, 3))) == (bare[0], 1)
+    torch.compiler.reset()
+    captured, breaks = counted(lambda: step(some_weights(SIZE, 3)))
+    assert captured < bare[0]
+    assert breaks > len(model.blocks)
+    masks.disarm()
+    torch.compiler.reset()
+    with torch.no_grad():
+        assert counted(lambda: call(x)) == (bare[0], 1)
 
 
 def test_a_graph_that_can_be_differentiated_once_is_refused_where_it_must_be_twice(
