@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradwarden.cli.app import verb
+from gradwarden.cli.budget_plan import budgets_to_json, plan_budgets, show_budgets
 from gradwarden.cli.diagnostics import plural, printable
 from gradwarden.cli.failures import InputError, complain
 from gradwarden.cli.inputs import load_program
 from gradwarden.cli.manifest import Piece, open_manifest
-from gradwarden.cli.options import FILE, ContextOptions, context_options
+from gradwarden.cli.options import FILE, MAX_COUNT, ContextOptions, context_options
 from gradwarden.cli.output import emit_json, emit_table, format_option, progress
 from gradwarden.policy.decision import VERDICTS
 from gradwarden.policy.frozen import frozen
@@ -61,10 +62,29 @@ class Tally:
     "--show", type=click.IntRange(min=0), default=20, show_default=True, metavar="N",
     help="How many invalid records to list.",
 )  # fmt: skip
+@click.option(
+    "--steps", type=click.IntRange(1, MAX_COUNT), metavar="N", help="The planned steps: cost the run."
+)
+@click.option(
+    "--sampling-rate", type=click.FloatRange(0, 1), metavar="Q",
+    help="The chance of a privacy unit to be in a step; with --steps.",
+)  # fmt: skip
+@click.option(
+    "--noise-multiplier", type=click.FloatRange(0), metavar="S",
+    help="The noise over the greatest clip. [default: the least under which every budget lasts]",
+)  # fmt: skip
 @context_options
 @format_option("text", "json")
 def command(
-    policy: Path, data: Path, allow_invalid: bool, show: int, given: ContextOptions, output_format: str
+    policy: Path,
+    data: Path,
+    allow_invalid: bool,
+    show: int,
+    steps: int | None,
+    sampling_rate: float | None,
+    noise_multiplier: float | None,
+    given: ContextOptions,
+    output_format: str,
 ) -> int:
     """Dry-run a policy over a data set: what would be learned from what, and how deep.
 
@@ -76,17 +96,27 @@ def command(
     a required set, the empty one), `true` and `false` are truth values, and the members of a set are
     separated by `;`.
 
+    With --steps and --sampling-rate, the budgets of privacy rules are planned too: what the run would cost,
+    how long each budget lasts, and how much noise would make it last.
+
     \b
     Examples:
       gradwarden plan code.policy --data corpus.parquet
+      gradwarden plan ward.policy --data ward.csv --steps 10000 --sampling-rate 0.01
       gradwarden plan code.policy --data corpus.jsonl --step 5000 --set loss_ratio=0.4
       gradwarden plan code.policy --data corpus.csv --format json --allow-invalid
 
     \b
-    Exit status: 0 every record is valid, 1 some are not (unless --allow-invalid), 2 unreadable input.
+    Exit status: 0 every record is valid and every budget lasts, 1 some records are not (unless
+    --allow-invalid) or some budget does not, 2 unreadable input.
     """
+    if (steps is None) != (sampling_rate is None) or (steps is None and noise_multiplier is not None):
+        raise click.UsageError("--steps and --sampling-rate go together, and --noise-multiplier with them")
     program = load_program(policy)
     context = given.context(program)
+    budgets = None
+    if steps is not None and sampling_rate is not None:
+        budgets = plan_budgets(program, steps, sampling_rate, noise_multiplier)
     manifest = open_manifest(data, program)
     tally = Tally()
     done = 0
@@ -98,10 +128,14 @@ def command(
     if not tally.records:
         complain(InputError.code, f"`{data}` holds no records", None, severity="warning")
     if output_format == "json":
-        emit_json(_to_json(program, data, given, tally))
+        planned = {} if budgets is None else {"privacy": budgets_to_json(budgets)}
+        emit_json(_to_json(program, data, given, tally) | planned)
     else:
         _show(program, given, tally, manifest.place)
-    return int(tally.faulty > 0 and not allow_invalid)
+        if budgets is not None:
+            show_budgets(budgets)
+    failed = budgets is not None and not budgets.lasting
+    return int(failed or (tally.faulty > 0 and not allow_invalid))
 
 
 def _count(program: Program, context: Context, piece: Piece, tally: Tally, show: int) -> None:

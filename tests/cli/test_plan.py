@@ -214,3 +214,57 @@ def test_what_holds_the_bands_is_part_of_the_plan(run: Run, policy: Path) -> Non
     words = run("plan", policy, "--data", data, "--at", "2026-01-01").stdout
     assert "maintains  bands  how               level" in words
     assert "kept       deep   drift at most 2%  hard" in words
+
+
+WARD = """
+policy ward version 1 language 1
+examples { phi : bool   patient : string optional }
+model { shallow = top 50%   deep = rest }
+depth open { when not phi  reach all }
+depth closed { when phi and has patient  reach shallow }
+privacy patients { when phi and has patient  within shallow  epsilon 3  delta 1e-6  clip 1.0  unit patient }
+"""
+
+
+@pytest.fixture
+def ward(run: Run, tmp_path: Path) -> tuple[str, str]:
+    (tmp_path / "ward.policy").write_text(WARD)
+    (tmp_path / "ward.jsonl").write_text(
+        '{"id": 1, "phi": true, "patient": "ann"}\n{"id": 2, "phi": false}\n'
+    )
+    return str(tmp_path / "ward.policy"), str(tmp_path / "ward.jsonl")
+
+
+def test_the_noise_that_makes_a_budget_last_is_planned(run: Run, ward: tuple[str, str]) -> None:
+    policy, data = ward
+    options = ["--steps", "1000", "--sampling-rate", "0.01"]
+    result = run("plan", policy, "--data", data, *options, "--format", "json")
+    assert result.exit_code == 0
+    planned = json.loads(result.stdout)["privacy"]
+    (rule,) = planned["rules"]
+    # The figures of docs/privacy.md, from the accounting library.
+    assert (rule["rule"], rule["unit"], rule["noise_multiplier"]) == ("patients", "patient", 0.866)
+    assert planned["lasting"]
+    assert 1000 <= rule["lasts"] < 1010
+    assert 2.9 < float(rule["epsilon"]) <= 3.0
+
+
+def test_a_budget_that_does_not_last_fails_and_says_what_would(run: Run, ward: tuple[str, str]) -> None:
+    policy, data = ward
+    options = ["--steps", "5000", "--sampling-rate", "0.01", "--noise-multiplier", "1"]
+    result = run("plan", policy, "--data", data, *options)
+    assert result.exit_code == 1
+    assert "2,061" in result.stdout
+    assert "a spent budget refuses the rule's examples" in result.stdout
+    needed = json.loads(run("plan", policy, "--data", data, *options, "--format", "json").stdout)
+    noise = str(needed["privacy"]["rules"][0]["needed_noise_multiplier"])
+    options[-1] = noise
+    assert run("plan", policy, "--data", data, *options).exit_code == 0
+
+
+def test_options_of_a_planned_run_go_together(run: Run, ward: tuple[str, str]) -> None:
+    policy, data = ward
+    for options in (["--steps", "5"], ["--sampling-rate", "0.1"], ["--noise-multiplier", "1"]):
+        result = run("plan", policy, "--data", data, *options)
+        assert result.exit_code == 2
+        assert "go together" in result.stderr

@@ -1,0 +1,134 @@
+"""What a planned run would do to the budgets of a policy's privacy rules."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gradwarden.cli.output import emit_table
+from gradwarden.policy.frozen import frozen
+
+if TYPE_CHECKING:
+    from gradwarden.policy.program import Program
+    from gradwarden.runtime.privacy.accounting import PrivacyRule
+
+
+@frozen
+class PlannedBudget:
+    """One privacy rule over a planned run.
+
+    noise_multiplier: the standard deviation of the noise over the rule's clip. steps: how many its budget
+    lasts. epsilon: what the whole run would cost. needed: the least noise multiplier under which the budget
+    lasts the run; None where no noise is enough.
+    """
+
+    rule: PrivacyRule
+    noise_multiplier: float
+    steps: int
+    epsilon: float
+    needed: float | None
+
+
+@frozen
+class RunBudgets:
+    """The budgets over a run of so many steps, units drawn at a rate. chosen: whether the noise was given."""
+
+    steps: int
+    sampling_rate: float
+    sigma: float
+    chosen: bool
+    rules: tuple[PlannedBudget, ...]
+
+    @property
+    def lasting(self) -> bool:
+        return all(planned.steps >= self.steps for planned in self.rules)
+
+
+def plan_budgets(program: Program, steps: int, rate: float, noise: float | None) -> RunBudgets:
+    """Return what a run would cost. noise: its standard deviation over the greatest clip of the rules; None
+    for the least under which every budget lasts.
+
+    Raises PrivacyError without the accounting library, and where no noise is enough.
+    """
+    from gradwarden.runtime.privacy.accounting import JointPlan, epsilon, privacy_rules
+
+    rules = privacy_rules(program)
+    if noise is None:
+        plan = JointPlan.for_steps(rules, rate, steps)
+    else:
+        plan = JointPlan.for_noise(rules, rate, noise)
+    planned = tuple(
+        PlannedBudget(
+            entry.rule,
+            entry.noise_multiplier,
+            entry.steps,
+            epsilon(entry.noise_multiplier, rate, steps, entry.rule.delta),
+            _needed(entry.rule, rate, steps),
+        )
+        for entry in plan.rules
+    )
+    return RunBudgets(steps, rate, plan.sigma, noise is not None, planned)
+
+
+def show_budgets(budgets: RunBudgets) -> None:
+    """Print the budgets as a table, and what would make them last."""
+    from gradwarden.runtime.privacy.accounting import epsilon_text
+
+    if not budgets.rules:
+        click.echo("\nno privacy rule: no budget is spent")
+        return
+    click.echo(
+        f"\nprivacy over {budgets.steps:,} steps, units drawn with probability {budgets.sampling_rate:g}"
+    )
+    rows = [
+        (
+            planned.rule.name,
+            planned.rule.unit or "example",
+            f"{planned.noise_multiplier:.3f}",
+            epsilon_text(planned.epsilon),
+            f"{planned.rule.epsilon:g}",
+            f"{planned.steps:,}" if planned.steps < budgets.steps else "the whole run",
+            "-" if planned.needed is None else f"{planned.needed:.3f}",
+        )
+        for planned in budgets.rules
+    ]
+    titles = ("rule", "unit", "noise / clip", "epsilon of the run", "allowed", "lasts", "noise / clip needed")
+    emit_table(titles, rows, numeric=(2, 3, 4, 5, 6))
+    if not budgets.lasting:
+        click.echo("a spent budget refuses the rule's examples from then on; the run goes on without them")
+
+
+def budgets_to_json(budgets: RunBudgets) -> dict[str, Any]:
+    """Return the budgets as JSON data; an epsilon that is not finite is the string `inf`."""
+    from gradwarden.runtime.privacy.accounting import epsilon_text
+
+    return {
+        "steps": budgets.steps,
+        "sampling_rate": budgets.sampling_rate,
+        "sigma": budgets.sigma,
+        "lasting": budgets.lasting,
+        "rules": [
+            {
+                "rule": planned.rule.name,
+                "unit": planned.rule.unit,
+                "noise_multiplier": planned.noise_multiplier,
+                "epsilon": epsilon_text(planned.epsilon),
+                "allowed": planned.rule.epsilon,
+                "delta": planned.rule.delta,
+                "lasts": planned.steps,
+                "needed_noise_multiplier": planned.needed,
+            }
+            for planned in budgets.rules
+        ],
+    }
+
+
+def _needed(rule: PrivacyRule, rate: float, steps: int) -> float | None:
+    from gradwarden.runtime.errors import PrivacyError
+    from gradwarden.runtime.privacy.accounting import noise_multiplier_for
+
+    try:
+        return noise_multiplier_for(rule.epsilon, rule.delta, rate, steps)
+    except PrivacyError:
+        return None
