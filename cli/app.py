@@ -31,6 +31,8 @@ VERBS = {
     "map": "Derive a model map from a live module.",
     "keygen": "Make an Ed25519 key pair.",
     "verify": "Check a ledger, offline, and replay its decisions.",
+    "rotate": "Hand a ledger over to another key.",
+    "revoke": "Declare that a key of a ledger signs no more.",
     "log": "Show, filter and follow the entries of a ledger.",
     "proof": "Prove that a ledger has an entry, or that it only grew.",
     "verify-proof": "Check a proof offline, without the ledger.",

@@ -211,15 +211,20 @@ def _passphrase(ask: bool, variable: str | None, file: Path | None, *, confirm: 
             raise InputError(f"the environment variable `{variable}` is not set, or empty")
         return secret.encode()
     if file is not None:
-        line = file.read_bytes().split(b"\n", 1)[0].rstrip(b"\r")
-        if not line:
-            raise InputError(f"the first line of `{file}` is empty")
-        return line
+        return read_passphrase(file)
     if ask:
         return str(
             click.prompt("Passphrase", hide_input=True, confirmation_prompt=confirm, err=True)
         ).encode()
     return None
+
+
+def read_passphrase(file: Path) -> bytes:
+    """Return the first line of a file. Raises InputError where it is empty."""
+    line = file.read_bytes().split(b"\n", 1)[0].rstrip(b"\r")
+    if not line:
+        raise InputError(f"the first line of `{file}` is empty")
+    return line
 
 
 def trust_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gradwarden.cli.failures import InputError
 from gradwarden.cli.options import passphrase_options
 from gradwarden.policy.frozen import frozen
 
@@ -78,3 +79,9 @@ def signing_options(function: Callable[..., Any]) -> Callable[..., Any]:
     ):
         decorated = option(decorated)
     return decorated
+
+
+def check_ledger(path: Path) -> None:
+    """Raise InputError where there is no ledger: opening one for writing would make it."""
+    if not path.is_file() or not path.stat().st_size:
+        raise InputError(f"`{path}` is no ledger", help="name one that a run has begun")

@@ -44,6 +44,7 @@ RANKS = (
 HELP = {
     "unsigned": "was it signed by another key? `gradwarden log LEDGER --kind head` names the signers",
     "unknown_key": "was it signed by another key? `gradwarden log LEDGER --kind head` names the signers",
+    "retired_key": "keys that were handed over or revoked sign nothing: who has this one still?",
     "torn_tail": "a crash leaves this; the run sets it aside and records it when it is resumed",
     "truncated": "entries were cut off: the file `LEDGER.head` beside it was signed for more",
     "policy_mismatch": "give the program that the run was started with, or drop --policy to check the rest",
@@ -103,6 +104,10 @@ class Verdict:
         names = sorted({vkey.split("+")[0] for vkey in facts["keys_used"]})
         if names:
             yield f"signed heads by {', '.join(names)} over the first {facts['signed_entries']:,} entries"
+        for change in facts["key_changes"]:
+            key, by = change["key"].split("+")[0], change["by"].split("+")[0]
+            how = f"handed over to {by}" if change["kind"] == "rotated" else f"was revoked by {by}"
+            yield f"the key {key} {how} at entry {change['entry']:,}, and signs nothing after it"
         if facts.get("decisions_replayed"):
             decisions, steps = facts["decisions_replayed"], facts["steps"]
             yield f"{plural(decisions, 'decision')} in {plural(steps, 'step')}, made again"

@@ -36,7 +36,7 @@ class RunTerms:
             "run": secrets.token_hex(16),
             "origin": ledger.origin,
             "dataset": self.dataset,
-            "keys": [ledger.vkey],
+            "keys": list(ledger.vkeys),
             "engine": engine,
             "normaliser": _text(self.normaliser),
             "clip_norm": _text(self.clip_norm),

@@ -92,7 +92,7 @@ def command(
     if not report.ok:
         return _refuse_ledger(ledger, report, output_format)
     under = under or last_head(ledger)
-    trusted = trust_head(under.note, trust)
+    trusted = trust_head(under.note, trust.after(report.facts["keys_used"]))
     if trusted.faults:
         return _refuse(ledger, trusted.faults, output_format)
     assurance = "witnessed" if trusted.cosignatures else "self-attested"

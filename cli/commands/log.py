@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 KINDS = (
     "opened", "program", "classes", "decisions", "examples", "step", "committed", "refused", "anchored",
-    "maintained", "starved", "expired", "policy_changed", "checkpoint", "resumed", "sealed", "head",
+    "maintained", "starved", "expired", "policy_changed", "checkpoint", "resumed", "sealed", "rotated",
+    "revoked", "head",
 )  # fmt: skip
 
 POLL_SECONDS = 0.2
@@ -278,6 +279,19 @@ def _head(body: dict[str, Any]) -> str:
     return f"{found[1]} entries signed by {', '.join(signers)}" if found and signers else "malformed"
 
 
+def _key_change(body: dict[str, Any], told: str) -> str:
+    from gradwarden.runtime.errors import NoteError
+    from gradwarden.runtime.ledger.key_changes import Rotation, parse_change
+
+    try:
+        change = parse_change(body["note"].encode())
+    except NoteError:
+        return "malformed"
+    if isinstance(change, Rotation):
+        return told.format(change.old.name, change.new.name, "")
+    return told.format(change.revoked.name, change.by.name, change.reason)
+
+
 _CONTENTS = {
     "opened": _opened,
     "program": lambda body: f"part {body['part'] + 1} of {body['parts']}, sha256 {body['digest'][:12]}",
@@ -294,5 +308,7 @@ _CONTENTS = {
     "checkpoint": lambda body: f"{body['file']}, sha256 {body['digest'][:12]}",
     "resumed": lambda body: f"after entry {body['from_size']}, {body['cut']} bytes set aside",
     "sealed": lambda body: f"{body['steps']} steps: {body['committed']} committed, {body['refused']} refused",
+    "rotated": lambda body: _key_change(body, "{0} hands over to {1}"),
+    "revoked": lambda body: _key_change(body, "{0} signs no more, says {1}: {2}"),
     "head": _head,
 }

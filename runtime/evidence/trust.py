@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.errors import KeyFileError
@@ -53,6 +54,12 @@ class Trust:
     @property
     def witnesses(self) -> tuple[WitnessKey, ...]:
         return tuple(self.quorum.witnesses())
+
+    def after(self, vkeys: Iterable[str]) -> Trust:
+        """Return the trust after the keys of the log have handed over to others."""
+        known = {key.vkey for key in self.keys}
+        others = [PublicKey.from_vkey(vkey) for vkey in vkeys if vkey not in known]
+        return replace(self, keys=[*self.keys, *others])
 
 
 def check_witnesses(witnesses: Sequence[WitnessKey], keys: Sequence[PublicKey]) -> None:

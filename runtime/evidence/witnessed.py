@@ -88,6 +88,7 @@ def compare_notes(ledger: Path, notes: Sequence[bytes], trust: Trust, facts: Map
 
     facts: of its verification. Raises NoteError for a note that is no head.
     """
+    trust = trust.after(facts["keys_used"])
     findings: list[Finding] = []
     fitting: list[tuple[int, Sequence[Cosignature]]] = []
     for note in notes:

@@ -8,7 +8,10 @@ What is found, each at the index of an entry (`Finding.code`):
 - an altered line: `altered` (its successor links to another) or `wrong_link` (it links to another than its
   predecessor)
 - a head that does not fit: `malformed_note`, `bad_signature`, `wrong_size`, `wrong_root`, `wrong_origin`,
-  `undeclared_key` (a known key, but not one that the opening names), `unknown_key`
+  `undeclared_key` (a known key, but not one that the opening names), `retired_key` (one that was handed over
+  or revoked before), `unknown_key`
+- a change of keys that may not be made: `undeclared_key`, `retired_key`, `reused_key`, `unproved_key` (a key
+  that must sign it has not), `too_many_changes`, and the faults of heads
 - an order that no writer produces: `no_opening`, `second_opening`, `after_seal`
 - against the sidecar `<ledger>.head`: `truncated`, `sidecar_mismatch`, `sidecar_malformed`,
   `sidecar_signature`, and the warning `stale_sidecar`
@@ -28,6 +31,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Literal, TypeAlias
 
 from gradwarden.runtime.errors import LedgerError
+from gradwarden.runtime.ledger.authority import Change
 from gradwarden.runtime.ledger.entries import Entry
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.lines import Part
@@ -61,7 +65,8 @@ class ChainReport:
     status: OK (sealed, intact, signed by a given key), INCOMPLETE (intact as far as it goes, but not sealed),
     UNTRUSTED (intact, but no given key has signed it), TAMPERED. size, root: entries whose links hold, and
     the tree's root (hex) over them. first_bad: the index of the first entry at fault. signed_size: entries
-    covered by the last verified head. keys_used: vkeys of the given keys whose signatures were found.
+    covered by the last verified head. keys_used: vkeys of the given keys, and of those that they handed over
+    to, whose signatures were found. changes: of keys, in order.
     """
 
     status: Status
@@ -72,6 +77,7 @@ class ChainReport:
     sealed: bool
     signed_size: int
     keys_used: tuple[str, ...]
+    changes: tuple[Change, ...]
     origin: str | None
 
 
@@ -87,7 +93,7 @@ def verify_chain(
     covers it. It is asked again, and the ledger told anew, where a fault shows. progress: called with (bytes
     done, bytes in all). Raises LedgerError only where the file cannot be read.
     """
-    sidecar = read_sidecar(path, keys)
+    sidecar = read_sidecar(path)
     watch = sidecar.size if sidecar else None
     links = Links(keys, watch)
     tail = _run_blocks(links, path, None if listen is None else listen(), progress)
@@ -96,7 +102,7 @@ def verify_chain(
         tail = run_links(links, path, None if listen is None else listen(), progress)
     findings = [*_chain_findings(links, tail), *_sidecar_findings(links, sidecar)]
     errors = [finding for finding in findings if finding.severity == "error"]
-    if links.last_head is None and not errors:
+    if links.last_head is None and not links.signed_size and not errors:
         errors = [Finding("unsigned", 0, "no entry of the ledger is signed")]
         findings += errors
     return ChainReport(
@@ -108,6 +114,7 @@ def verify_chain(
         sealed=links.stage is Stage.CLOSED,
         signed_size=links.signed_size,
         keys_used=tuple(links.keys_used),
+        changes=tuple(links.authority.changes),
         origin=links.origin,
     )
 
@@ -197,7 +204,9 @@ def _sidecar_findings(links: Links, sidecar: Sidecar | None) -> Iterator[Finding
     head = sidecar.checkpoint
     if head is None:
         yield Finding("sidecar_malformed", links.size, "the file beside the ledger is not a signed head")
-    elif sidecar.trust == "bad_signature" or (sidecar.trust == "unknown_key" and links.signed_size):
+        return
+    trust = sidecar.trust(links.authority.signers_of(head.size))
+    if trust == "bad_signature" or (trust == "unknown_key" and links.signed_size):
         yield Finding("sidecar_signature", head.size, "the head beside the ledger is not signed by its key")
     elif links.size <= head.size:
         if links.fault is None:

@@ -35,9 +35,11 @@ ZERO_HASH = "0" * 64
 OPENING = "opened"
 SEALED = "sealed"
 RESUMED = "resumed"
+ROTATED = "rotated"
+REVOKED = "revoked"
 HEAD = "head"
 
-LANDMARKS = frozenset({OPENING, SEALED, HEAD, RESUMED})
+LANDMARKS = frozenset({OPENING, SEALED, HEAD, RESUMED, ROTATED, REVOKED})
 """Kinds that must fit the whole ledger before them."""
 
 CANONICAL = orjson.OPT_SORT_KEYS | orjson.OPT_STRICT_INTEGER

@@ -16,29 +16,51 @@ import atexit
 import os
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from gradwarden.runtime.errors import EntryInvalid, LedgerError
-from gradwarden.runtime.ledger.entries import HEAD, OPENING, SEALED, encode_body
-from gradwarden.runtime.ledger.keys import Signer
+from gradwarden.runtime.ledger.authority import UnauthorisedError
+from gradwarden.runtime.ledger.entries import HEAD, OPENING, RESUMED, REVOKED, ROTATED, SEALED, encode_body
+from gradwarden.runtime.ledger.key_changes import (
+    KeyChange,
+    Revocation,
+    Rotation,
+    check_reason,
+    sign_change,
+)
+from gradwarden.runtime.ledger.keys import PublicKey, Signer
 from gradwarden.runtime.ledger.links import Stage
 from gradwarden.runtime.ledger.note import Checkpoint
 from gradwarden.runtime.ledger.recovery import Recovered, recover
 from gradwarden.runtime.ledger.storage import LedgerFile
-from gradwarden.runtime.ledger.writer import Durability, Writer
+from gradwarden.runtime.ledger.writer import Durability, Signed, Writer
 
-_RESERVED = frozenset({HEAD, SEALED, "resumed"})
+_RESERVED = frozenset({HEAD, SEALED, RESUMED, ROTATED, REVOKED})
+
+_NOWHERE = Checkpoint("", 0, bytes(32))
+"""The place of a change that is not written yet."""
 
 
 class Ledger:
     """A ledger that is open for writing. Safe to use from several threads of the process that opened it."""
 
-    def __init__(self, path: str, signer: Signer, origin: str, recovered: Recovered, writer: Writer) -> None:
+    def __init__(
+        self,
+        path: str,
+        signer: Signer,
+        keys: Sequence[PublicKey],
+        origin: str,
+        recovered: Recovered,
+        writer: Writer,
+    ) -> None:
         self.path = path
         self.origin = origin
-        self.vkey = signer.public.vkey
+        self.vkeys = list(dict.fromkeys(key.vkey for key in (signer.public, *keys)))
+        """The keys that the opening of a new ledger names; the first is the signer's."""
+        self._signer = signer
+        self._authority = recovered.links.authority
         self.entries_on_open = recovered.links.size
         self.cut_on_open = recovered.cut
         self._writer = writer
@@ -54,12 +76,14 @@ class Ledger:
         signer: Signer,
         durability: Durability = "group",
         origin: str | None = None,
+        keys: Sequence[PublicKey] = (),
     ) -> Ledger:
         """Create a ledger, or continue one that is not sealed; a torn tail is set aside and recorded.
 
         durability: `every` syncs as soon as the writer can, `group` at most 20 ms or 512 entries later (at
         once where somebody waits), `os` only before each signed head. origin: the ledger's identity in signed
-        heads; random where it is not given.
+        heads; random where it is not given. keys: others that may sign the ledger, such as one that is kept
+        in a safe: the opening of a new ledger names them, and in an old one their signatures are believed.
 
         Raises LedgerBusy (another writer), LedgerDamaged or LedgerRollback (it may not be continued; nothing
         is changed), LedgerError (sealed, another key or origin, unreadable).
@@ -69,7 +93,7 @@ class Ledger:
             raise LedgerError(f"`{origin}` cannot name a ledger", help="use one line of printable text")
         file = LedgerFile(name)
         try:
-            recovered = recover(file, signer.public)
+            recovered = recover(file, signer.public, keys)
             known = recovered.links.origin
             if known is not None and origin not in (None, known):
                 raise LedgerError(f"the ledger is `{known}`, not `{origin}`")
@@ -78,7 +102,7 @@ class Ledger:
         except BaseException:
             file.close()
             raise
-        ledger = cls(name, signer, identity, recovered, writer)
+        ledger = cls(name, signer, keys, identity, recovered, writer)
         ledger._resume(recovered)
         return ledger
 
@@ -94,7 +118,7 @@ class Ledger:
                 "cut": recovered.cut,
                 "broken": recovered.broken,
             }
-            self._writer.put("resumed", encode_body("resumed", body))
+            self._writer.put(RESUMED, encode_body(RESUMED, body))
 
     def append(self, kind: str, body: Mapping[str, Any]) -> int:
         """Queue an entry and return its index. The body is encoded before this returns.
@@ -117,7 +141,54 @@ class Ledger:
             raise EntryInvalid("the ledger has been opened already")
         if body["origin"] != self.origin or self.vkey not in body["keys"]:
             raise EntryInvalid("the opening must name the ledger's own origin and key")
+        self._authority.open(body["keys"])
         self._begun = True
+
+    @property
+    def vkey(self) -> str:
+        """The key that signs the ledger's heads from here on."""
+        return self._signer.public.vkey
+
+    def rotate(self, signer: Signer) -> int:
+        """Hand over to another key, which signs the heads from here on; return the index of the entry.
+
+        Both keys sign the entry. Returns once it is durable. Raises EntryInvalid where the key has been one
+        of this ledger's before, LedgerError where the ledger can no longer be written.
+        """
+        before = self._signer
+
+        def note(place: Checkpoint) -> str:
+            return sign_change(Rotation(place, before.public, signer.public), (before, signer))
+
+        return self._change(ROTATED, Rotation(_NOWHERE, before.public, signer.public), Signed(note, signer))
+
+    def revoke(self, key: PublicKey, reason: str) -> int:
+        """Declare that another key of this ledger signs no more; return the index of the entry.
+
+        reason: one line of text. Returns once it is durable. Raises EntryInvalid where it is no other key of
+        this ledger, LedgerError where the ledger can no longer be written.
+        """
+        by = self._signer
+        check_reason(reason)
+
+        def note(place: Checkpoint) -> str:
+            return sign_change(Revocation(place, key, by.public, reason), (by,))
+
+        return self._change(REVOKED, Revocation(_NOWHERE, key, by.public, reason), Signed(note, by))
+
+    def _change(self, kind: str, change: KeyChange, signed: Signed) -> int:
+        self._check_usable()
+        if not self._begun:
+            raise EntryInvalid("a ledger without entries has no keys to change")
+        try:
+            self._authority.check(change)
+        except UnauthorisedError as error:
+            raise EntryInvalid(error.message) from None
+        index = self._writer.put(kind, signed)
+        self._authority.apply(change, index)
+        self._signer = signed.successor
+        self._writer.wait(index)
+        return index
 
     def wait(self, index: int) -> None:
         """Return once the entry is as durable as the ledger's setting promises. Raises LedgerError."""

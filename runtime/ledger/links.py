@@ -12,17 +12,21 @@ from hashlib import sha256
 from typing import Any
 
 from gradwarden.runtime.errors import NoteError
+from gradwarden.runtime.ledger.authority import Authority, UnauthorisedError
 from gradwarden.runtime.ledger.blocks import Block
 from gradwarden.runtime.ledger.entries import (
     HEAD,
     LANDMARKS,
     OPENING,
     RESUMED,
+    REVOKED,
+    ROTATED,
     SEALED,
     ZERO_HASH,
     MalformedLineError,
     decode,
 )
+from gradwarden.runtime.ledger.key_changes import Revocation, parse_change
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.merkle import HASH_SIZE, Tree
 from gradwarden.runtime.ledger.note import Checkpoint, open_note, parse_checkpoint, parse_note
@@ -49,11 +53,12 @@ class Stage(Enum):
 class Links:
     """Checks lines one after another and keeps what the next one must fit.
 
-    keys: the keys that may sign heads. watch: a size at which the root is to be remembered (`watched`).
+    keys: the keys that are trusted to sign; so are those that they hand over to. watch: a size at which the
+    root is to be remembered (`watched`).
     """
 
     def __init__(self, keys: Sequence[PublicKey], watch: int | None = None) -> None:
-        self.keys = list({key.vkey: key for key in keys}.values())
+        self.authority = Authority(keys)
         self.tree = Tree()
         self.prev = ZERO_HASH
         self.offset = 0
@@ -171,6 +176,7 @@ class Links:
             if kind != OPENING:
                 return self._refuse("no_opening", f"the ledger begins with `{kind}`, not with `opened`")
             self.opened = body
+            self.authority.open(body["keys"])
         elif kind == OPENING:
             return self._refuse("second_opening", "the ledger is opened a second time")
         elif self.stage is Stage.CLOSED or (self.stage is Stage.SEALING and kind != HEAD):
@@ -184,6 +190,8 @@ class Links:
                 )
             if body["root"] != self.tree.root().hex():
                 return self._refuse("wrong_root", "a run resumed from other entries than the ones before it")
+        elif kind in (ROTATED, REVOKED):
+            return self._change_keys(index, kind, body)
         elif kind == HEAD:
             if not self._head(index, body):
                 return False
@@ -207,35 +215,55 @@ class Links:
             return self._refuse(*mismatch)
         self.last_head = index
         try:
-            signed_by = open_note(note, self.keys).keys
+            signed_by = self.authority.head_signers(note)
         except NoteError as error:
             if error.fault != "unknown_key":
                 return self._refuse(error.fault, error.message)
             self.unknown_head = self.unknown_head or Fault("unknown_key", index, self.offset, error.message)
             return True
-        declared = self.opened["keys"] if self.opened else []
-        if not any(key.vkey in declared for key in signed_by):
-            names = ", ".join(f"`{key.name}`" for key in signed_by)
-            return self._refuse(
-                "undeclared_key", f"the head is signed by {names}, which the opening does not name"
-            )
-        self.signed_size = checkpoint.size
-        self.unknown_head = None
-        self.keys_used.update((key.vkey, None) for key in signed_by)
+        except UnauthorisedError as error:
+            return self._refuse(error.code, error.message)
+        self._vouch(checkpoint.size, signed_by)
         return True
+
+    def _change_keys(self, index: int, kind: str, body: dict[str, Any]) -> bool:
+        """Check a change of keys. By the root in it, it vouches for what stands before as a head does."""
+        note = body["note"].encode()
+        try:
+            change = parse_change(note)
+        except NoteError as error:
+            return self._refuse("malformed_note", error.message)
+        if isinstance(change, Revocation) != (kind == REVOKED):
+            return self._refuse("malformed_note", f"the note of a `{kind}` entry is about something else")
+        mismatch = self._mismatch(index, change.place)
+        if mismatch is not None:
+            return self._refuse(*mismatch)
+        try:
+            signed_by = self.authority.accept(change, note, index)
+        except UnauthorisedError as error:
+            return self._refuse(error.code, error.message)
+        if signed_by:
+            self._vouch(index, signed_by)
+        return True
+
+    def _vouch(self, size: int, keys: Sequence[PublicKey]) -> None:
+        """Note that keys in force have signed so many entries."""
+        self.signed_size = size
+        self.unknown_head = None
+        self.keys_used.update((key.vkey, None) for key in keys)
 
     def _mismatch(self, index: int, checkpoint: Checkpoint) -> tuple[str, str] | None:
         if checkpoint.size != index:
-            return "wrong_size", f"the head speaks of {checkpoint.size} entries where {index} precede it"
+            return "wrong_size", f"the note speaks of {checkpoint.size} entries where {index} precede it"
         if checkpoint.origin != self.origin:
-            return "wrong_origin", f"the head belongs to another ledger, `{checkpoint.origin}`"
+            return "wrong_origin", f"the note belongs to another ledger, `{checkpoint.origin}`"
         if checkpoint.root != self.tree.root():
-            return "wrong_root", "the head was signed over other entries than the ones before it"
+            return "wrong_root", "the note was signed over other entries than the ones before it"
         return None
 
     def _head_fits(self, body: dict[str, Any]) -> bool:
         try:
-            note = open_note(body["note"].encode(), self.keys)
+            note = open_note(body["note"].encode(), self.authority.trusted)
             return self._mismatch(self.size, parse_checkpoint(note.text)) is None
         except NoteError:
             return False

@@ -8,6 +8,7 @@ after it, a broken link or signature, or a ledger that ends before a head that w
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gradwarden.runtime.errors import LedgerDamaged, LedgerError, LedgerRollback
@@ -31,13 +32,15 @@ class Recovered:
     broken: str | None
 
 
-def recover(file: LedgerFile, key: PublicKey) -> Recovered:
+def recover(file: LedgerFile, key: PublicKey, others: Sequence[PublicKey] = ()) -> Recovered:
     """Verify and repair a ledger that is held for writing.
+
+    key: by which it will be continued. others: that may have signed what stands.
 
     Raises LedgerDamaged, LedgerRollback or LedgerError where it may not be continued; then nothing changes.
     """
-    sidecar = read_sidecar(file.path, [key])
-    links = Links([key], watch=sidecar.size if sidecar else None)
+    sidecar = read_sidecar(file.path)
+    links = Links([key, *others], watch=sidecar.size if sidecar else None)
     tail = run_links(links, file.path)
     if links.fault is not None and not _is_torn(file, links.fault):
         raise _damaged(links.fault)
@@ -76,11 +79,10 @@ def _damaged(fault: Fault) -> LedgerError:
 
 
 def _check_key(links: Links, key: PublicKey) -> None:
-    declared = links.opened["keys"] if links.opened else [key.vkey]
-    if key.vkey not in declared or links.unknown_head is not None:
+    if (links.opened and not links.authority.in_force(key)) or links.unknown_head is not None:
         raise LedgerError(
             f"the ledger is signed by another key than `{key.name}`",
-            help="continue it with the key that it was begun with",
+            help="continue it with the key that it was begun with, or handed over to (`gradwarden rotate`)",
         )
 
 
@@ -88,7 +90,7 @@ def _check_rollback(links: Links, sidecar: Sidecar | None, path: str) -> None:
     if sidecar is None:
         return
     head = sidecar.checkpoint
-    if head is None or sidecar.trust != "verified":
+    if head is None or sidecar.trust(links.authority.signers_of(head.size)) != "verified":
         raise LedgerRollback(f"the head beside `{path}` is not signed by this ledger's key")
     if links.size <= head.size:
         raise LedgerRollback(

@@ -268,6 +268,8 @@ SHAPES: dict[str, Shape] = {
     "checkpoint": partial(_record, _CHECKPOINT),
     "resumed": partial(_record, _RESUMED),
     "sealed": partial(_record, dict.fromkeys(("steps", "committed", "refused", "examples"), _count)),
+    "rotated": partial(_record, {"note": _text}),
+    "revoked": partial(_record, {"note": _text}),
     "head": partial(_record, {"note": _text}),
 }
 """Every kind of entry, and whether a body has its shape."""

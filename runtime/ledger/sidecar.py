@@ -24,21 +24,31 @@ Trust = Literal["verified", "unknown_key", "bad_signature", "malformed"]
 
 @dataclass(frozen=True, slots=True)
 class Sidecar:
-    """What a sidecar claims and whether a known key signed it; `checkpoint` is None where it is malformed."""
+    """What a sidecar claims; `checkpoint` is None where it is malformed. note: as it stands in the file."""
 
     checkpoint: Checkpoint | None
-    trust: Trust
+    note: bytes
 
     @property
     def size(self) -> int | None:
         return None if self.checkpoint is None else self.checkpoint.size
+
+    def trust(self, keys: Sequence[PublicKey]) -> Trust:
+        """Say whether one of these keys has signed it."""
+        if self.checkpoint is None:
+            return "malformed"
+        try:
+            open_note(self.note, keys)
+        except NoteError as error:
+            return "unknown_key" if error.fault == "unknown_key" else "bad_signature"
+        return "verified"
 
 
 def sidecar_path(path: str | os.PathLike[str]) -> str:
     return os.fspath(path) + SUFFIX
 
 
-def read_sidecar(path: str | os.PathLike[str], keys: Sequence[PublicKey]) -> Sidecar | None:
+def read_sidecar(path: str | os.PathLike[str]) -> Sidecar | None:
     """Read the sidecar of a ledger, None where there is none. Raises LedgerError for an unreadable file."""
     try:
         with open(sidecar_path(path), "rb") as file:
@@ -48,16 +58,11 @@ def read_sidecar(path: str | os.PathLike[str], keys: Sequence[PublicKey]) -> Sid
     except OSError as error:
         raise LedgerError(f"cannot read `{sidecar_path(path)}`: {error.strerror}") from error
     if len(data) > MAX_SIDECAR:
-        return Sidecar(None, "malformed")
+        return Sidecar(None, b"")
     try:
-        checkpoint = parse_checkpoint(parse_note(data).text)
+        return Sidecar(parse_checkpoint(parse_note(data).text), data)
     except NoteError:
-        return Sidecar(None, "malformed")
-    try:
-        open_note(data, keys)
-    except NoteError as error:
-        return Sidecar(checkpoint, "unknown_key" if error.fault == "unknown_key" else "bad_signature")
-    return Sidecar(checkpoint, "verified")
+        return Sidecar(None, data)
 
 
 def write_sidecar(path: str | os.PathLike[str], note: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -10,6 +10,7 @@ class Unwritten:
     """Takes the entries of a run and keeps nothing. Always durable, since nothing is to be kept."""
 
     path = origin = vkey = ""
+    vkeys: Sequence[str] = ()
     entries_on_open = 0
 
     def append(self, kind: str, body: Mapping[str, Any]) -> int:

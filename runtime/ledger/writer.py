@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from gradwarden.runtime.errors import LedgerError
 from gradwarden.runtime.ledger.entries import HEAD, SEALED, compose, encode_body
@@ -34,11 +35,26 @@ MAX_QUEUE = 16_384
 """Entries that may wait for the writer before `put` blocks."""
 
 
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """The note of an entry that is signed when its place is known; then `successor` signs the heads.
+
+    note: gives it for what stands before the entry.
+    """
+
+    note: Callable[[Checkpoint], str]
+    successor: Signer
+
+
+_Slot: TypeAlias = tuple[str, bytes | Signed | None]
+"""The kind of an entry and its encoded body; None: of a head, which is yet to be signed."""
+
+
 @dataclass(slots=True)
 class _Queue:
     """What the callers and the writer share; guarded by the lock."""
 
-    slots: list[tuple[str, bytes | None]]
+    slots: list[_Slot]
     size: int
     """Entries in the ledger once the queue is written; the index of the next."""
     unsigned: int = 0
@@ -78,8 +94,11 @@ class Writer:
     def size(self) -> int:
         return self._queue.size
 
-    def put(self, kind: str, body: bytes) -> int:
-        """Queue an encoded entry; return its index. Blocks while the queue is full. Raises LedgerError."""
+    def put(self, kind: str, body: bytes | Signed) -> int:
+        """Queue an entry; return its index. Blocks while the queue is full. Raises LedgerError.
+
+        body: encoded; or what is to be signed, which a head follows.
+        """
         queue = self._queue
         with self._work:
             while len(queue.slots) >= MAX_QUEUE and queue.failure is None:
@@ -95,7 +114,7 @@ class Writer:
             queue.size += 1
             queue.unsigned += 1
             queue.closing = kind == SEALED
-            if queue.unsigned >= HEAD_ENTRIES or queue.closing:
+            if queue.unsigned >= HEAD_ENTRIES or queue.closing or isinstance(body, Signed):
                 self._reserve_head()
             if idle or len(queue.slots) >= GROUP_ENTRIES:
                 self._work.notify()
@@ -161,7 +180,7 @@ class Writer:
                 self._queue.slots.clear()
                 self._done.notify_all()
 
-    def _next_batch(self) -> list[tuple[str, bytes | None]]:
+    def _next_batch(self) -> list[_Slot]:
         """Wait for entries, let a group gather, and take them all. Empty: the ledger is closing."""
         queue = self._queue
         with self._work:
@@ -191,14 +210,15 @@ class Writer:
                 return
             self._work.wait(left)
 
-    def _write(self, batch: list[tuple[str, bytes | None]]) -> None:
+    def _write(self, batch: list[_Slot]) -> None:
         lines: list[bytes] = []
         note: str | None = None
         for kind, body in batch:
-            if body is None:
+            if not isinstance(body, bytes):
                 self._put_out(lines)
                 self._sync()
-                note, body = self._sign()
+                signed, body = self._sign(kind, body)
+                note = signed if kind == HEAD else note
             line = compose(kind, self._tree.size, self._prev, body)
             leaf = sha256(b"\x00" + line)
             self._tree.append(leaf.digest())
@@ -225,9 +245,16 @@ class Writer:
             self._file.sync()
             self._unsynced = False
 
-    def _sign(self) -> tuple[str, bytes]:
-        """Return the signed head over everything written so far, as a note and as an encoded body."""
-        head = Checkpoint(self._origin, self._tree.size, self._tree.root())
-        note = sign_note(head.text(), [self._signer])
-        self.latest_head = head
-        return note, encode_body(HEAD, {"note": note})
+    def _sign(self, kind: str, change: Signed | None) -> tuple[str, bytes]:
+        """Return a note over everything written so far, and the encoded body of its entry.
+
+        change: what is signed, where it is not a head.
+        """
+        place = Checkpoint(self._origin, self._tree.size, self._tree.root())
+        if change is None:
+            note = sign_note(place.text(), [self._signer])
+            self.latest_head = place
+        else:
+            note = change.note(place)
+            self._signer = change.successor
+        return note, encode_body(kind, {"note": note})

@@ -15,6 +15,7 @@ from typing import Any
 from gradwarden.policy.program import Program
 from gradwarden.runtime.digests import file_digest
 from gradwarden.runtime.ledger.chain import ChainReport, Finding, Listener, verify_chain
+from gradwarden.runtime.ledger.key_changes import KeyChange, Rotation
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.verification.drift_measure import measure
 from gradwarden.runtime.verification.run_replay import RunReplay
@@ -101,6 +102,14 @@ def _facts(chain: ChainReport, replay: RunReplay | None) -> dict[str, Any]:
         "sealed": chain.sealed,
         "signed_entries": chain.signed_size,
         "keys_used": list(chain.keys_used),
+        "key_changes": [_key_change(change.index, change.change) for change in chain.changes],
         "assurance": "self-attested",
         **({} if replay is None else replay.facts()),
     }
+
+
+def _key_change(index: int, change: KeyChange) -> dict[str, Any]:
+    if isinstance(change, Rotation):
+        return {"entry": index, "kind": "rotated", "key": change.old.vkey, "by": change.new.vkey}
+    told = {"key": change.revoked.vkey, "by": change.by.vkey, "reason": change.reason}
+    return {"entry": index, "kind": "revoked", **told}

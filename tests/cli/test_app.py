@@ -20,7 +20,7 @@ from tests.cli.conftest import Run
 
 PROMISED = [
     "init", "check", "fmt", "test", "explain", "plan", "prove", "calendar", "schema", "diff", "build", "map",
-    "keygen", "verify", "log", "proof", "verify-proof", "witness", "export", "attest",
+    "keygen", "verify", "rotate", "revoke", "log", "proof", "verify-proof", "witness", "export", "attest",
     "verify-attestation", "lsp",
 ]  # fmt: skip
 

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ from gradwarden.policy.evaluation.evaluate import decide
 from gradwarden.policy.program_json import program_from_json
 from gradwarden.policy.source import Source
 from gradwarden.policy.testing.yaml_text import read_yaml
+from gradwarden.runtime.errors import EntryInvalid
 from gradwarden.runtime.evidence.dsse import parse_envelope
 from gradwarden.runtime.evidence.proof_file import ConsistencyProof, parse_proof
 from gradwarden.runtime.evidence.statement import tensor_digests
 from gradwarden.runtime.evidence.trust_policy import parse_trust_policy
 from gradwarden.runtime.evidence.witness import open_witness
+from gradwarden.runtime.ledger.authority import Authority, UnauthorisedError
 from gradwarden.runtime.ledger.entries import encode_body
+from gradwarden.runtime.ledger.key_changes import Rotation, check_reason
 from gradwarden.runtime.ledger.keys import Signer
 from gradwarden.runtime.ledger.merkle import EMPTY_ROOT
 from gradwarden.runtime.ledger.note import Checkpoint, parse_note, sign_note
@@ -50,6 +54,7 @@ SMALL = {
     "model_map.MAX_BYTES": 100,
     "cli.inputs.MAX_EXAMPLE_BYTES": 100,
     "cli.manifest.MAX_LINE": 100,
+    "runtime.ledger.authority.MAX_CHANGES": 2,
     "runtime.evidence.proof_file.MAX_PROOF": 100,
     "runtime.evidence.witness.MAX_RECORD": 100,
     "runtime.evidence.dsse.MAX_ENVELOPE": 100,
@@ -64,6 +69,20 @@ Exceed = Callable[[int, Path], Any]
 def text(body: Callable[[int], str]) -> Exceed:
     """Check a policy of this body, which exceeds a limit by one."""
     return lambda limit, _: parse_policy(HEADER + MODEL + body(limit))
+
+
+def _key_changes(count: int, _: Path) -> None:
+    """Hand a ledger over once more than is allowed; the ledger says no as `Ledger.rotate` does."""
+    place = Checkpoint("origin", 0, EMPTY_ROOT)
+    keys = [Signer.generate(f"key-{number}").public for number in range(count + 2)]
+    authority = Authority(keys[:1])
+    authority.open([keys[0].vkey])
+    try:
+        for index, (old, new) in enumerate(pairwise(keys)):
+            authority.check(Rotation(place, old, new))
+            authority.apply(Rotation(place, old, new), index)
+    except UnauthorisedError as error:
+        raise EntryInvalid(error.message) from error
 
 
 def _chain(count: int, folder: Path) -> Any:
@@ -202,6 +221,8 @@ EXCEED: dict[str, Exceed] = {
     "runtime.ledger.entries.MAX_LINE": lambda n, _: encode_body(
         "refused", {"step": 1, "gate": "commit", "reason": "r", "detail": "x" * n}
     ),
+    "runtime.ledger.authority.MAX_CHANGES": _key_changes,
+    "runtime.ledger.key_changes.MAX_REASON": lambda n, _: check_reason("x" * (n + 1)),
     "runtime.ledger.note.MAX_NOTE": lambda n, _: parse_note(_note(1, "x" * n)),
     "runtime.ledger.note.MAX_SIGNATURES": lambda n, _: parse_note(_note(n + 1)),
     "runtime.evidence.proof_file.MAX_PROOF": lambda n, _: parse_proof(b"old 1\n\n" + b"x" * n),

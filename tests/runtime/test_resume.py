@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from gradwarden.runtime import Governor, Ledger
+from gradwarden.runtime import Governor, Ledger, Signer
 from gradwarden.runtime.errors import KeyFileError, LedgerError, PrivacyError
 from gradwarden.runtime.ledger.reader import read_entries
 from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
@@ -309,3 +309,27 @@ def test_examples_known_beforehand_keep_their_exposures_on_resume(lab):
     assert lab.step(governor, ["x"]).verdict == "refuse"
     governor.close()
     assert lab.verify().ok
+
+
+def test_a_run_is_handed_over_to_other_keys_while_it_runs_and_where_it_is_resumed(lab):
+    keys = [Signer.generate(f"key-{number}") for number in range(2)]
+    first = lab.signer
+    governor = lab.governor()
+    lab.step(governor, lab.batch("ab"))
+    with governor.step(lab.batch("ab")) as proposal:
+        governor.ledger.rotate(keys[0])
+        proposal.backward(lab.losses(governor.model, lab.inputs(2)))
+    governor.ledger.close()
+    with pytest.raises(LedgerError, match="another key"):
+        lab.governor()
+    lab.signer = keys[0]
+    with Ledger.open(lab.path(), keys[0]) as ledger:
+        ledger.rotate(keys[1])
+    lab.signer = keys[1]
+    with lab.governor() as governor:
+        lab.step(governor, lab.batch("ab"))
+    for key in (first, *keys):
+        lab.signer = key
+        report = lab.verify()
+        assert report.ok
+        assert [change["kind"] for change in report.facts["key_changes"]] == ["rotated", "rotated"]
