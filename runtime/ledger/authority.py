@@ -24,7 +24,7 @@ MAX_CHANGES = 1_000
 class UnauthorisedError(ValueError):
     """A signature by a key that may not sign there, or a change of keys that may not be made.
 
-    code: `undeclared_key`, `retired_key`, `reused_key`, `unproved_key`, `bad_signature` or `too_many_changes`.
+    code: `undeclared_key`, `retired_key`, `reused_key`, `unproved_key`, `bad_signature`, `too_many_changes`.
     """
 
     def __init__(self, code: str, message: str) -> None:
