@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, count
 
 import pytest
 from hypothesis import given
@@ -43,8 +43,8 @@ def test_the_example_of_the_specification() -> None:
     trust = parse_trust_policy(EXAMPLE.encode())
     assert trust.keys == (LOG,)
     assert set(trust.witnesses) == set(KEYS.values())
-    for count in range(7):
-        for names in combinations(KEYS, count):
+    for size in range(7):
+        for names in combinations(KEYS, size):
             enough = sum(name[0] == "X" for name in names) >= 2 and any(name[0] == "Y" for name in names)
             assert trust.quorum.met([KEYS[name] for name in names]) == enough
 
@@ -90,6 +90,7 @@ def test_no_witness_and_one() -> None:
         (f"{L}witness a\n", "should read"),
         (f"log {LOG.vkey}x\nquorum none\n", "line 1"),
     ],
+    ids=count(),  # keys are drawn anew in every process
 )
 def test_what_the_specification_does_not_allow_is_refused(text: str, told: str) -> None:
     with pytest.raises(EvidenceError, match=told):
