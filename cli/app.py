@@ -31,6 +31,7 @@ VERBS = {
     "map": "Derive a model map from a live module.",
     "keygen": "Make an Ed25519 key pair.",
     "verify": "Check a ledger, offline, and replay its decisions.",
+    "timestamp": "Have a signed head stamped by a time-stamping authority, and keep the stamp.",
     "rotate": "Hand a ledger over to another key.",
     "revoke": "Declare that a key of a ledger signs no more.",
     "log": "Show, filter and follow the entries of a ledger.",

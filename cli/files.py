@@ -10,6 +10,11 @@ import click
 
 
 def write_text(path: Path, text: str) -> None:
+    """Replace a file's content by text in UTF-8, as `write_bytes` does. Raises OSError."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Replace a file's content, keeping its mode; a link is followed. Raises OSError."""
     import tempfile
 
@@ -21,8 +26,8 @@ def write_text(path: Path, text: str) -> None:
     except OSError as error:
         raise type(error)(error.errno, error.strerror, str(path)) from None
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
         os.chmod(temporary, _mode(target))
         os.replace(temporary, target)
     except BaseException:

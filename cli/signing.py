@@ -1,4 +1,4 @@
-"""Options of verbs that sign: how to get at the key."""
+"""How verbs get at what signs, and at what is signed: keys, ledgers, certificates of authorities."""
 
 from __future__ import annotations
 
@@ -11,11 +11,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradwarden.cli.failures import InputError
+from gradwarden.cli.inputs import read_bytes
 from gradwarden.cli.options import passphrase_options
 from gradwarden.policy.frozen import frozen
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cryptography.x509 import Certificate
+
     from gradwarden.runtime.ledger.keys import Signer
+
+MAX_PEM = 1_048_576
+"""The longest file of certificates, in bytes."""
 
 
 @frozen
@@ -85,3 +93,17 @@ def check_ledger(path: Path) -> None:
     """Raise InputError where there is no ledger: opening one for writing would make it."""
     if not path.is_file() or not path.stat().st_size:
         raise InputError(f"`{path}` is no ledger", help="name one that a run has begun")
+
+
+def load_authorities(files: Sequence[Path]) -> list[Certificate]:
+    """Return the certificates of authorities, or of their issuers. Raises InputError, OSError."""
+    from gradwarden.runtime.errors import EvidenceError
+    from gradwarden.runtime.evidence import timestamp
+
+    found: list[Certificate] = []
+    for path in files:
+        try:
+            found += timestamp.load_authorities(read_bytes(path, MAX_PEM, "a file of certificates"))
+        except EvidenceError as error:
+            raise InputError(f"`{path}`: {error.message}", help=error.help) from None
+    return found

@@ -33,6 +33,7 @@ STATUSES = {
     "rolled_back": "ROLLBACK",
     "forked": "FORK",
     "checkpoint_mismatch": "TAMPERED",
+    "timestamp_invalid": "UNTRUSTED",
 }
 """What a comparison with heads kept elsewhere makes of a ledger that is sound by itself."""
 
@@ -54,6 +55,7 @@ HELP = {
     "checkpoint_mismatch": "each ledger has an origin of its own: is this the right one?",
     "rolled_back": "ask for the whole ledger; the checkpoint shows that there was more",
     "forked": "keep both: the checkpoint and the ledger show that a holder of the key has two histories",
+    "timestamp_invalid": "give the certificate of the authority, or of who certifies it, with --tsa",
     "unwitnessed": "`gradwarden witness` cosigns the last head; give what it writes with --checkpoint",
     "checkpoint_untrusted": "give the key of whoever signed the checkpoint with --key",
 }
@@ -123,6 +125,9 @@ class Verdict:
         for seen in self.assurance.sightings if self.assurance else ():
             when = moment(seen.seconds)
             yield f"cosigned by the witness {seen.witness.name} at {when}, over {seen.size:,} entries"
+        for stamp in facts.get("timestamps", ()):
+            when, by = stamp["time"], stamp["authority"]
+            yield printable(f"the first {stamp['entries']:,} entries existed at {when}, says {by}")
         if self.weights_compared and "weights_mismatch" not in codes:
             yield f"`{self.weights}` holds the weights that the ledger names last"
         for band, drift in facts.get("drift_measured", {}).items():

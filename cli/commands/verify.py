@@ -12,6 +12,7 @@ from gradwarden.cli.failures import InputError
 from gradwarden.cli.inputs import load_program, read_note
 from gradwarden.cli.options import FILE, trust_options
 from gradwarden.cli.output import emit_json, format_option, progress
+from gradwarden.cli.signing import load_authorities
 from gradwarden.cli.verdict import Signature, Verdict, show, worst
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
 @click.option(
     "--checkpoint-weights", type=FILE, metavar="FILE", help="The weights that the ledger names last."
 )
+@click.option(
+    "--tsa", "authority_files", type=FILE, multiple=True, metavar="CERT",
+    help="Check time stamps beside heads by this certificate of an authority, or its issuer's; repeatable.",
+)  # fmt: skip
 @format_option("text", "json")
 def command(
     ledger: Path,
@@ -44,6 +49,7 @@ def command(
     model_map: Path | None,
     checkpoints: tuple[Path, ...],
     checkpoint_weights: Path | None,
+    authority_files: tuple[Path, ...],
     output_format: str,
     trust: Trust,
 ) -> int:
@@ -55,7 +61,8 @@ def command(
     torch. With --policy the run must have been governed by that policy; without, the one that the ledger
     holds is taken at its word. With --checkpoint, a head that was archived, published or cosigned, a ledger
     that was rewritten by a holder of its key is found out too. With --witness such a head must be cosigned
-    by that witness (`gradwarden witness`), and cover all that is signed.
+    by that witness (`gradwarden witness`), and cover all that is signed. With --tsa the time stamps of the
+    heads given, and of the one beside the ledger, must hold (`gradwarden timestamp`).
 
     Given a compiled program instead of a ledger, its signature (PROGRAM.json.note) is checked.
 
@@ -70,6 +77,7 @@ def command(
       gradwarden verify run.ledger --key run.pub --checkpoint archived.note --format json
       gradwarden verify run.ledger --key run.pub --checkpoint cosigned.note --witness witness.pub
       gradwarden verify run.ledger --trust auditors.trust --checkpoint cosigned.note
+      gradwarden verify run.ledger --key run.pub --checkpoint kept.note --tsa authority.pem
       gradwarden verify clinical.json --key release.pub
 
     \b
@@ -79,7 +87,7 @@ def command(
         raise click.UsageError("--model-map says how to bind the --policy, and there is none")
     keys = trust.keys
     if ledger.suffix == ".json":
-        if policies or checkpoints or checkpoint_weights:
+        if policies or checkpoints or checkpoint_weights or authority_files:
             raise click.UsageError(f"`{ledger}` is a program: only its signature is checked")
         return _verify_program(ledger, keys, output_format)
     programs = [load_program(policy, model_map) for policy in policies]
@@ -87,7 +95,7 @@ def command(
     known = [signature for signature in signatures if signature is not None]
     if trust.witnesses and not checkpoints:
         raise click.UsageError("witnesses vouch for a head that they cosigned: give it with --checkpoint")
-    verdict = _verify_ledger(ledger, trust, programs, checkpoints, checkpoint_weights, known)
+    verdict = _verify_ledger(ledger, trust, programs, checkpoints, checkpoint_weights, known, authority_files)
     if output_format == "json":
         emit_json(verdict.to_json())
     else:
@@ -102,11 +110,15 @@ def _verify_ledger(
     checkpoints: Sequence[Path],
     weights: Path | None,
     signatures: Sequence[Signature],
+    authority_files: Sequence[Path],
 ) -> Verdict:
+    from gradwarden.runtime.evidence.stamped import check_stamps
     from gradwarden.runtime.evidence.witnessed import compare_notes
     from gradwarden.runtime.verification.verify import verify_ledger
 
-    notes = [read_note(path) for path in checkpoints]
+    paths = [*checkpoints, *_stamped(ledger, checkpoints, authority_files)]
+    notes = [read_note(path) for path in paths]
+    authorities = load_authorities(authority_files)
     if weights is not None:
         with weights.open("rb"):
             pass  # a file that cannot be read is told before the ledger is gone through
@@ -115,17 +127,42 @@ def _verify_ledger(
             ledger, trust.keys, program=programs, weights=weights, progress=_steps(advance)
         )
     known = compare_notes(ledger, notes, trust, report.facts)
+    pairs = list(zip(paths, notes, strict=True)) if authorities else []
+    stamps, unstamped = check_stamps(pairs, authorities)
+    findings = (*known.findings, *unstamped)
     return Verdict(
         ledger=ledger,
-        status=worst(report.status, known.findings),
-        findings=(*report.findings, *known.findings),
-        facts={**report.facts, **known.facts()},
+        status=worst(report.status, findings),
+        findings=(*report.findings, *findings),
+        facts={
+            **report.facts,
+            **known.facts(),
+            **({"timestamps": [s.facts() for s in stamps]} if authorities else {}),
+        },
         policy_given=bool(programs),
-        heads_compared=len(notes),
+        heads_compared=len(checkpoints),
         assurance=known.assurance,
         weights=weights,
         signatures=tuple(signatures),
     )
+
+
+def _stamped(ledger: Path, checkpoints: Sequence[Path], authority_files: Sequence[Path]) -> list[Path]:
+    """Return the head beside a ledger where it has a time stamp and stamps are asked for.
+
+    Raises UsageError where they are, and no head at hand has one.
+    """
+    from gradwarden.runtime.evidence.stamped import stamp_path
+
+    if not authority_files:
+        return []
+    head = ledger.with_name(f"{ledger.name}.head")
+    if head.exists() and stamp_path(head).exists():
+        return [head]
+    if not any(stamp_path(path).exists() for path in checkpoints):
+        wanted = stamp_path(checkpoints[0] if checkpoints else head)
+        raise click.UsageError(f"--tsa checks the time stamp of a head, and `{wanted}` is missing")
+    return []
 
 
 def _steps(advance: Callable[[int], None]) -> Callable[[int, int], None]:

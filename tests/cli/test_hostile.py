@@ -37,6 +37,7 @@ COMMANDS = {
         "w.json",
         ["witness", "y.proof", "--key", "run.pub", "--sign", "w.key", "--record", "w.json"],
     ),
+    "timestamp": ("x.note", ["timestamp", "x.note"]),
     "verify-attestation": ("x.json", ["verify-attestation", "x.json", "--key", "run.pub"]),
     "a trust policy": ("x.trust", ["verify", "sample.policy", "--trust", "x.trust"]),
     "a public key": ("x.pub", ["verify", "sample.policy", "--key", "x.pub"]),

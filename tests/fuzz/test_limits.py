@@ -14,6 +14,7 @@ import pytest
 
 from gradwarden.cli.inputs import read_example
 from gradwarden.cli.manifest import PIECE, open_manifest
+from gradwarden.cli.signing import load_authorities
 from gradwarden.policy import GradwardenError, ModelMap, PolicyError, load_policy, parse_policy
 from gradwarden.policy.evaluation.evaluate import decide
 from gradwarden.policy.program_json import program_from_json
@@ -23,6 +24,7 @@ from gradwarden.runtime.errors import EntryInvalid
 from gradwarden.runtime.evidence.dsse import parse_envelope
 from gradwarden.runtime.evidence.proof_file import ConsistencyProof, parse_proof
 from gradwarden.runtime.evidence.statement import tensor_digests
+from gradwarden.runtime.evidence.timestamp import check_stamp
 from gradwarden.runtime.evidence.trust_policy import parse_trust_policy
 from gradwarden.runtime.evidence.witness import open_witness
 from gradwarden.runtime.ledger.authority import Authority, UnauthorisedError
@@ -54,6 +56,7 @@ SMALL = {
     "model_map.MAX_BYTES": 100,
     "cli.inputs.MAX_EXAMPLE_BYTES": 100,
     "cli.manifest.MAX_LINE": 100,
+    "cli.signing.MAX_PEM": 100,
     "runtime.ledger.authority.MAX_CHANGES": 2,
     "runtime.evidence.proof_file.MAX_PROOF": 100,
     "runtime.evidence.witness.MAX_RECORD": 100,
@@ -83,6 +86,12 @@ def _key_changes(count: int, _: Path) -> None:
             authority.apply(Rotation(place, old, new), index)
     except UnauthorisedError as error:
         raise EntryInvalid(error.message) from error
+
+
+def _certificates(size: int, folder: Path) -> Any:
+    """Read a file of certificates that is too large."""
+    (folder / "tsa.pem").write_bytes(bytes(size + 1))
+    return load_authorities([folder / "tsa.pem"])
 
 
 def _chain(count: int, folder: Path) -> Any:
@@ -218,6 +227,7 @@ EXCEED: dict[str, Exceed] = {
     "model_map.MAX_DEPTH": lambda n, _: ModelMap.from_yaml("[" * (n + 1) + "]" * (n + 1)),
     "cli.inputs.MAX_EXAMPLE_BYTES": _example,
     "cli.manifest.MAX_LINE": _manifest,
+    "cli.signing.MAX_PEM": _certificates,
     "runtime.ledger.entries.MAX_LINE": lambda n, _: encode_body(
         "refused", {"step": 1, "gate": "commit", "reason": "r", "detail": "x" * n}
     ),
@@ -231,6 +241,7 @@ EXCEED: dict[str, Exceed] = {
     "runtime.evidence.dsse.MAX_ENVELOPE": lambda n, _: parse_envelope(_envelope(1) + b" " * n),
     "runtime.evidence.dsse.MAX_SIGNATURES": lambda n, _: parse_envelope(_envelope(n + 1)),
     "runtime.evidence.statement.MAX_TENSORS": _tensors,
+    "runtime.evidence.timestamp.MAX_STAMP": lambda n, _: check_stamp(bytes(n + 1), b"", []),
     "runtime.evidence.trust_policy.MAX_POLICY": lambda n, _: parse_trust_policy(_trusted(1) + b"#" * n),
     "runtime.evidence.trust_policy.MAX_DEFINED": lambda n, _: parse_trust_policy(_trusted(n + 1)),
 }

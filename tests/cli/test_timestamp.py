@@ -1,0 +1,142 @@
+"""`gradwarden timestamp`, and `verify --tsa`, with an authority that openssl plays."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run
+from tests.cli.test_verify import Record, program, record
+
+__all__ = ["program", "record"]
+
+pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+
+CONFIG = """
+[req]
+distinguished_name = name
+prompt = no
+x509_extensions = stamping
+[name]
+CN = clock.example
+[stamping]
+keyUsage = critical, digitalSignature
+extendedKeyUsage = critical, timeStamping
+[tsa]
+default_tsa = own
+[own]
+serial = serial
+signer_cert = tsa.pem
+signer_key = tsa.key
+signer_digest = sha256
+default_policy = 1.2.3.4
+digests = sha256, sha512
+ess_cert_id_alg = sha256
+"""
+
+
+class Authority:
+    """A time-stamping authority in a folder, whose certificate is `tsa.pem`."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self.folder = folder
+        (folder / "tsa.cnf").write_text(CONFIG)
+        (folder / "serial").write_text("01\n")
+        key = {"rsa": ["rsa:2048"], "ec": ["ec", "-pkeyopt", "ec_paramgen_curve:P-256"]}[kind]
+        self.openssl(
+            "req", "-x509", "-newkey", *key, "-nodes", "-keyout", "tsa.key", "-out", "tsa.pem",
+            "-days", "2", "-config", "tsa.cnf",
+        )  # fmt: skip
+
+    def openssl(self, *arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=self.folder, check=True, capture_output=True)
+
+    def answer(self, request: str, response: str = "reply.tsr") -> str:
+        self.openssl("ts", "-reply", "-queryfile", request, "-out", response, "-config", "tsa.cnf")
+        return response
+
+
+@pytest.fixture(params=["rsa", "ec"])
+def authority(request: pytest.FixtureRequest, here: Path) -> Authority:
+    return Authority(here, request.param)
+
+
+@pytest.fixture
+def stamped(run: Run, here: Path, record: Record, authority: Authority) -> Path:
+    """A sealed ledger, and `kept.note`, its head, with a stamp beside it."""
+    ledger = record()
+    shutil.copy(f"{ledger}.head", here / "kept.note")
+    assert run("timestamp", "kept.note").exit_code == 0
+    reply = authority.answer("kept.note.tsq")
+    done = run("timestamp", "kept.note", "--response", reply, "--tsa", "tsa.pem", "--format", "json")
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["authority"] == "CN=clock.example"
+    return ledger
+
+
+def verify(run: Run, *options: object) -> tuple[int, dict[str, object]]:
+    result = run("verify", "run.ledger", "--key", "run.pub", "--tsa", "tsa.pem", "--format", "json", *options)
+    return result.exit_code, json.loads(result.stdout)
+
+
+def test_a_stamped_head_says_when_the_entries_existed(
+    run: Run, stamped: Path, here: Path, authority: Authority
+) -> None:
+    status, document = verify(run, "--checkpoint", "kept.note")
+    assert (status, document["status"]) == (0, "OK")
+    facts = document["facts"]
+    assert isinstance(facts, dict)
+    (stamp,) = facts["timestamps"]
+    assert (stamp["authority"], stamp["entries"]) == ("CN=clock.example", facts["signed_entries"])
+    assert f"the first {stamp['entries']} entries existed at {stamp['time']}" in str(document["checked"])
+    # and openssl agrees
+    authority.openssl("ts", "-verify", "-data", "kept.note", "-in", "kept.note.tsr", "-CAfile", "tsa.pem")
+
+
+def test_the_head_beside_the_ledger_may_be_the_stamped_one(run: Run, stamped: Path, here: Path) -> None:
+    shutil.move(here / "kept.note.tsr", f"{stamped}.head.tsr")
+    status, document = verify(run)
+    assert (status, document["status"]) == (0, "OK")
+    assert "existed at" in str(document["checked"])
+
+
+def test_a_stamp_of_something_else_does_not_hold(
+    run: Run, stamped: Path, here: Path, authority: Authority
+) -> None:
+    (here / "other").write_text("other")
+    authority.openssl("ts", "-query", "-data", "other", "-sha256", "-cert", "-out", "other.tsq")
+    authority.answer("other.tsq")
+    refused = run("timestamp", "kept.note", "--response", "reply.tsr", "--tsa", "tsa.pem")
+    assert (refused.exit_code, "exists already" in refused.stderr) == (2, True)
+    (here / "kept.note.tsr").unlink()
+    refused = run("timestamp", "kept.note", "--response", "reply.tsr", "--tsa", "tsa.pem")
+    assert (refused.exit_code, "of other bytes" in refused.stderr) == (1, True)
+    assert not (here / "kept.note.tsr").exists()
+    shutil.copy(here / "reply.tsr", here / "kept.note.tsr")
+    status, document = verify(run, "--checkpoint", "kept.note")
+    assert (status, document["status"]) == (1, "UNTRUSTED")
+    assert "timestamp_invalid" in str(document["findings"])
+
+
+def test_a_stamp_by_another_authority_does_not_hold(run: Run, stamped: Path, here: Path) -> None:
+    (here / "far").mkdir()
+    Authority(here / "far", "ec")
+    shutil.copy(here / "far" / "tsa.pem", here / "tsa.pem")
+    status, document = verify(run, "--checkpoint", "kept.note")
+    assert (status, document["status"]) == (1, "UNTRUSTED")
+
+
+def test_a_stamp_that_was_asked_for_and_is_missing_is_misuse(run: Run, stamped: Path, here: Path) -> None:
+    (here / "kept.note.tsr").unlink()
+    for options in ([], ["--checkpoint", "kept.note"]):
+        result = run("verify", stamped, "--key", "run.pub", "--tsa", "tsa.pem", *options)
+        assert (result.exit_code, ".tsr` is missing" in result.stderr) == (2, True)
+    for options in (["--tsa", "tsa.pem"], ["--response", "reply.tsr"]):
+        result = run("timestamp", "kept.note", *options)
+        assert (result.exit_code, "give both" in result.stderr) == (2, True)
+    result = run("timestamp", "kept.note", "--response", "reply.tsr", "--tsa", "run.pub")
+    assert (result.exit_code, "no certificates" in result.stderr) == (2, True)
