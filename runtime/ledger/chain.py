@@ -77,8 +77,8 @@ class ChainReport:
     sealed: bool
     signed_size: int
     keys_used: tuple[str, ...]
-    changes: tuple[Change, ...]
     origin: str | None
+    changes: tuple[Change, ...] = ()
 
 
 def verify_chain(
