@@ -78,6 +78,7 @@ bench: setup-bench
 	$(BIN)/python -m benchmarks.routing
 	$(BIN)/python -m benchmarks.routing --grid
 	$(BIN)/python -m benchmarks.compiled
+	$(BIN)/python -m benchmarks.private_step
 	$(BIN)/python -m benchmarks.ledger_bench
 	$(BIN)/python -m benchmarks.verify_bench
 	$(BIN)/python -m benchmarks.cold_start

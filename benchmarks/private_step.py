@@ -180,11 +180,13 @@ def methods(work: Workload) -> Iterator[tuple[str, Callable[[], Step]]]:
     yield "Opacus fast gradient clipping, flat", lambda: opacus_fast(work, ghost=False)
 
 
-def measure(work: Workload, pairs: int) -> list[dict[str, Any]]:
-    """Return the figures of every method on a network."""
+def measure(work: Workload, pairs: int, only: str = "") -> list[dict[str, Any]]:
+    """Return the figures of every method on a network whose name holds `only`."""
     base = plain(work)
     rows = []
     for name, make in methods(work):
+        if only not in name:
+            continue
         step = make()
         for _ in range(2):
             base.step(work.draw())
@@ -243,14 +245,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.private_step", description=__doc__)
     parser.add_argument("models", nargs="*", default=["gpt", "resnet"], metavar="gpt|resnet")
     parser.add_argument("--pairs", type=int, default=9, help="timed steps of each method (default 9)")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="methods with this in their names; nothing is written"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny networks, nothing is written")
     options = parser.parse_args(arguments)
     rows = []
     for name in options.models:
         shape = SHAPES[name].tiny() if options.quick else SHAPES[name]
-        rows += measure(Workload(shape), 2 if options.quick else options.pairs)
+        rows += measure(Workload(shape), 2 if options.quick else options.pairs, options.only)
     show(rows)
-    if not options.quick:
+    if not options.quick and not options.only:
         load = os.getloadavg()[0]
         write_results("private_step", {"steps": rows, "load_average": load}, ("torch", "opacus"))
 
