@@ -87,6 +87,7 @@ experiments: setup-experiments
 	$(BIN)/python -m examples.gradient_routing.digits
 	$(BIN)/python -m examples.gradient_routing.two_domains
 	$(BIN)/python -m examples.gradient_routing.leak
+	$(BIN)/python -m examples.privacy_audit
 
 clean:
 	rm -rf out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
