@@ -12,7 +12,7 @@ import click
 
 from gradwarden.cli.failures import InputError
 from gradwarden.cli.inputs import read_bytes
-from gradwarden.cli.options import passphrase_options
+from gradwarden.cli.options import FILE, passphrase_options
 from gradwarden.policy.frozen import frozen
 
 if TYPE_CHECKING:
@@ -54,6 +54,13 @@ class KeyAccess:
             raise click.UsageError("--signer-command names no command")
         loaded = WitnessKey.load(path) if witness else PublicKey.load(path)
         return CommandSigner(PublicKey(loaded.name, loaded.raw), words, self.seconds)
+
+
+other_keys_option = click.option(
+    "--key", "key_files", type=FILE, multiple=True, metavar="PUB",
+    help="Another public key that has signed the ledger; repeatable.",
+)  # fmt: skip
+"""Names keys of a ledger beside the one that signs."""
 
 
 def signing_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -278,12 +278,12 @@ class Proposal:
 
     def _add_gradients(self, losses: Tensor, public: Tensor) -> None:
         governor = self._governor
-        rows = None if bool((public | ~self._reached()).all()) else public
         divisor = self.normaliser / governor.reduction.share
         if self._sink is not None:
             governor.engine.backward(losses, divisor, rows=public, sink=self._sink)
             governor.budgets.collect(self._sink)
         elif self._together or bool(public.any()):
+            rows = None if bool((public | ~self._reached()).all()) else public
             governor.engine.backward(losses, divisor, rows=rows)
 
     def _due(self) -> bool:

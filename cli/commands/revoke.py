@@ -9,7 +9,7 @@ import click
 from gradwarden.cli.app import verb
 from gradwarden.cli.options import FILE
 from gradwarden.cli.output import emit_json, format_option
-from gradwarden.cli.signing import KeyAccess, check_ledger, signing_options
+from gradwarden.cli.signing import KeyAccess, check_ledger, other_keys_option, signing_options
 
 
 @verb("revoke")
@@ -17,10 +17,7 @@ from gradwarden.cli.signing import KeyAccess, check_ledger, signing_options
 @click.argument("key_file", type=FILE, metavar="PUB")
 @click.option("--sign", "private", type=FILE, required=True, metavar="KEY", help="Another key of the ledger.")
 @click.option("--reason", required=True, metavar="TEXT", help="Why, in one line; it is recorded.")
-@click.option(
-    "--key", "key_files", type=FILE, multiple=True, metavar="PUB",
-    help="Another public key that has signed the ledger; repeatable.",
-)  # fmt: skip
+@other_keys_option
 @signing_options
 @format_option("text", "json")
 def command(

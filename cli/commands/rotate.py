@@ -9,7 +9,7 @@ import click
 from gradwarden.cli.app import verb
 from gradwarden.cli.options import FILE, read_passphrase
 from gradwarden.cli.output import emit_json, format_option
-from gradwarden.cli.signing import KeyAccess, check_ledger, signing_options
+from gradwarden.cli.signing import KeyAccess, check_ledger, other_keys_option, signing_options
 
 
 @verb("rotate")
@@ -20,10 +20,7 @@ from gradwarden.cli.signing import KeyAccess, check_ledger, signing_options
     "--to-passphrase-file", type=FILE, metavar="FILE",
     help="Take the passphrase of the new key from a file's first line.",
 )  # fmt: skip
-@click.option(
-    "--key", "key_files", type=FILE, multiple=True, metavar="PUB",
-    help="Another public key that has signed the ledger; repeatable.",
-)  # fmt: skip
+@other_keys_option
 @signing_options
 @format_option("text", "json")
 def command(

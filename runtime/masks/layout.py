@@ -34,10 +34,14 @@ class Layout:
 
     def example(self, tensor: Tensor, batch: int, number: int) -> Tensor:
         """Return a view of the part of a tensor that belongs to one example."""
+        return self.by_example(tensor, batch)[number]
+
+    def by_example(self, tensor: Tensor, batch: int) -> Tensor:
+        """Return a view whose first dimension is the examples; what an example has of `dim` stays there."""
         per_example = tensor.shape[self.dim] // batch
         sizes = (per_example, batch) if self.interleaved else (batch, per_example)
         opened = tensor.view(*tensor.shape[: self.dim], *sizes, *tensor.shape[self.dim + 1 :])
-        return opened.select(self.dim + self.interleaved, number)
+        return opened.movedim(self.dim + self.interleaved, 0)
 
 
 def candidates(small: Sequence[int], large: Sequence[int], sizes: tuple[int, int]) -> list[Layout]:

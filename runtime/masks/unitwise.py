@@ -96,10 +96,7 @@ def squared_norm(gradient: Tensor) -> float:
 
 def rows_first(tensor: Tensor, rows: Rows, layout: Layout, rank: int) -> Tensor:
     """Return the chosen rows of a tensor as [rows, T, *last `rank` dimensions]; a view where it can be."""
-    per_example = tensor.shape[layout.dim] // rows.batch
-    sizes = (per_example, rows.batch) if layout.interleaved else (rows.batch, per_example)
-    shape = (*tensor.shape[: layout.dim], *sizes, *tensor.shape[layout.dim + 1 :])
-    opened = tensor.reshape(shape).movedim(layout.dim + layout.interleaved, 0)
+    opened = layout.by_example(tensor, rows.batch)
     picked = rows.pick(opened, Layout(0, opened.dim()))
     return picked.reshape(rows.count, -1, *picked.shape[picked.dim() - rank :])
 

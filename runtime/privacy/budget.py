@@ -158,7 +158,9 @@ class BudgetBook:
         noised = self._by_column(parameters)
         if not noised:
             return
-        sums = zeros(p for members in noised.values() for p in members if p.requires_grad) | self._sums
+        trainable = [p for members in noised.values() for p in members if p.requires_grad]
+        missing = zeros(p for p in trainable if p not in self._sums)
+        sums = {p: missing[p] if p in missing else self._sums[p] for p in trainable}
         add_noise(sums, self._plan.sigma, self._noise)
         add_to_gradients(sums, normaliser)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,9 +20,9 @@ from gradwarden.runtime.masks.call import (
     scaled,
 )
 from gradwarden.runtime.masks.layers.operation import stock_forward
+from gradwarden.runtime.masks.layers.product import ProductParameters, matrix
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.rows import Rows
-from gradwarden.runtime.masks.unitwise import Owners, Products, Stacked, Unitwise, rows_first
 
 
 class LinearRows(Function):
@@ -54,17 +54,14 @@ class LinearRows(Function):
 def _input_gradient(call: Call, grad: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
     def compute(pick: Callable[[Tensor], Tensor]) -> Tensor:
         picked = pick(grad)
-        return (_matrix(picked) @ weight).view(*picked.shape[:-1], shape[-1])
+        return (matrix(picked) @ weight).view(*picked.shape[:-1], shape[-1])
 
     return call.input_gradient(grad, shape, compute)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Parameters:
-    layout: Layout
-    x: Tensor
-    grad: Tensor
-    dtypes: Sequence[torch.dtype]
+class _Parameters(ProductParameters):
+    transposed: ClassVar[bool] = False
 
     def summed(self, rows: Rows | None, bias_rows: Rows | None) -> tuple[Tensor | None, Tensor | None]:
         grad_weight = grad_bias = None
@@ -77,15 +74,6 @@ class _Parameters:
             grad_bias = row_sum(bias_rows, self.layout, self.grad, 1).to(self.dtypes[1])
         return grad_weight, grad_bias
 
-    def unitwise(
-        self, rows: Rows, owners: Owners | None, bias_owners: Owners | None
-    ) -> tuple[Unitwise | None, Unitwise | None]:
-        grad = rows_first(self.grad, rows, self.layout, 1)
-        bias = None if bias_owners is None else Stacked(grad.sum(1), bias_owners)
-        if owners is None:
-            return None, bias
-        return Products(grad, rows_first(self.x, rows, self.layout, 1), owners), bias
-
 
 def _weight_gradient(rows: Rows, layout: Layout, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return the weight's gradient and, where it was formed, the weighted output gradient [rows, out].
@@ -95,17 +83,13 @@ def _weight_gradient(rows: Rows, layout: Layout, x: Tensor, grad: Tensor) -> tup
     x, grad = rows.pick(x, layout), rows.pick(grad, layout)
     weighed = None
     if rows.weights is None:
-        weighed = _matrix(grad)
+        weighed = matrix(grad)
     elif x.shape[-1] < grad.shape[-1]:
         x = rows.weigh(x, layout)
     else:
         grad = rows.weigh(grad, layout)
-        weighed = _matrix(grad)
-    return scaled(_matrix(grad).t() @ _matrix(x), rows), weighed
-
-
-def _matrix(tensor: Tensor) -> Tensor:
-    return tensor.reshape(-1, tensor.shape[-1])
+        weighed = matrix(grad)
+    return scaled(matrix(grad).t() @ matrix(x), rows), weighed
 
 
 class Linear:

@@ -5,7 +5,6 @@ The class is known by its name, so that the library need not be installed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,9 +21,9 @@ from gradwarden.runtime.masks.call import (
     scaled,
 )
 from gradwarden.runtime.masks.layers.operation import stock_forward_named
+from gradwarden.runtime.masks.layers.product import ProductParameters, matrix
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.rows import Rows
-from gradwarden.runtime.masks.unitwise import Owners, Products, Stacked, Unitwise, rows_first
 
 _CLASS = ("transformers.pytorch_utils", "Conv1D")
 
@@ -41,7 +40,7 @@ class TransposedLinearRows(Function):
         ctx.shape = x.shape
         ctx.save_for_backward(x if call.keeps_input else None, weight if ctx.needs_input_grad[1] else None)
         with at_its_precision(x, dtype):
-            return torch.addmm(bias, _matrix(x), weight).view(*x.shape[:-1], weight.shape[1])
+            return torch.addmm(bias, matrix(x), weight).view(*x.shape[:-1], weight.shape[1])
 
     @staticmethod
     @differentiable_once
@@ -52,40 +51,24 @@ class TransposedLinearRows(Function):
             grad_x = call.input_gradient(
                 grad,
                 ctx.shape,
-                lambda pick: (_matrix(pick(grad)) @ weight.t()).view(*pick(grad).shape[:-1], -1),
+                lambda pick: (matrix(pick(grad)) @ weight.t()).view(*pick(grad).shape[:-1], -1),
             ).to(ctx.dtypes[0])
         return None, grad_x, *call.gradients(_Parameters(call.layout, x, grad, ctx.dtypes[1:]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Parameters:
-    layout: Layout
-    x: Tensor
-    grad: Tensor
-    dtypes: Sequence[torch.dtype]
+class _Parameters(ProductParameters):
+    transposed: ClassVar[bool] = True
 
     def summed(self, rows: Rows | None, bias_rows: Rows | None) -> tuple[Tensor | None, Tensor | None]:
         grad_weight = grad_bias = None
         if rows is not None:
             weighed = rows.weigh(rows.pick(self.grad, self.layout), self.layout)
-            product = _matrix(rows.pick(self.x, self.layout)).t() @ _matrix(weighed)
+            product = matrix(rows.pick(self.x, self.layout)).t() @ matrix(weighed)
             grad_weight = scaled(product, rows).to(self.dtypes[0])
         if bias_rows is not None:
             grad_bias = row_sum(bias_rows, self.layout, self.grad, 1).to(self.dtypes[1])
         return grad_weight, grad_bias
-
-    def unitwise(
-        self, rows: Rows, owners: Owners | None, bias_owners: Owners | None
-    ) -> tuple[Unitwise | None, Unitwise | None]:
-        grad = rows_first(self.grad, rows, self.layout, 1)
-        bias = None if bias_owners is None else Stacked(grad.sum(1), bias_owners)
-        if owners is None:
-            return None, bias
-        return Products(rows_first(self.x, rows, self.layout, 1), grad, owners), bias
-
-
-def _matrix(tensor: Tensor) -> Tensor:
-    return tensor.reshape(-1, tensor.shape[-1])
 
 
 class TransposedLinear:
