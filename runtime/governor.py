@@ -56,7 +56,7 @@ from gradwarden.runtime.ledger.program_signature import demand_signature
 from gradwarden.runtime.loss_scaling import LossScaling
 from gradwarden.runtime.maintenance import Maintainer, Standing
 from gradwarden.runtime.masks import Engine, LayerRules, make_engine
-from gradwarden.runtime.memorization import LossReference
+from gradwarden.runtime.memorization.losses import LossReference
 from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
 from gradwarden.runtime.privacy.budget import BudgetBook
 from gradwarden.runtime.privacy.clipping import Clipping

@@ -16,7 +16,7 @@ from gradwarden.policy.program import Program
 from gradwarden.runtime.commitments import Committer
 from gradwarden.runtime.errors import ExampleError
 from gradwarden.runtime.history import History
-from gradwarden.runtime.memorization import ExposureCounter
+from gradwarden.runtime.memorization.exposures import ExposureCounter
 
 ID = "id"
 """The key of an example's identity in a mapping of its metadata."""

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradwarden.runtime.memorization import ExposureCounter, LossReference
+from gradwarden.runtime.memorization.exposures import ExposureCounter
+from gradwarden.runtime.memorization.losses import LossReference
 
 
 def rows(*numbers: int) -> np.ndarray:
