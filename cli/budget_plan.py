@@ -18,16 +18,35 @@ if TYPE_CHECKING:
 class PlannedBudget:
     """One privacy rule over a planned run.
 
-    noise_multiplier: the standard deviation of the noise over the rule's clip. steps: how many its budget
-    lasts. epsilon: what the whole run would cost. needed: the least noise multiplier under which the budget
-    lasts the run; None where no noise is enough.
+    sampling_rate: the chance of a unit to be in a step. noise_multiplier: the standard deviation of the noise
+    over the rule's clip. lasts: for how many of the run's steps.
     """
 
     rule: PrivacyRule
+    sampling_rate: float
     noise_multiplier: float
     steps: int
-    epsilon: float
-    needed: float | None
+    lasts: int
+
+    @property
+    def lasting(self) -> bool:
+        return self.lasts >= self.steps
+
+    def epsilon(self) -> float:
+        """Return what the whole run would cost."""
+        from gradwarden.runtime.privacy.accounting import epsilon
+
+        return epsilon(self.noise_multiplier, self.sampling_rate, self.steps, self.rule.delta)
+
+    def needed(self) -> float | None:
+        """Return the least noise multiplier under which the budget lasts the run; None if none is enough."""
+        from gradwarden.runtime.errors import PrivacyError
+        from gradwarden.runtime.privacy.accounting import noise_multiplier_for
+
+        try:
+            return noise_multiplier_for(self.rule.epsilon, self.rule.delta, self.sampling_rate, self.steps)
+        except PrivacyError:
+            return None
 
 
 @frozen
@@ -42,7 +61,7 @@ class RunBudgets:
 
     @property
     def lasting(self) -> bool:
-        return all(planned.steps >= self.steps for planned in self.rules)
+        return all(planned.lasting for planned in self.rules)
 
 
 def plan_budgets(program: Program, steps: int, rate: float, noise: float | None) -> RunBudgets:
@@ -51,7 +70,7 @@ def plan_budgets(program: Program, steps: int, rate: float, noise: float | None)
 
     Raises PrivacyError without the accounting library, and where no noise is enough.
     """
-    from gradwarden.runtime.privacy.accounting import JointPlan, epsilon, privacy_rules
+    from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
 
     rules = privacy_rules(program)
     if noise is None:
@@ -59,14 +78,7 @@ def plan_budgets(program: Program, steps: int, rate: float, noise: float | None)
     else:
         plan = JointPlan.for_noise(rules, rate, noise)
     planned = tuple(
-        PlannedBudget(
-            entry.rule,
-            entry.noise_multiplier,
-            entry.steps,
-            epsilon(entry.noise_multiplier, rate, steps, entry.rule.delta),
-            _needed(entry.rule, rate, steps),
-        )
-        for entry in plan.rules
+        PlannedBudget(entry.rule, rate, entry.noise_multiplier, steps, entry.steps) for entry in plan.rules
     )
     return RunBudgets(steps, rate, plan.sigma, noise is not None, planned)
 
@@ -86,10 +98,10 @@ def show_budgets(budgets: RunBudgets) -> None:
             planned.rule.name,
             planned.rule.unit or "example",
             f"{planned.noise_multiplier:.3f}",
-            epsilon_text(planned.epsilon),
+            epsilon_text(planned.epsilon()),
             f"{planned.rule.epsilon:g}",
-            f"{planned.steps:,}" if planned.steps < budgets.steps else "the whole run",
-            "-" if planned.needed is None else f"{planned.needed:.3f}",
+            "the whole run" if planned.lasting else f"{planned.lasts:,}",
+            "-" if (needed := planned.needed()) is None else f"{needed:.3f}",
         )
         for planned in budgets.rules
     ]
@@ -113,22 +125,12 @@ def budgets_to_json(budgets: RunBudgets) -> dict[str, Any]:
                 "rule": planned.rule.name,
                 "unit": planned.rule.unit,
                 "noise_multiplier": planned.noise_multiplier,
-                "epsilon": epsilon_text(planned.epsilon),
+                "epsilon": epsilon_text(planned.epsilon()),
                 "allowed": planned.rule.epsilon,
                 "delta": planned.rule.delta,
-                "lasts": planned.steps,
-                "needed_noise_multiplier": planned.needed,
+                "lasts": planned.lasts,
+                "needed_noise_multiplier": planned.needed(),
             }
             for planned in budgets.rules
         ],
     }
-
-
-def _needed(rule: PrivacyRule, rate: float, steps: int) -> float | None:
-    from gradwarden.runtime.errors import PrivacyError
-    from gradwarden.runtime.privacy.accounting import noise_multiplier_for
-
-    try:
-        return noise_multiplier_for(rule.epsilon, rule.delta, rate, steps)
-    except PrivacyError:
-        return None

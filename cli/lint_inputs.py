@@ -47,19 +47,18 @@ def data_findings(policy: Policy, path: Path) -> tuple[Finding, ...]:
 
 def run_findings(policy: Policy, plan: RunPlan) -> tuple[Finding, ...]:
     """Return the privacy budgets that do not last a planned run. Raises PrivacyError without the extra."""
+    from gradwarden.cli.budget_plan import plan_budgets
     from gradwarden.policy.linting.subject import Report
-    from gradwarden.runtime.privacy.accounting import JointPlan, epsilon, epsilon_text, privacy_rules
+    from gradwarden.runtime.privacy.accounting import epsilon_text
 
     report = Report()
-    rules = privacy_rules(policy.program)
-    if not rules:
-        return ()
-    for planned in JointPlan.for_noise(rules, plan.sampling_rate, plan.noise_multiplier).rules:
-        if planned.steps >= plan.steps:
+    budgets = plan_budgets(policy.program, plan.steps, plan.sampling_rate, plan.noise_multiplier)
+    for planned in budgets.rules:
+        if planned.lasting:
             continue
-        spent = epsilon(planned.noise_multiplier, planned.sampling_rate, plan.steps, planned.rule.delta)
-        lasts = f"{planned.steps:,} of {plan.steps:,} steps"
+        lasts = f"{planned.lasts:,} of {plan.steps:,} steps"
         message = f"the budget of `{planned.rule.name}` lasts {lasts}, then its examples are refused"
-        help = f"the whole run costs an epsilon of {epsilon_text(spent)}: add noise, or sample less"
+        spent = epsilon_text(planned.epsilon())
+        help = f"the whole run costs an epsilon of {spent}: add noise, or sample less"
         report.add("GW522", message, policy.rules[planned.rule.name], help)
     return tuple(report.findings)
