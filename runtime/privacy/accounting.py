@@ -10,8 +10,8 @@ arXiv:1908.10530); both bound epsilon from above, so the less of the two is take
 the distribution would be too wide (an epsilon of some hundreds) or for more than a million steps, which
 bounds time and memory, and for a delta below 1e-10, where the rounding errors of Fourier transforms would
 show. Elsewhere the result is within 1 % of ten times finer discretisation in the usual range, sampling rates
-from 0.001 and noise multipliers to 5 (tested). Every result is deterministic, so the bounds found by
-bisection are exact: epsilon(steps_within(…)) <= budget < epsilon(steps_within(…) + 1).
+from 0.001 and noise multipliers to 5 (tested). Every result is deterministic, so the bounds that are
+searched for are exact: epsilon(steps_within(…)) <= budget < epsilon(steps_within(…) + 1).
 
 Joint sensitivity. A policy may have several privacy rules over several bands. One Gaussian with one standard
 deviation sigma covers every band that private examples may reach, and each unit is clipped once, jointly over
@@ -22,7 +22,7 @@ z = (sum over bands of C_b² / s_b²)^(-1/2). Here rule r has z_r = sigma / C_r.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from functools import lru_cache
@@ -32,6 +32,7 @@ from typing import Any, TypeAlias
 
 from gradwarden.policy.program import PrivacyTerms, Program
 from gradwarden.runtime.errors import PrivacyError
+from gradwarden.runtime.privacy.crossing import first_above, first_within
 
 MAX_STEPS = 10**8
 """No budget is planned for more steps than this."""
@@ -77,13 +78,13 @@ def steps_within(epsilon_budget: float, delta: float, sampling_rate: float, nois
     _check(sampling_rate, delta)
     _check_budget(epsilon_budget)
 
-    def exceeds(steps: int) -> bool:
-        return epsilon(noise_multiplier, sampling_rate, steps, delta) > epsilon_budget
+    def spent(steps: int) -> float:
+        return epsilon(noise_multiplier, sampling_rate, steps, delta)
 
     reach = 1
-    while reach < MAX_STEPS and not exceeds(reach):
+    while reach < MAX_STEPS and spent(reach) <= epsilon_budget:
         reach = min(4 * reach, MAX_STEPS)
-    return _first(exceeds, 1, reach) - 1
+    return first_above(spent, epsilon_budget, max(1, reach // 4), reach) - 1
 
 
 def noise_multiplier_for(epsilon_budget: float, delta: float, sampling_rate: float, steps: int) -> float:
@@ -94,31 +95,18 @@ def noise_multiplier_for(epsilon_budget: float, delta: float, sampling_rate: flo
     _check(sampling_rate, delta)
     _check_budget(epsilon_budget)
 
-    def within(grid: int) -> bool:
-        return epsilon(grid / NOISE_GRID, sampling_rate, steps, delta) <= epsilon_budget
+    def spent(grid: int) -> float:
+        return epsilon(grid / NOISE_GRID, sampling_rate, steps, delta)
 
     reach = NOISE_GRID
-    while not within(reach):
+    while spent(reach) > epsilon_budget:
         reach *= 2
         if reach > MAX_NOISE * NOISE_GRID:
             raise PrivacyError(
                 f"no noise keeps {steps:,} steps within epsilon {epsilon_budget} and delta {delta}",
                 help="plan fewer steps, sample at a lower rate or allow a greater epsilon",
             )
-    return _first(within, 0, reach) / NOISE_GRID
-
-
-def _first(holds: Callable[[int], bool], low: int, high: int) -> int:
-    """Return the first integer in low..high at which `holds`; high + 1 where there is none."""
-    if not holds(high):
-        return high + 1
-    while low < high:
-        middle = (low + high) // 2
-        if holds(middle):
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    return first_within(spent, epsilon_budget, 0, reach) / NOISE_GRID
 
 
 def _check(sampling_rate: float, delta: float) -> None:
