@@ -127,6 +127,12 @@ class WitnessError(LedgerError):
     code = "GW614"
 
 
+class TraceError(LedgerError):
+    """An index of a ledger that cannot be made, or that is not the ledger's: it is never believed then."""
+
+    code = "GW616"
+
+
 class KeyFileError(RuntimeGovernanceError):
     """A key file that is missing, unreadable, malformed, unsafe, or protected by another passphrase."""
 

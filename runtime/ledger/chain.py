@@ -32,7 +32,7 @@ from typing import BinaryIO, Literal, TypeAlias
 
 from gradwarden.runtime.errors import LedgerError
 from gradwarden.runtime.ledger.authority import Change
-from gradwarden.runtime.ledger.entries import Entry
+from gradwarden.runtime.ledger.entries import ZERO_HASH, Entry
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.lines import Part
 from gradwarden.runtime.ledger.links import Fault, Links, Stage
@@ -66,7 +66,8 @@ class ChainReport:
     UNTRUSTED (intact, but no given key has signed it), TAMPERED. size, root: entries whose links hold, and
     the tree's root (hex) over them. first_bad: the index of the first entry at fault. signed_size: entries
     covered by the last verified head. keys_used: vkeys of the given keys, and of those that they handed over
-    to, whose signatures were found. changes: of keys, in order.
+    to, whose signatures were found. changes: of keys, in order. end: the byte after those entries. tip: the
+    leaf hash (hex) of the last of them; zeros where there is none.
     """
 
     status: Status
@@ -79,6 +80,8 @@ class ChainReport:
     keys_used: tuple[str, ...]
     origin: str | None
     changes: tuple[Change, ...] = ()
+    end: int = 0
+    tip: str = ZERO_HASH
 
 
 def verify_chain(
@@ -116,6 +119,8 @@ def verify_chain(
         keys_used=tuple(links.keys_used),
         changes=tuple(links.authority.changes),
         origin=links.origin,
+        end=links.offset,
+        tip=links.prev,
     )
 
 

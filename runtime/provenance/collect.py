@@ -1,0 +1,256 @@
+"""Turns the entries of a ledger into the rows of its index.
+
+What entries say is taken as it is; whether it is true is for `verify`. Only what the rows rest on is checked:
+that steps are numbered in order and that decisions are declared.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode
+from collections import defaultdict
+from collections.abc import Mapping
+from itertools import count
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from gradwarden.policy.frozen import frozen
+from gradwarden.policy.program_json import program_from_json
+from gradwarden.runtime.commitments import SIZE
+from gradwarden.runtime.errors import TraceError
+from gradwarden.runtime.ledger.entries import CANONICAL
+from gradwarden.runtime.ledger.lines import Part
+from gradwarden.runtime.ledger.numbering import Numbered
+from gradwarden.runtime.ledger.turns import Turns
+from gradwarden.runtime.provenance.tables import Tables
+
+Numbers: TypeAlias = npt.NDArray[np.int64]
+
+EVENTS = frozenset(
+    [
+        *("opened", "policy_changed", "checkpoint", "expired", "starved", "anchored", "resumed", "sealed"),
+        *("rotated", "revoked"),
+    ]
+)
+"""Kinds of entries that are kept as they are."""
+
+
+class ExampleNumbers:
+    """Numbers commitments from 0 in the order in which a ledger first names them."""
+
+    def __init__(self) -> None:
+        self._given: defaultdict[bytes, int] = defaultdict(count().__next__)
+        self._readers: dict[int, Numbers] = {}
+        """The numbers for those that each reader gave."""
+
+    def of(self, packed: bytes) -> Numbers:
+        """Return the numbers of commitments that are joined."""
+        commitments: list[bytes] = np.frombuffer(packed, f"V{SIZE}").tolist()
+        return np.fromiter(map(self._given.__getitem__, commitments), np.int64, len(commitments))
+
+    def of_numbered(self, examples: Numbered) -> Numbers:
+        """Return the numbers of commitments that their reader has numbered; to be asked of all, in order."""
+        rows = self._readers.get(examples.reader, np.empty(0, np.int64))
+        if examples.fresh:
+            rows = np.concatenate([rows[: examples.known], self.of(examples.fresh)])
+            self._readers[examples.reader] = rows
+        numbers: Numbers = rows[np.frombuffer(examples.numbers, np.intc)]
+        return numbers
+
+    def commitments(self) -> list[bytes]:
+        """Return the commitments by number."""
+        return list(self._given)
+
+
+@frozen
+class _Intent:
+    """A step without an outcome yet. entry: its index."""
+
+    entry: int
+    body: Mapping[str, Any]
+    examples: Numbers
+
+
+class Collector:
+    """Writes the rows for the parts of one ledger, told in order."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.examples = ExampleNumbers()
+        self.opened: Mapping[str, Any] = {}
+        self.steps = self.uses = 0
+        self.decisions = 0
+        """How many were declared, over all programs."""
+        self.programs = 0
+        self._tables = tables
+        self._bands: tuple[str, ...] = ()
+        self._text: list[str] = []
+        self._first = 0
+        """The number of the first decision since they were last numbered anew."""
+        self._weighty: list[bool] = []
+        """Of these, whether they give some band weight."""
+        self._packed: list[bytes] = []
+        self._intent: _Intent | None = None
+
+    def accept(self, part: Part) -> None:
+        """Take the next part. Raises TraceError where no rows can be made of it."""
+        if isinstance(part, Turns):
+            self._turns(part)
+            return
+        kind, body = part.kind, part.body
+        match kind:
+            case "step":
+                self._step(part.index, body)
+            case "committed":
+                self._settle("committed", body)
+            case "refused":
+                self._settle("refused", body)
+            case "examples":
+                self._packed.append(b64decode(body["commitments"]))
+            case "decisions":
+                self._declare(body)
+            case "program":
+                self._program(body)
+            case "opened" | "policy_changed":
+                self._govern(part.index, kind, body)
+            case "resumed":
+                self._settle("lost", {})
+                self._renumber()
+        if kind in EVENTS:
+            text = orjson.dumps(body, option=CANONICAL).decode()
+            self._tables.add_row("events", entry=part.index, step=body.get("step"), kind=kind, body=text)
+
+    def finish(self) -> None:
+        """Write what is known only at the end."""
+        self._settle("open", {})
+        commitments = self.examples.commitments()
+        numbers = np.arange(len(commitments), dtype=np.int32)
+        self._tables.add("examples", example=numbers, commitment=commitments)
+
+    # --- what governs --------------------------------------------------------------------------------------
+
+    def _govern(self, entry: int, kind: str, body: Mapping[str, Any]) -> None:
+        if kind == "opened":
+            self.opened = body
+            self._bands = tuple(body["bands"])
+        self._renumber()
+        self._text = []
+        self._tables.add_row(
+            "programs", program=self.programs, entry=entry, first_step=self.steps, **body["policy"]
+        )
+        self.programs += 1
+
+    def _renumber(self) -> None:
+        self._first = self.decisions
+        self._weighty = []
+        self._packed = []
+
+    def _program(self, body: Mapping[str, Any]) -> None:
+        """Take a part of a program; of a whole one, which rules it has and why."""
+        self._text.append(body["text"])
+        if body["part"] + 1 != body["parts"]:
+            return
+        program = program_from_json("".join(self._text), "the program in the ledger")
+        self._bands = program.band_names
+        told: list[tuple[Any, str]] = [
+            *((rule, "depth") for rule in program.grants),
+            *((rule, rule.kind) for rule in program.limits),
+            *((rule, "modulate") for rule in program.modulations),
+            *((rule, "waive") for rule in program.waivers),
+            *((rule, "assert") for rule in program.assertions),
+            *((rule, "maintain") for rule in program.maintained),
+        ]
+        for rule, kind in told:
+            self._tables.add_row(
+                "policy_rules", program=self.programs - 1, rule=rule.name, kind=kind, because=rule.because
+            )
+
+    def _declare(self, body: Mapping[str, Any]) -> None:
+        for described in body["decisions"]:
+            if described["id"] != len(self._weighty) or len(described["weights"]) != len(self._bands):
+                raise _odd(f"decision {described['id']} is out of order")
+            number, self.decisions = self.decisions, self.decisions + 1
+            self._weighty.append(any(described["weights"]))
+            self._tables.add_row(
+                "decisions", decision=number, program=self.programs - 1, verdict=described["verdict"]
+            )
+            for band, weight in zip(self._bands, described["weights"], strict=True):
+                self._tables.add_row("weights", decision=number, band=band, weight=weight)
+            parts = [
+                ("rule", described["rules"]),
+                *((part, described[part]) for part in ("advisory", "waived")),
+            ]
+            named = [(part, rule) for part, rules in parts for rule in rules]
+            for part, rule in (*named, *described["obligations"]):
+                self._tables.add_row("rules", decision=number, rule=rule, part=part)
+
+    # --- steps ---------------------------------------------------------------------------------------------
+
+    def _turns(self, turns: Turns) -> None:
+        """Take steps with their outcomes."""
+        numbers = np.array(turns.numbers, np.int64)
+        if self._intent is not None or not np.array_equal(numbers, np.arange(len(numbers)) + self.steps):
+            raise _odd(f"step {turns.numbers[0]} comes where step {self.steps} was due")
+        decisions = np.frombuffer(turns.decisions, np.intc)
+        examples = self.examples.of_numbered(turns.examples)
+        committed = np.array(turns.committed, bool)
+        self._use(np.repeat(numbers, turns.counts), examples, decisions, np.repeat(committed, turns.counts))
+        results = [{}] * len(numbers) if committed.all() else turns.results()
+        why = {name: [result.get(name) for result in results] for name in ("gate", "reason", "detail")}
+        self._tables.add(
+            "steps",
+            step=numbers,
+            entry=turns.first + 2 * np.arange(len(numbers)),
+            epoch=turns.epochs,
+            today=turns.todays,
+            count=turns.counts,
+            verdict=turns.verdicts,
+            outcome=np.where(committed, "committed", "refused"),
+            **why,
+        )
+        self.steps += len(numbers)
+
+    def _step(self, entry: int, body: Mapping[str, Any]) -> None:
+        if self._intent is not None or body["step"] != self.steps:
+            raise _odd(f"step {body['step']} comes where step {self.steps} was due")
+        packed = b"".join([*self._packed, b64decode(body["commitments"])])
+        self._packed = []
+        if len(packed) != SIZE * body["count"]:
+            raise _odd(f"step {body['step']} has not one commitment per example")
+        self._intent = _Intent(entry, body, self.examples.of(packed))
+        self.steps += 1
+
+    def _settle(self, outcome: str, told: Mapping[str, Any]) -> None:
+        """Write the step that waits for its outcome."""
+        intent, self._intent = self._intent, None
+        if intent is None:
+            return
+        body = intent.body
+        decisions = np.array(body["decision"], np.intc)
+        step = np.full(len(decisions), body["step"], np.int64)
+        self._use(step, intent.examples, decisions, np.full(len(step), outcome in ("committed", "lost")))
+        self._tables.add_row(
+            "steps",
+            entry=intent.entry,
+            outcome=outcome,
+            **{name: body[name] for name in ("step", "epoch", "today", "count", "verdict")},
+            **{name: told.get(name) for name in ("gate", "reason", "detail")},
+        )
+
+    def _use(
+        self, step: Numbers, examples: Numbers, decisions: npt.NDArray[np.intc], taken: npt.NDArray[np.bool_]
+    ) -> None:
+        """Write the examples of steps. decisions: as the ledger numbers them. taken: where weight counts."""
+        if decisions.max(initial=-1) >= len(self._weighty):
+            raise _odd("a step names a decision that is not declared")
+        learned = taken & np.array(self._weighty, bool)[decisions]
+        named = decisions.astype(np.int32) + self._first
+        self._tables.add(
+            "uses", step=step, example=examples.astype(np.int32), decision=named, learned=learned
+        )
+        self.uses += len(step)
+
+
+def _odd(message: str) -> TraceError:
+    return TraceError(f"no index can be made of the ledger: {message}", help="`gradwarden verify` says more")

@@ -1,0 +1,507 @@
+"""Asks an index: what shaped a band, what became of an example, what a rule refused, what it left behind.
+
+Weights are in whole examples: 1.0 is one example at full weight in one step. An example's *share* of a band
+is its weight there over all weight that the band took. It says who was let in how often, as far as the ledger
+goes; it is a first-order approximation, and not what the model would be without the example: gradients differ
+in size, and what an example taught one band steers later gradients of others. `runtime.influence` measures
+that, by training twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, TypeAlias
+
+import orjson
+
+from gradwarden.policy.errors import did_you_mean
+from gradwarden.policy.frozen import frozen
+from gradwarden.policy.program import SCALE
+from gradwarden.runtime.errors import TraceError
+from gradwarden.runtime.provenance.index import Index
+from gradwarden.runtime.provenance.tables import TABLES
+
+Steps: TypeAlias = tuple[int, int | None]
+"""The first step and the last, None for all that follow."""
+
+LAST_STEP = (1 << 62) - 1
+
+STOPPING = ("refuse", "defer", "invalid")
+
+
+@frozen
+class Shaper:
+    """An example that shaped a band. weight, share: see the module. first, last: steps in which it did."""
+
+    commitment: str
+    uses: int
+    weight: float
+    share: float
+    first: int
+    last: int
+
+
+@frozen
+class BandTrace:
+    """What shaped a band in some steps. examples, uses, weight: of all that did; `top` are the heaviest."""
+
+    band: str
+    steps: Steps
+    examples: int
+    uses: int
+    weight: float
+    top: tuple[Shaper, ...]
+
+
+@frozen
+class Chapter:
+    """Steps of one example that were decided alike.
+
+    weights: by band. learned: in how many of the steps the model may have learned from it.
+    """
+
+    program: int
+    verdict: str
+    weights: dict[str, float]
+    rules: tuple[str, ...]
+    first: int
+    last: int
+    uses: int
+    learned: int
+
+
+@frozen
+class ExampleTrace:
+    """What became of an example; `uses` is 0 where the indexed entries never name it.
+
+    proposed: the first and the last step that proposed it. exposed: those from which the model may have
+    learned it; None: none. weights, shares: by band. steps: every step that proposed it, with its entry, its
+    outcome and the verdict.
+    """
+
+    commitment: str
+    uses: int
+    exposures: int
+    proposed: tuple[int, int] | None
+    exposed: tuple[int, int] | None
+    weights: dict[str, float]
+    shares: dict[str, float]
+    chapters: tuple[Chapter, ...]
+    steps: tuple[dict[str, Any], ...]
+
+
+@frozen
+class Part:
+    """How often a rule had a part of one kind in decisions of one verdict."""
+
+    program: int
+    part: str
+    verdict: str
+    uses: int
+    examples: int
+    first: int
+    last: int
+
+
+@frozen
+class Stopped:
+    """An example that a rule stopped, how often, and in which steps."""
+
+    commitment: str
+    uses: int
+    first: int
+    last: int
+    rules: tuple[str, ...]
+    """All that had a part."""
+
+
+@frozen
+class RuleTrace:
+    """What a rule did. declared: as each program in force says.
+
+    examples, uses: that got no weight at all in a decision on which it bore; `top` the most often stopped.
+    """
+
+    rule: str
+    declared: tuple[dict[str, Any], ...]
+    parts: tuple[Part, ...]
+    examples: int
+    uses: int
+    top: tuple[Stopped, ...]
+    expirations: tuple[dict[str, Any], ...]
+
+
+@frozen
+class Footprint:
+    """What the model had learned of an example that a rule stops. stopped: the first step in which it did.
+
+    uses, first, last: steps from which the model may have learned it. later: how many of them came after that
+    step (under another verdict). weights: by band.
+    """
+
+    commitment: str
+    stopped: int
+    uses: int
+    first: int
+    last: int
+    later: int
+    weights: dict[str, float]
+
+
+@frozen
+class FootprintTrace:
+    """What was learned of all that a rule stops.
+
+    stopped, examples: how many it stopped, and how many of these left something. checkpoints: saved after the
+    first such exposure. top: those with the most weight.
+    """
+
+    rule: str
+    stopped: int
+    examples: int
+    uses: int
+    weights: dict[str, float]
+    shares: dict[str, float]
+    checkpoints: tuple[dict[str, Any], ...]
+    top: tuple[Footprint, ...]
+
+
+class Queries:
+    """Questions to one index."""
+
+    def __init__(self, index: Index) -> None:
+        self.index = index
+        self._db = connect(index)
+
+    def band(self, band: str, steps: Steps = (0, None), top: int = 20) -> BandTrace:
+        """Return what shaped a band between two steps, both included. Raises TraceError for an unknown."""
+        self._known(band, "band", "SELECT DISTINCT band FROM weights")
+        rows = self._all(
+            """
+            SELECT lower(hex(commitment)), uses, weight, first, last, count(*) OVER (), sum(uses) OVER (),
+                   sum(weight) OVER ()
+            FROM (
+                SELECT example, count(*) AS uses, sum(weight) AS weight, min(step) AS first, max(step) AS last
+                FROM uses JOIN weights USING (decision)
+                WHERE learned AND step BETWEEN ? AND ? AND band = ? AND weight > 0
+                GROUP BY example
+            ) JOIN examples USING (example) ORDER BY weight DESC, example LIMIT ?
+            """,
+            [*_bounds(steps), band, top],
+        )
+        if not rows:
+            return BandTrace(band, steps, 0, 0, 0.0, ())
+        *_, examples, uses, whole = rows[0]
+        shapers = [
+            Shaper(commitment, count, weight / SCALE, weight / int(whole), first, last)
+            for commitment, count, weight, first, last, *_ in rows
+        ]
+        return BandTrace(band, steps, examples, int(uses), int(whole) / SCALE, tuple(shapers))
+
+    def example(self, commitment: bytes) -> ExampleTrace:
+        """Return what became of an example, by its commitment."""
+        found = self._all("SELECT example FROM examples WHERE commitment = ?", [commitment])
+        if not found:
+            return ExampleTrace(commitment.hex(), 0, 0, None, None, {}, {}, (), ())
+        own = self._all(
+            """
+            SELECT step, decision, learned, entry, outcome, d.verdict, program
+            FROM (SELECT * FROM uses WHERE example = ?) JOIN steps USING (step)
+            JOIN decisions d USING (decision) ORDER BY step, decision
+            """,
+            [found[0][0]],
+        )
+        weights, rules = self._declared({row[1] for row in own})
+        steps = [row[0] for row in own]
+        exposed = [row[0] for row in own if row[2]]
+        taken: dict[str, int] = dict.fromkeys(self.index.bands, 0)
+        for _, decision, learned, *_ in own:
+            for band, weight in weights[decision].items() if learned else ():
+                taken[band] = taken.get(band, 0) + weight
+        whole = self._totals()
+        return ExampleTrace(
+            commitment.hex(),
+            len(own),
+            len(exposed),
+            (steps[0], steps[-1]),
+            (exposed[0], exposed[-1]) if exposed else None,
+            _whole(taken),
+            {band: weight / whole[band] if whole.get(band) else 0.0 for band, weight in taken.items()},
+            tuple(_chapters(own, weights, rules)),
+            tuple(
+                {"step": step, "entry": entry, "outcome": outcome, "verdict": verdict, "learned": learned}
+                for step, _, learned, entry, outcome, verdict, _ in own
+            ),
+        )
+
+    def find(self, prefix: str) -> bytes:
+        """Return the one commitment that begins with some hexadecimal digits. Raises TraceError."""
+        rows = self._all(
+            "SELECT commitment FROM examples WHERE starts_with(lower(hex(commitment)), ?) LIMIT 2", [prefix]
+        )
+        if len(rows) != 1:
+            several = "several examples have commitments" if rows else "no example has a commitment"
+            raise TraceError(f"{several} that begin with `{prefix}`")
+        return bytes(rows[0][0])
+
+    def opened(self) -> dict[str, Any]:
+        """Return the body of the ledger's first entry."""
+        [[text]] = self._all("SELECT body FROM events WHERE kind = 'opened' LIMIT 1")
+        body: dict[str, Any] = orjson.loads(text)
+        return body
+
+    def rule(self, rule: str, steps: Steps = (0, None), top: int = 20) -> RuleTrace:
+        """Return what a rule did, and why it is there. Raises TraceError for a rule that nothing names."""
+        self._know_rule(rule)
+        bounds = _bounds(steps)
+        parts = self._all(
+            """
+            SELECT program, part, verdict, count(*), count(DISTINCT example), min(step), max(step)
+            FROM uses JOIN (SELECT * FROM rules WHERE rule = ?) USING (decision)
+            JOIN decisions USING (decision)
+            WHERE step BETWEEN ? AND ? GROUP BY ALL ORDER BY ALL
+            """,
+            [rule, *bounds],
+        )
+        stopped = self._all(
+            f"""
+            SELECT lower(hex(commitment)), uses, first, last, named, count(*) OVER (), sum(uses) OVER ()
+            FROM (
+                SELECT example, count(*) AS uses, min(step) AS first, max(step) AS last,
+                       list_sort(list_distinct(flatten(list(named)))) AS named
+                FROM uses JOIN ({_STOPS}) USING (decision)
+                JOIN (SELECT decision, list(rule) AS named FROM rules WHERE part = 'rule' GROUP BY ALL)
+                USING (decision)
+                WHERE step BETWEEN ? AND ? GROUP BY example
+            ) JOIN examples USING (example) ORDER BY uses DESC, example LIMIT ?
+            """,
+            [rule, *bounds, top],
+        )
+        return RuleTrace(
+            rule,
+            tuple(self._policies(rule)),
+            tuple(Part(*row) for row in parts),
+            stopped[0][5] if stopped else 0,
+            int(stopped[0][6]) if stopped else 0,
+            tuple(
+                Stopped(commitment, uses, first, last, tuple(named))
+                for commitment, uses, first, last, named, *_ in stopped
+            ),
+            tuple(self._expirations(rule)),
+        )
+
+    def footprint(self, rule: str, top: int = 20) -> FootprintTrace:
+        """Return what the model had learned of the examples that a rule stops. Raises as `rule` does."""
+        self._know_rule(rule)
+        rows = self._all(
+            f"""
+            WITH stopped AS (
+                SELECT example, min(step) AS stop FROM uses JOIN ({_STOPS}) USING (decision) GROUP BY example
+            )
+            SELECT example, stop, decision, count(*), min(step), max(step), count(*) FILTER (step > stop)
+            FROM uses JOIN stopped USING (example) WHERE learned GROUP BY ALL ORDER BY example, decision
+            """,
+            [rule],
+        )
+        [[stopped]] = self._all(
+            f"SELECT count(DISTINCT example) FROM uses JOIN ({_STOPS}) USING (decision)", [rule]
+        )
+        weights, _ = self._declared({row[2] for row in rows})
+        found: dict[int, list[Any]] = {}
+        taken: dict[str, int] = dict.fromkeys(self.index.bands, 0)
+        for example, stop, decision, uses, first, last, later in rows:
+            own = found.setdefault(example, [stop, 0, first, last, 0, dict.fromkeys(taken, 0)])
+            own[1:5] = own[1] + uses, min(own[2], first), max(own[3], last), own[4] + later
+            for band, weight in weights[decision].items():
+                own[5][band] = own[5].get(band, 0) + uses * weight
+                taken[band] = taken.get(band, 0) + uses * weight
+        heaviest = sorted(found, key=lambda example: (-sum(found[example][5].values()), example))[:top]
+        names = self._commitments(heaviest)
+        first = min((own[2] for own in found.values()), default=None)
+        whole = self._totals()
+        return FootprintTrace(
+            rule,
+            stopped,
+            len(found),
+            sum(own[1] for own in found.values()),
+            _whole(taken),
+            {band: weight / whole[band] if whole.get(band) else 0.0 for band, weight in taken.items()},
+            tuple(self._checkpoints(first)),
+            tuple(
+                Footprint(names[example], stop, uses, first, last, later, _whole(own))
+                for example in heaviest
+                for stop, uses, first, last, later, own in [found[example]]
+            ),
+        )
+
+    def weight_of(self, commitments: Sequence[bytes] | None = None) -> tuple[int, int, dict[str, float]]:
+        """Return how many of some examples shaped the model, in how many uses, and their weight by band.
+
+        None: of all examples.
+        """
+        chosen = "SELECT example FROM examples"
+        if commitments is not None:
+            self._db.execute("CREATE OR REPLACE TEMP TABLE chosen (commitment BLOB)")
+            if commitments:
+                self._db.executemany("INSERT INTO chosen VALUES (?)", [[one] for one in commitments])
+            chosen = "SELECT DISTINCT example FROM examples JOIN chosen USING (commitment)"
+        [[examples, uses]] = self._all(
+            f"""
+            SELECT count(DISTINCT example), count(*) FROM uses SEMI JOIN ({chosen}) USING (example)
+            WHERE learned
+            """
+        )
+        rows = self._all(
+            f"""
+            SELECT band, sum(n * weight) FROM (
+                SELECT decision, count(*) AS n FROM uses SEMI JOIN ({chosen}) USING (example)
+                WHERE learned GROUP BY decision
+            ) JOIN weights USING (decision) GROUP BY band
+            """
+        )
+        weights = dict.fromkeys(self.index.bands, 0) | {band: int(weight) for band, weight in rows}
+        return examples, uses, _whole(weights)
+
+    def known(self, commitments: Sequence[bytes]) -> set[bytes]:
+        """Return those of some commitments that the model may have learned from."""
+        rows = self._all(
+            """
+            SELECT commitment FROM examples
+            SEMI JOIN (SELECT example FROM uses WHERE learned) USING (example)
+            """
+        )
+        return {bytes(row[0]) for row in rows} & set(commitments)
+
+    def programs(self) -> list[dict[str, Any]]:
+        """Return what governed the run, in order."""
+        return self._records("SELECT first_step, name, version, digest FROM programs ORDER BY program")
+
+    # --- parts of answers ----------------------------------------------------------------------------------
+
+    def _all(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        rows: list[tuple[Any, ...]] = self._db.execute(query, list(values)).fetchall()
+        return rows
+
+    def _records(self, query: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        rows = self._all(query, values)
+        names = [column[0] for column in self._db.description]
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def _known(self, name: str, noun: str, query: str) -> None:
+        names = sorted(row[0] for row in self._all(query))
+        if name not in names:
+            near = (
+                did_you_mean(name, names) or f"there are {', '.join(f'`{one}`' for one in names) or 'none'}"
+            )
+            raise TraceError(f"the ledger has no {noun} `{name}`", help=near)
+
+    def _know_rule(self, rule: str) -> None:
+        self._known(rule, "rule", "SELECT rule FROM policy_rules UNION SELECT rule FROM rules")
+
+    def _declared(self, decisions: set[int]) -> tuple[dict[int, dict[str, int]], dict[int, tuple[str, ...]]]:
+        """Return weights by band, and the rules that bore on it, of each of some decisions."""
+        weights: dict[int, dict[str, int]] = {number: {} for number in decisions}
+        rules: dict[int, tuple[str, ...]] = dict.fromkeys(decisions, ())
+        for number, band, weight in self._all("SELECT decision, band, weight FROM weights"):
+            if number in weights:
+                weights[number][band] = weight
+        for number, rule in self._all("SELECT decision, rule FROM rules WHERE part = 'rule'"):
+            if number in rules:
+                rules[number] += (rule,)
+        return weights, rules
+
+    def _totals(self) -> dict[str, int]:
+        """Return all weight that each band took."""
+        rows = self._all(
+            """
+            SELECT band, sum(n * weight) FROM (
+                SELECT decision, count(*) AS n FROM uses WHERE learned GROUP BY decision
+            ) JOIN weights USING (decision) GROUP BY band
+            """
+        )
+        return {band: int(weight) for band, weight in rows}
+
+    def _commitments(self, examples: Sequence[int]) -> dict[int, str]:
+        wanted = ", ".join(str(int(example)) for example in examples) or "-1"
+        return dict(
+            self._all(f"SELECT example, lower(hex(commitment)) FROM examples WHERE example IN ({wanted})")
+        )
+
+    def _policies(self, rule: str) -> list[dict[str, Any]]:
+        return self._records(
+            """
+            SELECT program, first_step, name AS policy, version, kind, because
+            FROM policy_rules JOIN programs USING (program) WHERE rule = ? ORDER BY program
+            """,
+            [rule],
+        )
+
+    def _expirations(self, rule: str) -> list[dict[str, Any]]:
+        return self._records(
+            """
+            SELECT entry, step, CAST(body->>'$.count' AS BIGINT) AS count FROM events
+            WHERE kind = 'expired' AND body->>'$.rule' = ? ORDER BY entry
+            """,
+            [rule],
+        )
+
+    def _checkpoints(self, first: int | None) -> list[dict[str, Any]]:
+        """Return the checkpoints that were saved after a step."""
+        if first is None:
+            return []
+        return self._records(
+            """
+            SELECT entry, step, body->>'$.file' AS file, body->>'$.digest' AS digest FROM events
+            WHERE kind = 'checkpoint' AND step > ? ORDER BY entry
+            """,
+            [first],
+        )
+
+
+_STOPS = f"""
+    SELECT DISTINCT decision FROM rules JOIN decisions USING (decision)
+    WHERE rule = ? AND part = 'rule' AND verdict IN ({", ".join(f"'{verdict}'" for verdict in STOPPING)})
+    AND (program, rule) NOT IN (SELECT (program, rule) FROM policy_rules WHERE kind = 'depth')
+"""
+"""The decisions on which a rule bore, other than by granting, and that let nothing through."""
+
+
+def connect(index: Index) -> Any:
+    """Return a DuckDB connection in which every table of an index is a view of its files."""
+    try:
+        import duckdb  # type: ignore[import-not-found, import-untyped, unused-ignore]  # an extra
+    except ImportError:
+        raise TraceError("asking an index needs duckdb", help="pip install 'gradwarden[trace]'") from None
+    # No extension is fetched or loaded: what reading Parquet takes is built in.
+    quiet = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
+    db = duckdb.connect(":memory:", config=quiet)
+    for table, columns in TABLES.items():
+        files = ", ".join(f"'{path.replace(chr(39), chr(39) * 2)}'" for path in index.paths(table))
+        # Without the column of the partition: a rule or band may be named as it is.
+        db.execute(f"CREATE VIEW {table} AS SELECT {', '.join(columns)} FROM read_parquet([{files}])")
+    return db
+
+
+def _bounds(steps: Steps) -> tuple[int, int]:
+    first, last = steps
+    return first, LAST_STEP if last is None else last
+
+
+def _whole(weights: dict[str, int]) -> dict[str, float]:
+    return {band: weight / SCALE for band, weight in weights.items()}
+
+
+def _chapters(
+    own: Sequence[tuple[Any, ...]], weights: dict[int, dict[str, int]], rules: dict[int, tuple[str, ...]]
+) -> list[Chapter]:
+    """Join neighbouring steps that have one decision."""
+    chapters = []
+    for decision, group in groupby(own, itemgetter(1)):
+        rows = list(group)
+        verdict, program = rows[0][5:7]
+        learned = sum(row[2] for row in rows)
+        told = _whole(weights[decision]), tuple(sorted(rules[decision]))
+        chapters.append(Chapter(program, verdict, *told, rows[0][0], rows[-1][0], len(rows), learned))
+    return chapters

@@ -1,0 +1,145 @@
+"""`gradwarden trace`: answers from an index beside the ledger, made when first asked for."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradwarden.runtime.commitments import Committer
+from gradwarden.runtime.ledger.keys import Signer
+from gradwarden.runtime.ledger.ledger import Ledger
+from gradwarden.runtime.provenance.index import build_index, index_folder
+from tests.cli.conftest import OPENED, Run, committed, decision, step
+
+pytest.importorskip("duckdb")
+
+SECRET = bytes(range(32))
+
+
+@pytest.fixture
+def ledger(here: Path, signer: Signer) -> Path:
+    """Ten steps of examples `a` and `b`; `late` stops `b` from step 5 on."""
+    committer = Committer(SECRET)
+    (here / "run.secret").write_text(SECRET.hex() + "\n")
+    path = here / "run.ledger"
+    ledger = Ledger.open(path, signer, durability="os", origin="gradwarden/test")
+    opened = {**OPENED, "keys": [signer.public.vkey], "secret_commitment": committer.secret_commitment}
+    ledger.append("opened", opened)
+    stopped = {**decision(1, "refuse", "late", "open"), "weights": [0, 0]}
+    ledger.append("decisions", {"decisions": [decision(0, "admit", "open"), stopped]})
+    packed = b64encode(committer.commit("a") + committer.commit("b")).decode()
+    for number in range(10):
+        ledger.append("step", {**step(number, 0, int(number >= 5)), "commitments": packed})
+        ledger.append("committed", committed(number))
+    ledger.append("checkpoint", {"step": 10, "file": "m.safetensors", "digest": "ab" * 32, "tensors": None})
+    ledger.close({"steps": 10, "committed": 10, "refused": 0, "examples": 15})
+    return path
+
+
+def answer(run: Run, *arguments: object) -> dict[str, Any]:
+    result = run("trace", *arguments, "--format", "json")
+    assert result.exit_code == 0, result.output
+    told: dict[str, Any] = json.loads(result.stdout)
+    return told["answer"]  # type: ignore[no-any-return]
+
+
+def test_the_first_question_makes_the_index(run: Run, ledger: Path) -> None:
+    result = run("trace", "band", ledger, "shallow")
+    assert result.exit_code == 0
+    assert "shallow, from step 0 on: 2 examples gave it a weight of 15.00 in 15 uses" in result.stdout
+    assert "66.667%" in result.stdout
+    assert index_folder(ledger).is_dir()
+    assert run("trace", "index", ledger).stdout.endswith(" bytes\n")
+    assert "checked run.ledger.trace" in run("trace", "check", ledger.name).stdout
+
+
+@pytest.mark.parametrize("how", ["secret", "salt", "commitment", "prefix"])
+def test_an_example_is_found_by_its_id_or_its_commitment(run: Run, ledger: Path, how: str) -> None:
+    committer = Committer(SECRET)
+    ways: dict[str, list[object]] = {
+        "secret": ["--id", "b", "--secret", "run.secret"],
+        "salt": ["--id", "b", "--salt", committer.salt("b").hex()],
+        "commitment": ["--commitment", committer.commit("b").hex()],
+        "prefix": ["--commitment", committer.commit("b").hex()[:9]],
+    }
+    told = answer(run, "example", ledger, *ways[how])
+    assert (told["uses"], told["exposures"], told["exposed"]) == (10, 5, [0, 4])
+    assert told["weights"] == {"shallow": 5.0, "deep": 0.0}
+    assert [(one["verdict"], one["first"], one["last"]) for one in told["chapters"]] == [
+        ("admit", 0, 4),
+        ("refuse", 5, 9),
+    ]
+    shown = run("trace", "example", ledger, *ways[how]).stdout
+    assert "the model may have learned from it 5 times, from step 0 to step 4" in shown
+    assert "an approximation" in shown
+
+
+def test_what_is_stopped_now_and_was_learned_before_is_listed(run: Run, ledger: Path) -> None:
+    shown = run("trace", "footprint", ledger, "late").stdout
+    assert "late stopped 1 example; 1 of them shaped the model, in 5 uses" in shown
+    assert "it is in the checkpoint `m.safetensors` of step 10" in shown
+    assert answer(run, "rule", ledger, "late")["uses"] == 5
+    assert answer(run, "footprint", ledger, "open")["stopped"] == 1
+
+
+def test_two_runs_are_compared(run: Run, ledger: Path, here: Path) -> None:
+    (here / "ids.txt").write_text("a\nb\nb\nunknown\n")
+    secrets = ["--secret", "run.secret", "--base-secret", "run.secret"]
+    told = answer(run, "added", ledger, "--base", ledger, "--ids", "ids.txt", *secrets)
+    assert told["linked"]["ids"] == 3
+    assert told["linked"]["repeated"]["uses"] == 15
+    assert told["linked"]["new"]["uses"] == 0
+    assert "no ledger says so" in run("trace", "added", ledger, "--base", ledger).stdout
+    assert run("trace", "added", ledger).exit_code == 2
+    assert run("trace", "added", ledger, "--base", ledger, "--ids", "ids.txt").exit_code == 2
+
+
+def test_an_index_that_is_not_the_ledgers_is_refused(
+    run: Run, ledger: Path, write_ledger: Callable[..., Path]
+) -> None:
+    build_index(ledger)
+    other = write_ledger(name="other.ledger")
+    index_folder(ledger).rename(index_folder(other))
+    result = run("trace", "band", other, "shallow")
+    assert result.exit_code == 1
+    assert "made from another ledger" in result.stderr
+    document = json.loads(run("trace", "band", other, "shallow", "--format", "json").stdout)
+    assert document["ok"] is False
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["band", "run.ledger"],
+        ["index", "run.ledger", "shallow"],
+        ["example", "run.ledger"],
+        ["example", "run.ledger", "--id", "a"],
+        ["example", "run.ledger", "--id", "a", "--salt", "zz"],
+        ["example", "run.ledger", "--commitment", "xyz"],
+        ["example", "run.ledger", "--id", "a", "--secret", "other.secret"],
+        ["band", "missing.ledger", "shallow"],
+    ],
+)
+def test_misuse_is_told(run: Run, ledger: Path, here: Path, arguments: list[str]) -> None:
+    (here / "other.secret").write_text("00" * 32)
+    result = run("trace", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+
+
+def test_what_others_named_reaches_no_terminal_as_it_is(run: Run, here: Path, signer: Signer) -> None:
+    path = here / "run.ledger"
+    ledger = Ledger.open(path, signer, durability="os", origin="gradwarden/test")
+    ledger.append("opened", {**OPENED, "keys": [signer.public.vkey]})
+    hostile = {**decision(0, "refuse", "\x1b[2Jrule"), "weights": [0, 0]}
+    ledger.append("decisions", {"decisions": [hostile]})
+    ledger.append("step", {**step(0, 0), "commitments": b64encode(bytes(32)).decode()})
+    ledger.close()
+    result = run("trace", "rule", path, "\x1b[2Jrule")
+    assert result.exit_code == 0
+    assert "1 example got no weight at all" in result.stdout
+    assert "\x1b" not in result.stdout

@@ -1,0 +1,168 @@
+"""Small ledgers with everything in them that an index must get right, and a slow reading of them."""
+
+from __future__ import annotations
+
+import random
+from base64 import b64encode
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from gradwarden.runtime.history import History
+from gradwarden.runtime.ledger.keys import Signer
+from gradwarden.runtime.ledger.ledger import Ledger
+from gradwarden.runtime.ledger.reader import read_entries
+from tests.cli.conftest import DIGEST, OPENED, decision
+
+BANDS = ("shallow", "deep")
+
+DECISIONS = [
+    {**decision(0, "admit", "granted"), "weights": [1_000_000, 1_000_000]},
+    {**decision(1, "limit", "granted", "capped"), "weights": [500_000, 0]},
+    {**decision(2, "refuse", "granted", "closed"), "weights": [0, 0]},
+    {
+        **decision(3, "limit", "granted"),
+        "weights": [250_000, 125_000],
+        "advisory": ["asked"],
+        "waived": ["capped"],
+    },
+    {**decision(4, "defer", "later", "closed"), "weights": [0, 0]},
+    {**decision(5, "admit", "granted", "people"), "obligations": [["privacy", "people"]]},
+]
+
+
+def commitment(example: int) -> bytes:
+    return sha256(b"example %d" % example).digest()
+
+
+class Writer:
+    """Appends the steps of one run, as a governor would."""
+
+    def __init__(self, path: Path, signer: Signer, seed: int, examples: int = 12) -> None:
+        self.path, self.signer = path, signer
+        self.chance = random.Random(seed)
+        self.examples = examples
+        self.next_step = self.committed = self.refused = 0
+        self.open()
+        self.ledger.append("opened", {**OPENED, "keys": [signer.public.vkey]})
+        self.declare(list(DECISIONS))
+
+    def open(self) -> None:
+        self.ledger = Ledger.open(self.path, self.signer, durability="os", origin="gradwarden/test")
+
+    def declare(self, decisions: list[dict[str, Any]]) -> None:
+        self.known = len(decisions)
+        numbered = [{**body, "id": number} for number, body in enumerate(decisions)]
+        self.ledger.append("decisions", {"decisions": numbered})
+
+    def propose(self, count: int, *, apart: bool = False) -> None:
+        """Record an intent; its commitments in entries of their own if asked."""
+        chosen = [self.chance.randrange(self.examples) for _ in range(count)]
+        packed = b64encode(b"".join(map(commitment, chosen))).decode()
+        body = {
+            "step": self.next_step, "epoch": self.next_step // 10, "today": None, "count": count,
+            "commitments": "" if apart else packed, "classes": [0] * count, "exposures": None, "signals": {},
+            "slots": {}, "spent": [], "decision": [self.chance.randrange(self.known) for _ in range(count)],
+            "verdict": "limit",
+        }  # fmt: skip
+        if apart:
+            self.ledger.append("examples", {"step": self.next_step, "part": 0, "commitments": packed})
+        self.ledger.append("step", body)
+        self.next_step += 1
+
+    def settle(self) -> None:
+        step = self.next_step - 1
+        if self.chance.random() < 0.2:
+            self.refused += 1
+            self.ledger.append(
+                "refused", {"step": step, "gate": "gradient", "reason": "not_finite", "detail": "a loss"}
+            )
+        else:
+            self.committed += 1
+            self.ledger.append(
+                "committed", {"step": step, "active": list(BANDS), "norms": {}, "loss": "1.5", "privacy": {}}
+            )
+
+    def train(self, steps: int, **how: Any) -> None:
+        for _ in range(steps):
+            self.propose(self.chance.randrange(5), **how)
+            self.settle()
+
+    def crash(self) -> None:
+        """Stop in the middle of a step, and go on with decisions that are numbered anew."""
+        self.propose(3)
+        self.ledger.close()
+        self.open()
+        self.declare(DECISIONS[::-1])
+
+
+def write_run(path: Path, signer: Signer, seed: int = 0, *, sealed: bool = True) -> Path:
+    writer = Writer(path, signer, seed)
+    writer.train(20)
+    writer.ledger.append(
+        "checkpoint", {"step": 20, "file": "early.safetensors", "digest": DIGEST, "tensors": None}
+    )
+    writer.ledger.append("expired", {"step": 20, "rule": "closed", "count": 4})
+    writer.train(4, apart=True)
+    writer.crash()
+    writer.train(20)
+    policy = {"name": "changed", "version": 2, "digest": DIGEST}
+    writer.ledger.append("policy_changed", {"policy": policy, "step": writer.next_step})
+    writer.declare(DECISIONS[:3])
+    writer.train(10)
+    writer.ledger.append(
+        "checkpoint",
+        {"step": writer.next_step, "file": "late.safetensors", "digest": DIGEST, "tensors": None},
+    )
+    if sealed:
+        totals = {
+            "steps": writer.next_step,
+            "committed": writer.committed,
+            "refused": writer.refused,
+            "examples": 0,
+        }
+        writer.ledger.close(totals)
+    else:
+        writer.propose(2)
+        writer.ledger.close()
+    return path
+
+
+@dataclass(frozen=True)
+class Use:
+    """An example in a step, as a slow reading of the ledger finds it."""
+
+    step: int
+    entry: int
+    commitment: str
+    decision: dict[str, Any]
+    outcome: str
+
+    @property
+    def learned(self) -> bool:
+        return self.outcome in ("committed", "lost") and any(self.decision["weights"])
+
+    def weight(self, band: str) -> int:
+        return int(self.decision["weights"][BANDS.index(band)])
+
+
+def read_uses(path: Path) -> Iterator[Use]:
+    """Yield every use, entry by entry."""
+    history, entry = History(), 0
+    waiting: list[tuple[int, int, str, dict[str, Any]]] = []
+    for found in read_entries(path):
+        kind = found.kind
+        if kind in ("committed", "refused", "resumed"):
+            yield from (Use(*use, outcome="lost" if kind == "resumed" else kind) for use in waiting)
+            waiting = []
+        history.apply(kind, found.body)
+        if kind == "step":
+            entry, step = found.index, history.pending
+            assert step is not None
+            named = zip(step.commitments, step.body["decision"], strict=True)
+            waiting = [
+                (step.step, entry, one.hex(), dict(history.decisions[number])) for one, number in named
+            ]
+    yield from (Use(*use, outcome="open") for use in waiting)

@@ -1,0 +1,157 @@
+"""What an index answers is what a slow reading of the ledger gives."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+
+from gradwarden.runtime.errors import TraceError
+from gradwarden.runtime.ledger.keys import Signer
+from gradwarden.runtime.provenance.index import build_index
+from gradwarden.runtime.provenance.lineage import compare
+from gradwarden.runtime.provenance.queries import Queries
+from tests.runtime.provenance.small_runs import BANDS, Use, commitment, read_uses, write_run
+
+pytest.importorskip("duckdb")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, run_signer: Signer) -> tuple[Queries, list[Use]]:
+    path = write_run(tmp_path_factory.mktemp("run") / "it's a.ledger", run_signer, seed=5)
+    return Queries(build_index(path)), list(read_uses(path))
+
+
+Run = tuple[Queries, list[Use]]
+
+
+@pytest.mark.parametrize("steps", [(0, None), (10, 30), (25, 25), (900, None)])
+@pytest.mark.parametrize("band", BANDS)
+def test_what_shaped_a_band(run: Run, band: str, steps: tuple[int, int | None]) -> None:
+    queries, uses = run
+    weights: Counter[str] = Counter()
+    seen: defaultdict[str, list[int]] = defaultdict(list)
+    for use in uses:
+        if use.learned and use.weight(band) and steps[0] <= use.step <= (steps[1] or 1000):
+            weights[use.commitment] += use.weight(band)
+            seen[use.commitment].append(use.step)
+    found = queries.band(band, steps, 1000)
+    assert {one.commitment: round(one.weight * 1e6) for one in found.top} == weights
+    assert {one.commitment: (one.uses, one.first, one.last) for one in found.top} == {
+        name: (len(steps), steps[0], steps[-1]) for name, steps in seen.items()
+    }
+    assert [one.weight for one in found.top] == sorted((one.weight for one in found.top), reverse=True)
+    assert (found.examples, found.uses) == (len(weights), sum(map(len, seen.values())))
+    assert found.weight == pytest.approx(weights.total() / 1e6)
+    assert sum(one.share for one in found.top) == pytest.approx(1.0 if weights else 0.0)
+    assert queries.band(band, steps, 2).top == found.top[:2]
+    assert found.top == () or queries.band(band, steps, 2).examples == found.examples
+
+
+def test_what_became_of_an_example(run: Run) -> None:
+    queries, uses = run
+    for number in range(12):
+        own = [use for use in uses if use.commitment == commitment(number).hex()]
+        learned = [use for use in own if use.learned]
+        found = queries.example(commitment(number))
+        assert sorted((s["step"], s["entry"], s["outcome"], s["verdict"]) for s in found.steps) == sorted(
+            (use.step, use.entry, use.outcome, use.decision["verdict"]) for use in own
+        )
+        assert (found.uses, found.exposures) == (len(own), len(learned))
+        assert found.exposed == (learned[0].step, learned[-1].step)
+        for band in BANDS:
+            taken = sum(use.weight(band) for use in learned)
+            whole = sum(use.weight(band) for use in uses if use.learned)
+            assert found.weights[band] == pytest.approx(taken / 1e6)
+            assert found.shares[band] == pytest.approx(taken / whole)
+        assert sum(one.uses for one in found.chapters) == len(own)
+        assert sum(one.learned for one in found.chapters) == len(learned)
+        assert queries.find(commitment(number).hex()[:10]) == commitment(number)
+
+
+def test_an_example_that_no_step_names(run: Run) -> None:
+    found = run[0].example(commitment(999))
+    assert (found.uses, found.proposed, found.exposed, found.steps) == (0, None, None, ())
+    with pytest.raises(TraceError, match="no example has a commitment"):
+        run[0].find("00000000")
+
+
+def test_what_a_rule_refused(run: Run) -> None:
+    queries, uses = run
+    found = queries.rule("closed", top=1000)
+    stopped = [use for use in uses if "closed" in use.decision["rules"] and not any(use.decision["weights"])]
+    counts = Counter(use.commitment for use in stopped)
+    assert {one.commitment: one.uses for one in found.top} == counts
+    assert (found.examples, found.uses) == (len(counts), counts.total())
+    verdicts = Counter(use.decision["verdict"] for use in stopped)
+    told: Counter[str] = Counter()
+    for part in found.parts:
+        told[part.verdict] += part.uses
+    assert told == verdicts
+    assert found.expirations == ({"entry": found.expirations[0]["entry"], "step": 20, "count": 4},)
+    late = queries.rule("closed", (30, None), 1000)
+    assert late.uses == sum(use.step >= 30 for use in stopped)
+
+
+@pytest.mark.parametrize(
+    ("rule", "part"), [("capped", "waived"), ("asked", "advisory"), ("people", "privacy")]
+)
+def test_every_part_that_a_rule_had_is_told(run: Run, rule: str, part: str) -> None:
+    queries, uses = run
+    field = {"privacy": "obligations"}.get(part, part)
+    having = sum(any(rule in one for one in use.decision[field]) for use in uses)
+    assert sum(one.uses for one in queries.rule(rule).parts if one.part == part) == having > 0
+
+
+def test_what_is_left_of_examples_that_a_rule_stops(run: Run) -> None:
+    """Everything learned of them, before and after; and the checkpoints that hold it."""
+    queries, uses = run
+    first: dict[str, int] = {}
+    for use in uses:
+        if "closed" in use.decision["rules"]:
+            first.setdefault(use.commitment, use.step)
+    left = [use for use in uses if use.learned and use.commitment in first]
+    found = queries.footprint("closed", 1000)
+    assert found.stopped == len(first)
+    assert found.examples == len({use.commitment for use in left}) == len(found.top)
+    for band in BANDS:
+        assert found.weights[band] == pytest.approx(sum(use.weight(band) for use in left) / 1e6)
+    for one in found.top:
+        own = [use for use in left if use.commitment == one.commitment]
+        assert (one.uses, one.first, one.last) == (len(own), own[0].step, own[-1].step)
+        assert one.stopped == first[one.commitment]
+        assert one.later == sum(use.step > one.stopped for use in own)
+        assert one.weights["deep"] == pytest.approx(sum(use.weight("deep") for use in own) / 1e6)
+    assert [saved["file"] for saved in found.checkpoints] == ["early.safetensors", "late.safetensors"]
+
+
+def test_names_that_the_ledger_does_not_have_are_told(run: Run) -> None:
+    with pytest.raises(TraceError, match="no band `depe`") as caught:
+        run[0].band("depe")
+    assert "`deep`" in str(caught.value.help)
+    with pytest.raises(TraceError, match="no rule `x' OR 1=1 --`"):
+        run[0].rule("x' OR 1=1 --")
+
+
+def test_what_a_fine_tuning_added(run: Run, tmp_path: Path, run_signer: Signer) -> None:
+    """Here one commitment is one example in both runs; else only the holder of both secrets can tell."""
+    base, before = run
+    path = write_run(tmp_path / "tuned.ledger", run_signer, seed=6)
+    tuned, after = Queries(build_index(path)), list(read_uses(path))
+    known = [commitment(number) for number in range(6)] + [commitment(777)]
+    found = compare(base, tuned, [(one, one) for one in known])
+    then, now = ({use.commitment for use in uses if use.learned} for uses in (before, after))
+    names = {one.hex() for one in known}
+    assert found.linked is not None
+    assert found.linked.new.examples == len(names & now - then)
+    assert found.linked.repeated.examples == len(names & now & then)
+    assert found.linked.left == len(names & then - now)
+    assert found.linked.unlisted == len(now - names)
+    repeated = [use for use in after if use.learned and use.commitment in names & then]
+    assert found.linked.repeated.weights["shallow"] == pytest.approx(
+        sum(u.weight("shallow") for u in repeated) / 1e6
+    )
+    assert found.run.whole.uses == sum(use.learned for use in after)
+    assert [policy["name"] for policy in found.base.policies] == ["sample", "changed"]
+    assert compare(base, tuned).linked is None
