@@ -307,13 +307,12 @@ class Share:
 class Part:
     """What a rank says of its part of a step when the step is left.
 
-    places, losses: [n], of the public examples that shape something, by place in the rank's own part. graded:
-    bit i is set where parameter i has a gradient. finding: why the rank cannot let the step through.
+    readings: what was measured of the public examples that shape something, by place in the rank's own part.
+    graded: bit i is set where parameter i has a gradient. finding: why the rank cannot let the step through.
     """
 
     finding: Finding | None
-    places: IntArray
-    losses: FloatArray
+    readings: Mapping[str, tuple[IntArray, FloatArray]]
     graded: int
 
 
@@ -324,6 +323,20 @@ def first_finding(findings: Sequence[Finding | None]) -> Finding | None:
             alike = all(other == finding for other in findings)
             return finding if alike else replace(finding, detail=f"rank {rank}: {finding.detail}")
     return None
+
+
+def join_readings(parts: Sequence[Part], starts: Sequence[int]) -> dict[str, tuple[IntArray, FloatArray]]:
+    """Return what all ranks have measured, by place in the whole batch. starts: of each rank's part."""
+    found: dict[str, tuple[IntArray, FloatArray]] = {}
+    for name in dict.fromkeys(name for part in parts for name in part.readings):
+        own = [
+            (start, *part.readings[name])
+            for start, part in zip(starts, parts, strict=False)
+            if name in part.readings
+        ]
+        places = np.concatenate([start + places for start, places, _ in own])
+        found[name] = (places, np.concatenate([values for _, _, values in own]))
+    return found
 
 
 def join_signals(shares: Sequence[Share]) -> Mapping[str, Any]:

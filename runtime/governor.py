@@ -26,6 +26,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from gradwarden.policy.combine import QUARANTINE
 from gradwarden.policy.context import Context, IntArray
 from gradwarden.policy.program import Program
 from gradwarden.runtime.binding import bind_model
@@ -56,7 +57,7 @@ from gradwarden.runtime.ledger.program_signature import demand_signature
 from gradwarden.runtime.loss_scaling import LossScaling
 from gradwarden.runtime.maintenance import Maintainer, Standing
 from gradwarden.runtime.masks import Engine, LayerRules, make_engine
-from gradwarden.runtime.memorization.losses import LossReference
+from gradwarden.runtime.memorization.measures import Measures
 from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
 from gradwarden.runtime.privacy.budget import BudgetBook
 from gradwarden.runtime.privacy.clipping import Clipping
@@ -73,9 +74,6 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 WHOLE = "give every rank the whole model: the stages of a pipeline cannot be governed"
-
-LOSS_RATIO = "loss_ratio"
-"""The signal that the governor measures itself where the policy declares it: last loss / first loss."""
 
 
 def utc_day() -> date:
@@ -102,8 +100,11 @@ class Governor:
     group: the processes that train this model together, each with its own part of every batch; that of the
     wrapper where there is one. Rank 0 has the ledger, the others pass None. All of them call every method
     alike.
-    trusted: where keys are given, the program must be signed by one of them, as it is passed here. signature:
-    the content of its `.note` (`gradwarden build --sign`).
+    reference_losses, clusters, measure_every: for the signals that the governor measures itself
+    (`gradwarden.policy.known_signals`): the loss of a model that never saw the example, by id; which
+    examples are copies of one text, by id; how many steps come to one in which depth is measured.
+    trusted: where keys are given, the program must be signed by one of them, as it is passed here.
+    signature: the content of its `.note` (`gradwarden build --sign`).
 
     `epoch` is the caller's to advance. Raises MaskError for a model that cannot be masked exactly,
     PrivacyError for privacy terms that cannot be met, NoteError for a program that no trusted key signed,
@@ -130,6 +131,9 @@ class Governor:
         secure_noise: bool = False,
         dataset: Iterable[tuple[str, Mapping[str, Any]]] | None = None,
         group: ProcessGroup | None = None,
+        reference_losses: Mapping[str, float] | None = None,
+        clusters: Mapping[str, str] | None = None,
+        measure_every: int = 16,
         trusted: Sequence[PublicKey] = (),
         signature: bytes | None = None,
     ) -> None:
@@ -147,7 +151,6 @@ class Governor:
         self.committed = 0
         self.refused = 0
         self.exposed = 0
-        self.references = LossReference()
         self._clock = clock
         self._engine_choice = engine
         self._layer_rules = layers
@@ -159,17 +162,22 @@ class Governor:
             if trusted:
                 demand_signature(program, signature, trusted)
             self.scaling = LossScaling(scaler, optimizer, private=bool(privacy_rules(program)))
-            self._attach(program, ledger, privacy, secret, (noise_seed, clipping, secure_noise), dataset)
+            noising = (noise_seed, clipping, secure_noise)
+            self._attach(program, ledger, privacy, secret, noising, dataset, clusters)
+            self.measures = Measures(self.roster, reference_losses, measure_every)
+            self.references = self.measures.references
 
         check_equal(self.ranks, "join the run", lambda: {"parameters": names_digest(self.model)}, WHOLE)
         self.ranks.collect("join the run", join)
         self.engine = self._make_engine(self.program)
+        self.measures.follow(self.program, self.model)
         try:
             check_equal(self.ranks, "join the run", self._replica)
             standing, anchored = self.ranks.lead("join the run", self._begin, lambda: None)
             self.maintainer.begin(self.program, self.parameters, standing[0], anchored)
         except BaseException:
             self.engine.close()
+            self.measures.close()
             raise
         self.next_step, self.committed, self.refused, self.exposed = standing
 
@@ -181,6 +189,7 @@ class Governor:
         secret: Path | None,
         noising: tuple[int | None, Clipping, bool],
         dataset: Iterable[tuple[str, Mapping[str, Any]]] | None,
+        clusters: Mapping[str, str] | None,
     ) -> None:
         self.ledger = ledger_of(ledger, self.ranks.rank)
         check_replica(self.model, self.ranks)
@@ -195,7 +204,7 @@ class Governor:
             )
         self._check_spread(self.program)
         committer = committer_of(self.ledger, secret)
-        self.roster = Roster(self.program, committer)
+        self.roster = Roster(self.program, committer, clusters)
         self.roster.add(dataset or ())
         self._terms = RunTerms(
             committer.secret_commitment,
@@ -282,9 +291,7 @@ class Governor:
 
     def context(self, rows: IntArray, signals: Mapping[str, Any]) -> Context:
         """Return the context of the next step for the examples in `rows`."""
-        known = dict(signals)
-        if LOSS_RATIO not in known and any(spec.name == LOSS_RATIO for spec in self.program.signals):
-            known[LOSS_RATIO] = self.references.signal(rows)
+        known = {**self.measures.signals(rows), **signals}
         return Context(
             step=self.next_step,
             epoch=self.epoch,
@@ -302,6 +309,12 @@ class Governor:
     def every_parameter(self) -> list[nn.Parameter]:
         """Return the parameters in the order of bands."""
         return [parameter for members in self.parameters.values() for parameter in members]
+
+    @property
+    def deepest(self) -> int:
+        """The number of the deepest band, the quarantine aside where there is another."""
+        names = self.program.band_names
+        return max((n for n, name in enumerate(names) if name != QUARANTINE), default=0)
 
     def begin(self, proposal: Proposal) -> None:
         """Record a proposal's intent. Called by the proposal."""
@@ -461,6 +474,7 @@ class Governor:
             self.engine = self._make_engine(self.program)
             raise
         self.program, self.parameters = bound.program, bound.parameters
+        self.measures.follow(self.program, self.model)
         self.budgets.adopt(bound.program)
         self.starvation = StarvationGuard(self.program.starvation)
         self.recorder.change_policy(self.program, self.next_step)
@@ -496,9 +510,7 @@ class Governor:
             self._abandon()
             raise
         self._closed = True
-        self.engine.close()
-        self.foreign.remove()
-        self.reduction.close()
+        self._release()
         self.ledger.close(
             {
                 "steps": self.next_step,
@@ -522,10 +534,15 @@ class Governor:
     def _abandon(self) -> None:
         """Leave the run unsealed, so that it can be resumed, with everything written."""
         self._closed = True
+        self._release()
+        self.ledger.close()
+
+    def _release(self) -> None:
+        """Give the model back as it was."""
         self.engine.close()
+        self.measures.close()
         self.foreign.remove()
         self.reduction.close()
-        self.ledger.close()
 
 
 def _decimal(value: float | None) -> str | None:

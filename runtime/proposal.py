@@ -23,11 +23,15 @@ from gradwarden.policy.context import Context, FloatArray, IntArray
 from gradwarden.policy.decision import VERDICTS, Decision, step_verdict
 from gradwarden.policy.evaluation.admission import Admitted
 from gradwarden.policy.program import SCALE
-from gradwarden.runtime.data_parallel import ROOT, Part, Share, join_signals
+from gradwarden.runtime.data_parallel import ROOT, Part, Share, join_readings, join_signals
 from gradwarden.runtime.depth_batches import by_depth
 from gradwarden.runtime.errors import MaskError, PrivacyError
 from gradwarden.runtime.gates import Finding, check_losses, raised
 from gradwarden.runtime.maintenance import Measured
+from gradwarden.runtime.memorization.depth_gauge import DepthGauge
+from gradwarden.runtime.memorization.measures import DEPTH_SHARE, GRADIENT_NORM, LOSS, TOKEN_SCORE
+from gradwarden.runtime.memorization.readings import StepReadings
+from gradwarden.runtime.memorization.token_scores import IGNORED, token_scores
 from gradwarden.runtime.parallelism import refuse_sequence_split
 from gradwarden.runtime.privacy.clipping import Unit
 from gradwarden.runtime.privacy.units import UnitSums
@@ -126,8 +130,9 @@ class Proposal:
         self._private = governor.budgets.private_rows(self.decisions, self._unit)
         self._public = torch.from_numpy(self.weights.any(axis=1) & ~self._private.mask)
         self.active: tuple[str, ...] = self._active()
-        self._places: list[int] = []
+        self._readings = StepReadings()
         self._losses: list[float] = []
+        self._gauge: DepthGauge | None = None
         self._done = np.zeros(len(self.rows), dtype=bool)
         self._part: IntArray = np.arange(len(self.rows))
         self._number = 0
@@ -259,6 +264,7 @@ class Proposal:
             if self.refusal is None:
                 self._remember(losses.detach().double().cpu(), public)
                 self._differentiate(losses, public)
+                self._read(public)
             else:
                 self._governor.reduction.decline()
         except BaseException as error:
@@ -267,11 +273,39 @@ class Proposal:
 
     def _remember(self, losses: Tensor, public: Tensor) -> None:
         """Note the losses of public examples. Those of private ones must not steer or show anywhere."""
-        self._places += (self._part[public.numpy()]).tolist()
+        self._readings.add(LOSS, self._part, losses.numpy(), public.numpy())
         self._losses += losses[public].tolist()
+
+    def _read(self, public: Tensor) -> None:
+        """Note what the backward pass has shown of public examples."""
+        outputs, gauge = self._governor.measures.outputs, self._gauge
+        norms = None if outputs is None else outputs.norms()
+        if norms is not None:
+            self._readings.add(GRADIENT_NORM, self._part, norms, public.numpy())
+        if gauge is not None:
+            shares = gauge.shares(self._governor.deepest)
+            self._readings.add(DEPTH_SHARE, self._part, shares, public.numpy())
+
+    def observe_tokens(self, logits: Tensor, targets: Tensor, *, ignore: int = IGNORED) -> None:
+        """Measure `token_score` for the examples of the batch, or of the micro-batch at hand.
+
+        logits: [B, T, V], those that predict `targets`: int64 [B, T], `ignore` where nothing is predicted.
+        Nothing happens where the policy does not declare the signal. Raises MaskError for other shapes.
+        """
+        if not self._governor.measures.wants(TOKEN_SCORE):
+            return
+        if len(logits) != len(self._part):
+            raise MaskError(
+                f"token scores need one row of logits per example: {len(self._part)}, not {len(logits)}",
+                help="give sequences of their own to `observe_tokens` where several are packed in a row",
+            )
+        scores = token_scores(logits, targets, ignore=ignore)
+        self._readings.add(TOKEN_SCORE, self._part, scores.numpy(), self._public[self._part].numpy())
 
     def _differentiate(self, losses: Tensor, public: Tensor) -> None:
         governor = self._governor
+        if governor.measures.outputs is not None:
+            governor.measures.outputs.follow(losses)
         # Gradients keep the forward pass's precision, whether `backward` is called inside autocast or not.
         with torch.autocast(losses.device.type, enabled=False):
             self._add_gradients(governor.scaling.scaled(losses), public)
@@ -307,9 +341,21 @@ class Proposal:
         self._sink = self._collector()
         units = None if self._sink is None else self._sink.members()
         if bool((weights if classes is None else classes).any()):
-            self._governor.engine.arm(weights, owners, classes=classes, units=units)
+            self._measure(owners)
+            self._governor.engine.arm(weights, owners, classes=classes, units=units, gauge=self._gauge)
         else:
             self._governor.engine.disarm()
+
+    def _measure(self, owners: Tensor | None) -> None:
+        """Expect the next part to be measured; rows that are not the examples one by one cannot be."""
+        governor, count = self._governor, len(self._part)
+        outputs = governor.measures.outputs
+        if outputs is not None:
+            outputs.begin(count if owners is None else None)
+        if owners is None:
+            self._gauge = governor.measures.gauge(self.context.step, count, governor.parameters)
+        else:
+            self._gauge = None
 
     def _collector(self) -> UnitSums | None:
         """Return what takes the gradients of the private units in the part at hand, None where none is."""
@@ -339,7 +385,7 @@ class Proposal:
     def part(self, finding: Finding | None) -> Part:
         """Return what the other ranks need to know of this one. finding: of this rank."""
         graded = self._governor.reduction.graded(self._governor.every_parameter())
-        return Part(finding, np.array(self._places, np.int64), np.array(self._losses), graded)
+        return Part(finding, self._readings.joined(), graded)
 
     def finding(self, error: BaseException | None) -> Finding | None:
         """Return why this rank cannot let the step through. error: what broke the block, if any."""
@@ -357,11 +403,10 @@ class Proposal:
         return None
 
     def take_losses(self, parts: Sequence[Part]) -> None:
-        """Take the losses of all ranks for those of the step, and remember them by example."""
-        places = [start + part.places for start, part in zip(self._starts, parts, strict=False)]
-        rows, losses = self.batch[np.concatenate(places)], np.concatenate([part.losses for part in parts])
-        self._losses = losses.tolist()
-        self._governor.references.observe(rows, losses, self._governor.roster.exposures(rows))
+        """Take what all ranks have measured for that of the step, and remember it by example."""
+        readings = join_readings(parts, self._starts)
+        self._losses = readings[LOSS][1].tolist() if LOSS in readings else []
+        self._governor.measures.observe(self.batch, readings)
 
     def restore(self) -> None:
         """Put generators and buffers back as they were before the step; drop its gradients."""

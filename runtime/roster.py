@@ -16,7 +16,9 @@ from gradwarden.policy.program import Program
 from gradwarden.runtime.commitments import Committer
 from gradwarden.runtime.errors import ExampleError
 from gradwarden.runtime.history import History
+from gradwarden.runtime.memorization.copies import CopyCounter
 from gradwarden.runtime.memorization.exposures import ExposureCounter
+from gradwarden.runtime.memorization.rows import occurrence
 
 ID = "id"
 """The key of an example's identity in a mapping of its metadata."""
@@ -35,14 +37,20 @@ class Member:
 
 
 class Roster:
-    """Knows every example that was ever proposed, in the order of first appearance (the row)."""
+    """Knows every example that was ever proposed, in the order of first appearance (the row).
 
-    def __init__(self, program: Program, committer: Committer) -> None:
+    clusters: which examples are copies of one text, by id; see `CopyCounter`.
+    """
+
+    def __init__(
+        self, program: Program, committer: Committer, clusters: Mapping[str, str] | None = None
+    ) -> None:
         self._admission = Admission(program)
         self._committer = committer
         self._rows: dict[str, int] = {}
         self._members: list[Member] = []
         self._exposures = ExposureCounter()
+        self._copies = CopyCounter(clusters)
         self._past: Mapping[bytes, int] = {}
         self._declared = 0
 
@@ -75,6 +83,7 @@ class Roster:
         start, fresh = len(self._members), list(new.values())
         self._admission.add([member.metadata for member in fresh])
         self._members += fresh
+        self._copies.join(new)
         self._rows.update(zip(new, range(start, len(self._members)), strict=True))
         self._recall(start)
 
@@ -82,7 +91,7 @@ class Roster:
         """Give the examples from row `start` on the exposures that a resumed ledger has for them."""
         if self._past:
             past = [self._past.get(member.commitment, 0) for member in self._members[start:]]
-            self._exposures.commit(np.repeat(np.arange(start, len(self._members)), past))
+            self.expose(np.repeat(np.arange(start, len(self._members)), past))
 
     def rows(self, examples: Examples) -> IntArray:
         """Return the row of each example of a batch, making new ones known.
@@ -125,16 +134,25 @@ class Roster:
 
     def exposures(self, rows: IntArray) -> IntArray:
         """Return how often each example has shaped the model, earlier places of the same batch included."""
-        return self._exposures.counts(rows) + _occurrence(rows)
+        return self._exposures.counts(rows) + occurrence(rows)
+
+    def copies(self, rows: IntArray) -> IntArray:
+        """Return how often each example and its near-duplicates have shaped the model, counted alike."""
+        return self._copies.counts(rows)
 
     def expose(self, rows: IntArray) -> None:
         """Count one exposure for each row of a committed step that had any weight."""
         self._exposures.commit(rows)
+        self._copies.commit(rows)
 
     def unit(self, row: int, attribute: str) -> str:
         """Return the privacy unit of an example: the attribute's value, or the example itself for ``."""
         member = self._members[row]
         return str(member.metadata[attribute]) if attribute else member.id
+
+    def names(self, rows: IntArray) -> list[str]:
+        """Return the id of each row."""
+        return [self._members[row].id for row in rows.tolist()]
 
     def known(self) -> Mapping[str, int]:
         """Return the row of every known id."""
@@ -180,14 +198,3 @@ def _split(example: Any) -> str | tuple[str, Mapping[str, Any]]:
                 f"`{str(example)[:80]}` is no example",
                 help="an example is a known id, a mapping with a string `id`, or an (id, metadata) pair",
             )
-
-
-def _occurrence(rows: IntArray) -> IntArray:
-    """Return for each place how often its row occurs earlier in the batch, int64."""
-    order = np.argsort(rows, kind="stable")
-    ordered = rows[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(rows) else np.zeros(0, np.int64)
-    lengths = np.diff(np.r_[starts, len(rows)])
-    counts = np.empty(len(rows), dtype=np.int64)
-    counts[order] = np.arange(len(rows)) - np.repeat(starts, lengths)
-    return counts

@@ -77,6 +77,9 @@ class Call:
         sink = self.plan.mode.sink
         if sink is not None and self.private:
             sink.take(self, parameters)
+        gauge = self.plan.mode.gauge
+        if gauge is not None:
+            gauge.take(self, parameters)
         return parameters.summed(self.weight_rows(), self.bias_rows())
 
     def _rows(self, rows: Rows, parameter: int) -> Rows | None:

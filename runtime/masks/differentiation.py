@@ -23,7 +23,7 @@ from gradwarden.runtime.masks.passes import Passes
 from gradwarden.runtime.masks.places import Places
 from gradwarden.runtime.masks.plan import Plan
 from gradwarden.runtime.masks.row_check import RowCheck
-from gradwarden.runtime.masks.sink import Sink
+from gradwarden.runtime.masks.sink import Gauge, Sink
 from gradwarden.runtime.masks.split import by_class
 from gradwarden.runtime.masks.trial import TrialError
 
@@ -37,9 +37,17 @@ class Differentiation:
         self._check = check
         self._notes = notes
 
-    def plan(self, weights: Tensor, classes: Tensor | None = None, units: Tensor | None = None) -> Plan:
-        """Return the plan of a batch with weights float64 [B, bands]. classes, units: see `Plan`."""
-        return Plan.of(weights, self.places.costs, classes, units)
+    def plan(
+        self,
+        weights: Tensor,
+        classes: Tensor | None = None,
+        units: Tensor | None = None,
+        gauge: Gauge | None = None,
+    ) -> Plan:
+        """Return the plan of a batch with weights float64 [B, bands]. classes, units, gauge: see `Plan`."""
+        plan = Plan.of(weights, self.places.costs, classes, units)
+        plan.gauge = gauge
+        return plan
 
     def gradients(
         self,
@@ -85,7 +93,7 @@ class Differentiation:
             if sink is not None and plan.units is not None:
                 factors = torch.where(plan.units >= 0, plan.factors, factors)
             factors = factors.to(device=losses.device, dtype=losses.dtype)
-            with self.forward.replay(plan, skip=apart, sink=sink):
+            with self.forward.replay(plan, skip=apart, sink=sink, gauge=plan.gauge):
                 scales = {parameter: ratios.get(id(parameter), 1.0) for parameter in together}
                 yield from passes.joint(losses, factors, scales, retain_graph)
 

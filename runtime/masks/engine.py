@@ -15,7 +15,7 @@ from gradwarden.runtime.masks.covering import LayerRules
 from gradwarden.runtime.masks.fused import FusedEngine
 from gradwarden.runtime.masks.passes import Passes
 from gradwarden.runtime.masks.planner import Choice
-from gradwarden.runtime.masks.sink import Sink
+from gradwarden.runtime.masks.sink import Gauge, Sink
 from gradwarden.runtime.masks.split import SplitEngine
 
 ENGINES = ("auto", "fused", "split")
@@ -55,6 +55,7 @@ class Engine(Protocol):
         *,
         classes: Tensor | None = None,
         units: Tensor | None = None,
+        gauge: Gauge | None = None,
     ) -> None:
         """Set the weights [B, bands] for the next forward pass, whose graph keeps them.
 
@@ -62,7 +63,9 @@ class Engine(Protocol):
         position of each row [R, T], belongs to: an integer tensor, -1 for nobody's.
         classes: float64 [C, bands], where passes are collective: the distinct weights, on all processes, of
         the examples that are run together now. units: int64 [B], the privacy unit of each example, -1 for
-        public ones; `backward` then needs a sink for what they shape.
+        public ones; `backward` then needs a sink for what they shape. gauge: is shown the gradients of the
+        public ones, layer by layer; `split`, packed rows and layers that take the reference path show
+        nothing.
         """
 
     def backward(

@@ -40,7 +40,7 @@ from gradwarden.runtime.masks.plan import Plan
 from gradwarden.runtime.masks.planner import Choice, choose, scaling
 from gradwarden.runtime.masks.present import Present
 from gradwarden.runtime.masks.rows import Rows
-from gradwarden.runtime.masks.sink import Sink
+from gradwarden.runtime.masks.sink import Gauge, Sink
 from gradwarden.runtime.masks.sites import Site
 
 
@@ -121,17 +121,18 @@ class Forward(Present):
         skip: frozenset[int] = frozenset(),
         open: bool = False,
         sink: Sink | None = None,
+        gauge: Gauge | None = None,
     ) -> Iterator[None]:
         """Set what layers compute in a backward pass; layers recomputed in it do as they did before."""
         before = self.replaying
         plan.mode.raw, plan.mode.only, plan.mode.skip, plan.mode.open = raw, only, skip, open
-        plan.mode.sink = sink
+        plan.mode.sink, plan.mode.gauge = sink, gauge
         self.replaying = True
         try:
             yield
         finally:
             plan.mode.raw, plan.mode.only, plan.mode.skip, plan.mode.open = False, None, frozenset(), False
-            plan.mode.sink = None
+            plan.mode.sink = plan.mode.gauge = None
             self.replaying = before
 
     def answer(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -217,8 +218,10 @@ class Forward(Present):
             forced = self.probing and choice.way == "slice" and not fault and not plan.reach(mask).whole
             split = choice.way == "split" or forced
             way = None if choice.way == "stop" else plan.part(plan.reach(mask)) if split else plan
-            # What a unit shapes is taken from layers, which must see the gradients that are its own.
-            even = way is not None and plan.units is None and way.reach(mask).whole
+            # What a unit shapes is taken from layers, which must see the gradients that are its
+            # own; so must a gauge, which looks at layers.
+            by_layer = plan.units is not None or plan.whole.gauge is not None
+            even = way is not None and not by_layer and way.reach(mask).whole
             if way is not None and even and not fault and self.scales:
                 costs = self._places.costs
                 way = (scaled(way, block.own, costs) if scalable(block, args, kwargs) else None) or way

@@ -38,7 +38,7 @@ from gradwarden.runtime.masks.places import Places
 from gradwarden.runtime.masks.plan import Plan
 from gradwarden.runtime.masks.planner import Choice, band_choices
 from gradwarden.runtime.masks.row_check import RowCheck
-from gradwarden.runtime.masks.sink import Sink
+from gradwarden.runtime.masks.sink import Gauge, Sink
 from gradwarden.runtime.masks.split import SplitEngine, add_gradient
 from gradwarden.runtime.masks.trial import TrialError, holds_batch
 from gradwarden.runtime.masks.watch import Watch
@@ -101,6 +101,7 @@ class FusedEngine:
         *,
         classes: Tensor | None = None,
         units: Tensor | None = None,
+        gauge: Gauge | None = None,
     ) -> None:
         """Set the weights [B, bands] of the batch that the next forward pass will be given."""
         if self._reference is not None:
@@ -114,7 +115,7 @@ class FusedEngine:
             )
         if self._detached or owners is not None:
             units = None  # the gradients of units then come from plain autograd
-        plan = self._gradients.plan(checked_weights(weights, self._bands.count), classes, units)
+        plan = self._gradients.plan(checked_weights(weights, self._bands.count), classes, units, gauge)
         self._forward.pending = plan if owners is None else plan.spread(checked_owners(owners, plan.batch))
 
     def backward(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradwarden.runtime.masks.rows import Columns, Rows, relative, row_factors
-from gradwarden.runtime.masks.sink import Sink
+from gradwarden.runtime.masks.sink import Gauge, Sink
 from gradwarden.runtime.masks.unitwise import Owners
 
 
@@ -25,7 +25,8 @@ class Mode:
     given_up: ids of the layers that go the reference way, as known before the forward pass.
     open: while set, nothing stops the flow of gradients through layers, whatever the semantics.
     whole_inputs: whether input gradients are needed for every row, because the caller's inputs ask for them.
-    sink: while set, layers hand it the gradients of private examples.
+    sink: while set, layers hand it the gradients of private examples. gauge: while set, layers show it
+    those of the public ones.
     """
 
     raw: bool = False
@@ -37,6 +38,7 @@ class Mode:
     loose: frozenset[int] = frozenset()
     whole_inputs: bool = False
     sink: Sink | None = None
+    gauge: Gauge | None = None
 
 
 class Plan:
@@ -56,6 +58,9 @@ class Plan:
     examples themselves (`spread`). owners: the example of each row [R], or of each position [R, T]. grid: the
     shape [R, T], where rows are positions of packed sequences.
 
+    gauge: is shown the gradients of the whole batch, layer by layer, which then weigh them. None for
+    packed rows.
+
     plainly: the bands whose parameters need no weighing, as a bit mask, inside a block whose gradients are
     scaled at its border (`borders`); outer: the plan around it.
     """
@@ -64,6 +69,7 @@ class Plan:
     grid: tuple[int, int] | None = None
     outer: Plan | None = None
     plainly = 0
+    gauge: Gauge | None = None
     units: Tensor | None = None
     unit_bands: frozenset[int] = frozenset()
     bands: Sequence[Rows]
@@ -178,7 +184,7 @@ class Plan:
     @cached_property
     def trivial(self) -> bool:
         """Whether plain back-propagation of the scaled losses is all there is to do for the whole batch."""
-        return all(rows.plain for rows in self.whole._step)
+        return self.whole.gauge is None and all(rows.plain for rows in self.whole._step)
 
     @property
     def by_rows(self) -> bool:

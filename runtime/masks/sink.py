@@ -1,4 +1,7 @@
-"""Where the gradients of private examples go: to whoever clips them, unit by unit, and never into the sum."""
+"""Who else is shown gradients: whoever clips those of private examples, or measures those of any.
+
+What a sink takes never goes into the sum. A gauge changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -30,3 +33,13 @@ class Sink(Protocol):
 
     def differentiate(self, losses: Tensor) -> None:
         """Take the gradients from the graph of losses [B], in which plain autograd gives unweighted ones."""
+
+
+class Gauge(Protocol):
+    """Is shown the gradients of the public examples of one batch while the engine adds them up."""
+
+    def take(self, call: Call, parameters: Parameters) -> None:
+        """Look at the gradients of one call, to be computed by `parameters` for any rows, now.
+
+        They are those of losses that are scaled by the plan's factors and by the normaliser.
+        """

@@ -29,7 +29,7 @@ from gradwarden.runtime.masks.mixing import refuse_mixing, suspects
 from gradwarden.runtime.masks.packed_trial import PackedTrial, refuse_crossing
 from gradwarden.runtime.masks.passes import Passes
 from gradwarden.runtime.masks.planner import Choice
-from gradwarden.runtime.masks.sink import Sink
+from gradwarden.runtime.masks.sink import Gauge, Sink
 from gradwarden.runtime.masks.trial import Trial, TrialError, refuse_dependence
 from gradwarden.runtime.masks.watch import Watch
 
@@ -90,6 +90,7 @@ class SplitEngine:
         *,
         classes: Tensor | None = None,
         units: Tensor | None = None,
+        gauge: Gauge | None = None,
     ) -> None:
         """Set the weights [B, bands] of the batch that the next forward pass will be given."""
         refuse_mixing(self._suspects)

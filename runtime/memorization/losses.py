@@ -2,9 +2,11 @@
 
 Examples are known by their row in the run's roster; state is saved under their ids.
 
-The signal `loss_ratio` is an example's last loss over its reference loss, the one measured before the model
-first learned from it (the loss-based membership signal of Yeom et al. 2018, arXiv:1709.01604, relative to an
-example's own starting point). Near 1: not learned yet. Near 0: the model reproduces it.
+The signal `loss_gap` is the reference loss less the last one, where the reference may also be that of another
+model, which never saw the example (Watson et al. 2022, arXiv:2111.08440). The signal `loss_ratio` is an
+example's last loss over its reference loss, the one measured before the model first learned from it (the
+loss-based membership signal of Yeom et al. 2018, arXiv:1709.01604, relative to an example's own starting
+point). Near 1: not learned yet. Near 0: the model reproduces it.
 """
 
 from __future__ import annotations
@@ -52,6 +54,15 @@ class LossReference:
         reference, last = self._reference[rows], self._last[rows]
         known = reference > 0.0  # false for NaN, the mark of a row never observed
         return np.where(known, last / np.where(known, reference, 1.0), self.default)
+
+    def gap(self, rows: IntArray, given: FloatArray) -> FloatArray:
+        """Return reference loss - last loss for each row, float64; NaN where one of them is missing.
+
+        given: reference losses from elsewhere, which go before an example's own; NaN for none.
+        """
+        self._reach(rows)
+        gap: FloatArray = np.where(np.isnan(given), self._reference[rows], given) - self._last[rows]
+        return gap
 
     def state_dict(self, ids: Sequence[str]) -> dict[str, Any]:
         """Return {"reference": {id: loss}, "last": {id: loss}} of every observed example."""

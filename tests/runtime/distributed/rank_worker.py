@@ -348,6 +348,9 @@ def one_step(governor: Governor, held: nn.Module, step: dict[str, Any], rank: in
         "graded": [parameter.grad is not None for parameter in governor.model.parameters()],
         "weights": [whole(parameter) for parameter in governor.model.parameters()],
         "ratios": governor.references.signal(proposal.batch).tolist(),
+        "measured": {
+            name: values.tolist() for name, values in governor.measures.signals(proposal.batch).items()
+        },
     }
 
 

@@ -258,14 +258,20 @@ def test_exposures_outlast_a_resumption_whichever_process_saw_them(lab, site):
 
 
 def test_losses_are_remembered_on_every_process(lab, site):
-    guard = "signals { loss_ratio : number 0..10 default 1 }\n"
+    measured = ("loss_gap", "loss_fall", "gradient_norm", "depth_share", "copies")
+    guard = "signals { loss_ratio : number 0..10 default 1\n"
+    guard += "\n".join(f"{name} : number -10..10 default 0" for name in measured) + "}\n"
     guard += "memorization g { when loss_ratio < 0.9  cap deep at 0 }\n"
-    steps = [{"parts": parts("ab", "a")} for _ in range(4)]
+    steps = [{"parts": parts("ab", "ab")} for _ in range(4)]
     steps += [{"parts": [*reversed(step["parts"])]} for step in steps]
     first, second = site.train(lab.policy + guard, steps)
     alone = site.alone(lab.policy + guard, steps)
     for one, other, whole in zip(first["steps"], second["steps"], alone["steps"], strict=True):
         assert one["ratios"] == other["ratios"] == pytest.approx(whole["ratios"], rel=1e-9)
+        assert one["measured"] == other["measured"]
+        for name in measured:
+            assert one["measured"][name] == pytest.approx(whole["measured"][name], rel=1e-9)
+    assert all(any(first["steps"][-1]["measured"][name]) for name in {*measured} - {"gradient_norm"})
     assert [0.0, 1.0] not in first["steps"][-1]["local"]
     assert first["steps"][-1]["ratios"] != first["steps"][0]["ratios"]
     assert site.verify().ok

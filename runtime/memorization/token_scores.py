@@ -1,0 +1,59 @@
+"""Min-K%++: how likely an example's least likely tokens are, against what else could stand there.
+
+For token x_t after its prefix, with log-probabilities over the vocabulary,
+
+    z_t = (log p(x_t) - mu_t) / sigma_t
+    mu_t = sum_v p(v) log p(v)
+    sigma_t^2 = sum_v p(v) (log p(v) - mu_t)^2
+
+and the score of an example is the mean of the least fraction K of its z_t (Zhang et al. 2024,
+arXiv:2404.02936, with K = 20 %). Text that was trained on tends to be a local maximum of the model's
+distribution, also at its hardest tokens, so its score is higher.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from gradwarden.runtime.errors import MaskError
+
+FRACTION = 0.2
+"""K, the share of an example's tokens that count."""
+
+IGNORED = -100
+"""The target that marks a position without a token, as in `torch.nn.functional.cross_entropy`."""
+
+_FLOOR = 1e-6
+
+
+def token_scores(
+    logits: Tensor, targets: Tensor, *, fraction: float = FRACTION, ignore: int = IGNORED
+) -> Tensor:
+    """Return the score of each example, float64 [B] on the CPU; NaN for one without any token.
+
+    logits: [B, T, V], those that predict `targets`: int64 [B, T], `ignore` where nothing is predicted. Raises
+    MaskError for other shapes.
+    """
+    if logits.dim() != 3 or targets.shape != logits.shape[:2]:
+        raise MaskError(
+            f"token scores need logits [B, T, V] and targets [B, T], not {list(logits.shape)} and "
+            f"{list(targets.shape)}",
+            help="shift them before: the logits at a position predict the target at the same position",
+        )
+    with torch.no_grad():
+        logs = torch.log_softmax(logits.detach().float(), dim=-1)
+        weights = logs.exp()
+        # 0 log 0 is 0: a token that is ruled out adds nothing.
+        terms = torch.where(weights > 0, logs, 0.0)
+        mean = (weights * terms).sum(-1)
+        spread = ((weights * terms.square()).sum(-1) - mean.square()).clamp_min(_FLOOR**2).sqrt()
+        counted = targets != ignore
+        own = logs.gather(-1, targets.clamp_min(0).unsqueeze(-1)).squeeze(-1)
+        scores = torch.where(counted, (own - mean) / spread, math.inf).sort(dim=1).values.double()
+        least = (counted.sum(dim=1) * fraction).ceil().long()
+        taken = torch.arange(scores.shape[1], device=scores.device) < least[:, None]
+        total = torch.where(taken, scores, 0.0).sum(dim=1)
+        return torch.where(least > 0, total / least.clamp_min(1), math.nan).cpu()

@@ -1,0 +1,239 @@
+"""The signals that a run measures itself: they are what they are said to be, and rise on what is repeated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from gradwarden.policy.errors import GradwardenError
+from gradwarden.policy.known_signals import KNOWN_SIGNALS
+from gradwarden.runtime.errors import ExampleError, MaskError
+from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
+
+DECLARED = "signals {\n" + "\n".join(signal.declaration for signal in KNOWN_SIGNALS) + "\n}\n"
+READ = "\n".join(
+    f"advisory memorization read_{s.name} {{ when {s.name} > 0  refuse }}" for s in KNOWN_SIGNALS
+)
+
+
+def policy(lab, rules: str = "") -> str:
+    return lab.policy + DECLARED + READ + "\n" + rules
+
+
+def signals_of(governor, *names: str) -> dict[str, list[float]]:
+    rows = governor.roster.rows(list(names))
+    return {name: values.tolist() for name, values in governor.measures.signals(rows).items()}
+
+
+# --- what rises ---------------------------------------------------------------------------------------------
+
+STEPS, QUIET = 60, 20
+
+
+def sentences(generator: torch.Generator) -> torch.Tensor:
+    """Eight made-up sentences [8, 7] of a language that counts, with a third of the words misprinted."""
+    counted = (torch.randint(0, 16, (8, 1), generator=generator) + torch.arange(7)) % 16
+    misprinted = torch.rand(8, 7, generator=generator) < 0.3
+    return torch.where(misprinted, torch.randint(0, 16, (8, 7), generator=generator), counted)
+
+
+def test_every_signal_rises_on_a_sentence_that_is_repeated(lab):
+    """A sentence of its own words comes again and again, under two ids, among others that come once."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 20)).double()
+    text = """policy p version 1 language 1
+    examples { kind : one of a }
+    model { shallow = top 50%  deep = rest }
+    depth all { reach all }
+    """
+    governor = lab.governor(
+        text + DECLARED + READ,
+        model,
+        torch.optim.Adam(model.parameters(), 1e-2),
+        measure_every=1,
+        clusters={"planted": "copy", "planted again": "copy"},
+    )
+    planted = torch.tensor([16, 17, 18, 19, 16, 18, 17])
+    generator = torch.Generator().manual_seed(1)
+    seen: dict[str, list[float]] = {signal.name: [] for signal in KNOWN_SIGNALS}
+    for number in range(STEPS):
+        words, names = sentences(generator), [f"{number}.{place}" for place in range(8)]
+        if number >= QUIET:
+            words[0], names[0] = planted, "planted"
+        if number == QUIET:
+            words[1], names[1] = planted, "planted again"
+        with governor.step([{"id": name, "kind": "a"} for name in names]) as proposal:
+            logits = model(words[:, :-1])
+            losses = nn.functional.cross_entropy(logits.transpose(1, 2), words[:, 1:], reduction="none").mean(
+                1
+            )
+            proposal.observe_tokens(logits, words[:, 1:])
+            proposal.backward(losses)
+        measured = signals_of(governor, *names)
+        if number == QUIET:
+            first = measured
+        if number >= QUIET:
+            for name, values in measured.items():
+                seen[name].append(values[0])
+    assert (
+        first["gradient_norm"][0] > 1.0 > max(seen["gradient_norm"][-10:])
+    )  # it stands out before it is learned
+    assert first["copies"][2:] == [1.0] * 6
+    assert seen["copies"][-1] == STEPS - QUIET + 1
+    assert max(seen["loss_fall"]) > 0.1 > 0.0 == seen["loss_fall"][0]
+    assert seen["loss_gap"][-1] > 3.0
+    assert seen["loss_ratio"][-1] < 0.5
+    assert seen["token_score"][0] < -3.0 < 0.0 < seen["token_score"][-1]
+    assert max(seen["depth_share"]) > 2 * seen["depth_share"][0]
+    governor.close()
+    assert lab.verify().status == "OK"
+    *_, last = (body["signals"] for body in lab.bodies("step"))
+    assert set(last) == {signal.name for signal in KNOWN_SIGNALS} == set(measured)
+
+
+# --- what they are ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [2, 7])
+def test_the_depth_share_is_that_of_each_examples_own_gradient(lab, size):
+    governor = lab.governor(policy(lab), measure_every=1, engine="fused")
+    kinds, inputs = "abAadbc", lab.inputs(7)
+    wanted = []
+    for loss, kind in zip(lab.losses(governor.model, inputs), kinds, strict=True):
+        squares = [
+            sum(g.square().sum().item() for g in torch.autograd.grad(loss, members, retain_graph=True))
+            for members in governor.parameters.values()
+        ]
+        reach = {"a": [1, 1], "b": [1, 0], "d": [0, 1]}.get(kind, [0, 0])
+        own = [square * may for square, may in zip(squares, reach, strict=True)]
+        wanted.append(own[1] / sum(own) if sum(own) else 0.0)
+    with governor.step(lab.batch(kinds)) as proposal:
+        for rows in proposal.micro_batches(size):
+            proposal.backward(lab.losses(governor.model, inputs[rows]))
+    assert proposal.committed
+    found = signals_of(governor, *(f"e{place}" for place in range(7)))["depth_share"]
+    assert found == pytest.approx(wanted, rel=1e-9)
+
+
+def test_measuring_depth_changes_no_gradient(lab):
+    plain = lab.governor(name="plain", engine="fused")
+    measured = lab.governor(policy(lab), name="measured", engine="fused", measure_every=1)
+    for governor in (plain, measured):
+        lab.step(governor, lab.batch("aabad"))
+    for one, other in zip(plain.model.parameters(), measured.model.parameters(), strict=True):
+        assert torch.allclose(one.grad, other.grad, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("engine", ["fused", "split"])
+@pytest.mark.parametrize("size", [2, 7])
+def test_the_gradient_norm_is_that_of_the_outputs_whatever_weights_and_normaliser(
+    lab, monkeypatch, engine, size
+):
+    governor = lab.governor(policy(lab), engine=engine, normaliser=3.0)
+    noted = {}
+    kept = governor.measures._kept["gradient_norm"]
+    monkeypatch.setattr(
+        kept, "observe", lambda rows, norms: noted.update(zip(rows.tolist(), norms, strict=True))
+    )
+    inputs = lab.inputs(7)
+    outputs = governor.model(inputs)
+    losses = (outputs - inputs[:, :3]).square().sum(1)
+    wanted = torch.autograd.grad(losses.sum(), outputs)[0].norm(dim=1)
+    with governor.step(lab.batch("abaadbb")) as proposal:
+        for rows in proposal.micro_batches(size):
+            proposal.backward(lab.losses(governor.model, inputs[rows]))
+    assert [noted[row] for row in range(7)] == pytest.approx(wanted.tolist(), rel=1e-9)
+
+
+def test_reference_losses_from_elsewhere_go_before_an_examples_first_loss(lab):
+    governor = lab.governor(policy(lab), reference_losses={"e0": 100.0})
+    first = lab.losses(governor.model, lab.inputs(2)).tolist()
+    lab.step(governor, lab.batch("aa"))
+    assert signals_of(governor, "e0", "e1")["loss_gap"] == pytest.approx([100.0 - first[0], 0.0])
+
+
+def test_an_example_that_was_not_measured_has_the_declared_default(lab):
+    governor = lab.governor(policy(lab))
+    governor.roster.add([("new", {"kind": "a", "ok": True})])
+    defaults = {s.name: [float(s.default)] for s in KNOWN_SIGNALS}
+    assert signals_of(governor, "new") == defaults
+
+
+def test_what_the_loop_gives_goes_before_what_is_measured(lab):
+    governor = lab.governor(policy(lab, "memorization capped { when copies > 3  refuse }"))
+    lab.step(governor, lab.batch("a"), signals={"copies": 4})
+    governor.close()
+    assert [body["signals"]["copies"] for body in lab.bodies("step")] == [[4_000_000]]
+    assert governor.refused == 1
+
+
+def test_nothing_is_measured_of_private_examples(lab):
+    rules = "privacy p { when kind == b  within shallow  epsilon 3  delta 1e-6  clip 1.0 }"
+    text = policy(lab, rules)
+    plan = JointPlan.for_noise(privacy_rules(lab.program(text)), 0.01, noise_multiplier=4.0)
+    governor = lab.governor(text, privacy=plan, normaliser=4.0, measure_every=1, engine="fused")
+    for _ in range(3):
+        lab.step(governor, lab.batch("a" * 20 + "b"))
+    found = signals_of(governor, "e0", "e20")
+    defaults = {s.name: float(s.default) for s in KNOWN_SIGNALS}
+    untouched = {name for name, values in found.items() if values[1] == defaults[name]}
+    assert untouched == set(defaults) - {"copies"}
+    assert {name for name, values in found.items() if values[0] == defaults[name]} <= {"token_score"}
+
+
+# --- what is kept, and misuse -------------------------------------------------------------------------------
+
+
+def test_signals_outlive_a_stop(lab):
+    first = lab.governor(policy(lab), measure_every=1, clusters={"e0": "x", "e1": "x"})
+    for seed in range(12):
+        lab.step(first, lab.batch("aaab"), seed=seed)
+    known, state = list(first.roster.known()), first.measures.state_dict()
+    wanted = signals_of(first, *known)
+    first.engine.close()
+    first.ledger.close()
+    again = lab.governor(policy(lab), measure_every=1, clusters={"e0": "x", "e1": "x"})
+    again.roster.add(
+        (e["id"], {k: v for k, v in e.items() if k != "id"}) for e in reversed(lab.batch("aaab"))
+    )
+    again.measures.load_state_dict(state)
+    assert signals_of(again, *known) == wanted
+    assert wanted["copies"] == [24.0, 25.0, 12.0, 12.0]  # `e1` comes after its copy in a batch
+
+
+def test_a_state_of_unknown_examples_is_refused(lab):
+    governor = lab.governor(policy(lab))
+    lab.step(governor, lab.batch("aa"))
+    state = governor.measures.state_dict()
+    other = lab.governor(policy(lab), name="other")
+    with pytest.raises(ExampleError, match="`e0` is not known"):
+        other.measures.load_state_dict(state)
+
+
+def test_logits_of_another_shape_are_refused(lab):
+    governor = lab.governor(policy(lab))
+    wanted = pytest.raises(GradwardenError, match="one row of logits per example: 2, not 3")
+    with wanted, governor.step(lab.batch("aa")) as proposal:
+        proposal.observe_tokens(torch.zeros(3, 4, 5), torch.zeros(3, 4, dtype=torch.long))
+    with pytest.raises(MaskError, match="at least 1"):
+        lab.governor(policy(lab), name="other", measure_every=0)
+
+
+def test_a_closed_run_leaves_no_hook_on_the_model(lab):
+    model = lab.model()
+    before = len(model._forward_hooks)
+    governor = lab.governor(policy(lab), model)
+    lab.step(governor, lab.batch("aa"))
+    governor.close()
+    assert len(model._forward_hooks) == before
+    assert np.isfinite(list(signals_of(governor, "e0").values())).all()
+
+
+def test_the_page_has_the_table():
+    page = (Path(__file__).parents[3] / "docs" / "training.md").read_text("utf-8")
+    for signal in KNOWN_SIGNALS:
+        assert f"| `{signal.declaration}` | {signal.meaning} | {signal.needs} |" in page
