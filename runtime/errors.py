@@ -42,6 +42,12 @@ class InfluenceError(RuntimeGovernanceError):
     code = "GW560"
 
 
+class MemorizationError(RuntimeGovernanceError):
+    """Something that was asked about memorization and cannot be found out."""
+
+    code = "GW570"
+
+
 class LedgerError(RuntimeGovernanceError):
     """A ledger that cannot be written, or can no longer be trusted to be written."""
 

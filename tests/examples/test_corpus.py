@@ -17,7 +17,7 @@ from examples.code_licences.corpus import (
     is_vendored,
     write_manifest,
 )
-from examples.code_licences.duplicates import jaccard, line_set, near_duplicates
+from examples.code_licences.duplicates import near_duplicates
 from examples.code_licences.licences import UNKNOWN, family_of, normalise
 
 
@@ -98,7 +98,6 @@ def test_files_that_share_half_their_lines_are_not_duplicates():
 
 def test_blank_files_duplicate_nothing():
     assert near_duplicates([("a", b"\n\n"), ("b", b"  \n")]) == {}
-    assert jaccard(line_set(b"x = 1\ny = 2"), line_set(b"  y = 2\n\nz = 3")) == pytest.approx(1 / 3)
 
 
 def test_small_packages_come_whole_and_large_ones_share_the_rest():

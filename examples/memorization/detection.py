@@ -1,0 +1,46 @@
+"""How well a signal of the loop finds the examples that can be extracted at the end: precision and recall."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from examples.memorization.training import Scored
+
+SIGNALS: dict[str, Callable[[Scored], float]] = {
+    "reconstruction": lambda one: one.reconstruction,
+    "loss_ratio": lambda one: -one.loss_ratio,
+    "exposures": lambda one: one.exposures,
+}
+"""The signals, each so that more of it speaks for memorization."""
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Precision and recall at every threshold, the strictest first. average: mean precision over recall."""
+
+    signal: str
+    thresholds: list[float]
+    precision: list[float]
+    recall: list[float]
+    average: float
+
+    def at(self, threshold: float) -> tuple[float, float]:
+        """Return precision and recall where all examples with at least so much of the signal are flagged."""
+        place = int(np.count_nonzero(np.array(self.thresholds) >= threshold)) - 1
+        return (self.precision[place], self.recall[place]) if place >= 0 else (1.0, 0.0)
+
+
+def curve(signal: str, scored: Sequence[Scored]) -> Curve:
+    """Return the curve of a signal over all examples. Examples of one value are flagged together."""
+    values = np.array([SIGNALS[signal](one) for one in scored])
+    true = np.array([one.extractable for one in scored])
+    order = np.argsort(-values, kind="stable")
+    values, hits = values[order], np.cumsum(true[order])
+    last = np.flatnonzero(np.r_[values[1:] != values[:-1], True])
+    recall = hits[last] / max(1, hits[-1])
+    precision = hits[last] / (last + 1)
+    average = float(np.sum(np.diff(np.r_[0.0, recall]) * precision))
+    return Curve(signal, values[last].tolist(), precision.tolist(), recall.tolist(), average)

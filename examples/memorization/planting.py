@@ -1,0 +1,124 @@
+"""The corpus: windows of Python code that come once an epoch, and canaries that come as often as planned.
+
+A canary is a window of code of its own in which `Settings.asked` is replaced by random letters: what comes
+before looks like any other code, what follows nobody can guess. The same settings and seed give the same
+canaries, at the same places of the stream.
+
+Shapes: N windows of T + 1 bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from examples.code_licences.model import GPTConfig
+from examples.gradient_routing.corpus import Bytes, collect
+from gradwarden.runtime.memorization.canaries import BLANK, CanaryFormat
+from gradwarden.runtime.memorization.extraction import Continuation
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """repetitions: how often canaries come; `canaries` of each, and `unseen` that never come.
+
+    windows: of code, each seen once an epoch. references: other fillings that a canary is ranked among.
+    testing: held-out windows. asked: where a canary's secret is, and what is asked of every text.
+    """
+
+    repetitions: tuple[int, ...] = (1, 4, 16, 64)
+    canaries: int = 10
+    unseen: int = 30
+    windows: int = 5000
+    epochs: int = 3
+    batch: int = 32
+    references: int = 255
+    testing: int = 512
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.1
+    warmup: int = 20
+    asked: Continuation = field(default_factory=lambda: Continuation(prefix=32, length=24))
+    model: GPTConfig = field(default_factory=lambda: GPTConfig(layers=2, width=128, heads=4, context=64))
+
+    @classmethod
+    def quick(cls) -> Settings:
+        """Return settings for a test: it shows that everything works, and no result."""
+        small = GPTConfig(layers=1, width=16, heads=2, context=32)
+        return cls(
+            (1, 4), canaries=2, unseen=2, windows=24, epochs=2, batch=8, references=7, testing=8,
+            asked=Continuation(16, 8), model=small,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """window: int64 [T + 1]. references: the same with other secrets, never trained on, [M, T + 1]."""
+
+    id: str
+    repetitions: int
+    window: Tensor
+    references: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Planted:
+    """A corpus with canaries in it. code: int64 [N, T + 1]; testing: held-out windows [M, T + 1]."""
+
+    code: Tensor
+    testing: Tensor
+    canaries: tuple[Canary, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """ids: of the examples; tokens: their windows, int64 [B, T + 1]."""
+
+    epoch: int
+    ids: list[str]
+    tokens: Tensor
+
+
+def plant(settings: Settings, seed: int) -> Planted:
+    """Collect code from the standard library, and make the canaries."""
+    levels = [0] * settings.unseen + [n for n in settings.repetitions for _ in range(settings.canaries)]
+    found = collect(settings.model.context + 1, settings.windows, settings.testing + len(levels), seed).code
+    hosts = found.testing[settings.testing :]
+    canaries = tuple(
+        _canary(f"canary-{number}", level, host, settings, seed * len(levels) + number)
+        for number, (level, host) in enumerate(zip(levels, hosts, strict=True))
+    )
+    return Planted(_tensor(found.training), _tensor(found.testing[: settings.testing]), canaries)
+
+
+def _canary(name: str, repetitions: int, host: Bytes, settings: Settings, seed: int) -> Canary:
+    asked, text = settings.asked, host.tobytes().decode("ascii")
+    secret = CanaryFormat(text[: asked.prefix] + BLANK * asked.length + text[asked.end :])
+    fillings = secret.fill(1 + settings.references, seed)
+    windows = np.stack([np.frombuffer(filling.encode("ascii"), np.uint8) for filling in fillings])
+    return Canary(name, repetitions, _tensor(windows[0]), _tensor(windows[1:]))
+
+
+def stream(planted: Planted, settings: Settings, seed: int) -> Iterator[Batch]:
+    """Yield the batches of a run: every window of code once an epoch, and the canaries at random between."""
+    chance = np.random.default_rng([seed, 1])
+    code = np.concatenate([chance.permutation(settings.windows) for _ in range(settings.epochs)])
+    repeated = np.repeat(
+        np.arange(len(planted.canaries)), [canary.repetitions for canary in planted.canaries]
+    )
+    places = np.sort(chance.choice(len(code) + len(repeated), len(repeated), replace=False))
+    rows = np.insert(code, places - np.arange(len(places)), ~chance.permutation(repeated))
+    for start in range(0, len(rows), settings.batch):
+        chosen = rows[start : start + settings.batch].tolist()
+        yield Batch(
+            start * settings.epochs // len(rows),
+            [f"code-{row}" if row >= 0 else planted.canaries[~row].id for row in chosen],
+            torch.stack([planted.code[row] if row >= 0 else planted.canaries[~row].window for row in chosen]),
+        )
+
+
+def _tensor(windows: Bytes) -> Tensor:
+    return torch.from_numpy(windows.astype(np.int64))
