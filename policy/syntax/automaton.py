@@ -7,6 +7,10 @@ the caller then has Lark parse the text again, and say what is wrong.
 Per state of the parser, what may come next is one regular expression, as in Lark's contextual lexer; what is
 ignored is skipped in front of it. As in Lark, what a rule whose name begins with `_` was made of goes into
 the rule around it, and a rule marked `?` that has one part is that part.
+
+Values lie on a stack of their own, in textual order. A frame of the other stack says which state came next
+and where its values and its text begin. So a rule without a value of its own takes nothing off the values
+and puts nothing back: its parts lie where those of the rule around it belong.
 """
 
 from __future__ import annotations
@@ -16,40 +20,33 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from gradwarden.policy.frozen import frozen
+from gradwarden.policy.source import Source, Span
 
 Lexer: TypeAlias = tuple[str, dict[str, dict[str, str]]]
 """A pattern with a group per kind of token, and for some kinds the terminals of single texts."""
+
+Token: TypeAlias = tuple[str, str, int, int]
+"""A token as builders read it: its terminal, its text, and where it starts and ends."""
+
+END = "$END"
+"""The terminal at the end of a text."""
 
 
 class StuckError(Exception):
     """The text has a fault."""
 
 
-class Token(str):
-    """A token as builders read it: its text, its terminal, and where it stands."""
-
-    __slots__ = ("end_pos", "start_pos", "type")
-
-    type: str
-    start_pos: int
-    end_pos: int
-
-
-class _Parts(list[Any]):
-    """What a rule was made of that has no value of its own."""
-
-
 @frozen
 class Rule:
-    """A rule of the grammar. size: how many symbols it has. nested: some of them have no value of their own.
+    """A rule of the grammar. size: how many symbols it has.
 
-    single: a single part stands for itself, as in rules marked `?`.
+    single: a single part stands for itself, as in rules marked `?`. grows: its first symbol is itself.
     """
 
     name: str
     size: int
-    nested: bool
     single: bool
+    grows: bool
 
 
 @frozen
@@ -69,139 +66,114 @@ class Table:
 
 @frozen
 class _Reduction:
-    """A rule with its method of the builder; None: `_Parts`.
+    """A rule with its method of the builder; None: its parts stay as they are.
 
-    unit: one part takes the place of another, whatever it is.
+    unit: one symbol takes the place of another. grows: a list takes one part more.
     """
 
     size: int
-    nested: bool
-    method: Callable[[Any, list[Any]], Any] | None
-    single: bool
-    unit: bool
     symbol: str
+    method: Callable[[Any, list[Any], Span], Any] | None
+    unit: bool
+    grows: bool
+
+
+_State: TypeAlias = tuple[Callable[[str, int], re.Match[str]], dict[str, dict[str, str]], dict[str, Any]]
+"""What finds the next token of a state, the terminals of single texts, and the actions of the state.
+
+An action is the state to go to, or the reduction to make first. The class tells which.
+"""
+
+_Jump: TypeAlias = tuple[int, Any, bool]
+"""The state that a symbol leads to, its action on the terminal ahead, and whether it is the state below."""
 
 
 class Automaton:
-    """The automaton of a table. builder: a class with a method for each rule that needs one."""
+    """The automaton of a table. builder: a class with a method for each rule that has a value of its own."""
 
     def __init__(self, table: Table, builder: type) -> None:
         self._table = table
         reductions = [_reduction(rule, builder) for rule in table.rules]
-        # By state and symbol: the state to go to, or the reduction to make first. The class tells which.
         self._actions: list[dict[str, Any]] = [
             {symbol: action if action >= 0 else reductions[-1 - action] for symbol, action in row.items()}
             for row in table.actions
         ]
-        self._lexers: dict[int, tuple[Callable[..., re.Match[str] | None], dict[str, dict[str, str]]]] = {}
-        # Where units lead, by the states below and on top, and the terminal ahead: nothing else decides it.
-        self._climbs: dict[tuple[int, int, str], int] = {}
+        self._states: list[_State | None] = [None] * len(table.actions)
+        # Where symbols lead, by the state below and the terminal ahead: nothing else decides it.
+        self._jumps: dict[tuple[int, str, str], _Jump] = {}
 
-    def run(self, text: str, builder: Any) -> Any:
+    def run(self, source: Source, builder: Any) -> Any:
         """Return what the builder made of the start symbol. Raises StuckError."""
-        actions, lexers, climbs = self._actions, self._lexers, self._climbs
-        state = self._table.start
-        states: list[int] = [state]
+        states, jumps, text = self._states, self._jumps, source.text
+        state, position, ended = self._table.start, 0, 0
+        frames: list[tuple[int, int, int]] = [(state, 0, 0)]
         values: list[Any] = []
-        position = 0
         while True:
-            match, words = lexers.get(state) or self._lexer(state)
+            match, words, actions = states[state] or self._state(state)
             found = match(text, position)
-            kind = found.lastgroup if found else None
-            if found is None or kind is None:
-                at_end = (found.end() if found else position) == len(text)
-                return self._finish(builder, states, values, at_end)
-            position = found.end()
-            token = Token(found[kind])
+            kind = found.lastgroup
+            if kind is not None:
+                start, position = found.span(kind)
+            elif found.end() == len(text):
+                kind, start, position = END, ended, ended
+            else:
+                raise StuckError
+            word = text[start:position]
             if kind in words:
-                kind = words[kind].get(token, kind)
-            token.type, token.start_pos, token.end_pos = kind, position - len(token), position
-            action = actions[state].get(kind)
+                kind = words[kind].get(word, kind)
+            action = actions.get(kind)
             while action.__class__ is _Reduction:
-                if action.unit:
-                    key = states[-2], state, kind
-                    state = states[-1] = climbs.get(key) or self._climb(key)
+                size = action.size
+                if size:
+                    _, first, begin = frames[-size]
+                    del frames[-size:]
                 else:
-                    state = self._reduce(builder, action, states, values)
-                action = actions[state].get(kind)
+                    first, begin = len(values), ended
+                if action.method:
+                    parts = values[first:]
+                    del values[first:]
+                    values.append(action.method(builder, parts, Span(source, begin, ended)))
+                key = frames[-1][0], action.symbol, kind
+                state, action, joined = jumps.get(key) or self._jump(key)
+                if not joined:
+                    frames.append((state, first, begin))
             if action is None:
+                if state == self._table.end:
+                    return values[-1]
                 raise StuckError
             state = action
-            states.append(state)
-            values.append(token)
+            frames.append((state, len(values), start))
+            values.append((kind, word, start, position))
+            ended = position
 
-    def _climb(self, key: tuple[int, int, str]) -> int:
-        """Return the state in which the top of the stack is no longer the only part of something."""
-        below, state, kind = key
-        action = self._actions[state].get(kind)
-        while action.__class__ is _Reduction and action.unit:
-            state = self._actions[below][action.symbol]
+    def _jump(self, key: tuple[int, str, str]) -> _Jump:
+        """Follow a symbol to the state that can do more than put another symbol in its place."""
+        below, symbol, kind = key
+        while True:
+            state = self._actions[below][symbol]
             action = self._actions[state].get(kind)
-        self._climbs[key] = state
-        return state
+            if action.__class__ is not _Reduction or not (action.unit or action.grows):
+                made = state, action, False
+                break
+            if action.grows:
+                # A list takes the one part above it, and is then in the state in which it was.
+                made = below, self._actions[below].get(kind), True
+                break
+            symbol = action.symbol
+        self._jumps[key] = made
+        return made
 
-    def _reduce(self, builder: Any, action: Any, states: list[int], values: list[Any]) -> int:
-        size = action.size
-        if size:
-            parts = values[-size:]
-            del values[-size:], states[-size:]
-            if action.nested:
-                parts = _flat(parts)
-        else:
-            parts = []
-        method = action.method
-        if method is None:
-            values.append(parts if parts.__class__ is _Parts else _Parts(parts))
-        elif action.single and len(parts) == 1:
-            values.append(parts[0])
-        else:
-            values.append(method(builder, parts))
-        state: int = self._actions[states[-1]][action.symbol]
-        states.append(state)
-        return state
-
-    def _finish(self, builder: Any, states: list[int], values: list[Any], at_end: bool) -> Any:
-        """Reduce to the start symbol where the text is at its end."""
-        if not at_end:
-            raise StuckError
-        while states[-1] != self._table.end:
-            action = self._actions[states[-1]].get("$END")
-            if not isinstance(action, _Reduction):
-                raise StuckError
-            self._reduce(builder, action, states, values)
-        return values[-1]
-
-    def _lexer(self, state: int) -> tuple[Callable[..., re.Match[str] | None], dict[str, dict[str, str]]]:
-        """Return the lexer of a state; its pattern is compiled when first needed."""
+    def _state(self, state: int) -> _State:
+        """Return what a state does; its pattern is compiled when first needed."""
         pattern, words = self._table.patterns[self._table.lexers[state]]
-        made = self._lexers[state] = re.compile(pattern).match, words
+        match: Any = re.compile(pattern).match
+        made = self._states[state] = match, words, self._actions[state]
         return made
 
 
 def _reduction(rule: Rule, builder: type) -> _Reduction:
     nameless = rule.name.startswith("_")
-    # The one part of a nameless rule goes into the rule around it, whether or not it comes in `_Parts`.
-    unit = rule.size == 1 and (nameless or (rule.single and not rule.nested))
-    method = None if nameless else getattr(builder, rule.name, _unbuilt)
-    return _Reduction(rule.size, rule.nested, method, rule.single, unit, rule.name)
-
-
-def _unbuilt(_builder: Any, _parts: list[Any]) -> Any:
-    """Stand in for the method of a rule that is never more than its one part."""
-    raise AssertionError("a rule without a method has one part")
-
-
-def _flat(parts: list[Any]) -> list[Any]:
-    """Return parts with those of nameless rules in their places; a list grows where it is, not anew."""
-    first = parts[0]
-    if first.__class__ is _Parts:
-        flat = first
-        del parts[0]
-    else:
-        flat = _Parts()
-    for part in parts:
-        if part.__class__ is _Parts:
-            flat += part
-        else:
-            flat.append(part)
-    return flat
+    # The one part of a nameless rule goes into the rule around it, whatever it is.
+    unit = rule.size == 1 and (nameless or rule.single)
+    method = None if nameless or unit else getattr(builder, rule.name)
+    return _Reduction(rule.size, rule.name, method, unit, nameless and rule.size == 2 and rule.grows)

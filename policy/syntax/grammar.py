@@ -90,8 +90,10 @@ def _order(states: Any, start: int) -> dict[int, int]:
 
 
 def _rule(rule: Any) -> list[Any]:
-    nested = any(not part.is_term and part.name.startswith("_") for part in rule.expansion)
-    return [str(rule.origin.name), len(rule.expansion), nested, bool(rule.options.expand1)]
+    single, grows = bool(rule.options.expand1), rule.expansion[:1] == [rule.origin]
+    # INVARIANT: a rule marked `?` has one part where it has one symbol.
+    assert not (single and any(not part.is_term and part.name.startswith("_") for part in rule.expansion))
+    return [str(rule.origin.name), len(rule.expansion), single, grows]
 
 
 def _lexer(lark: Lark, lexer: BasicLexer) -> Lexer:

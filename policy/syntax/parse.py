@@ -41,7 +41,7 @@ def parse(source: Source) -> tuple[File, list[Diagnostic]]:
         return File(source, (), complete=False), faults
     builder = Builder(source)
     try:
-        file, faults = File(source, automaton().run(source.text, builder)), builder.faults
+        file, faults = File(source, automaton().run(source, builder)), builder.faults
     except StuckError:
         file, faults = recovery().parse(source, MAX_FAULTS)
     if len(faults) <= MAX_FAULTS:

@@ -19,7 +19,9 @@ from lark.utils import TextSlice
 
 from gradwarden.policy.checking.remedies import remedy
 from gradwarden.policy.errors import Diagnostic
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.source import Source, Span
+from gradwarden.policy.syntax.automaton import Token
 from gradwarden.policy.syntax.build import Builder
 from gradwarden.policy.syntax.grammar import lark_of
 from gradwarden.policy.syntax.tree import File, Item
@@ -59,15 +61,38 @@ _OPERAND = {"NAME", "NUMBER", "LPAR", "NOT", "HAS", "TRUE"}
 """Where all of these are expected, a condition is."""
 
 
+@frozen
+class _Placed:
+    """What a reduction gave, and where the text of it stands."""
+
+    value: Any
+    start: int
+    end: int
+
+
 class _Relay:
     """Hands each reduction to the builder of the text being parsed; the parser is built only once."""
 
     builder: Builder
 
-    def __getattr__(self, rule: str) -> Callable[[list[Any]], Any]:
+    def __getattr__(self, rule: str) -> Callable[[list[Any]], _Placed]:
         if rule.startswith("_") or not hasattr(Builder, rule):
             raise AttributeError(rule)
-        return lambda children: getattr(self.builder, rule)(children)
+        return lambda children: self._reduced(rule, [_placed(child) for child in children])
+
+    def _reduced(self, rule: str, children: list[_Placed]) -> _Placed:
+        start, end = (children[0].start, children[-1].end) if children else (0, 0)
+        span = Span(self.builder.source, start, end)
+        value = getattr(self.builder, rule)([child.value for child in children], span)
+        return _Placed(value, start, end)
+
+
+def _placed(child: Any) -> _Placed:
+    """Return a child of a reduction; Lark's tokens as those that builders read."""
+    if isinstance(child, _Placed):
+        return child
+    token: Token = child.type, str(child), child.start_pos, child.end_pos
+    return _Placed(token, child.start_pos, child.end_pos)
 
 
 class Recovery:
@@ -99,7 +124,8 @@ class Recovery:
                 return None
 
     def _items(self, source: Source, start: int, end: int) -> tuple[Item, ...]:
-        return cast("tuple[Item, ...]", self._lark.parse(TextSlice(source.text, start, end)))
+        placed: Any = self._lark.parse(TextSlice(source.text, start, end))
+        return cast("tuple[Item, ...]", placed.value)
 
     def _recover(self, source: Source, most: int) -> tuple[File, list[Diagnostic]]:
         """Parse declaration by declaration; a broken one loses only itself."""

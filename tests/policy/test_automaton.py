@@ -43,7 +43,7 @@ def by_lark(source: Source) -> Any:
 def by_automaton(source: Source) -> Any:
     builder = Builder(source)
     try:
-        return automaton().run(source.text, builder), builder.faults
+        return automaton().run(source, builder), builder.faults
     except StuckError:
         return None
 
