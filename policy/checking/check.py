@@ -145,10 +145,14 @@ class _Rules:
         """Return the kind of every rule by name; names are unique over all kinds."""
         kinds: dict[str, str] = {}
         for item in items:
-            if not isinstance(item, s.Rule | s.Assertion) or (
-                isinstance(item, s.Rule) and item.kind == "waive"
-            ):
-                continue
+            kind: str
+            match item:
+                case s.Rule() if item.kind != "waive":
+                    kind = item.kind
+                case s.Assertion():
+                    kind = "assert"
+                case _:
+                    continue
             name = item.name
             if name.text in kinds:
                 help = f"it is the name of the rule at {self.spans[name.text]}"
@@ -157,7 +161,7 @@ class _Rules:
             check_name(faults, name)
             if len(kinds) == MAX_RULES:
                 faults.error("GW466", f"a policy has at most {MAX_RULES} rules", name.span)
-            kinds[name.text] = item.kind if isinstance(item, s.Rule) else "assert"
+            kinds[name.text] = kind
             self.spans[name.text] = name.span
         return kinds
 

@@ -182,14 +182,14 @@ class Conditions:
     def _operand(self, expr: s.Expr, present: Present) -> Operand | None:
         """Return a typed operand, or None after a fault was reported."""
         match expr:
-            case s.Quantity() | s.Day():
-                return literal(self.faults, expr)
-            case s.Truth(value):
-                return Checked(Constant(value))
             case s.Reference(name, span):
                 return self._reference(expr, name, span, present)
+            case s.Quantity() | s.Day():
+                return literal(self.faults, expr)
             case s.Present(name):
                 return self._has(name)
+            case s.Truth(value):
+                return Checked(Constant(value))
             case s.InBand(name):
                 return self._band(name)
             case s.Negative(term, span):

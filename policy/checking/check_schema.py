@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 from gradwarden.policy.checking.scope import Faults, Scope
 from gradwarden.policy.checking.types import (
@@ -38,26 +39,11 @@ _PLAIN_NAME = re.compile(r"[a-z_][a-z0-9_]*")
 def check_schema(items: Sequence[s.Item], faults: Faults) -> Scope:
     """Return the scope that the declarations of all files make; faults are collected."""
     scope = Scope(faults)
-    check = _Schema(scope, faults)
+    schema = _Schema(scope, faults)
     for item in items:
-        match item:
-            case s.Examples(fields):
-                for field in fields:
-                    check.attribute(field)
-            case s.Signals(signals):
-                for signal in signals:
-                    check.signal(signal)
-            case s.Let() | s.EntropyBand():
-                if check.new_term(item.name):
-                    scope.named[item.name.text] = item
-            case s.Model():
-                check.model(item)
-            case s.Phases():
-                check.phases(item)
-            case s.MaxWeight():
-                check.max_weight(item)
-            case _:
-                pass
+        declare = _DECLARE.get(item.__class__)
+        if declare:
+            declare(schema, item)
     return scope
 
 
@@ -109,7 +95,19 @@ class _Schema:
         self.seen[key] = name.span
         return True
 
+    def condition(self, item: s.Let | s.EntropyBand) -> None:
+        if self.new_term(item.name):
+            self.scope.named[item.name.text] = item
+
     # --- attributes and signals -----------------------------------------------------------------------------
+
+    def attributes(self, examples: s.Examples) -> None:
+        for field in examples.fields:
+            self.attribute(field)
+
+    def signals(self, signals: s.Signals) -> None:
+        for field in signals.fields:
+            self.signal(field)
 
     def attribute(self, field: s.Field) -> None:
         if not self.new_term(field.name):
@@ -243,7 +241,7 @@ class _Schema:
                 bands.append(Band(part.name.text, _canonical(selectors)))
                 self.scope.band_spans[part.name.text] = part.name.span
         self.fractions(model)
-        self.scope.bands = tuple(bands)
+        self.scope.declare_bands(tuple(bands))
         for extra in model.semantics[1:]:
             self.faults.error("GW452", "`semantics` is given twice", extra.span)
         self.scope.semantics = model.semantics[0].value if model.semantics else "mask"
@@ -335,6 +333,18 @@ class _Schema:
             self.faults.error("GW454", "the greatest weight lies from 1 to 4", item.weight.span)
             return
         self.scope.ceiling = ceiling
+
+
+_DECLARE: dict[type, Callable[[_Schema, Any], None]] = {
+    s.Examples: _Schema.attributes,
+    s.Signals: _Schema.signals,
+    s.Let: _Schema.condition,
+    s.EntropyBand: _Schema.condition,
+    s.Model: _Schema.model,
+    s.Phases: _Schema.phases,
+    s.MaxWeight: _Schema.max_weight,
+}
+"""What takes in each kind of declaration; the others declare rules."""
 
 
 def _canonical(selectors: tuple[Selector, ...]) -> tuple[Selector, ...]:

@@ -31,23 +31,30 @@ _REPEATABLE = {"curriculum": {"before", "from", "in", "during", "reach"}}
 ClauseT = TypeVar("ClauseT", bound=s.Clause)
 
 
+_WORDS = {
+    s.When: "when",
+    s.Because: "because",
+    s.Route: "route",
+    s.Refuse: "refuse",
+    s.During: "during",
+    s.InPhase: "in",
+    s.AtMost: "at most",
+    s.Within: "within",
+    s.UnitOf: "unit",
+    s.Scale: "scale",
+    s.Approved: "approved",
+    s.Strength: "strength",
+    s.Drift: "drift",
+}
+
+
 def word_of(clause: s.Clause) -> str:
     """Return the word that a clause begins with."""
     match clause:
-        case s.Targets(verb):
-            return verb
-        case s.Timing(word):
+        case s.Targets(word) | s.Timing(word) | s.PrivacyNumber(word):
             return word
-        case s.PrivacyNumber(term):
-            return term
-        case s.AtMost():
-            return "at most"
-        case s.InPhase():
-            return "in"
-        case s.UnitOf():
-            return "unit"
         case _:
-            return type(clause).__name__.lower()
+            return _WORDS[clause.__class__]
 
 
 class Clauses:

@@ -28,18 +28,19 @@ def junction(op: str, terms: Sequence[Checked]) -> Checked:
     All terms hold where a conjunction does, so what any of them shows to be present is; where it does not
     hold, the first failing term shows what all terms before it do. Disjunction is the mirror image.
     """
-    every = _NOTHING
-    some: frozenset[str] | None = None
-    for term in terms:
+    every = some = signals = _NOTHING
+    for index, term in enumerate(terms):
         shows, mirror = (term.yes, term.no) if op == "and" else (term.no, term.yes)
-        failing = every | mirror
-        some = failing if some is None else some & failing
+        if index == 0:
+            some = mirror
+        elif some:
+            some &= every | mirror
         every |= shows
+        signals |= term.signals
     conditions = [term.condition for term in terms]
-    signals = _NOTHING.union(*(term.signals for term in terms))
     if op == "and":
-        return Checked(conjunction(*conditions), every, some or _NOTHING, signals)
-    return Checked(disjunction(*conditions), some or _NOTHING, every, signals)
+        return Checked(conjunction(*conditions), every, some, signals)
+    return Checked(disjunction(*conditions), some, every, signals)
 
 
 def conjunction(*terms: Condition) -> Condition:
@@ -53,6 +54,8 @@ def disjunction(*terms: Condition) -> Condition:
 
 
 def _joined(form: type[And] | type[Or], terms: Sequence[Condition], *, neutral: bool) -> Condition:
+    if len(terms) == 1:
+        return terms[0]
     kept: list[Condition] = []
     for term in terms:
         for x in term.terms if isinstance(term, form) else (term,):

@@ -90,10 +90,14 @@ class Scope:
     semantics: Semantics = "mask"
     ceiling: int = SCALE
     used: set[str] = field(default_factory=set)
+    band_names: tuple[str, ...] = field(init=False)
 
-    @property
-    def band_names(self) -> tuple[str, ...]:
-        return tuple(band.name for band in self.bands)
+    def __post_init__(self) -> None:
+        self.declare_bands(self.bands)
+
+    def declare_bands(self, bands: tuple[Band, ...]) -> None:
+        self.bands = bands
+        self.band_names = tuple(band.name for band in bands)
 
     def band(self, name: s.Name, also: tuple[str, ...] = ()) -> str | None:
         """Return the name of a declared band, or report that there is none.

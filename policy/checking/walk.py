@@ -53,14 +53,17 @@ class Measure:
 
     def __call__(self, node: Node) -> tuple[int, int]:
         """Return (number of nodes, number of levels)."""
-        parts = children(node)
-        if not parts:
+        parts = _PARTS.get(node.__class__)
+        if parts is None:
             return 1, 1
         known = self._known.get(id(node))
         if known:
             return known[1], known[2]
-        size, height = 1, 0
-        for part in parts:
+        size, height = 1, 1
+        for part in parts(node):
+            if part.__class__ not in _PARTS:
+                size += 1
+                continue
             size_below, height_below = self(part)
             size += size_below
             height = max(height, height_below)
