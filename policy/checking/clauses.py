@@ -31,7 +31,7 @@ _REPEATABLE = {"curriculum": {"before", "from", "in", "during", "reach"}}
 ClauseT = TypeVar("ClauseT", bound=s.Clause)
 
 
-_WORDS = {
+_WORDS: dict[type, str] = {
     s.When: "when",
     s.Because: "because",
     s.Route: "route",
@@ -46,15 +46,20 @@ _WORDS = {
     s.Strength: "strength",
     s.Drift: "drift",
 }
+"""The word that each clause of a class begins with; the words of other classes are in their clauses."""
 
 
 def word_of(clause: s.Clause) -> str:
     """Return the word that a clause begins with."""
-    match clause:
-        case s.Targets(word) | s.Timing(word) | s.PrivacyNumber(word):
-            return word
-        case _:
-            return _WORDS[clause.__class__]
+    word = _WORDS.get(clause.__class__)
+    if word is not None:
+        return word
+    if isinstance(clause, s.Targets):
+        return clause.verb
+    if isinstance(clause, s.Timing):
+        return clause.word
+    assert isinstance(clause, s.PrivacyNumber)
+    return clause.term
 
 
 class Clauses:
@@ -69,10 +74,12 @@ class Clauses:
     def _fitting(self) -> Iterator[s.Clause]:
         seen: dict[str, Span] = {}
         kind = self.rule.kind
+        allowed = ALLOWED[kind]
         for clause in self.rule.clauses:
-            word = word_of(clause)
-            key = f"{word} {clause.noun}" if isinstance(clause, s.AtMost) else word
-            if word not in ALLOWED[kind]:
+            word = key = word_of(clause)
+            if isinstance(clause, s.AtMost):
+                key = f"{word} {clause.noun}"
+            if word not in allowed:
                 self._misplaced(clause, word)
             elif key in seen and word not in _REPEATABLE.get(kind, ()):
                 help = (

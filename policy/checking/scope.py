@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -26,7 +25,7 @@ class Faults:
 
     found: list[Diagnostic] = field(default_factory=list)
     cascading: bool = False
-    _counts: Counter[str] = field(default_factory=Counter)
+    _counts: dict[str, int] = field(default_factory=lambda: {"error": 0, "warning": 0, "note": 0})
     _compared: int = 0
 
     def error(self, code: str, message: str, span: Span, help: str | None = None) -> None:

@@ -54,6 +54,7 @@ class Table:
     """The automaton as data. actions: by state and symbol, the state to go to, or -1 - the rule to reduce by.
 
     lexers: by state, an index into `patterns`. end: the state in which the start symbol is on top.
+    skipped: the pattern of what stands between tokens. terminals: the pattern of each.
     """
 
     start: int
@@ -62,6 +63,8 @@ class Table:
     actions: Sequence[Mapping[str, int]]
     lexers: Sequence[int]
     patterns: Sequence[Lexer]
+    skipped: str
+    terminals: Mapping[str, str]
 
 
 @frozen
@@ -78,11 +81,17 @@ class _Reduction:
     grows: bool
 
 
-_State: TypeAlias = tuple[Callable[[str, int], re.Match[str]], dict[str, dict[str, str]], dict[str, Any]]
-"""What finds the next token of a state, the terminals of single texts, and the actions of the state.
+_State: TypeAlias = tuple[Any, Any, dict[str, Any] | None]
+"""What finds the next token of a state, the terminals of single texts by group, and the actions of the state.
 
 An action is the state to go to, or the reduction to make first. The class tells which.
+
+Where there is but one terminal that may follow, and then perhaps but one again, there is a match of all of
+them, what they are and where they lead (`_Run`), and no actions.
 """
+
+_Run: TypeAlias = list[tuple[str, int]]
+"""Terminals that follow one another whatever the text, each with the state that it leads to."""
 
 _Jump: TypeAlias = tuple[int, Any, bool]
 """The state that a symbol leads to, its action on the terminal ahead, and whether it is the state below."""
@@ -98,6 +107,7 @@ class Automaton:
             {symbol: action if action >= 0 else reductions[-1 - action] for symbol, action in row.items()}
             for row in table.actions
         ]
+        self._terminals = {END, *table.terminals}
         self._states: list[_State | None] = [None] * len(table.actions)
         # Where symbols lead, by the state below and the terminal ahead: nothing else decides it.
         self._jumps: dict[tuple[int, str, str], _Jump] = {}
@@ -111,6 +121,14 @@ class Automaton:
         while True:
             match, words, actions = states[state] or self._state(state)
             found = match(text, position)
+            if actions is None:
+                if found is None:
+                    raise StuckError
+                for (kind, state), (start, ended) in zip(words, found.regs[1:], strict=True):
+                    frames.append((state, len(values), start))
+                    values.append((kind, text[start:ended], start, ended))
+                position = ended
+                continue
             kind = found.lastgroup
             if kind is not None:
                 start, position = found.span(kind)
@@ -165,10 +183,30 @@ class Automaton:
 
     def _state(self, state: int) -> _State:
         """Return what a state does; its pattern is compiled when first needed."""
-        pattern, words = self._table.patterns[self._table.lexers[state]]
-        match: Any = re.compile(pattern).match
-        made = self._states[state] = match, words, self._actions[state]
+        table = self._table
+        run = self._run(state)
+        made: _State
+        if run:
+            pattern = "".join(f"{table.skipped}({table.terminals[kind]})" for kind, _ in run)
+            made = re.compile(pattern).match, run, None
+        else:
+            pattern, words = table.patterns[table.lexers[state]]
+            made = re.compile(pattern).match, words, self._actions[state]
+        self._states[state] = made
         return made
+
+    def _run(self, state: int) -> _Run:
+        """Return the terminals that must follow in a state; none where there is a choice."""
+        run: _Run = []
+        while True:
+            actions = {kind: to for kind, to in self._actions[state].items() if kind in self._terminals}
+            if len(actions) != 1:
+                return run
+            ((kind, action),) = actions.items()
+            if isinstance(action, _Reduction):
+                return run
+            state = action
+            run.append((kind, state))
 
 
 def _reduction(rule: Rule, builder: type) -> _Reduction:

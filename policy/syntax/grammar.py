@@ -71,6 +71,8 @@ def table_data(grammar: str) -> dict[str, Any]:
         "start": order[start],
         "end": order[end],
         "rules": [_rule(rule) for rule in rules],
+        "skipped": _skipped(lark),
+        "terminals": {terminal.name: _regexp(terminal) for terminal in _read(lark)},
         "patterns": [json.loads(lexer) for lexer in lexers],
         "lexers": by_state,
         "actions": actions,
@@ -96,19 +98,38 @@ def _rule(rule: Any) -> list[Any]:
     return [str(rule.origin.name), len(rule.expansion), single, grows]
 
 
+def _read(lark: Lark) -> list[TerminalDef]:
+    """Return the terminals that are not skipped, by name."""
+    read = (terminal for terminal in lark.terminals if terminal.name not in lark.ignore_tokens)
+    return sorted(read, key=lambda terminal: terminal.name)
+
+
+def _skipped(lark: Lark) -> str:
+    """Return the pattern of what stands between tokens."""
+    ignored = sorted(_regexp(x) for x in lark.terminals if x.name in lark.ignore_tokens)
+    return f"(?:{'|'.join(ignored)})*+"
+
+
+def _regexp(terminal: TerminalDef) -> str:
+    regexp = terminal.pattern.to_regexp()
+    # INVARIANT: the groups of a pattern are its tokens.
+    assert re.compile(regexp).groups == 0, f"write (?: in {terminal.name}"
+    return regexp
+
+
 def _lexer(lark: Lark, lexer: BasicLexer) -> Lexer:
     """Return the pattern of what a state takes, and the terminals of the keywords and signs in it.
 
     Keywords are looked up among the words, so that a pattern need not try each. A word that is not among them
     where no name may stand is still a NAME: the state has no action for it.
     """
-    ignored, patterns, words, signs = [], {}, {}, {}
+    patterns, words, signs = {}, {}, {}
     for terminal in lexer.terminals:  # by priority, the longer first
-        text, regexp = terminal.pattern.value, terminal.pattern.to_regexp()
+        text = terminal.pattern.value
         if terminal.name in lexer.ignore_types:
-            ignored.append(regexp)
-        elif not isinstance(terminal.pattern, PatternStr):
-            patterns[terminal.name] = regexp
+            continue
+        if not isinstance(terminal.pattern, PatternStr):
+            patterns[terminal.name] = _regexp(terminal)
         elif text.isalpha():
             words[text] = terminal.name
         else:
@@ -120,7 +141,7 @@ def _lexer(lark: Lark, lexer: BasicLexer) -> Lexer:
         patterns[SIGN] = "|".join(map(re.escape, signs))
     groups = [f"(?P<{name}>{regexp})" for name, regexp in patterns.items()]
     # The empty alternative matches where nothing else does: at the end, or at a fault.
-    pattern = f"(?:{'|'.join(sorted(ignored))})*+(?:{'|'.join([*groups, ''])})"
+    pattern = f"{_skipped(lark)}(?:{'|'.join([*groups, ''])})"
     return pattern, {name: table for name, table in ((WORD, words), (SIGN, signs)) if table}
 
 

@@ -50,4 +50,13 @@ def table_of(data: dict[str, Any]) -> Table:
     """Return the table that its JSON form describes."""
     rules = [Rule(*rule) for rule in data["rules"]]
     patterns = [(pattern, words) for pattern, words in data["patterns"]]
-    return Table(data["start"], data["end"], rules, data["actions"], data["lexers"], patterns)
+    return Table(
+        data["start"],
+        data["end"],
+        rules,
+        data["actions"],
+        data["lexers"],
+        patterns,
+        data["skipped"],
+        data["terminals"],
+    )
