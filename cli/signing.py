@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from cryptography.x509 import Certificate
 
-    from gradwarden.runtime.ledger.keys import Signer
+    from gradwarden.runtime.ledger.keys import PublicKey, Signer
 
 MAX_PEM = 1_048_576
 """The longest file of certificates, in bytes."""
@@ -28,32 +28,45 @@ MAX_PEM = 1_048_576
 
 @frozen
 class KeyAccess:
-    """How to get at a private key: a passphrase for its file, or a command that signs in its place."""
+    """How to get at a private key: a passphrase for its file, or what signs in the place of a file.
+
+    command: a command line. token: the PKCS#11 URI of a key in a device, whose PIN the passphrase is.
+    """
 
     passphrase: bytes | None
     command: str | None
     seconds: float
+    token: str | None
 
     def signer(self, path: Path, *, witness: bool = False) -> Signer:
-        """Return the signer that a file names: a private key, or with a command the public key.
+        """Return the signer that a file names: a private key, or with a command or token the public key.
 
-        witness: whether the public key is a witness's. Raises KeyFileError, UsageError.
+        witness: whether the public key is a witness's. Raises KeyFileError, SigningError, UsageError.
         """
         from gradwarden.runtime.ledger.keys import PublicKey, Signer, WitnessKey
-        from gradwarden.runtime.ledger.outside_signer import CommandSigner
 
-        if self.command is None:
+        if self.command is None and self.token is None:
             return Signer.load(path, self.passphrase)
+        loaded = WitnessKey.load(path) if witness else PublicKey.load(path)
+        return self._outside(PublicKey(loaded.name, loaded.raw))
+
+    def _outside(self, public: PublicKey) -> Signer:
+        from gradwarden.runtime.ledger.outside_signer import CommandSigner
+        from gradwarden.runtime.ledger.token_signer import TokenSigner
+
+        if self.token is not None:
+            if self.command is not None:
+                raise click.UsageError("a key is in a device or behind a command: give one of the two")
+            return TokenSigner(public, self.token, self.passphrase)
         if self.passphrase is not None:
             raise click.UsageError("a passphrase opens a key file; with --signer-command there is none")
         try:
-            words = shlex.split(self.command)
+            words = shlex.split(self.command or "")
         except ValueError as error:
             raise click.UsageError(f"--signer-command cannot be read: {error}".lower()) from None
         if not words:
             raise click.UsageError("--signer-command names no command")
-        loaded = WitnessKey.load(path) if witness else PublicKey.load(path)
-        return CommandSigner(PublicKey(loaded.name, loaded.raw), words, self.seconds)
+        return CommandSigner(public, words, self.seconds)
 
 
 other_keys_option = click.option(
@@ -72,12 +85,19 @@ def signing_options(function: Callable[..., Any]) -> Callable[..., Any]:
         passphrase: bytes | None,
         signer_command: str | None,
         signer_timeout: float,
+        pkcs11: str | None,
         **kwargs: Any,
     ) -> Any:
-        return function(*args, access=KeyAccess(passphrase, signer_command, signer_timeout), **kwargs)
+        access = KeyAccess(passphrase, signer_command, signer_timeout, pkcs11)
+        return function(*args, access=access, **kwargs)
 
     decorated: Callable[..., Any] = passphrase_options(confirm=False)(wrapper)
     for option in (
+        click.option(
+            "--pkcs11",
+            metavar="URI",
+            help="Sign with a key in a device; the key given is the public one, a passphrase its PIN.",
+        ),
         click.option(
             "--signer-timeout",
             type=click.FloatRange(min=0, min_open=True),
