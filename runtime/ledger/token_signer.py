@@ -149,10 +149,10 @@ def make_token_key(uri: TokenUri, name: str, pin: bytes | None = None) -> Public
 
     Raises like `token_key`. A second pair of the same label makes the URI ambiguous: see `has_token_key`.
     """
-    from pkcs11 import Attribute, KeyType, Mechanism
-
     check_name(name)
     with _explained(uri), _open(uri, pin, write=True) as session:
+        from pkcs11 import Attribute, KeyType, Mechanism
+
         curve = session.create_domain_parameters(
             KeyType.EC_EDWARDS, {Attribute.EC_PARAMS: _EDWARDS25519}, local=True
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -9,6 +10,7 @@ from uuid import uuid4
 
 import pytest
 
+from gradwarden.runtime import Signer
 from gradwarden.runtime.errors import LedgerError, SigningError
 from gradwarden.runtime.ledger.chain import verify_chain
 from gradwarden.runtime.ledger.token_signer import (
@@ -122,3 +124,16 @@ def test_a_uri_that_does_not_name_a_key_is_refused(text: str, told: str) -> None
 def test_a_uri_is_read_as_its_specification_says() -> None:
     text = "pkcs11:token=The%20ward;id=%00%ff;serial=7a?pin-source=/run/pin&module-path=/m%3d.so"
     assert TokenUri.parse(text) == TokenUri("/m=.so", "The ward", "", b"\x00\xff", b"7a", "/run/pin")
+
+
+def test_a_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch, signer: Signer) -> None:
+    monkeypatch.setitem(sys.modules, "pkcs11.exceptions", None)
+    at = TokenUri.parse(softhsm.uri("run"))
+    for use in (
+        lambda: TokenSigner(signer.public, at, softhsm.PIN).sign(b"message"),
+        lambda: make_token_key(at, "run"),
+        lambda: token_key(at, "run"),
+    ):
+        with pytest.raises(SigningError) as refused:
+            use()
+        assert "gradwarden[pkcs11]" in (refused.value.help or "")
