@@ -475,7 +475,7 @@ def connect(index: Index) -> Any:
     except ImportError:
         raise TraceError("asking an index needs duckdb", help="pip install 'gradwarden[trace]'") from None
     # No extension is fetched or loaded: what reading Parquet takes is built in.
-    quiet = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
+    quiet: dict[str, Any] = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
     db = duckdb.connect(":memory:", config=quiet)
     for table, columns in TABLES.items():
         files = ", ".join(f"'{path.replace(chr(39), chr(39) * 2)}'" for path in index.paths(table))
