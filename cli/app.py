@@ -36,6 +36,7 @@ VERBS = {
     "revoke": "Declare that a key of a ledger signs no more.",
     "log": "Show, filter and follow the entries of a ledger.",
     "trace": "Say what shaped the model, what became of an example, what a rule refused.",
+    "report": "Write one HTML page about a run, made from its ledger.",
     "memorized": "Say what guards against memorization found in a run, or what it did with one text.",
     "proof": "Prove that a ledger has an entry, or that it only grew.",
     "verify-proof": "Check a proof offline, without the ledger.",

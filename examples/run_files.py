@@ -41,6 +41,10 @@ class RunFiles:
     def summary(self) -> Path:
         return self.folder / "summary.json"
 
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.html"
+
     def make_room(self) -> Path | None:
         """Create the folder; an earlier run in it is moved aside first, to the path that is returned."""
         moved = None

@@ -95,7 +95,7 @@ def command(
     known = [signature for signature in signatures if signature is not None]
     if trust.witnesses and not checkpoints:
         raise click.UsageError("witnesses vouch for a head that they cosigned: give it with --checkpoint")
-    verdict = _verify_ledger(ledger, trust, programs, checkpoints, checkpoint_weights, known, authority_files)
+    verdict = judge(ledger, trust, programs, checkpoints, checkpoint_weights, known, authority_files)
     if output_format == "json":
         emit_json(verdict.to_json())
     else:
@@ -103,7 +103,7 @@ def command(
     return int(not verdict.ok)
 
 
-def _verify_ledger(
+def judge(
     ledger: Path,
     trust: Trust,
     programs: Sequence[Program],
@@ -112,6 +112,11 @@ def _verify_ledger(
     signatures: Sequence[Signature],
     authority_files: Sequence[Path],
 ) -> Verdict:
+    """Verify a ledger, and compare it with heads and weights that were kept elsewhere.
+
+    checkpoints: notes with such heads. signatures: of the programs, as far as they are known.
+    authority_files: certificates by which time stamps beside heads are checked.
+    """
     from gradwarden.runtime.evidence.stamped import check_stamps
     from gradwarden.runtime.evidence.witnessed import compare_notes
     from gradwarden.runtime.verification.verify import verify_ledger

@@ -24,7 +24,7 @@ from examples.code_licences.model import PADDING, ByteGPT, GPTConfig, per_exampl
 from examples.code_licences.report import corpus_table, influence_table, restraint_table, sentences
 from examples.code_licences.settings import POLICY, Settings
 from examples.code_licences.tamper import demonstrate
-from examples.code_licences.verification import command_line, verify
+from examples.code_licences.verification import command_line, verify, write_report
 from examples.code_licences.windows import CorpusTooSmallError, Windows
 from examples.run_files import RunFiles
 from gradwarden.policy import Program, compile_policy, load_policy
@@ -180,6 +180,8 @@ def report(
     console.print(restraint_table(evidence, reasons))
     for line in lines:
         console.print(line, highlight=False)
+    write_report(files)
+    console.print(f"Open {files.report} in a browser to read all of this.", highlight=False, soft_wrap=True)
     console.print(
         f"Model, ledger, keys, manifest and summary are in {files.folder}.", highlight=False, soft_wrap=True
     )

@@ -24,6 +24,36 @@ def verify(files: RunFiles, ledger: Path | None = None) -> tuple[bool, str]:
     return done.returncode == 0, printed
 
 
+def write_report(files: RunFiles) -> bool:
+    """Write the run's report, with licences for groups; return whether its ledger holds.
+
+    Raises RuntimeError where no report could be made.
+    """
+    groups = [
+        "--groups",
+        str(files.folder / "manifest.jsonl"),
+        "--by",
+        "license",
+        "--secret",
+        str(files.secret),
+    ]
+    arguments = [
+        "report",
+        str(files.ledger),
+        "--key",
+        str(files.public_key),
+        *groups,
+        "-o",
+        str(files.report),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "gradwarden.cli", *arguments], capture_output=True, text=True, check=False
+    )
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"`gradwarden report` exited with {done.returncode}: {done.stderr.strip()}")
+    return done.returncode == 0
+
+
 def command_line(files: RunFiles, ledger: Path | None = None) -> str:
     """Return what a person would type for the same."""
     return " ".join(["gradwarden", *_arguments(files, ledger)])

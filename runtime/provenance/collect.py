@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from base64 import b64decode
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import count
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,6 @@ from gradwarden.runtime.ledger.entries import CANONICAL
 from gradwarden.runtime.ledger.lines import Part
 from gradwarden.runtime.ledger.numbering import Numbered
 from gradwarden.runtime.ledger.turns import Turns
-from gradwarden.runtime.provenance.tables import Tables
 
 Numbers: TypeAlias = npt.NDArray[np.int64]
 
@@ -37,6 +36,20 @@ EVENTS = frozenset(
 """Kinds of entries that are kept as they are."""
 
 
+NOTHING_SPENT = b'"privacy":{}'
+"""What stands in the outcome of a step that spent no privacy budget."""
+
+
+class Rows(Protocol):
+    """Takes rows of the tables of an index."""
+
+    def add(self, table: str, **columns: Sequence[Any] | npt.NDArray[Any]) -> None:
+        """Take rows: values by column, equally many of each."""
+
+    def add_row(self, table: str, **values: Any) -> None:
+        """Take one row; what is missing in it is null."""
+
+
 class ExampleNumbers:
     """Numbers commitments from 0 in the order in which a ledger first names them."""
 
@@ -44,6 +57,9 @@ class ExampleNumbers:
         self._given: defaultdict[bytes, int] = defaultdict(count().__next__)
         self._readers: dict[int, Numbers] = {}
         """The numbers for those that each reader gave."""
+
+    def __len__(self) -> int:
+        return len(self._given)
 
     def of(self, packed: bytes) -> Numbers:
         """Return the numbers of commitments that are joined."""
@@ -76,7 +92,7 @@ class _Intent:
 class Collector:
     """Writes the rows for the parts of one ledger, told in order."""
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, tables: Rows) -> None:
         self.examples = ExampleNumbers()
         self.opened: Mapping[str, Any] = {}
         self.steps = self.uses = 0
@@ -196,7 +212,10 @@ class Collector:
         examples = self.examples.of_numbered(turns.examples)
         committed = np.array(turns.committed, bool)
         self._use(np.repeat(numbers, turns.counts), examples, decisions, np.repeat(committed, turns.counts))
-        results = [{}] * len(numbers) if committed.all() else turns.results()
+        told = not committed.all() or turns.outcomes.count(NOTHING_SPENT) < len(numbers)
+        results = turns.results() if told else [{}] * len(numbers)
+        for result in results:
+            self._spend(result)
         why = {name: [result.get(name) for result in results] for name in ("gate", "reason", "detail")}
         self._tables.add(
             "steps",
@@ -226,6 +245,7 @@ class Collector:
         intent, self._intent = self._intent, None
         if intent is None:
             return
+        self._spend(told)
         body = intent.body
         decisions = np.array(body["decision"], np.intc)
         step = np.full(len(decisions), body["step"], np.int64)
@@ -237,6 +257,11 @@ class Collector:
             **{name: body[name] for name in ("step", "epoch", "today", "count", "verdict")},
             **{name: told.get(name) for name in ("gate", "reason", "detail")},
         )
+
+    def _spend(self, outcome: Mapping[str, Any]) -> None:
+        """Write what an outcome says of privacy budgets."""
+        for rule, spent in outcome.get("privacy", {}).items():
+            self._tables.add_row("spending", step=outcome["step"], rule=rule, **spent)
 
     def _use(
         self, step: Numbers, examples: Numbers, decisions: npt.NDArray[np.intc], taken: npt.NDArray[np.bool_]

@@ -5,6 +5,7 @@
     examples/part-0.parquet          numbers and commitments
     decisions/part-0.parquet, weights/…, rules/…      what was decided, and who had a part in it
     programs/…, policy_rules/…       what governed, from which step on
+    spending/…                       privacy budgets, step by step
     events/…                         all other entries that say something of the run
 
 Any engine that reads Parquet reads a table as it stands, `block` included. Numbers of examples, decisions and
@@ -59,6 +60,7 @@ TABLES: dict[str, dict[str, str]] = {
         "digest": "string",
     },
     "policy_rules": {"program": "int32", "rule": "string", "kind": "string", "because": "string"},
+    "spending": {"step": "int64", "rule": "string", "steps": "int64", "epsilon": "string"},
     "events": {"entry": "int64", "step": "int64", "kind": "string", "body": "string"},
 }
 """The columns of each table, and their types.
@@ -66,7 +68,7 @@ TABLES: dict[str, dict[str, str]] = {
 uses.learned: whether the model may have learned from it: the decision gave some band weight, and the step was
 committed or its outcome was lost in a crash. steps.outcome: `committed`, `refused`, `lost`, or `open` where
 the ledger ends with the intent. weights.weight: in millionths. rules.part: `rule` (it bore on the decision),
-`advisory`, `waived`, or an obligation.
+`advisory`, `waived`, or an obligation. spending: what a committed step says that privacy rules have spent.
 """
 
 PARTITIONED = frozenset({"uses", "steps"})

@@ -20,8 +20,8 @@ from tests.cli.conftest import Run
 
 PROMISED = [
     "init", "check", "fmt", "test", "explain", "plan", "prove", "calendar", "schema", "diff", "build", "map",
-    "keygen", "verify", "timestamp", "rotate", "revoke", "log", "trace", "memorized", "proof",
-    "verify-proof", "witness", "export", "attest", "verify-attestation", "lsp",
+    "keygen", "verify", "timestamp", "rotate", "revoke", "log", "trace", "report", "memorized",
+    "proof", "verify-proof", "witness", "export", "attest", "verify-attestation", "lsp",
 ]  # fmt: skip
 
 

@@ -1,0 +1,126 @@
+"""`gradwarden report`: one HTML page about a run, made from its ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gradwarden.cli.app import verb
+from gradwarden.cli.commands.verify import judge
+from gradwarden.cli.failures import InputError
+from gradwarden.cli.files import write_text
+from gradwarden.cli.options import FILE, trust_options
+from gradwarden.cli.output import emit_json, format_option, progress
+from gradwarden.cli.verdict import MEANINGS
+
+if TYPE_CHECKING:
+    from gradwarden.runtime.evidence.trust import Trust
+    from gradwarden.runtime.report.account import Account
+
+ENDINGS = (".jsonl", ".ndjson", ".csv")
+
+
+@verb("report")
+@click.argument("ledger", type=FILE)
+@trust_options
+@click.option(
+    "--checkpoint", "checkpoints", type=FILE, multiple=True, metavar="NOTE",
+    help="A signed head of this ledger, kept elsewhere or cosigned; repeatable.",
+)  # fmt: skip
+@click.option(
+    "--groups", type=FILE, metavar="MANIFEST", help="Who the examples are: JSONL or CSV with ids (with --by)."
+)
+@click.option("--by", metavar="ATTRIBUTE", help="The attribute of the manifest that names their groups.")
+@click.option("--secret", type=FILE, help="The run's secret for commitments: finds the examples of --groups.")
+@click.option("-o", "--output", type=FILE, required=True, metavar="HTML", help="The page to write.")
+@format_option("text", "json")
+def command(
+    ledger: Path,
+    checkpoints: tuple[Path, ...],
+    groups: Path | None,
+    by: str | None,
+    secret: Path | None,
+    output: Path,
+    output_format: str,
+    trust: Trust,
+) -> int:
+    """Write one HTML page about a run: what it was allowed to learn, and did.
+
+    The page has the run's summary, the weight that shaped each band over time, refusals by rule, what was
+    spent of privacy budgets, memorization events, and what `gradwarden verify` says of the ledger. It needs
+    no network and runs no script, and can be read on a phone, on paper and by a screen reader.
+
+    Who shaped a band is told by the `depth` rules that let them in. With a manifest, one of its attributes
+    and the run's secret it is told by groups of examples (a licence, a hospital); their names are then on the
+    page. Needs gradwarden[report].
+
+    \b
+    Examples:
+      gradwarden report run.ledger --key run.pub -o report.html
+      gradwarden report run.ledger --key run.pub --groups manifest.jsonl --by license --secret run.secret \\
+        -o report.html
+
+    \b
+    Exit status: 0 written, 1 written, and the ledger does not hold, 2 misuse or unreadable input.
+    """
+    if len({groups is None, by is None, secret is None}) > 1:
+        raise click.UsageError("groups are told by all of --groups, --by and --secret")
+    from gradwarden.runtime.report.page import render
+
+    verdict = judge(ledger, trust, (), checkpoints, None, (), ())
+    if verdict.status == "TAMPERED":
+        raise InputError(
+            f"no report is made of `{ledger}`, which was altered: what it says means nothing",
+            help="`gradwarden verify` says where",
+        )
+    names = None if groups is None or by is None else _read_groups(groups, by)
+    account = _account(ledger, names, secret)
+    write_text(output, render(account, verdict.to_json(), MEANINGS[verdict.status]))
+    if output_format == "json":
+        emit_json({"ok": verdict.ok, "status": verdict.status, "output": str(output)})
+    else:
+        click.echo(f"wrote {output}: {account.steps:,} steps; the ledger is {verdict.status}")
+    return int(not verdict.ok)
+
+
+def _account(ledger: Path, names: Mapping[str, str] | None, secret: Path | None) -> Account:
+    """Add up a ledger. names: the group of each id."""
+    from gradwarden.runtime.commitments import Committer
+    from gradwarden.runtime.ledger.chain import Listener, verify_chain
+    from gradwarden.runtime.report.account import Accountant, grouped
+
+    found = None if names is None or secret is None else grouped(names, Committer.load(secret))
+    accountant: Accountant | None = None
+
+    def listen() -> Listener:
+        nonlocal accountant
+        accountant = Accountant(found)
+        return accountant.accept
+
+    total = ledger.stat().st_size
+    with progress(f"reading {ledger.name}", total, "bytes"):
+        verify_chain(ledger, (), listen)
+    assert accountant is not None, "verify_chain has asked for a listener"
+    return accountant.finish()
+
+
+def _read_groups(path: Path, by: str) -> dict[str, str]:
+    """Return the group of each id in a manifest. Raises InputError."""
+    import csv
+    import json
+
+    if path.suffix not in ENDINGS:
+        raise InputError(f"`{path}`: groups are read from JSONL or CSV", help=f"one of {', '.join(ENDINGS)}")
+    names: dict[str, str] = {}
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        try:
+            records: Any = csv.DictReader(file) if path.suffix == ".csv" else map(json.loads, file)
+            for record in records:
+                names[str(record["id"])] = str(record[by])
+        except (ValueError, KeyError, TypeError, csv.Error, RecursionError) as error:
+            what = f"lacks {error}" if isinstance(error, KeyError) else "is no such record"
+            raise InputError(f"`{path}`: record {len(names) + 1:,} {what}") from None
+    return names

@@ -1,0 +1,90 @@
+"""`gradwarden report`: one page about a run, whatever state its ledger is in."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gradwarden.runtime.commitments import Committer
+from gradwarden.runtime.ledger.keys import Signer
+from gradwarden.runtime.ledger.ledger import Ledger
+from tests.cli.conftest import OPENED, Run, committed, decision, step
+
+pytest.importorskip("jinja2")
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def ledger(here: Path, signer: Signer) -> Path:
+    """Two steps of `a` and `b`, not sealed."""
+    signer.public.save(here / "run.pub")
+    Committer.load_or_create(here / "run.secret")
+    committer = Committer.load(here / "run.secret")
+    with Ledger.open(here / "run.ledger", signer, durability="os", origin="gradwarden/test") as ledger:
+        ledger.append("opened", {**OPENED, "keys": [signer.public.vkey]})
+        ledger.append("decisions", {"decisions": [decision(0, "admit", "open")]})
+        packed = b64encode(committer.commit("a") + committer.commit("b")).decode()
+        for number in range(2):
+            ledger.append("step", {**step(number, 0, 0), "commitments": packed})
+            ledger.append("committed", committed(number))
+    return here / "run.ledger"
+
+
+def test_a_page_is_written_and_says_that_the_ledger_does_not_hold(run: Run, ledger: Path, here: Path) -> None:
+    """There is no program in it, so that no decision can be made again."""
+    result = run("report", ledger, "--key", "run.pub", "-o", "report.html")
+    assert result.exit_code == 1
+    assert "the ledger is VIOLATION" in result.stdout
+    page = (here / "report.html").read_text()
+    assert "VIOLATION" in page
+    assert "open" in page
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("who.csv", "id,owner\na,Ann & Co\nb,Bob\n"),
+        ("who.jsonl", '{"id": "a", "owner": "Ann & Co"}\n{"id": "b", "owner": "Bob"}\n'),
+    ],
+)
+def test_examples_are_told_by_their_groups(
+    run: Run, ledger: Path, here: Path, name: str, content: str
+) -> None:
+    (here / name).write_text(content)
+    arguments = ["--groups", name, "--by", "owner", "--secret", "run.secret"]
+    result = run("report", ledger, "--key", "run.pub", "-o", "r.html", *arguments, "--format", "json")
+    assert json.loads(result.stdout)["output"] == "r.html"
+    page = (here / "r.html").read_text()
+    assert "Ann &amp; Co" in page
+    assert page.count("50.00%") >= 4
+
+
+def test_no_page_is_made_of_an_altered_ledger(run: Run, ledger: Path, here: Path) -> None:
+    content = ledger.read_bytes()
+    ledger.write_bytes(content.replace(b'"epoch":0', b'"epoch":1', 1))
+    result = run("report", ledger, "--key", "run.pub", "-o", "r.html")
+    assert (result.exit_code, (here / "r.html").exists()) == (2, False)
+    assert "which was altered" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--groups", "who.csv"],
+        ["--groups", "who.csv", "--by", "nobody", "--secret", "run.secret"],
+        ["--groups", "who.parquet", "--by", "owner", "--secret", "run.secret"],
+        ["--groups", "broken.jsonl", "--by", "owner", "--secret", "run.secret"],
+    ],
+)
+def test_groups_that_cannot_be_read_are_told(
+    run: Run, ledger: Path, here: Path, arguments: list[str]
+) -> None:
+    (here / "who.csv").write_text("id,owner\na,Ann\n")
+    (here / "broken.jsonl").write_text('{"id": "a", "owner": "Ann"}\nnot json\n')
+    result = run("report", ledger, "--key", "run.pub", "-o", "r.html", *arguments)
+    assert (result.exit_code, (here / "r.html").exists()) == (2, False)
