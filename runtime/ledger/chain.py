@@ -181,11 +181,11 @@ def _lines(file: BinaryIO, tail: bytearray, progress: Callable[[int, int], None]
 
 
 def _chain_findings(links: Links, tail: bytes) -> Iterator[Finding]:
+    if links.unknown_head is not None:
+        yield _finding(links.unknown_head)
     if links.fault is not None:
         yield _finding(links.fault)
         return
-    if links.unknown_head is not None:
-        yield _finding(links.unknown_head)
     if tail and links.stage is Stage.CLOSED:
         yield Finding(
             "after_seal", links.size, "bytes follow the end of a sealed ledger", offset=links.offset
@@ -212,7 +212,8 @@ def _sidecar_findings(links: Links, sidecar: Sidecar | None) -> Iterator[Finding
         return
     trust = sidecar.trust(links.authority.signers_of(head.size))
     if trust == "bad_signature" or (trust == "unknown_key" and links.signed_size):
-        yield Finding("sidecar_signature", head.size, "the head beside the ledger is not signed by its key")
+        message = "the head beside the ledger is not signed by its key"
+        yield Finding("sidecar_signature", min(head.size, links.size), message)
     elif links.size <= head.size:
         if links.fault is None:
             message = f"the ledger ends after {links.size} entries; a signed head speaks of {head.size}"

@@ -11,10 +11,13 @@ from enum import Enum, auto
 from hashlib import sha256
 from typing import Any
 
+import orjson
+
 from gradwarden.runtime.errors import NoteError
 from gradwarden.runtime.ledger.authority import Authority, UnauthorisedError
 from gradwarden.runtime.ledger.blocks import Block
 from gradwarden.runtime.ledger.entries import (
+    CANONICAL,
     HEAD,
     LANDMARKS,
     OPENING,
@@ -24,6 +27,7 @@ from gradwarden.runtime.ledger.entries import (
     SEALED,
     ZERO_HASH,
     MalformedLineError,
+    compose,
     decode,
 )
 from gradwarden.runtime.ledger.key_changes import Revocation, parse_change
@@ -73,7 +77,7 @@ class Links:
         self.watch = watch
         self.watched: bytes | None = None
         self._line_before = 0
-        self._doubtful: tuple[bytes, str, dict[str, Any]] | None = None
+        self._doubtful: tuple[str, dict[str, Any]] | None = None
 
     @property
     def size(self) -> int:
@@ -95,7 +99,7 @@ class Links:
             self._stop("wrong_index", f"an entry with the index {found} stands in the place of {index}")
             return None
         if prev != self.prev:
-            self._doubtful = (line, kind, body)
+            self._doubtful = (kind, body)
             self._stop("wrong_link", "the entry does not link to the one before")
             return None
         if index == self.watch:
@@ -153,13 +157,15 @@ class Links:
     def settle(self, successor: bytes | None) -> None:
         """After a fault, blame the right entry of a broken link by looking at the line that follows.
 
-        Where the successor links to the entry in hand, or a verified head denies the entries before it, the
-        entry before was altered; otherwise the entry in hand was.
+        The link of the entry in hand was changed where the successor links to the entry as it would be with
+        the right link, or where it is a signed head over the entries before it. Otherwise the entry before is
+        named: it was altered, or both were.
         """
         if self._doubtful is None or self.size == 0 or self.fault is None:
             return
-        line, kind, body = self._doubtful
-        if not self._head_fits(body) if kind == HEAD else _links_to(successor, line):
+        kind, body = self._doubtful
+        mended = compose(kind, self.size, self.prev, orjson.dumps(body, option=CANONICAL))
+        if not (_links_to(successor, mended) or (kind == HEAD and self._head_fits(body))):
             self.fault = Fault(
                 "altered",
                 self.size - 1,

@@ -149,7 +149,7 @@ class RunReplay:
         """Yield what is wrong, given how far the chain holds."""
         if self._first is not None:
             yield self._first
-        elif self._in_force is None and chain.size:
+        elif self._in_force is None and chain.sealed:
             yield Finding("program_damaged", chain.size - 1, "the ledger holds no complete program")
         elif chain.sealed and self._history.pending is not None:
             step = self._history.pending.step

@@ -397,6 +397,26 @@ def test_an_unsealed_run_is_incomplete_and_its_violations_are_found_all_the_same
     assert run.forge(change).status == "VIOLATION"
 
 
+def test_a_run_that_has_just_begun_is_incomplete(run):
+    report = run.forge(lambda entries: entries[:1], target="begun")
+    assert (report.status, [finding.code for finding in report.findings]) == ("INCOMPLETE", ["not_sealed"])
+
+    def sealed(entries):
+        return [entries[0], ("sealed", {"steps": 0, "committed": 0, "refused": 0, "examples": 0})]
+
+    assert [finding.code for finding in run.forge(sealed, target="empty").findings] == ["program_damaged"]
+
+
+def test_of_a_program_that_was_tampered_with_nothing_else_is_said(run):
+    content = run.path().read_bytes()
+    run.path("forged").write_bytes(content.replace(b'"kind":"program"', b'"kind":"programs"', 1))
+    report = run.verify("forged")
+    assert (report.status, [(f.index, f.code) for f in report.findings]) == (
+        "TAMPERED",
+        [(1, "unknown_kind")],
+    )
+
+
 def test_a_violation_does_not_hide_tampering(run):
     run.forge(heavier)
     path = run.path("forged")

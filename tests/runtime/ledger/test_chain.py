@@ -175,6 +175,40 @@ def test_a_broken_link_is_blamed_on_its_own_entry(copy: Path, signer: Signer) ->
         assert (report.first_bad, report.findings[0].code) == (index, "wrong_link")
 
 
+def test_where_two_entries_were_changed_the_first_is_named(copy: Path, signer: Signer) -> None:
+    lines = lines_of(copy)
+    for index in range(1, 7):
+        changed = list(lines)
+        for place in (index, index + 1):
+            _, kind, prev, body = decode(lines[place])
+            name = "steps" if kind == "sealed" else "step"
+            changed[place] = compose(kind, place, prev, encode_body(kind, {**body, name: 77}))
+        for cut in (len(lines), index + 2):  # whether or not an entry follows
+            report = check(write(copy, changed[:cut]), signer)
+            assert (report.status, report.first_bad, report.findings[0].code) == (
+                "TAMPERED",
+                index,
+                "altered",
+            )
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_head_by_a_stranger_is_named_where_more_is_wrong_behind_it(
+    path: Path, cases: Any, signer: Signer, other: Signer, number: int
+) -> None:
+    cases.build(path, signer, steps=1, seal=False)
+    Ledger.open(path, signer).close()
+    Ledger.open(path, signer).close(cases.seal)
+    Path(f"{path}.head").unlink()
+    lines = lines_of(path)
+    at = [index for index, line in enumerate(lines) if decode(line)[1] == "head"][number]
+    head = Checkpoint(check(path, signer).origin or "", at, tree_root(map(leaf_hash, lines[:at])))
+    note = encode_body("head", {"note": sign_note(head.text(), [other])})
+    lines[at] = compose("head", at, leaf_hash(lines[at - 1]).hex(), note)
+    report = check(write(path, relinked(lines, at + 1)), signer)
+    assert (report.status, report.first_bad, report.findings[0].code) == ("TAMPERED", at, "unknown_key")
+
+
 def test_missing_added_and_swapped_lines_are_located(copy: Path, signer: Signer) -> None:
     lines = lines_of(copy)
     for index in range(1, 8):

@@ -257,6 +257,18 @@ def _renamed(place: Checkpoint, old: Signer) -> tuple[KeyChange, tuple[Signer, .
     return Rotation(place, old.public, alias.public), (old, alias)
 
 
+def test_a_cut_before_the_hand_over_is_located(path: Path, cases: Any, signer: Signer, other: Signer) -> None:
+    """The head beside the ledger is by a key that what is left does not know."""
+    cases.build(path, signer, steps=1, seal=False)
+    lines = path.read_bytes()
+    ledger = Ledger.open(path, signer)
+    ledger.rotate(other)
+    write_steps(ledger, cases, range(1, 3))
+    ledger.close(cases.seal)
+    path.write_bytes(lines)
+    assert fault(check(path, signer)) == ("TAMPERED", lines.count(b"\n"), "sidecar_signature")
+
+
 @pytest.mark.parametrize(("code", "forge"), FORGERIES.values(), ids=FORGERIES)
 def test_a_forged_hand_over_is_located(
     rotated: Path, signer: Signer, other: Signer, third: Signer, code: str, forge: Any
