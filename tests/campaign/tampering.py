@@ -175,7 +175,8 @@ def first_error(report: VerifyReport) -> Finding:
 def first_change(old: bytes, new: bytes) -> int:
     """Return the index of the first line in which two files differ."""
     pairs = zip(old.split(b"\n"), new.split(b"\n"), strict=False)
-    return next((index for index, (one, other) in enumerate(pairs) if one != other), new.count(b"\n"))
+    ends = min(old.count(b"\n"), new.count(b"\n"))
+    return next((index for index, (one, other) in enumerate(pairs) if one != other), ends)
 
 
 def last_place(base: Genuine, content: bytes, sidecar: bytes | None, changed: int) -> int:
