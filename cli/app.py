@@ -28,6 +28,7 @@ VERBS = {
     "schema": "Export the expected metadata as JSON Schema or Croissant, or check a description.",
     "diff": "Say what a new policy lets a model learn that an old one did not.",
     "build": "Compile a policy to the program that runs, and sign it.",
+    "approve": "Sign a compiled program, beside others who have.",
     "map": "Derive a model map from a live module.",
     "keygen": "Make an Ed25519 key pair.",
     "verify": "Check a ledger, offline, and replay its decisions.",

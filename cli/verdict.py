@@ -116,6 +116,10 @@ class Verdict:
         codes = {finding.code for finding in self.findings}
         if self.policy_given and facts.get("decisions_replayed") and "policy_mismatch" not in codes:
             yield "the run was governed by what was given (--policy)"
+        for approval in facts.get("approvals", ()):
+            if approval["signed_by"]:
+                named = f"`{approval['name']}` version {approval['version']}"
+                yield printable(f"the policy {named} was signed by {', '.join(approval['signed_by'])}")
         for signature in self.signatures:
             if signature.signers:
                 yield f"the program's signature by {', '.join(signature.signers)}"

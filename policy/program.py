@@ -12,7 +12,7 @@ order of rules nor the order of files changes a program's digest.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -446,6 +446,11 @@ class Program:
         from gradwarden.policy.program_json import program_digest
 
         return program_digest(self)
+
+    def unbound(self) -> Program:
+        """Return the program as it was before a model map was bound to it."""
+        bands = tuple(replace(band, parameters=()) for band in self.bands)
+        return replace(self, bands=bands, model_map="")
 
     def to_json(self) -> str:
         """Return the canonical JSON form (RFC 8785)."""

@@ -53,7 +53,7 @@ from gradwarden.runtime.gates import (
 from gradwarden.runtime.history import read_history
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.ledger import Ledger
-from gradwarden.runtime.ledger.program_signature import demand_signature
+from gradwarden.runtime.ledger.program_signature import Approvers
 from gradwarden.runtime.loss_scaling import LossScaling
 from gradwarden.runtime.maintenance import Maintainer, Standing
 from gradwarden.runtime.masks import Engine, LayerRules, make_engine
@@ -103,8 +103,8 @@ class Governor:
     reference_losses, clusters, measure_every: for the signals that the governor measures itself
     (`gradwarden.policy.known_signals`): the loss of a model that never saw the example, by id; which
     examples are copies of one text, by id; how many steps come to one in which depth is measured.
-    trusted: where keys are given, the program must be signed by one of them, as it is passed here.
-    signature: the content of its `.note` (`gradwarden build --sign`).
+    trusted: where keys are given, every program must be signed by `signers` of them, as it is passed here.
+    signature: the content of its `.note` (`gradwarden build --sign`), which the ledger keeps.
 
     `epoch` is the caller's to advance. Raises MaskError for a model that cannot be masked exactly,
     PrivacyError for privacy terms that cannot be met, NoteError for a program that no trusted key signed,
@@ -135,6 +135,7 @@ class Governor:
         clusters: Mapping[str, str] | None = None,
         measure_every: int = 16,
         trusted: Sequence[PublicKey] = (),
+        signers: int = 1,
         signature: bytes | None = None,
     ) -> None:
         for name, value in (("normaliser", normaliser), ("clip norm", clip_norm)):
@@ -159,8 +160,9 @@ class Governor:
         self._expiries = ExpiryWatch()
 
         def join() -> None:
-            if trusted:
-                demand_signature(program, signature, trusted)
+            self._approvers = Approvers(tuple(trusted), signers)
+            self._approvers.demand(program, signature)
+            self._signature = signature
             self.scaling = LossScaling(scaler, optimizer, private=bool(privacy_rules(program)))
             noising = (noise_seed, clipping, secure_noise)
             self._attach(program, ledger, privacy, secret, noising, dataset, clusters)
@@ -245,7 +247,8 @@ class Governor:
         history = read_history(self.ledger.path, self.ledger.entries_on_open)
         if history.opened is None:
             self.maintainer.check(self.program, self.parameters)
-            self.recorder.open(self.program, self._terms.opening(self.ledger, self.engine.name))
+            terms = self._terms.opening(self.ledger, self.engine.name)
+            self.recorder.open(self.program, terms, self._signature)
             return (0, 0, 0, 0), None
         history.resume()
         self._terms.check_against(history.opened)
@@ -253,7 +256,7 @@ class Governor:
         self.budgets.resume(history.private_steps)
         # Not the digest: a crash may have cut off the text of the very program that the ledger names.
         if history.program_text != self.program.to_json():
-            self.recorder.change_policy(self.program, history.next_step)
+            self.recorder.change_policy(self.program, history.next_step, self._signature)
             history.change_anchors()
         counts = (history.next_step, history.committed, history.refused, history.example_count)
         return counts, Standing(history.anchors, history.former_anchors)
@@ -453,13 +456,14 @@ class Governor:
 
     # --- the run -------------------------------------------------------------------------------------------
 
-    def change_policy(self, program: Program) -> None:
+    def change_policy(self, program: Program, signature: bytes | None = None) -> None:
         """Put another program in force from the next step on; what was decided before stays as it was.
 
-        The terms of privacy rules cannot change within a run: a budget is kept or it is none. Raises like
-        the constructor; then the old program stays in force.
+        The terms of privacy rules cannot change within a run: a budget is kept or it is none. signature: as
+        the constructor's, of this program. Raises like the constructor; then the old program stays in force.
         """
         self.check_idle("the policy cannot change")
+        self._approvers.demand(program, signature)
         self.reduction.rest()
         bound = bind_model(program, self.model, self.optimizer)
         self.budgets.check_same_terms(bound.program)
@@ -477,7 +481,7 @@ class Governor:
         self.measures.follow(self.program, self.model)
         self.budgets.adopt(bound.program)
         self.starvation = StarvationGuard(self.program.starvation)
-        self.recorder.change_policy(self.program, self.next_step)
+        self.recorder.change_policy(self.program, self.next_step, signature)
         self.maintainer.enter(self.next_step)
         self.roster.change_program(self.program)
 

@@ -48,8 +48,11 @@ class Recorder:
         self._intent: int | None = None
         self._numbers: dict[tuple[Any, ...], int] = {}
 
-    def open(self, program: Program, facts: Mapping[str, Any]) -> None:
-        """Record the start of a run: what it runs under. `facts` are the run's own fields of `opened`."""
+    def open(self, program: Program, facts: Mapping[str, Any], signature: bytes | None = None) -> None:
+        """Record the start of a run: what it runs under. `facts` are the run's own fields of `opened`.
+
+        signature: the signed note of the program, which is kept; None where it has none.
+        """
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self._ledger.append(
             "opened",
@@ -63,21 +66,23 @@ class Recorder:
                 **facts,
             },
         )
-        self.program(program)
+        self._program(program, signature)
 
-    def change_policy(self, program: Program, step: int) -> None:
-        """Record that another program is in force from `step` on."""
+    def change_policy(self, program: Program, step: int, signature: bytes | None = None) -> None:
+        """Record that another program is in force from `step` on. signature: as of `open`."""
         self._numbers.clear()
         self._ledger.append("policy_changed", {"policy": _identity(program), "step": step})
-        self.program(program)
+        self._program(program, signature)
 
-    def program(self, program: Program) -> None:
+    def _program(self, program: Program, signature: bytes | None) -> None:
         text = program.to_json()
         chunks = [text[at : at + PROGRAM_CHUNK] for at in range(0, len(text), PROGRAM_CHUNK)]
         for part, chunk in enumerate(chunks):
             self._ledger.append(
                 "program", {"digest": program.digest, "part": part, "parts": len(chunks), "text": chunk}
             )
+        if signature is not None:
+            self._ledger.append("approved", {"note": signature.decode()})
 
     def classes(self, classes: Sequence[Mapping[str, Any]]) -> None:
         """Record newly seen decision classes (`{id, bits}` or `{id, problems}`)."""

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from gradwarden.runtime.ledger.entries import Entry
 
 KINDS = (
-    "opened", "program", "classes", "decisions", "examples", "step", "committed", "refused", "anchored",
-    "maintained", "starved", "expired", "policy_changed", "checkpoint", "resumed", "sealed", "rotated",
-    "revoked", "head",
+    "opened", "program", "approved", "classes", "decisions", "examples", "step", "committed", "refused",
+    "anchored", "maintained", "starved", "expired", "policy_changed", "checkpoint", "resumed", "sealed",
+    "rotated", "revoked", "head",
 )  # fmt: skip
 
 POLL_SECONDS = 0.2
@@ -292,9 +292,22 @@ def _key_change(body: dict[str, Any], told: str) -> str:
     return told.format(change.revoked.name, change.by.name, change.reason)
 
 
+def _signatures(note: str) -> str:
+    """Name who has signed a program, as its note says."""
+    from gradwarden.runtime.errors import NoteError
+    from gradwarden.runtime.ledger.note import parse_note
+
+    try:
+        names = [line.name for line in parse_note(note.encode()).signatures]
+    except NoteError:
+        return "not a signed note"
+    return f"signed as {', '.join(names)}"
+
+
 _CONTENTS = {
     "opened": _opened,
     "program": lambda body: f"part {body['part'] + 1} of {body['parts']}, sha256 {body['digest'][:12]}",
+    "approved": lambda body: _signatures(body["note"]),
     "classes": lambda body: f"{len(body['classes'])} decision classes",
     "examples": lambda body: f"commitments, part {body['part'] + 1}",
     "decisions": lambda body: f"{len(body['decisions'])} decisions",

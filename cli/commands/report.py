@@ -70,7 +70,7 @@ def command(
         raise click.UsageError("groups are told by all of --groups, --by and --secret")
     from gradwarden.runtime.report.page import render
 
-    verdict = judge(ledger, trust, (), checkpoints, None, (), ())
+    verdict = judge(ledger, trust, checkpoints=checkpoints)
     if verdict.status == "TAMPERED":
         raise InputError(
             f"no report is made of `{ledger}`, which was altered: what it says means nothing",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gradwarden.policy.program import Program
     from gradwarden.runtime.evidence.trust import Trust
     from gradwarden.runtime.ledger.keys import PublicKey
+    from gradwarden.runtime.ledger.program_signature import Approvers
 
 
 @verb("verify")
@@ -31,6 +32,14 @@ if TYPE_CHECKING:
     help="What must have governed the run: a program or a policy; repeatable, for a policy that was changed.",
 )  # fmt: skip
 @click.option("--model-map", type=FILE, help="Bind the policy to this model before comparing.")
+@click.option(
+    "--policy-key", "approver_files", type=FILE, multiple=True, metavar="PUB",
+    help="The public key of somebody who must have signed every policy of the run; repeatable.",
+)  # fmt: skip
+@click.option(
+    "--policy-signers", type=click.IntRange(min=1), metavar="N",
+    help="How many of them are enough; all by default.",
+)  # fmt: skip
 @click.option(
     "--checkpoint", "checkpoints", type=FILE, multiple=True, metavar="NOTE",
     help="A signed head of this ledger, kept elsewhere or cosigned; repeatable.",
@@ -47,6 +56,8 @@ def command(
     ledger: Path,
     policies: tuple[Path, ...],
     model_map: Path | None,
+    approver_files: tuple[Path, ...],
+    policy_signers: int | None,
     checkpoints: tuple[Path, ...],
     checkpoint_weights: Path | None,
     authority_files: tuple[Path, ...],
@@ -62,7 +73,8 @@ def command(
     holds is taken at its word. With --checkpoint, a head that was archived, published or cosigned, a ledger
     that was rewritten by a holder of its key is found out too. With --witness such a head must be cosigned
     by that witness (`gradwarden witness`), and cover all that is signed. With --tsa the time stamps of the
-    heads given, and of the one beside the ledger, must hold (`gradwarden timestamp`).
+    heads given, and of the one beside the ledger, must hold (`gradwarden timestamp`). With --policy-key every
+    program must have been signed by those keys (`gradwarden approve`) before a step was taken under it.
 
     Given a compiled program instead of a ledger, its signature (PROGRAM.json.note) is checked.
 
@@ -78,6 +90,7 @@ def command(
       gradwarden verify run.ledger --key run.pub --checkpoint cosigned.note --witness witness.pub
       gradwarden verify run.ledger --trust auditors.trust --checkpoint cosigned.note
       gradwarden verify run.ledger --key run.pub --checkpoint kept.note --tsa authority.pem
+      gradwarden verify run.ledger --key run.pub --policy-key officer.pub --policy-key owner.pub
       gradwarden verify clinical.json --key release.pub
 
     \b
@@ -87,7 +100,7 @@ def command(
         raise click.UsageError("--model-map says how to bind the --policy, and there is none")
     keys = trust.keys
     if ledger.suffix == ".json":
-        if policies or checkpoints or checkpoint_weights or authority_files:
+        if policies or checkpoints or checkpoint_weights or authority_files or approver_files:
             raise click.UsageError(f"`{ledger}` is a program: only its signature is checked")
         return _verify_program(ledger, keys, output_format)
     programs = [load_program(policy, model_map) for policy in policies]
@@ -95,7 +108,16 @@ def command(
     known = [signature for signature in signatures if signature is not None]
     if trust.witnesses and not checkpoints:
         raise click.UsageError("witnesses vouch for a head that they cosigned: give it with --checkpoint")
-    verdict = judge(ledger, trust, programs, checkpoints, checkpoint_weights, known, authority_files)
+    verdict = judge(
+        ledger,
+        trust,
+        programs=programs,
+        approvers=_approvers(approver_files, policy_signers),
+        checkpoints=checkpoints,
+        weights=checkpoint_weights,
+        signatures=known,
+        authority_files=authority_files,
+    )
     if output_format == "json":
         emit_json(verdict.to_json())
     else:
@@ -106,19 +128,23 @@ def command(
 def judge(
     ledger: Path,
     trust: Trust,
-    programs: Sequence[Program],
-    checkpoints: Sequence[Path],
-    weights: Path | None,
-    signatures: Sequence[Signature],
-    authority_files: Sequence[Path],
+    *,
+    programs: Sequence[Program] = (),
+    approvers: Approvers | None = None,
+    checkpoints: Sequence[Path] = (),
+    weights: Path | None = None,
+    signatures: Sequence[Signature] = (),
+    authority_files: Sequence[Path] = (),
 ) -> Verdict:
     """Verify a ledger, and compare it with heads and weights that were kept elsewhere.
 
+    programs, approvers: what must have governed the run, and who must have signed it; see `verify_ledger`.
     checkpoints: notes with such heads. signatures: of the programs, as far as they are known.
     authority_files: certificates by which time stamps beside heads are checked.
     """
     from gradwarden.runtime.evidence.stamped import check_stamps
     from gradwarden.runtime.evidence.witnessed import compare_notes
+    from gradwarden.runtime.ledger.program_signature import NOBODY
     from gradwarden.runtime.verification.verify import verify_ledger
 
     paths = [*checkpoints, *_stamped(ledger, checkpoints, authority_files)]
@@ -129,7 +155,12 @@ def judge(
             pass  # a file that cannot be read is told before the ledger is gone through
     with progress(f"verifying {ledger.name}", ledger.stat().st_size, "bytes") as advance:
         report = verify_ledger(
-            ledger, trust.keys, program=programs, weights=weights, progress=_steps(advance)
+            ledger,
+            trust.keys,
+            program=programs,
+            approvers=approvers or NOBODY,
+            weights=weights,
+            progress=_steps(advance),
         )
     known = compare_notes(ledger, notes, trust, report.facts)
     pairs = list(zip(paths, notes, strict=True)) if authorities else []
@@ -150,6 +181,17 @@ def judge(
         weights=weights,
         signatures=tuple(signatures),
     )
+
+
+def _approvers(files: Sequence[Path], needed: int | None) -> Approvers:
+    """Return who must have signed the policies of a run."""
+    from gradwarden.runtime.ledger.keys import PublicKey
+    from gradwarden.runtime.ledger.program_signature import Approvers
+
+    if needed is not None and not files:
+        raise click.UsageError("--policy-signers counts signatures by --policy-key, and there is none")
+    keys = tuple(PublicKey.load(path) for path in files)
+    return Approvers(keys, needed or len({key.raw for key in keys}) or 1)
 
 
 def _stamped(ledger: Path, checkpoints: Sequence[Path], authority_files: Sequence[Path]) -> list[Path]:

@@ -7,17 +7,19 @@ The signature of `PROGRAM.json` stands beside it in `PROGRAM.json.note`, a C2SP 
     sha256 6f3c…
 
 so that it covers the name and version that a person reads as well as the digest of the bytes that run.
+Several people can sign one note, each with a key of their own: a policy that k of n must approve.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from gradwarden.policy.program import Program
 from gradwarden.runtime.errors import NoteError
 from gradwarden.runtime.ledger.keys import PublicKey, Signer
-from gradwarden.runtime.ledger.note import open_note, sign_note
+from gradwarden.runtime.ledger.note import NoteSignature, UnverifiedNote, open_note, parse_note, sign_note
 
 MAX_NOTE_BYTES = 1 << 16
 
@@ -37,26 +39,79 @@ def sign_program(program: Program, signers: Iterable[Signer]) -> str:
     return sign_note(note_text(program), signers)
 
 
+def add_signature(program: Program, note: bytes, signer: Signer) -> bytes:
+    """Return a program's note with one more signature, in the place of an earlier one by the same key.
+
+    Signatures by others are kept as they are, unchecked. Raises NoteError where it is another program's note.
+    """
+    parsed = parse_note(_bounded(note))
+    _check_text(parsed.text, program)
+    own = NoteSignature(signer.name, signer.public.key_id, signer.sign(parsed.text.encode()))
+    others = [line for line in parsed.signatures if (line.name, line.key_id) != (own.name, own.key_id)]
+    return UnverifiedNote(parsed.text, (*others, own)).encode()
+
+
 def check_signature(program: Program, note: bytes, keys: Sequence[PublicKey]) -> tuple[PublicKey, ...]:
     """Return the keys whose signature of the program holds; at least one.
 
     Raises NoteError where the note is malformed, none of the keys signed it, a signature is bad, or it is the
     signature of another program.
     """
-    if len(note) > MAX_NOTE_BYTES:
-        raise NoteError(f"a program's signature has at most {MAX_NOTE_BYTES:,} bytes")
-    verified = open_note(note, keys)
-    if verified.text != note_text(program):
-        raise NoteError(f"the signature is not of this program, `{program.name}` version {program.version}")
+    verified = open_note(_bounded(note), keys)
+    _check_text(verified.text, program)
     return verified.keys
 
 
-def demand_signature(program: Program, note: bytes | None, keys: Sequence[PublicKey]) -> None:
-    """Raise NoteError unless one of the keys signed the program. note: its signature, None: it has none."""
-    if note is None:
-        names = ", ".join(f"`{key.name}`" for key in keys)
-        raise NoteError(
-            f"the program `{program.name}` version {program.version} is not signed; trusted are {names}",
-            help="sign it with `gradwarden build POLICY -o PROGRAM.json --sign KEY`, and give its `.note`",
-        )
-    check_signature(program, note, keys)
+@dataclass(frozen=True, slots=True)
+class Approvers:
+    """Who must have signed a program: `needed` of `keys`. Keys with the same bytes count as one signer.
+
+    Raises NoteError where there are not so many of them.
+    """
+
+    keys: tuple[PublicKey, ...] = ()
+    needed: int = 1
+
+    def __post_init__(self) -> None:
+        distinct = len({key.raw for key in self.keys})
+        if self.keys and not 1 <= self.needed <= distinct:
+            raise NoteError(
+                f"{self.needed} of {distinct} keys cannot sign a program",
+                help="ask for at least 1 signer, and for at most as many as there are keys",
+            )
+
+    def enough(self, signed: Iterable[PublicKey]) -> bool:
+        """Return whether so many have signed."""
+        return not self.keys or len({key.raw for key in signed}) >= self.needed
+
+    def demand(self, program: Program, note: bytes | None) -> None:
+        """Raise NoteError unless enough of the keys, where there are any, signed the program.
+
+        note: None where it has none.
+        """
+        if not self.keys:
+            return
+        help = "sign it with `gradwarden build POLICY -o PROGRAM.json --sign KEY`, and give its `.note`"
+        described = f"the program `{program.name}` version {program.version}"
+        if note is None:
+            names = ", ".join(f"`{key.name}`" for key in self.keys)
+            raise NoteError(f"{described} is not signed; trusted are {names}", help=help)
+        signed = check_signature(program, note, self.keys)
+        if not self.enough(signed):
+            names = ", ".join(f"`{key.name}`" for key in signed)
+            raise NoteError(f"{described} is signed by {names}, and {self.needed} must sign it", help=help)
+
+
+NOBODY = Approvers()
+"""Asks for no signature."""
+
+
+def _bounded(note: bytes) -> bytes:
+    if len(note) > MAX_NOTE_BYTES:
+        raise NoteError(f"a program's signature has at most {MAX_NOTE_BYTES:,} bytes")
+    return note
+
+
+def _check_text(text: str, program: Program) -> None:
+    if text != note_text(program):
+        raise NoteError(f"the signature is not of this program, `{program.name}` version {program.version}")

@@ -254,6 +254,7 @@ _RESUMED: dict[str, Shape] = {
 SHAPES: dict[str, Shape] = {
     "opened": partial(_record, _OPENED),
     "program": partial(_record, _PROGRAM),
+    "approved": partial(_record, {"note": _text}),
     "classes": partial(_record, {"classes": partial(_list, _decision_class)}),
     "decisions": partial(_record, {"decisions": partial(_list, _decision)}),
     "examples": _examples,

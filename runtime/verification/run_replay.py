@@ -3,15 +3,16 @@
 A run replays where each step's decisions are what the program in force gives for the recorded inputs, its
 exposures and spent budgets are what earlier entries add up to, and its outcome is one that its decisions
 allow. The first entry that does not fit is named (`Finding.code`): `policy_mismatch` (another policy than
-the one given), `program_damaged`, `wrong_classes`, `wrong_step`, `wrong_decision`, `wrong_exposures`,
-`wrong_budget`, `wrong_anchor`, `wrong_drift`, `wrong_outcome`, `wrong_totals`.
+the one given), `program_damaged`, `unapproved_policy`, `wrong_approval`, `wrong_classes`, `wrong_step`,
+`wrong_decision`, `wrong_exposures`, `wrong_budget`, `wrong_anchor`, `wrong_drift`, `wrong_outcome`,
+`wrong_totals`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from math import inf
 from operator import or_
@@ -26,9 +27,11 @@ from gradwarden.runtime.history import History, PendingStep, bands_of
 from gradwarden.runtime.ledger.chain import ChainReport, Finding
 from gradwarden.runtime.ledger.entries import Entry
 from gradwarden.runtime.ledger.lines import Part
+from gradwarden.runtime.ledger.program_signature import NOBODY, Approvers
 from gradwarden.runtime.ledger.turns import Turns
 from gradwarden.runtime.privacy.accounting import privacy_rules
 from gradwarden.runtime.recorder import decision_body
+from gradwarden.runtime.verification.approval_audit import ApprovalAudit
 from gradwarden.runtime.verification.budget_audit import BudgetAudit
 from gradwarden.runtime.verification.drift_measure import AnchoredBand
 from gradwarden.runtime.verification.example_audit import ExampleAudit, Numbers
@@ -77,11 +80,13 @@ class _WithoutExamples(History):
 class RunReplay:
     """Recomputes a run from its entries; stops judging at the first violation.
 
-    expected: the programs that it may have been governed by; any where none are given.
+    expected: the programs that it may have been governed by; any where none are given. approvers: who must
+    have signed them.
     """
 
-    def __init__(self, expected: Sequence[Program]) -> None:
+    def __init__(self, expected: Sequence[Program], approvers: Approvers = NOBODY) -> None:
         self._expected = tuple(expected)
+        self._approvals = ApprovalAudit(approvers)
         self._examples = ExampleAudit()
         self._history = _WithoutExamples()
         self._in_force: _InForce | None = None
@@ -118,6 +123,8 @@ class RunReplay:
         """
         force, history = self._in_force, self._history
         if self._first is not None or history.pending is not None or force is None or not force.plain:
+            return False
+        if self._approvals.due:
             return False
         stretch = judge_stretch(
             turns, history.next_step, self._declared, force.replayer, force.outcomes, self._agree
@@ -165,6 +172,7 @@ class RunReplay:
         return {
             "run": opened.get("run"),
             "policy": opened.get("policy"),
+            "approvals": self._approvals.facts(),
             "engine": opened.get("engine"),
             "bands": opened.get("bands"),
             "steps": history.next_step,
@@ -205,6 +213,8 @@ class RunReplay:
                 self._check_decisions(body)
             case "program":
                 self._check_program(body)
+            case "approved":
+                self._approvals.approve(body["note"])
             case "opened":
                 self._audit = BudgetAudit(body["privacy"], body["normaliser"])
                 self._clip_norm = inf if body["clip_norm"] is None else number(body["clip_norm"])
@@ -223,6 +233,7 @@ class RunReplay:
 
     def _replace_program(self, policy: Mapping[str, Any]) -> None:
         self._policy = policy
+        self._approvals.take_program(None)
         self._in_force = None
         self._forget_numbers()
 
@@ -250,6 +261,7 @@ class RunReplay:
         self._check_expected(program)
         self._audit.check_terms(program)
         self._maintained.take_program(program)
+        self._approvals.take_program(program)
         self._in_force = _InForce(
             Replayer(program),
             OutcomeAudit(program, self._clip_norm),
@@ -269,7 +281,7 @@ class RunReplay:
         """Check that a program in force is one of those given; one without a model map fits any binding."""
         if not self._expected:
             return
-        unbound = _unbound(program)
+        unbound = program.unbound()
         given = [expected.digest for expected in self._expected]
         if not {program.digest, unbound.digest} & set(given):
             raise ViolationError(
@@ -310,6 +322,7 @@ class RunReplay:
             )
         if body["step"] != due:
             raise ViolationError("wrong_step", f"step {body['step']} comes where step {due} was due")
+        self._approvals.check_step(due)
         self._maintained.check_step(due)
 
     def _check_part(self, body: Mapping[str, Any]) -> None:
@@ -425,9 +438,3 @@ class RunReplay:
             )
         if history.pending is not None:
             raise ViolationError("wrong_outcome", f"step {history.pending.step} has no outcome")
-
-
-def _unbound(program: Program) -> Program:
-    """Return a program as it was before a model map was bound to it."""
-    bands = tuple(replace(band, parameters=()) for band in program.bands)
-    return replace(program, bands=bands, model_map="")

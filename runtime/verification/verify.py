@@ -17,6 +17,7 @@ from gradwarden.runtime.digests import file_digest
 from gradwarden.runtime.ledger.chain import ChainReport, Finding, Listener, verify_chain
 from gradwarden.runtime.ledger.key_changes import KeyChange, Rotation
 from gradwarden.runtime.ledger.keys import PublicKey
+from gradwarden.runtime.ledger.program_signature import NOBODY, Approvers
 from gradwarden.runtime.verification.drift_measure import measure
 from gradwarden.runtime.verification.run_replay import RunReplay
 
@@ -40,6 +41,7 @@ def verify_ledger(
     keys: Sequence[PublicKey],
     *,
     program: Program | Sequence[Program] | None = None,
+    approvers: Approvers = NOBODY,
     weights: Path | None = None,
     decisions: bool = True,
     progress: Callable[[int, int], None] | None = None,
@@ -47,7 +49,8 @@ def verify_ledger(
     """Verify a ledger.
 
     program: what the run must have been governed by, bound to a model or not; several where the policy
-    changed during the run; None: what the ledger holds is taken at its word. weights: a checkpoint file that
+    changed during the run; None: what the ledger holds is taken at its word. approvers: who must have signed
+    each program before a step was taken under it. weights: a checkpoint file that
     the ledger must name last; how far its maintained bands are from the anchors beside the ledger is
     measured. decisions: whether to replay them. progress: called with (bytes done, bytes in
     all).
@@ -59,7 +62,7 @@ def verify_ledger(
 
     def listen() -> Listener:
         nonlocal replay
-        replay = RunReplay(expected)
+        replay = RunReplay(expected, approvers)
         return replay.accept
 
     chain = verify_chain(path, keys, listen if decisions else None, progress)

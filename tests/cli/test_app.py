@@ -19,9 +19,9 @@ from gradwarden.cli.app import VERBS, cli
 from tests.cli.conftest import Run
 
 PROMISED = [
-    "init", "check", "fmt", "test", "explain", "plan", "prove", "calendar", "schema", "diff", "build", "map",
-    "keygen", "verify", "timestamp", "rotate", "revoke", "log", "trace", "report", "memorized",
-    "proof", "verify-proof", "witness", "export", "attest", "verify-attestation", "lsp",
+    "init", "check", "fmt", "test", "explain", "plan", "prove", "calendar", "schema", "diff", "build",
+    "approve", "map", "keygen", "verify", "timestamp", "rotate", "revoke", "log", "trace", "report",
+    "memorized", "proof", "verify-proof", "witness", "export", "attest", "verify-attestation", "lsp",
 ]  # fmt: skip
 
 

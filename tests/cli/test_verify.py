@@ -47,7 +47,8 @@ def program(here: Path) -> Program:
 def record(here: Path, program: Program, signer: Signer) -> Record:
     """Record a run of a few steps as a governor would, and return its ledger.
 
-    lie: what to record of a step in place of the truth, given its number and its `step` body.
+    lie: what to record of a step in place of the truth, given its number and its `step` body. signature: of
+    the program.
     """
     signer.public.save(here / "run.pub")
 
@@ -56,6 +57,7 @@ def record(here: Path, program: Program, signer: Signer) -> Record:
         sealed: bool = True,
         lie: Callable[[int, dict[str, object]], None] | None = None,
         weights: bytes = b"weights",
+        signature: bytes | None = None,
     ) -> Path:
         (here / "weights.bin").write_bytes(weights)
         path = here / "run.ledger"
@@ -83,6 +85,7 @@ def record(here: Path, program: Program, signer: Signer) -> Record:
                 "secret_commitment": committer.secret_commitment,
                 "privacy": [],
             },
+            signature,
         )
         admission = Admission(program)
         rows = admission.add(EXAMPLES)
@@ -338,6 +341,42 @@ def test_the_signature_of_a_program(run: Run, record: Record, here: Path, signer
     assert (swapped.exit_code, swapped.stdout.split()[0]) == (1, "UNTRUSTED")
     (here / "other.json.note").unlink()
     assert run("verify", "other.json", "--key", "run.pub").exit_code == 2
+
+
+def test_who_must_have_signed_the_policy_is_the_verifiers_to_say(
+    run: Run, record: Record, here: Path
+) -> None:
+    for name in ("officer", "owner"):
+        run("keygen", name)
+    run("build", "governed.policy", "-o", "governed.json", "--sign", "officer.key")
+    assert "has the signature by `owner`" in run("approve", "governed.json", "--sign", "owner.key").stdout
+    both = (here / "governed.json.note").read_bytes()
+    ledger = record(signature=both)
+    demands = ("--policy-key", "officer.pub", "--policy-key", "owner.pub")
+    status, document = verify(run, ledger, *demands)
+    assert status == 0
+    assert "the policy `sample` version 2 was signed by officer, owner" in document["checked"]  # type: ignore[operator]
+    assert "signed as officer, owner" in run("log", ledger, "--kind", "approved").stdout
+
+    ledger.unlink()
+    (here / "run.ledger.head").unlink()
+    (here / "governed.json.note").unlink()
+    run("approve", "governed.json", "--sign", "owner.key")
+    ledger = record(signature=(here / "governed.json.note").read_bytes())
+    assert verify(run, ledger, *demands)[0] == 1
+    assert verify(run, ledger, *demands, "--policy-signers", 1)[0] == 0
+
+
+def test_what_cannot_be_approved(run: Run, program: Program, here: Path) -> None:
+    run("keygen", "owner")
+    run("build", "governed.policy", "-o", "governed.json")
+    assert "no compiled program" in run("approve", "governed.policy", "--sign", "owner.key").stderr
+    (here / "governed.json.note").write_text("another thing\n\n— owner AAAAAAA=\n")
+    refused = run("approve", "governed.json", "--sign", "owner.key")
+    assert (refused.exit_code, "is not of this program" in refused.stderr) == (2, True)
+    assert (here / "governed.json.note").read_text().startswith("another thing")
+    assert run("verify", "governed.json", "--key", "owner.pub", "--policy-key", "owner.pub").exit_code == 2
+    assert run("verify", "x.ledger", "--key", "owner.pub", "--policy-signers", "1").exit_code == 2
 
 
 def test_verifying_never_imports_torch(run: Run, record: Record) -> None:

@@ -86,6 +86,7 @@ class Cases:
         problems = {"id": 2, "problems": [["licence", "missing"]]}
         return {
             "program": [{"digest": ZERO, "part": 0, "parts": 1, "text": '{"é":"\u2028\\"\n\x7f"}'}],
+            "approved": [{"note": "gradwarden program\n\n— owner AAAAAAA=\n"}],
             "classes": [{"classes": [{"id": 1, "bits": "0f"}, problems]}, {"classes": []}],
             "decisions": [{"decisions": [self.decision(), self.decision(1, "refuse")]}, {"decisions": []}],
             "examples": [{"step": 1, "part": 0, "commitments": b64encode(bytes(64)).decode()}],
