@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from base64 import b64decode
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import count
 from typing import Any, Protocol, TypeAlias
 
@@ -43,7 +43,7 @@ NOTHING_SPENT = b'"privacy":{}'
 class Rows(Protocol):
     """Takes rows of the tables of an index."""
 
-    def add(self, table: str, **columns: Sequence[Any] | npt.NDArray[Any]) -> None:
+    def add(self, table: str, **columns: Any) -> None:
         """Take rows: values by column, equally many of each."""
 
     def add_row(self, table: str, **values: Any) -> None:

@@ -75,9 +75,13 @@ class Index:
         """Bytes that the ledger has grown since."""
         return self.ledger.stat().st_size - self.end
 
-    def paths(self, table: str) -> list[str]:
-        """Return the files of a table."""
-        return [str(self.folder / file.path) for file in self.files if file.path.startswith(f"{table}/")]
+    def paths(self, table: str, blocks: range | None = None) -> list[str]:
+        """Return the files of a table; of one that is partitioned, of some blocks only."""
+        return [
+            str(self.folder / file.path)
+            for file in self.files
+            if file.path.startswith(f"{table}/") and (blocks is None or _block(file.path) in blocks)
+        ]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -272,6 +276,11 @@ def _parse(ledger: Path, folder: Path, told: Any) -> Index:
         raise ValueError
     values = {name: told[name] for name in (*_TEXTS, *_NUMBERS)}
     return Index(ledger=ledger, folder=folder, bands=tuple(told["bands"]), files=tuple(files), **values)
+
+
+def _block(path: str) -> int:
+    """Return the block of a file of a table that is partitioned."""
+    return int(path.split("/")[1].removeprefix("block="))
 
 
 def _within(path: str) -> bool:

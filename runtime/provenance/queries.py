@@ -9,7 +9,7 @@ that, by training twice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, TypeAlias
@@ -20,8 +20,8 @@ from gradwarden.policy.errors import did_you_mean
 from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import SCALE
 from gradwarden.runtime.errors import TraceError
+from gradwarden.runtime.provenance import tables
 from gradwarden.runtime.provenance.index import Index
-from gradwarden.runtime.provenance.tables import TABLES
 
 Steps: TypeAlias = tuple[int, int | None]
 """The first step and the last, None for all that follow."""
@@ -179,23 +179,25 @@ class Queries:
         """Return what shaped a band between two steps, both included. Raises TraceError for an unknown."""
         self._known(band, "band", "SELECT DISTINCT band FROM weights")
         rows = self._all(
-            """
-            SELECT lower(hex(commitment)), uses, weight, first, last, count(*) OVER (), sum(uses) OVER (),
-                   sum(weight) OVER ()
-            FROM (
-                SELECT example, count(*) AS uses, sum(weight) AS weight, min(step) AS first, max(step) AS last
-                FROM uses JOIN weights USING (decision)
-                WHERE learned AND step BETWEEN ? AND ? AND band = ? AND weight > 0
-                GROUP BY example
-            ) JOIN examples USING (example) ORDER BY weight DESC, example LIMIT ?
+            f"""
+            WITH given AS (
+                SELECT example, sum(uses) AS uses, sum(uses * weight::DOUBLE) AS weight,
+                       min(first) AS first, max(last) AS last
+                FROM ({self._in(steps)}) JOIN weights USING (decision)
+                WHERE learned AND band = ? AND weight > 0 GROUP BY example
+            ), heaviest AS (SELECT * FROM given ORDER BY weight DESC, example LIMIT ?)
+            SELECT lower(hex(commitment)), uses, weight, first, last,
+                   (SELECT count(*) FROM given), (SELECT sum(uses) FROM given),
+                   (SELECT sum(weight) FROM given)
+            FROM heaviest JOIN examples USING (example) ORDER BY weight DESC, example
             """,
-            [*_bounds(steps), band, top],
+            [band, top],
         )
         if not rows:
             return BandTrace(band, steps, 0, 0, 0.0, ())
         *_, examples, uses, whole = rows[0]
         shapers = [
-            Shaper(commitment, count, weight / SCALE, weight / int(whole), first, last)
+            Shaper(commitment, int(count), weight / SCALE, weight / int(whole), first, last)
             for commitment, count, weight, first, last, *_ in rows
         ]
         return BandTrace(band, steps, examples, int(uses), int(whole) / SCALE, tuple(shapers))
@@ -255,30 +257,27 @@ class Queries:
     def rule(self, rule: str, steps: Steps = (0, None), top: int = 20) -> RuleTrace:
         """Return what a rule did, and why it is there. Raises TraceError for a rule that nothing names."""
         self._know_rule(rule)
-        bounds = _bounds(steps)
         parts = self._all(
-            """
-            SELECT program, part, verdict, count(*), count(DISTINCT example), min(step), max(step)
-            FROM uses JOIN (SELECT * FROM rules WHERE rule = ?) USING (decision)
-            JOIN decisions USING (decision)
-            WHERE step BETWEEN ? AND ? GROUP BY ALL ORDER BY ALL
+            f"""
+            SELECT program, part, verdict, sum(uses)::BIGINT, count(DISTINCT example), min(first), max(last)
+            FROM ({self._in(steps)}) JOIN (SELECT * FROM rules WHERE rule = ?) USING (decision)
+            JOIN decisions USING (decision) GROUP BY ALL ORDER BY ALL
             """,
-            [rule, *bounds],
+            [rule],
         )
         stopped = self._all(
             f"""
-            SELECT lower(hex(commitment)), uses, first, last, named, count(*) OVER (), sum(uses) OVER ()
-            FROM (
-                SELECT example, count(*) AS uses, min(step) AS first, max(step) AS last,
-                       list_sort(list_distinct(flatten(list(named)))) AS named
-                FROM uses JOIN ({_STOPS}) USING (decision)
-                JOIN (SELECT decision, list(rule) AS named FROM rules WHERE part = 'rule' GROUP BY ALL)
-                USING (decision)
-                WHERE step BETWEEN ? AND ? GROUP BY example
-            ) JOIN examples USING (example) ORDER BY uses DESC, example LIMIT ?
+            WITH stopped AS (
+                SELECT example, sum(uses)::BIGINT AS uses, min(first) AS first, max(last) AS last
+                FROM ({self._in(steps)}) JOIN ({_STOPS}) USING (decision) GROUP BY example
+            ), most AS (SELECT * FROM stopped ORDER BY uses DESC, example LIMIT ?)
+            SELECT lower(hex(commitment)), uses, first, last, example,
+                   (SELECT count(*) FROM stopped), (SELECT sum(uses) FROM stopped)
+            FROM most JOIN examples USING (example) ORDER BY uses DESC, example
             """,
-            [rule, *bounds, top],
+            [rule, top],
         )
+        named = self._rules_with(rule, steps, [row[4] for row in stopped])
         return RuleTrace(
             rule,
             tuple(self._policies(rule)),
@@ -286,8 +285,8 @@ class Queries:
             stopped[0][5] if stopped else 0,
             int(stopped[0][6]) if stopped else 0,
             tuple(
-                Stopped(commitment, uses, first, last, tuple(named))
-                for commitment, uses, first, last, named, *_ in stopped
+                Stopped(commitment, uses, first, last, named[example])
+                for commitment, uses, first, last, example, *_ in stopped
             ),
             tuple(self._expirations(rule)),
         )
@@ -298,27 +297,28 @@ class Queries:
         rows = self._all(
             f"""
             WITH stopped AS (
-                SELECT example, min(step) AS stop FROM uses JOIN ({_STOPS}) USING (decision) GROUP BY example
+                SELECT example, min(first) AS stop FROM sums JOIN ({_STOPS}) USING (decision) GROUP BY example
             )
-            SELECT example, stop, decision, count(*), min(step), max(step), count(*) FILTER (step > stop)
-            FROM uses JOIN stopped USING (example) WHERE learned GROUP BY ALL ORDER BY example, decision
+            SELECT example, stop, decision, sum(uses)::BIGINT, min(first), max(last)
+            FROM sums JOIN stopped USING (example) WHERE learned GROUP BY ALL ORDER BY example, decision
             """,
             [rule],
         )
         [[stopped]] = self._all(
-            f"SELECT count(DISTINCT example) FROM uses JOIN ({_STOPS}) USING (decision)", [rule]
+            f"SELECT count(DISTINCT example) FROM sums JOIN ({_STOPS}) USING (decision)", [rule]
         )
         weights, _ = self._declared({row[2] for row in rows})
         found: dict[int, list[Any]] = {}
         taken: dict[str, int] = dict.fromkeys(self.index.bands, 0)
-        for example, stop, decision, uses, first, last, later in rows:
-            own = found.setdefault(example, [stop, 0, first, last, 0, dict.fromkeys(taken, 0)])
-            own[1:5] = own[1] + uses, min(own[2], first), max(own[3], last), own[4] + later
+        for example, stop, decision, uses, first, last in rows:
+            own = found.setdefault(example, [stop, 0, first, last, dict.fromkeys(taken, 0)])
+            own[1:4] = own[1] + uses, min(own[2], first), max(own[3], last)
             for band, weight in weights[decision].items():
-                own[5][band] = own[5].get(band, 0) + uses * weight
+                own[4][band] = own[4].get(band, 0) + uses * weight
                 taken[band] = taken.get(band, 0) + uses * weight
-        heaviest = sorted(found, key=lambda example: (-sum(found[example][5].values()), example))[:top]
+        heaviest = sorted(found, key=lambda example: (-sum(found[example][4].values()), example))[:top]
         names = self._commitments(heaviest)
+        later = self._later({example: found[example][0] for example in heaviest})
         first = min((own[2] for own in found.values()), default=None)
         whole = self._totals()
         return FootprintTrace(
@@ -330,9 +330,9 @@ class Queries:
             {band: weight / whole[band] if whole.get(band) else 0.0 for band, weight in taken.items()},
             tuple(self._checkpoints(first)),
             tuple(
-                Footprint(names[example], stop, uses, first, last, later, _whole(own))
+                Footprint(names[example], stop, uses, first, last, later[example], _whole(own))
                 for example in heaviest
-                for stop, uses, first, last, later, own in [found[example]]
+                for stop, uses, first, last, own in [found[example]]
             ),
         )
 
@@ -349,14 +349,14 @@ class Queries:
             chosen = "SELECT DISTINCT example FROM examples JOIN chosen USING (commitment)"
         [[examples, uses]] = self._all(
             f"""
-            SELECT count(DISTINCT example), count(*) FROM uses SEMI JOIN ({chosen}) USING (example)
-            WHERE learned
+            SELECT count(DISTINCT example), coalesce(sum(uses), 0)::BIGINT
+            FROM sums SEMI JOIN ({chosen}) USING (example) WHERE learned
             """
         )
         rows = self._all(
             f"""
             SELECT band, sum(n * weight) FROM (
-                SELECT decision, count(*) AS n FROM uses SEMI JOIN ({chosen}) USING (example)
+                SELECT decision, sum(uses) AS n FROM sums SEMI JOIN ({chosen}) USING (example)
                 WHERE learned GROUP BY decision
             ) JOIN weights USING (decision) GROUP BY band
             """
@@ -369,7 +369,7 @@ class Queries:
         rows = self._all(
             """
             SELECT commitment FROM examples
-            SEMI JOIN (SELECT example FROM uses WHERE learned) USING (example)
+            SEMI JOIN (SELECT example FROM sums WHERE learned) USING (example)
             """
         )
         return {bytes(row[0]) for row in rows} & set(commitments)
@@ -379,6 +379,48 @@ class Queries:
         return self._records("SELECT first_step, name, version, digest FROM programs ORDER BY program")
 
     # --- parts of answers ----------------------------------------------------------------------------------
+
+    def _in(self, steps: Steps) -> str:
+        """Return a query for all uses in some steps, summed as far as whole blocks lie within."""
+        size, end = tables.BLOCK, self.index.steps
+        first, last = steps[0], LAST_STEP if steps[1] is None else steps[1]
+        stop = -(-end // size) if last >= end - 1 else (last + 1) // size
+        whole = range(-(-first // size), stop)
+        parts = ["SELECT example, decision, learned, uses, first, last FROM sums WHERE false"]
+        if inside := self.index.paths("sums", whole):
+            parts.append(
+                f"SELECT example, decision, learned, uses, first, last FROM read_parquet({_listed(inside)})"
+            )
+        touched = range(first // size, min(last, end) // size + 1)
+        ends = [block for block in touched if block not in whole]
+        if edges := [path for block in ends for path in self.index.paths("uses", range(block, block + 1))]:
+            parts.append(
+                "SELECT example, decision, learned, 1 AS uses, step AS first, step AS last "
+                f"FROM read_parquet({_listed(edges)}) WHERE step BETWEEN {first:d} AND {last:d}"
+            )
+        return " UNION ALL ".join(parts)
+
+    def _rules_with(self, rule: str, steps: Steps, examples: Sequence[int]) -> dict[int, tuple[str, ...]]:
+        """Return all rules that bore on the decisions by which a rule stopped some examples."""
+        found: dict[int, set[str]] = {example: set() for example in examples}
+        rows = self._all(
+            f"""
+            SELECT DISTINCT example, rules.rule FROM ({self._in(steps)}) JOIN ({_STOPS}) USING (decision)
+            JOIN rules USING (decision) WHERE rules.part = 'rule' AND example IN ({_numbers(examples)})
+            """,
+            [rule],
+        )
+        for example, one in rows:
+            found[example].add(one)
+        return {example: tuple(sorted(names)) for example, names in found.items()}
+
+    def _later(self, stops: dict[int, int]) -> dict[int, int]:
+        """Return how often each of some examples was learned from after a step of its own."""
+        rows = self._all(f"SELECT example, step FROM uses WHERE learned AND example IN ({_numbers(stops)})")
+        counts = dict.fromkeys(stops, 0)
+        for example, step in rows:
+            counts[example] += step > stops[example]
+        return counts
 
     def _all(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         rows: list[tuple[Any, ...]] = self._db.execute(query, list(values)).fetchall()
@@ -417,17 +459,15 @@ class Queries:
         rows = self._all(
             """
             SELECT band, sum(n * weight) FROM (
-                SELECT decision, count(*) AS n FROM uses WHERE learned GROUP BY decision
+                SELECT decision, sum(uses) AS n FROM sums WHERE learned GROUP BY decision
             ) JOIN weights USING (decision) GROUP BY band
             """
         )
         return {band: int(weight) for band, weight in rows}
 
     def _commitments(self, examples: Sequence[int]) -> dict[int, str]:
-        wanted = ", ".join(str(int(example)) for example in examples) or "-1"
-        return dict(
-            self._all(f"SELECT example, lower(hex(commitment)) FROM examples WHERE example IN ({wanted})")
-        )
+        wanted = f"WHERE example IN ({_numbers(examples)})"
+        return dict(self._all(f"SELECT example, lower(hex(commitment)) FROM examples {wanted}"))
 
     def _policies(self, rule: str) -> list[dict[str, Any]]:
         return self._records(
@@ -477,16 +517,21 @@ def connect(index: Index) -> Any:
     # No extension is fetched or loaded: what reading Parquet takes is built in.
     quiet: dict[str, Any] = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
     db = duckdb.connect(":memory:", config=quiet)
-    for table, columns in TABLES.items():
-        files = ", ".join(f"'{path.replace(chr(39), chr(39) * 2)}'" for path in index.paths(table))
-        # Without the column of the partition: a rule or band may be named as it is.
-        db.execute(f"CREATE VIEW {table} AS SELECT {', '.join(columns)} FROM read_parquet([{files}])")
+    for table, columns in tables.TABLES.items():
+        files = _listed(index.paths(table))
+        db.execute(f"CREATE VIEW {table} AS SELECT {', '.join(columns)} FROM read_parquet({files})")
     return db
 
 
-def _bounds(steps: Steps) -> tuple[int, int]:
-    first, last = steps
-    return first, LAST_STEP if last is None else last
+def _listed(paths: Sequence[str]) -> str:
+    """Return paths as a list in SQL."""
+    quoted = [f"'{path.replace(chr(39), chr(39) * 2)}'" for path in paths]
+    return f"[{', '.join(quoted)}]"
+
+
+def _numbers(examples: Iterable[int]) -> str:
+    """Return numbers as a list in SQL; one that nothing has where there are none."""
+    return ", ".join(f"{example:d}" for example in examples) or "-1"
 
 
 def _whole(weights: dict[str, int]) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """The tables of an index, and how they lie in its folder: Parquet, partitioned as Hive does it.
 
     uses/block=3/part-0.parquet      an example in a step: 65,536 steps to a block
+    sums/block=3/part-0.parquet      the uses of an example in a block under one decision (`sums`)
     steps/block=3/part-0.parquet     a step and its outcome
     examples/part-0.parquet          numbers and commitments
     decisions/part-0.parquet, weights/…, rules/…      what was decided, and who had a part in it
@@ -23,6 +24,7 @@ import numpy as np
 
 from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.errors import TraceError
+from gradwarden.runtime.provenance.sums import Sums
 
 BLOCK = 65_536
 """Steps in a partition of `uses` and `steps`."""
@@ -35,6 +37,14 @@ LOOSE = 4_096
 
 TABLES: dict[str, dict[str, str]] = {
     "uses": {"step": "int64", "example": "int32", "decision": "int32", "learned": "bool"},
+    "sums": {
+        "example": "int32",
+        "decision": "int32",
+        "learned": "bool",
+        "uses": "int64",
+        "first": "int64",
+        "last": "int64",
+    },
     "steps": {
         "step": "int64",
         "entry": "int64",
@@ -71,7 +81,8 @@ the ledger ends with the intent. weights.weight: in millionths. rules.part: `rul
 `advisory`, `waived`, or an obligation. spending: what a committed step says that privacy rules have spent.
 """
 
-PARTITIONED = frozenset({"uses", "steps"})
+PARTITIONED = {"uses": "step", "steps": "step", "sums": "first"}
+"""Tables that are cut into blocks, and the column whose steps say into which."""
 
 
 @frozen
@@ -144,7 +155,7 @@ class TableWriter:
         if self._table not in PARTITIONED:
             self._keep(batch)
             return
-        blocks = np.asarray(columns["step"], np.int64) // BLOCK
+        blocks = np.asarray(columns[PARTITIONED[self._table]], np.int64) // BLOCK
         borders = [0, *(np.flatnonzero(np.diff(blocks)) + 1).tolist(), len(blocks)]
         for start, stop in pairwise(borders):
             if blocks[start] != self._block:
@@ -196,9 +207,12 @@ class Tables:
 
     def __init__(self, folder: Path) -> None:
         self._writers = {table: TableWriter(folder, table) for table in TABLES}
+        self._sums = Sums(BLOCK, self._writers["sums"].add)
 
-    def add(self, table: str, **columns: Sequence[Any] | np.ndarray[Any, Any]) -> None:
-        """Add rows to a table."""
+    def add(self, table: str, **columns: Any) -> None:
+        """Add rows to a table; those of `sums` follow from those of `uses`."""
+        if table == "uses":
+            self._sums.add(**columns)
         self._writers[table].add(columns)
 
     def add_row(self, table: str, **values: Any) -> None:
@@ -207,6 +221,7 @@ class Tables:
 
     def close(self) -> Iterator[Made]:
         """Write what is left; yield every file."""
+        self._sums.close()
         for writer in self._writers.values():
             writer.close()
             yield from writer.made

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from gradwarden.runtime.errors import TraceError
 from gradwarden.runtime.ledger.keys import Signer
+from gradwarden.runtime.provenance import sums, tables
 from gradwarden.runtime.provenance.index import build_index
 from gradwarden.runtime.provenance.lineage import compare
 from gradwarden.runtime.provenance.queries import Queries
 from tests.runtime.provenance.small_runs import BANDS, Use, commitment, read_uses, write_run
 
 pytest.importorskip("duckdb")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_blocks() -> Iterator[None]:
+    """Several blocks of steps, and sums that are made of several parts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "BLOCK", 8)
+        patch.setattr(sums, "MOST", 10)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, run_signer: Signer) -> tuple[Q
 Run = tuple[Queries, list[Use]]
 
 
-@pytest.mark.parametrize("steps", [(0, None), (10, 30), (25, 25), (900, None)])
+@pytest.mark.parametrize("steps", [(0, None), (10, 30), (8, 15), (9, 14), (16, None), (25, 25), (900, None)])
 @pytest.mark.parametrize("band", BANDS)
 def test_what_shaped_a_band(run: Run, band: str, steps: tuple[int, int | None]) -> None:
     queries, uses = run
