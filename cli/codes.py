@@ -76,5 +76,6 @@ MEANINGS = {
     "GW469": "a modulation factor outside 0 to 1",
     "GW470": "an empty text",
     "GW471": "conditions that are too large once the conditions they name are written out",
+    "GW472": "a rehearsal of what is not granted, or where private examples reach",
     **{rule.code: rule.summary for rule in RULES},
 }

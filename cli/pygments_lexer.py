@@ -41,8 +41,8 @@ LEVELS = ("advisory", "hard")
 CLAUSES = (
     *("accept", "after", "all", "always", "approved", "at", "because", "before", "blocks", "by", "cap"),
     *("clip", "default", "delta", "detach", "drift", "during", "epoch", "epochs", "epsilon", "exposure"),
-    *("exposures", "from", "halt", "language", "mask", "max", "most", "names", "never", "next"),
-    *("optional", "places", "private", "reach", "refuse", "report", "rest", "route", "scale"),
+    *("exposures", "from", "halt", "language", "least", "mask", "max", "most", "names", "never", "next"),
+    *("optional", "places", "private", "reach", "refuse", "rehearse", "report", "rest", "route", "scale"),
     *("semantics", "step", "steps", "strength", "to", "top", "unit", "until", "version", "weight"),
     *("when", "within"),
 )

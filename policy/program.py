@@ -373,6 +373,18 @@ class GradientCap:
 
 
 @frozen
+class Rehearsal:
+    """What a step that reaches a band must bring of what the band is to keep.
+
+    In every such step the examples that the grant `rule` matches have at least `share` millionths of the
+    weight that all examples of the step have in the band.
+    """
+
+    rule: str
+    share: int
+
+
+@frozen
 class Maintenance:
     """A `maintain` rule: from step `start` on, bands are held near what they were when it came into force.
 
@@ -388,6 +400,7 @@ class Maintenance:
     start: int = 0
     level: Level = "hard"
     because: str = ""
+    rehearsal: Rehearsal | None = None
 
 
 @dataclass(frozen=True)

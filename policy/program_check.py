@@ -87,8 +87,8 @@ def _shape_faults(program: p.Program) -> Iterator[str]:
     if len(set(maintained)) != len(maintained):
         yield "a band is maintained twice"
     for rule in program.maintained:
-        if rule.strength is None and rule.drift is None:
-            yield f"`{rule.name}` neither pulls nor bounds"
+        if rule.strength is None and rule.drift is None and rule.rehearsal is None:
+            yield f"`{rule.name}` neither pulls nor bounds nor rehearses"
 
 
 def _reference_faults(program: p.Program) -> Iterator[str]:
@@ -106,9 +106,29 @@ def _reference_faults(program: p.Program) -> Iterator[str]:
     lifted = {x.name for x in program.limits if x.kind != "privacy"}
     for rule in sorted({x.rule for x in program.waivers} - lifted):
         yield f"there is no limit `{rule}` to waive"
+    yield from _rehearsal_faults(program)
     texts = {x.name for x in program.attributes if x.type == "string"}
     for unit in sorted({x.privacy.unit for x in program.limits if x.privacy} - texts - {""}):
         yield f"there is no string attribute `{unit}`"
+
+
+def _rehearsal_faults(program: p.Program) -> Iterator[str]:
+    """What is rehearsed is granted, and private examples have no part in it."""
+    grants = {x.name: x for x in program.grants if x.level == "hard"}
+    private = {band for x in program.limits if x.privacy for band in x.privacy.bands}
+    for rule in program.maintained:
+        if rule.rehearsal is None:
+            continue
+        grant = grants.get(rule.rehearsal.rule)
+        if grant is None:
+            yield f"`{rule.name}` rehearses `{rule.rehearsal.rule}`, which grants nothing"
+            continue
+        granted = dict(zip(program.band_names, grant.weights, strict=False))
+        for band in rule.bands:
+            if not granted.get(band):
+                yield f"`{rule.name}` rehearses `{grant.name}`, which does not reach the band `{band}`"
+            if band in private:
+                yield f"`{rule.name}` rehearses in the band `{band}`, which private examples reach"
 
 
 class _Names:

@@ -246,7 +246,7 @@ def _program(data: Json) -> p.Program:
         assertions=tuple(p.Assertion(**_conditions(x)) for x in data["assertions"]),
         starvation=tuple(p.Starvation(**x) for x in data["starvation"]),
         gradient_caps=tuple(p.GradientCap(**x) for x in data["gradient_caps"]),
-        maintained=tuple(p.Maintenance(**_tuples(x)) for x in data["maintained"]),
+        maintained=tuple(_maintenance(x) for x in data["maintained"]),
         semantics=data["semantics"],
         model_map=data["model_map"],
     )
@@ -271,6 +271,12 @@ def _read_limit(data: Json) -> p.Limit:
     terms = data["privacy"]
     privacy = None if terms is None else p.PrivacyTerms(**_tuples(terms))
     return p.Limit(data["name"], data["kind"], clauses, data["level"], data["because"], privacy)
+
+
+def _maintenance(data: Json) -> p.Maintenance:
+    terms = data["rehearsal"]
+    rehearsal = None if terms is None else p.Rehearsal(**terms)
+    return p.Maintenance(**_tuples(data) | {"rehearsal": rehearsal})
 
 
 def _modulation(data: Json) -> p.Modulation:

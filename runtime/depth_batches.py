@@ -7,13 +7,13 @@ it saves more where steps are small, and the steps of a run are then less alike 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from gradwarden.policy.context import FloatArray, IntArray
+from gradwarden.runtime.epochs import Epochs
 from gradwarden.runtime.errors import MaskError
 
 
@@ -51,20 +51,20 @@ def reach_groups(reach: npt.NDArray[np.bool_]) -> IntArray:
     return member.reshape(-1).astype(np.int64) + shift
 
 
-class DepthSampler:
+class DepthSampler(Epochs):
     """Batches whose examples reach equally deep, as far as their numbers allow.
 
     groups: [N], one number for each example; those with number 0 may shape nothing and are left out unless
     `all_rows` (`reach_groups` makes such numbers). One iteration is one epoch, in which every example comes
     once. Within a group all orders are equally likely; what does not fill a batch is joined, group by group,
     into mixed batches; then the batches are shuffled. The order is a function of seed, epoch and groups
-    (`order`), so that whoever has them can tell whether a run kept to it. Iterating again goes on with the
-    next epoch; after `load_state_dict`, with the rest of the one that was interrupted.
+    (`order`), so that whoever has them can tell whether a run kept to it.
     """
 
     def __init__(
         self, groups: IntArray | Sequence[int], *, batch_size: int, seed: int, all_rows: bool = False
     ) -> None:
+        super().__init__()
         if batch_size < 1:
             raise MaskError(f"a batch has at least one example, not {batch_size}")
         numbers = np.asarray(groups, dtype=np.int64)
@@ -73,8 +73,6 @@ class DepthSampler:
         self._batch_size = batch_size
         self._seed = seed
         self._count = len(rows)
-        self.epoch = 0
-        self._position = 0
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
@@ -82,17 +80,7 @@ class DepthSampler:
         rest = self._count - full * self._batch_size
         return full + -(-rest // self._batch_size)
 
-    def __iter__(self) -> Iterator[IntArray]:
-        batches = self.order(self.epoch)
-        while self._position < len(batches):
-            # Advance first: the state saved while a batch is in use must point past it.
-            self._position += 1
-            yield batches[self._position - 1]
-        self.epoch += 1
-        self._position = 0
-
     def order(self, epoch: int) -> list[IntArray]:
-        """Return the batches of an epoch, each int64 rows."""
         generator = np.random.default_rng((self._seed, epoch))
         shuffled = [generator.permutation(members) for members in self._members]
         size = self._batch_size
@@ -107,11 +95,3 @@ class DepthSampler:
         )
         batches = pure + [rest[start : start + size] for start in range(0, len(rest), size)]
         return [batches[place] for place in generator.permutation(len(batches)).tolist()]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return epoch and position (JSON data)."""
-        return {"epoch": self.epoch, "position": self._position}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a sampler over the same groups, with the same seed and batch size, was saved."""
-        self.epoch, self._position = state["epoch"], state["position"]

@@ -35,6 +35,7 @@ from gradwarden.runtime.memorization.token_scores import IGNORED, token_scores
 from gradwarden.runtime.parallelism import refuse_sequence_split
 from gradwarden.runtime.privacy.clipping import Unit
 from gradwarden.runtime.privacy.units import UnitSums
+from gradwarden.runtime.rehearsal import short_of_rehearsal
 from gradwarden.runtime.restore import Snapshot
 from gradwarden.runtime.roster import Examples
 
@@ -125,6 +126,7 @@ class Proposal:
         start = self._starts[governor.ranks.rank]
         self._own = slice(start, start + len(self.rows))
         self.weights: npt.NDArray[np.float64] = self.admitted.micro[self._own] / SCALE
+        self._demand_rehearsal()
         self.verdict = step_verdict({VERDICTS[code] for code in self.admitted.verdicts.tolist()})
         self.norms: dict[str, float | None] = {}
         self._private = governor.budgets.private_rows(self.decisions, self._unit)
@@ -142,6 +144,14 @@ class Proposal:
             self._expect([self.admitted.micro])
         self._snapshot = Snapshot(governor.model)
 
+    def _demand_rehearsal(self) -> None:
+        """Refuse a step that rehearses too little; then no example of it has weight."""
+        short = short_of_rehearsal(self._governor.program, self.context.step, self.admitted)
+        if short is not None:
+            band, detail = short
+            self.refusal = Finding("admission", "rehearsal_short", detail, band)
+            self.weights = np.zeros_like(self.weights)
+
     def _unit(self, place: int, attribute: str) -> str:
         return self._governor.roster.unit(int(self.rows[place]), attribute)
 
@@ -150,6 +160,8 @@ class Proposal:
         return [self.admitted.decisions[i] for i in self.admitted.decision_ids[self._own].tolist()]
 
     def _active(self) -> tuple[str, ...]:
+        if self.refusal is not None:
+            return ()
         reached = [bool(column.any()) for column in self.admitted.micro.T]
         noised = self._governor.budgets.noised_bands
         return tuple(

@@ -149,6 +149,9 @@ def _names(place: Place, expected: Expected, declared: Declared) -> Iterator[Pro
             yield from _symbols("band", [QUARANTINE])
         case (("until" | "from"), ("until" | "from")) if place.kind == "retain":
             yield from _symbols("attribute", _of_type(declared, "date"))
+        case "rehearse", "rehearse":
+            granting = [n for n, x in declared.rules.items() if isinstance(x, s.Rule) and x.kind == "depth"]
+            yield from _symbols("rule", granting)
         case "unit", "unit":
             yield from _symbols("attribute", _of_type(declared, "string"))
         case "in", "in" if place.kind == "curriculum":

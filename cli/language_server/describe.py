@@ -137,7 +137,7 @@ def summary_of(rule: s.Rule | s.Assertion) -> str:
 
 def _maintained(rule: s.Rule) -> str:
     """Return which bands a rule holds, from when on, and how."""
-    order = (s.Timing, s.Within, s.Strength, s.Drift)
+    order = (s.Timing, s.Within, s.Strength, s.Drift, s.Rehearse)
     clauses = sorted(
         (clause for clause in rule.clauses if isinstance(clause, order)),
         key=lambda clause: order.index(type(clause)),

@@ -13,7 +13,7 @@ from gradwarden.policy.checking.check_guards import (
     check_waiver,
     name_waivers,
 )
-from gradwarden.policy.checking.check_maintenance import check_maintenance
+from gradwarden.policy.checking.check_maintenance import Others, check_maintenance
 from gradwarden.policy.checking.check_rules import check_rule
 from gradwarden.policy.checking.check_schema import check_name, check_schema, whole
 from gradwarden.policy.checking.scope import Faults, Scope
@@ -137,7 +137,7 @@ class _Rules:
                 case _:
                     pass
         self.waivers = name_waivers([waiver for waiver in waivers if waiver])
-        self.maintained = check_maintenance(maintain, conditions)
+        self.maintained = check_maintenance(maintain, conditions, Others(kinds, self.grants, self.limits))
         self.starvation = check_starvation([i for i in items if isinstance(i, s.Starvation)], conditions)
         self.gradient = check_gradient([i for i in items if isinstance(i, s.Gradient)], conditions)
 

@@ -22,7 +22,7 @@ ALLOWED: dict[s.RuleKind, tuple[str, ...]] = {
     "curriculum": ("when", "before", "from", "in", "during", "reach", "because"),
     "modulate": ("when", "scale", "because"),
     "waive": ("when", "approved", "until", "because"),
-    "maintain": ("within", "strength", "drift", "from", "because"),
+    "maintain": ("within", "strength", "drift", "rehearse", "from", "because"),
 }
 """The clauses that a rule of each kind may have, by the words that they begin with."""
 
@@ -45,6 +45,7 @@ _WORDS: dict[type, str] = {
     s.Approved: "approved",
     s.Strength: "strength",
     s.Drift: "drift",
+    s.Rehearse: "rehearse",
 }
 """The word that each clause of a class begins with; the words of other classes are in their clauses."""
 

@@ -1,19 +1,24 @@
 """How `maintain` rules differ: whether a part of the model may move further from what it was.
 
 They change no decision, so nothing is asked of a solver. A pull that is weaker, a bound that is greater, a
-rule that comes later, only advises or is gone, lets a band move further: wider. So does a bound that holds
-for a larger band, since one part of it may then move by what the others leave.
+share that need not be rehearsed any more, a rule that comes later, only advises or is gone, lets a band move
+further: wider. So does a bound that holds for a larger band, since one part of it may then move by what the
+others leave. Where something else is rehearsed, that is wider in one way and narrower in another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from decimal import Decimal
+from typing import TypeAlias
 
 from gradwarden.policy.comparing.pairs import Cell
 from gradwarden.policy.comparing.programs import Difference, Relation
 from gradwarden.policy.evaluation.phrasing import maintenance_terms
-from gradwarden.policy.program import Maintenance, Program
+from gradwarden.policy.program import Condition, Maintenance, Program
+
+_Granted: TypeAlias = tuple[Condition, dict[str, int]]
+"""Where a grant holds, and the weight per band that it gives there."""
 
 
 def maintenance_differences(old: Program, new: Program, cells: Collection[Cell]) -> Iterator[Difference]:
@@ -22,12 +27,15 @@ def maintenance_differences(old: Program, new: Program, cells: Collection[Cell])
     A rule that only advises holds nothing.
     """
     before, after = _held(old), _held(new)
+    rehearsed = _rehearsed(old), _rehearsed(new)
     for cell in cells:
         was = None if cell.old is None else before.get(old.band_names[cell.old])
         now = None if cell.new is None else after.get(new.band_names[cell.new])
         joined = _bounded(was) and any(x.new == cell.new and x.old != cell.old for x in cells)
         divided = _bounded(now) and any(x.old == cell.old and x.new != cell.new for x in cells)
         wider, narrower = _looser(was, now) or joined, _looser(now, was) or divided
+        wider |= _rehearses_less(was, now, *rehearsed)
+        narrower |= _rehearses_less(now, was, *reversed(rehearsed))
         if not wider and not narrower and not (cell.moved and was):
             continue
         relation: Relation = "both" if wider and narrower else "wider" if wider else "narrower"
@@ -71,6 +79,26 @@ def _looser(was: Maintenance | None, now: Maintenance | None) -> bool:
     weaker = Decimal(now.strength or 0) < Decimal(was.strength or 0)
     further = was.drift is not None and (now.drift is None or now.drift > was.drift)
     return weaker or further or now.start > was.start
+
+
+def _rehearsed(program: Program) -> dict[str, _Granted]:
+    """Return what each grant gives, and to what, whatever its name."""
+    return {x.name: (x.when, dict(zip(program.band_names, x.weights, strict=True))) for x in program.grants}
+
+
+def _rehearses_less(
+    was: Maintenance | None,
+    now: Maintenance | None,
+    before: Mapping[str, _Granted],
+    after: Mapping[str, _Granted],
+) -> bool:
+    """Return whether a step may bring less of what `was` has rehearsed under `now`."""
+    if was is None or was.rehearsal is None:
+        return False
+    if now is None or now.rehearsal is None:
+        return True
+    same = before[was.rehearsal.rule] == after[now.rehearsal.rule]
+    return not same or now.rehearsal.share < was.rehearsal.share
 
 
 def _terms(rule: Maintenance | None) -> str:

@@ -161,8 +161,10 @@ def maintenance_terms(rule: Maintenance) -> str:
     """Return how a `maintain` rule holds its bands: `strength 0.01, drift at most 2%, from step 100`."""
     pull = [] if rule.strength is None else [f"strength {rule.strength}"]
     bound = [] if rule.drift is None else [f"drift at most {percent(rule.drift)}"]
+    part = rule.rehearsal
+    rehearsal = [] if part is None else [f"rehearse {part.rule} at least {percent(part.share)}"]
     start = [f"from step {rule.start}"] if rule.start else []
-    return ", ".join([*pull, *bound, *start])
+    return ", ".join([*pull, *bound, *rehearsal, *start])
 
 
 def percent(micro: int) -> str:

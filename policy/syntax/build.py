@@ -187,6 +187,9 @@ class Builder(ExpressionBuilder):
     def drift(self, children: Children, span: Span) -> s.Drift:
         return s.Drift(self._plain(children[2]), span)
 
+    def rehearse(self, children: Children, span: Span) -> s.Rehearse:
+        return s.Rehearse(self._name(children[1]), self._plain(children[3]), span)
+
     # --- assertions and guards ------------------------------------------------------------------------------
 
     def assertion(self, children: Children, span: Span) -> s.Assertion:

@@ -26,7 +26,7 @@ _DECLARATION = re.compile(
     re.MULTILINE | re.VERBOSE,
 )
 
-_SPELT = {"AT_MOST": "at most", "IN_NAME": "in"}
+_SPELT = {"AT_MOST": "at most", "AT_LEAST": "at least", "IN_NAME": "in"}
 """Keywords that the grammar writes as patterns, because they look one word ahead."""
 
 _HALF = re.compile(r"(?<!\w)at[ \t]+$")
@@ -66,8 +66,11 @@ def expected_after(text: str) -> Expected:
     piece = text[declaration_start(text, len(text)) :]
     # With a stand-in, since `in` before a word can be a clause, and without, since it can be an operator.
     terminals = _accepted(piece, "") | _accepted(piece, _STAND_IN)
-    if (half := _HALF.search(piece)) and "AT_MOST" in _accepted(piece[: half.start()], ""):
-        return Expected(keywords=frozenset({"most"}), number="NUMBER" in terminals)
+    if half := _HALF.search(piece):
+        begun = {"AT_MOST", "AT_LEAST"} & _accepted(piece[: half.start()], "")
+        if begun:
+            seconds = frozenset(_SPELT[name].removeprefix("at ") for name in begun)
+            return Expected(keywords=seconds, number="NUMBER" in terminals)
     words = {_keywords()[name] for name in terminals if name in _keywords()}
     return Expected(
         keywords=frozenset(words | {_SPELT[name] for name in terminals if name in _SPELT}),

@@ -151,6 +151,8 @@ class _Names:
             case s.Within(bands):
                 for band in bands:
                     self._other("band", band)
+            case s.Rehearse(rule):
+                self._other("rule", rule)
             case s.UnitOf(attribute):
                 self._read(attribute.text, attribute.span)
             case s.Scale(scalings):

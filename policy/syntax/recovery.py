@@ -53,6 +53,7 @@ _SPOKEN = {
     "STRING": "a quoted string",
     "DATE": "a date",
     "AT_MOST": "`at most`",
+    "AT_LEAST": "`at least`",
     "IN_NAME": "`in`",
     "$END": "the end of the file",
 }

@@ -483,6 +483,15 @@ class Drift:
     span: Span
 
 
+@frozen
+class Rehearse:
+    """`rehearse RULE at least PERCENT%`"""
+
+    rule: Name
+    percent: Quantity
+    span: Span
+
+
 Clause: TypeAlias = (
     When
     | Because
@@ -500,6 +509,7 @@ Clause: TypeAlias = (
     | Approved
     | Strength
     | Drift
+    | Rehearse
 )
 
 

@@ -3,12 +3,14 @@
 Before the first step at which a rule is in force, an `anchored` entry for each of its bands must name the
 anchor and the policy's own terms. A band that stays maintained over a change of policy, with the same
 parameters, keeps its anchor. Every committed step that reaches a maintained band must say how far that has
-drifted (`maintained`, before the step is committed), and no further than a hard rule allows. The codes of
-what is found: `wrong_anchor`, `wrong_drift`.
+drifted (`maintained`, before the step is committed), and no further than a hard rule allows. It must also
+have rehearsed what a hard rule demands, which its decisions tell. The codes of what is found: `wrong_anchor`,
+`wrong_drift`, `wrong_rehearsal`.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from math import inf
@@ -16,6 +18,7 @@ from typing import Any
 
 from gradwarden.policy.decimals import unscaled
 from gradwarden.policy.evaluation.phrasing import percent
+from gradwarden.policy.evaluation.rehearsal import demands, shortfall
 from gradwarden.policy.program import Maintenance, Program
 from gradwarden.runtime.verification.drift_measure import AnchoredBand
 from gradwarden.runtime.verification.violation import ViolationError, names, number
@@ -25,6 +28,7 @@ class MaintenanceAudit:
     """Follows one run's anchors and drifts. Every method raises ViolationError."""
 
     def __init__(self) -> None:
+        self._program: Program | None = None
         self._rules: dict[str, Maintenance] = {}
         self._parameters: dict[str, tuple[str, ...]] = {}
         self._kept: dict[str, tuple[tuple[str, ...], str]] = {}
@@ -38,6 +42,7 @@ class MaintenanceAudit:
         """Take the program that is in force from now on."""
         self._kept |= {b: (self._parameters[b], body["digest"]) for b, body in self._anchors.items()}
         self._anchors = {}
+        self._program = program
         self._rules = {band: rule for rule in program.maintained for band in rule.bands}
         self._parameters = {band.name: band.parameters for band in program.bands}
 
@@ -104,6 +109,19 @@ class MaintenanceAudit:
             )
         self.drift.update(self._measured or {})
         self._measured = None
+
+    def check_rehearsed(self, body: Mapping[str, Any], decisions: Sequence[Mapping[str, Any]]) -> None:
+        """Check that a committed step rehearsed enough. body: of its intent. decisions: all, by number."""
+        if self._program is None or not demands(self._program, body["step"]):
+            return
+        counts = Counter(body["decision"])
+        short = shortfall(
+            self._program,
+            body["step"],
+            [(decisions[i]["weights"], decisions[i]["rules"], count) for i, count in counts.items()],
+        )
+        if short is not None:
+            raise ViolationError("wrong_rehearsal", f"step {body['step']} was committed: {short}")
 
     def check_refused(self, step: int) -> None:
         """Check a refused step, which moves nothing."""

@@ -4,8 +4,8 @@ A run replays where each step's decisions are what the program in force gives fo
 exposures and spent budgets are what earlier entries add up to, and its outcome is one that its decisions
 allow. The first entry that does not fit is named (`Finding.code`): `policy_mismatch` (another policy than
 the one given), `program_damaged`, `unapproved_policy`, `wrong_approval`, `wrong_classes`, `wrong_step`,
-`wrong_decision`, `wrong_exposures`, `wrong_budget`, `wrong_anchor`, `wrong_drift`, `wrong_outcome`,
-`wrong_totals`.
+`wrong_decision`, `wrong_exposures`, `wrong_budget`, `wrong_anchor`, `wrong_drift`, `wrong_rehearsal`,
+`wrong_outcome`, `wrong_totals`.
 """
 
 from __future__ import annotations
@@ -412,7 +412,9 @@ class RunReplay:
         return pending
 
     def _check_committed(self, body: Mapping[str, Any]) -> None:
-        spent = self._pending(body).body["spent"]
+        intent = self._pending(body).body
+        spent = intent["spent"]
+        self._maintained.check_rehearsed(intent, self._history.decisions)
         active = self._ready().outcomes.check(body, self._reached, spent)
         self._maintained.check_outcome(body["step"], active)
         self._audit.check_charge(body, spent, self._history.private_steps)

@@ -138,7 +138,9 @@ def declarations(draw: DrawFn) -> list[str]:
         'waive waived { approved by "B"  until 2027-01-01  because "x" }',
         "starvation deep { after 100 steps halt }",
         "gradient { deep at most 1.0 shallow at most 5 }",
-        'maintain kept { within deep, middle  strength 0.010  drift at most 2.5%  from step 3 because "x" }',
+        "maintain kept { within shallow, middle  strength 0.010  drift at most 2.5%  from step 3 }",
+        "depth practised { reach deep at 0.50 }",
+        'maintain practice { within deep  rehearse practised at least 12.50%  strength 2 because "x" }',
     ]
     return draw(st.permutations([*SCHEMA, *drawn, *extra]))
 

@@ -81,7 +81,7 @@ def test_clauses_name_bands_attributes_signals_phases_and_rules() -> None:
             'waive r { approved by "A"  until 2027-01-01  because "b" }',
             "starvation deep { after 10 steps halt }",
             "gradient { shallow at most 1 }",
-            "maintain m { within deep  strength 1 }",
+            "maintain m { within deep  rehearse d at least 1% }",
             "assert a { never reach deep when fine }",
         )
         if not name[2]
@@ -99,6 +99,7 @@ def test_clauses_name_bands_attributes_signals_phases_and_rules() -> None:
         ("band", "deep", False),
         ("band", "shallow", False),
         ("band", "deep", False),
+        ("rule", "d", False),
         ("band", "deep", False),
         ("condition", "fine", False),
     ]

@@ -118,7 +118,11 @@ def test_conditions_nested_without_end_are_refused() -> None:
 def maintained(**changes: object) -> dict[str, object]:
     """A `maintain` rule as JSON data."""
     rule = {"name": "m", "bands": ["deep"], "strength": "1", "drift": None, "start": 0}
-    return {**rule, "level": "hard", "because": "", **changes}
+    return {**rule, "level": "hard", "because": "", "rehearsal": None, **changes}
+
+
+def rehearsing(grant: str, band: str = "deep") -> dict[str, object]:
+    return maintained(bands=[band], rehearsal={"rule": grant, "share": 1})
 
 
 @pytest.mark.parametrize(
@@ -148,6 +152,9 @@ def maintained(**changes: object) -> dict[str, object]:
         (lambda d: d.update(maintained=[maintained(), maintained(name="n")]), "maintained twice"),
         (lambda d: d.update(maintained=[maintained(strength=None)]), "neither pulls nor bounds"),
         (lambda d: d.update(maintained=[maintained(name=d["grants"][0]["name"])]), "one name"),
+        (lambda d: d.update(maintained=[rehearsing("patients")]), "which grants nothing"),
+        (lambda d: d.update(maintained=[rehearsing("surface_labels")]), "does not reach the band"),
+        (lambda d: d.update(maintained=[rehearsing("surface_labels", "shallow")]), "private examples"),
         (lambda d: d.update(maintained=[maintained(name="z"), maintained(bands=["middle"])]), "not sorted"),
         (
             lambda d: d.update(

@@ -214,6 +214,43 @@ def test_maintain_rules_are_compared_by_how_closely_they_hold_a_band(now: str, r
     assert back == ({"deep": turned[relation]} if relation else {})
 
 
+PRACTISED = "maintain base { within deep  rehearse all at least 20% }"
+
+
+@pytest.mark.parametrize(
+    ("now", "relation"),
+    [
+        (PRACTISED.replace("base", "other"), None),
+        (PRACTISED.replace("20%", "19.9%"), "wider"),
+        (PRACTISED.replace("20%", "21%"), "narrower"),
+        (PRACTISED.replace("rehearse all at least 20%", "strength 1"), "both"),
+        (PRACTISED.replace("rehearse all", "rehearse some"), "both"),
+        ("", "wider"),
+        ("advisory " + PRACTISED, "wider"),
+    ],
+)
+def test_what_is_rehearsed_is_compared_by_share_and_by_what_it_is(now: str, relation: str | None) -> None:
+    grants = "depth all { reach all } depth some { when lines > 1  reach all } "
+    old, new = program(BASE + grants + PRACTISED), program(BASE + grants + now)
+    found = list(maintenance_differences(old, new, cells(old, new)))
+    assert relations(found) == ({"deep": relation} if relation else {})
+    turned = {"wider": "narrower", "narrower": "wider", "both": "both", None: None}
+    back = relations(list(maintenance_differences(new, old, cells(new, old))))
+    assert back == ({"deep": turned[relation]} if relation else {})
+
+
+def test_a_grant_of_another_name_is_the_same_rehearsal_and_another_one_of_its_name_is_not() -> None:
+    def practised(grant: str) -> Program:
+        return program(f"{BASE}{grant} {PRACTISED}".replace("rehearse all", f"rehearse {grant.split()[1]}"))
+
+    old = practised("depth all { when lines > 1  reach all }")
+    renamed, other = (
+        practised(x) for x in ("depth b { when lines > 1  reach all }", "depth all { reach all }")
+    )
+    assert not list(maintenance_differences(old, renamed, cells(old, renamed)))
+    assert relations(list(maintenance_differences(old, other, cells(old, other)))) == {"deep": "both"}
+
+
 def test_a_drift_that_is_measured_over_a_larger_band_lets_each_part_move_further() -> None:
     def held(shares: dict[str, tuple[str, ...]]) -> Program:
         rules = "".join(f"maintain m{n} {{ within {n}  drift at most 2% }} " for n in shares)
