@@ -60,7 +60,7 @@ MEANINGS = {
     "GW452": "a clause given twice",
     "GW453": "a weight beyond the ceiling",
     "GW454": "a ceiling outside 1 to 4",
-    "GW455": "a privacy number, a norm, a strength or a drift out of range",
+    "GW455": "a privacy number, a norm, a strength, a drift or a share out of range",
     "GW456": "a rule that cannot be waived",
     "GW457": "a level on a waiver",
     "GW458": "a memorization rule that tests no signal",

@@ -1634,7 +1634,7 @@ SCHEMA: Sequence[Group] = (
         TWO
         + ALL
         + 'suppress s { when step > 5  cap deep at 0.5  because "later" }\n'
-        + "maintain m { within deep  strength 0.01  drift at most 2.5% }\n"
+        + "maintain m { within deep  strength 0.01  drift at most 2.5%  rehearse base at least 50% }\n"
         + "advisory maintain n { within shallow  drift at most 100%  from step 3 }",
         case("admitted, and no rule of it is named", {}, "admit 1 1", rules="base"),
         case("nor once both are in force", {}, "limit 1 0.5", rules="base s", causes="s:capped", step=6),
