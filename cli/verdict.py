@@ -134,6 +134,12 @@ class Verdict:
             yield printable(f"the first {stamp['entries']:,} entries existed at {when}, says {by}")
         if self.weights_compared and "weights_mismatch" not in codes:
             yield f"`{self.weights}` holds the weights that the ledger names last"
+        for rule, bounds in facts.get("epsilon_bounds", {}).items():
+            spent = facts["privacy"][rule]
+            yield printable(
+                f"`{rule}`: {plural(spent['steps'], 'step')} recorded at epsilon {spent['epsilon']}; "
+                f"reckoned anew, they cost {bounds['low']} to {bounds['high']}"
+            )
         for band, drift in facts.get("drift_measured", {}).items():
             yield f"how far `{band}` is from its anchor in those weights: {100 * float(drift):.4g}%"
 
@@ -152,7 +158,7 @@ class Verdict:
         if not self.weights_compared:
             yield "the weights" + (" (--checkpoint-weights)" if self.weights is None else "")
         if self.facts.get("budgets_recomputed") is False:
-            yield "how long privacy budgets last: that needs gradwarden[privacy]"
+            yield "to the very step, how long privacy budgets last: that needs gradwarden[privacy]"
         behind = self.facts["entries"] - self.facts["signed_entries"]
         if behind > 1:
             yield f"signatures over the last {behind:,} entries: no head covers them yet"

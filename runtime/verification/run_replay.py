@@ -29,7 +29,7 @@ from gradwarden.runtime.ledger.entries import Entry
 from gradwarden.runtime.ledger.lines import Part
 from gradwarden.runtime.ledger.program_signature import NOBODY, Approvers
 from gradwarden.runtime.ledger.turns import Turns
-from gradwarden.runtime.privacy.accounting import privacy_rules
+from gradwarden.runtime.privacy.accounting import epsilon_text, privacy_rules
 from gradwarden.runtime.recorder import decision_body
 from gradwarden.runtime.verification.approval_audit import ApprovalAudit
 from gradwarden.runtime.verification.budget_audit import BudgetAudit
@@ -162,7 +162,7 @@ class RunReplay:
             step = self._history.pending.step
             yield Finding("wrong_outcome", chain.size - 1, f"step {step} has no outcome")
         else:
-            for message in self._audit.understated(self._history.spending):
+            for message in self._audit.wrong(self._history.spending):
                 yield Finding("wrong_budget", chain.size - 1, message)
 
     def facts(self) -> dict[str, Any]:
@@ -182,9 +182,18 @@ class RunReplay:
             "verdicts": dict(self._verdicts),
             "exposures": history.example_count,
             "privacy": history.spending,
+            "epsilon_bounds": self._epsilon_bounds(),
             "drift": self._maintained.drift,
             "drift_measured": self.measured,
-            "budgets_recomputed": self._audit.recomputes,
+            "budgets_recomputed": self._audit.to_the_step,
+        }
+
+    def _epsilon_bounds(self) -> dict[str, dict[str, str]]:
+        """Return between what each recorded epsilon must lie, by the verifier's own reckoning."""
+        bounds = self._audit.bounds(self._history.spending)
+        return {
+            rule: {"low": epsilon_text(between.low), "high": epsilon_text(between.high)}
+            for rule, between in bounds.items()
         }
 
     def _before(self, kind: str, body: Mapping[str, Any]) -> None:

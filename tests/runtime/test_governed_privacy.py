@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from gradwarden.runtime.errors import PrivacyError
+from gradwarden.runtime.privacy import accounting
 from gradwarden.runtime.privacy.accounting import JointPlan, epsilon, privacy_rules, steps_within
+from gradwarden.runtime.verification import budget_audit
 
 ENGINES = ["fused", "split"]
 CLIP = 0.3
@@ -527,6 +529,43 @@ def test_forged_spending_is_found(private_run, change, codes):
     errors = {finding.code for finding in report.findings if finding.severity == "error"}
     assert errors <= codes
     assert errors
+
+
+@pytest.fixture
+def without_library(monkeypatch) -> None:
+    monkeypatch.setattr(budget_audit, "library_installed", lambda: False)
+
+
+@pytest.mark.parametrize(
+    "change", [noise_beyond_accounting, spent_too_late, spent_too_early, cheap, quieter, senseless_terms]
+)
+def test_forged_spending_is_found_without_the_accounting_library(
+    private_run, change, without_library, monkeypatch
+):
+    monkeypatch.setattr(accounting, "_library", None)
+    assert private_run.verify().ok
+    report = private_run.forge(change)
+    assert report.status == "VIOLATION"
+    errors = {finding.code for finding in report.findings if finding.severity == "error"}
+    assert errors <= {"wrong_budget", "wrong_decision"}
+    assert errors
+    assert report.facts["budgets_recomputed"] is False
+
+
+@pytest.mark.parametrize("library", [True, False])
+def test_an_epsilon_that_is_a_hundredth_too_small_is_found_by_the_verifiers_own_reckoning(
+    private_run, monkeypatch, library
+):
+    monkeypatch.setattr(budget_audit, "library_installed", lambda: library)
+    bounds = private_run.verify().facts["epsilon_bounds"]["quiet"]
+    recorded = private_run.bodies("committed")[4]["privacy"]["quiet"]["epsilon"]
+    assert float(bounds["low"]) <= float(recorded) <= float(bounds["high"]) * 1.005
+
+    def change(entries):
+        of(entries, "committed", 4)["privacy"]["quiet"]["epsilon"] = f"{0.99 * float(recorded):.4f}"
+
+    (finding,) = private_run.forge(change).findings
+    assert (finding.code, "cost at least" in finding.message) == ("wrong_budget", True)
 
 
 def test_a_budget_that_was_stretched_with_its_decisions_is_still_found(private_run):
