@@ -107,7 +107,11 @@ def show_budgets(budgets: RunBudgets) -> None:
     ]
     titles = ("rule", "unit", "noise / clip", "epsilon of the run", "allowed", "lasts", "noise / clip needed")
     emit_table(titles, rows, numeric=(2, 3, 4, 5, 6))
-    if not budgets.lasting:
+    short = [planned for planned in budgets.rules if not planned.lasting]
+    halting = [f"`{planned.rule.name}`" for planned in short if planned.rule.halts]
+    if halting:
+        click.echo(f"the run halts when the budget of {' or '.join(halting)} is spent")
+    elif short:
         click.echo("a spent budget refuses the rule's examples from then on; the run goes on without them")
 
 

@@ -57,6 +57,10 @@ def _obligation(obligation: Obligation) -> str:
         return f"{obligation.kind} (rule {obligation.rule})"
     unit = f", unit {terms.unit}" if terms.unit else ""
     told = f"epsilon {terms.epsilon}, delta {terms.delta}, clip {terms.clip}{unit}"
+    if terms.noise:
+        told += f", noise at most {terms.noise}"
+    if terms.spent == "halt":
+        told += "; the run halts when the budget is spent"
     return f"{obligation.kind} (rule {obligation.rule}): {told}"
 
 

@@ -57,7 +57,8 @@ def run_findings(policy: Policy, plan: RunPlan) -> tuple[Finding, ...]:
         if planned.lasting:
             continue
         lasts = f"{planned.lasts:,} of {plan.steps:,} steps"
-        message = f"the budget of `{planned.rule.name}` lasts {lasts}, then its examples are refused"
+        then = "the run halts" if planned.rule.halts else "its examples are refused"
+        message = f"the budget of `{planned.rule.name}` lasts {lasts}, then {then}"
         spent = epsilon_text(planned.epsilon())
         help = f"the whole run costs an epsilon of {spent}: add noise, or sample less"
         report.add("GW522", message, policy.rules[planned.rule.name], help)

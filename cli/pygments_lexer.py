@@ -42,9 +42,9 @@ CLAUSES = (
     *("accept", "after", "all", "always", "approved", "at", "because", "before", "blocks", "by", "cap"),
     *("clip", "default", "delta", "detach", "drift", "during", "epoch", "epochs", "epsilon", "exposure"),
     *("exposures", "from", "halt", "language", "least", "mask", "max", "most", "names", "never", "next"),
-    *("optional", "places", "private", "reach", "refuse", "rehearse", "report", "rest", "route", "scale"),
-    *("semantics", "step", "steps", "strength", "to", "top", "unit", "until", "version", "weight"),
-    *("when", "within"),
+    *("noise", "optional", "places", "private", "reach", "refuse", "rehearse", "report", "rest", "route"),
+    *("scale", "semantics", "spent", "step", "steps", "strength", "to", "top", "unit", "until", "version"),
+    *("weight", "when", "within"),
 )
 
 TYPES = ("bool", "date", "integer", "number", "of", "one", "set", "string")

@@ -284,6 +284,10 @@ class PrivacyTerms:
     unit: str
     """The string attribute that names the privacy unit; empty: each example is its own unit."""
     bands: tuple[str, ...]
+    noise: str = ""
+    """The greatest standard deviation of the noise on a sum of clipped gradients; empty: any."""
+    spent: Literal["halt", "refuse"] = "refuse"
+    """Whether the run halts when the budget is spent, or goes on without the rule's examples."""
 
 
 @frozen

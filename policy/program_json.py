@@ -127,8 +127,14 @@ def _limit(limit: p.Limit) -> Json:
         "clauses": [_rule(clause, "when") for clause in limit.clauses],
         "level": limit.level,
         "because": limit.because,
-        "privacy": None if limit.privacy is None else _plain(limit.privacy),
+        "privacy": None if limit.privacy is None else _privacy(limit.privacy),
     }
+
+
+def _privacy(terms: p.PrivacyTerms) -> Json:
+    """Return privacy terms without what is as ever: programs that do not say it keep their digests."""
+    usual = {"noise": "", "spent": "refuse"}
+    return {key: value for key, value in _plain(terms).items() if usual.get(key) != value}
 
 
 def condition_to_data(condition: p.Condition) -> Json:

@@ -30,6 +30,12 @@ class StarvationHalt(RuntimeGovernanceError):
     code = "GW520"
 
 
+class BudgetHalt(RuntimeGovernanceError):
+    """A privacy budget that is spent, where the policy halts the run."""
+
+    code = "GW851"
+
+
 class RankError(RuntimeGovernanceError):
     """Processes that train one model and have lost each other, or are not at the same point."""
 

@@ -442,7 +442,10 @@ class Governor:
         loss = _decimal(proposal.mean_loss)
         self.maintainer.record(step, proposal.maintained)
         self.recorder.commit(step, proposal.active, norms, loss, self.budgets.charge())
+        for rule, steps in self.budgets.halting.items():
+            self.recorder.event("halted", {"step": step, "rule": rule, "steps": steps})
         self._watch_starvation(step, proposal.active)
+        self.budgets.check_going()
 
     def _watch_starvation(self, step: int, active: tuple[str, ...]) -> None:
         for rule in self.starvation.observe(active):

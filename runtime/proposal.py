@@ -95,6 +95,7 @@ class Proposal:
         """Look up this process's examples, and describe them for the others."""
         governor = self._governor
         governor.check_idle("a step cannot begin")
+        governor.budgets.check_going()
         if self._entered:
             raise MaskError("a proposal is used once", help="call `governor.step` for every step")
         self._entered = True

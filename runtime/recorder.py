@@ -143,7 +143,7 @@ class Recorder:
         self._ledger.append("refused", body)
 
     def event(self, kind: str, body: Mapping[str, Any]) -> None:
-        """Record an event beside the steps: `starved`, `expired`, `checkpoint`."""
+        """Record an event beside the steps: `starved`, `halted`, `expired`, `checkpoint`."""
         self._ledger.append(kind, dict(body))
 
     def _decisions(self, admitted: Admitted) -> list[int]:

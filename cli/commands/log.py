@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 KINDS = (
     "opened", "program", "approved", "classes", "decisions", "examples", "step", "committed", "refused",
-    "anchored", "maintained", "starved", "expired", "policy_changed", "checkpoint", "resumed", "sealed",
-    "rotated", "revoked", "head",
+    "anchored", "maintained", "starved", "halted", "expired", "policy_changed", "checkpoint", "resumed",
+    "sealed", "rotated", "revoked", "head",
 )  # fmt: skip
 
 POLL_SECONDS = 0.2
@@ -316,6 +316,7 @@ _CONTENTS = {
     "anchored": lambda body: f"{body['band']} by {body['rule']}: {body['file']}",
     "maintained": _maintained,
     "starved": lambda body: f"{body['band']} for {body['steps']} steps: {body['action']}",
+    "halted": lambda body: f"the budget of {body['rule']} is spent after {body['steps']} steps",
     "expired": lambda body: f"{body['rule']}: {body['count']} examples",
     "policy_changed": lambda body: f"{body['policy']['name']} version {body['policy']['version']}",
     "checkpoint": lambda body: f"{body['file']}, sha256 {body['digest'][:12]}",

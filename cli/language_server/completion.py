@@ -24,6 +24,8 @@ _IMPORT = re.compile(r'[ \t]*import[ \t]*"([^"\n]*)')
 _NAME = re.compile(r"[a-z_][a-z0-9_]*")
 
 _CLAUSES = frozenset(word for words in ALLOWED.values() for word in words)
+_GOING_ON = frozenset({"drift", "noise", "spent"})
+"""Words that begin a clause, and that a word follows which may begin one elsewhere."""
 _VALUED = frozenset({"==", "!=", "contains"})
 MAX_WORD = 200
 """How far back the start of a word is looked for."""
@@ -126,7 +128,7 @@ def _keywords(place: Place, expected: Expected) -> Iterator[str]:
     allowed = ALLOWED.get(place.kind)  # type: ignore[call-overload]  # any word may stand there
     for word in expected.keywords:
         misplaced = word in _CLAUSES and allowed is not None and word not in allowed
-        goes_on = (word == "in" and "or" in expected.keywords) or place.last() == "drift"
+        goes_on = (word == "in" and "or" in expected.keywords) or place.last() in _GOING_ON
         if not word[0].isalpha() or (misplaced and not goes_on):
             continue
         if place.last() in _VALUED and word not in ("true", "false"):

@@ -184,6 +184,10 @@ def effect(clause: s.Clause) -> str:
             return f"{term} {value.span.text}"
         case s.UnitOf(attribute):
             return f"per `{attribute.text}`"
+        case s.Noise(deviation):
+            return f"noise at most {deviation.span.text}"
+        case s.Spent(action):
+            return "halts the run when spent" if action == "halt" else ""
         case s.Scale(scalings):
             return f"scales {', '.join(phrase(scaling.span) for scaling in scalings)}"
         case s.Approved(by):

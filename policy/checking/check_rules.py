@@ -41,6 +41,7 @@ from gradwarden.policy.syntax import tree as s
 
 MAX_EPSILON = Decimal(10_000)
 MAX_CLIP = Decimal(1_000_000_000)
+MAX_NOISE = Decimal(1_000_000_000)
 MAX_SHOWN = 80
 """The longest condition that a suggestion repeats."""
 
@@ -250,8 +251,15 @@ class _RuleCheck:
         bands = tuple(band for band in self.scope.band_names if band in named)
         inside = tuple(self.scope.ceiling if band in bands else 0 for band in self.scope.band_names)
         name = self.rule.name.text
+        halting = self.clauses.one(s.Spent)
         terms = PrivacyTerms(
-            numbers["epsilon"], numbers["delta"], numbers["clip"], unit.attribute.text if unit else "", bands
+            numbers["epsilon"],
+            numbers["delta"],
+            numbers["clip"],
+            unit.attribute.text if unit else "",
+            bands,
+            self._most_noise(),
+            "refuse" if halting is None else halting.action,
         )
         spent = self.clause("budget_spent", self.closed, Spent(name))
         clauses = (self.clause("confined", inside), spent)
@@ -280,6 +288,16 @@ class _RuleCheck:
             )
             self.faults.error("GW455", f"`{clause.term}` is above 0 and {upper}", span, help)
         return decimal_text(value)
+
+    def _most_noise(self) -> str:
+        clause = self.clauses.one(s.Noise)
+        if clause is None:
+            return ""
+        if not 0 < clause.deviation.value <= MAX_NOISE:
+            help = "it is the standard deviation of the noise on the sum of clipped gradients"
+            message = f"the greatest `noise` is above 0 and at most {MAX_NOISE}"
+            self.faults.error("GW455", message, clause.deviation.span, help)
+        return decimal_text(clause.deviation.value)
 
     def curriculum(self) -> Limit | None:
         clauses: list[Clause] = []

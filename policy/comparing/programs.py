@@ -336,6 +336,6 @@ def _unprotected(pair: Pair, rule: Limit, others: Collection[Limit]) -> Question
 def _terms(old: Limit | None, new: Limit | None) -> tuple[str, ...]:
     if old is None or new is None or old.privacy is None or new.privacy is None:
         return ("the rule is new",) if old is None else ("the rule is gone",) if new is None else ()
-    names = ("epsilon", "delta", "clip", "unit")
+    names = ("epsilon", "delta", "clip", "unit", "noise", "spent")
     pairs = [(name, getattr(old.privacy, name), getattr(new.privacy, name)) for name in names]
     return tuple(f"{name} {was or 'none'}, now {now or 'none'}" for name, was, now in pairs if was != now)

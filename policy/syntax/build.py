@@ -170,6 +170,12 @@ class Builder(ExpressionBuilder):
     def unit_of(self, children: Children, span: Span) -> s.UnitOf:
         return s.UnitOf(self._name(children[1]), span)
 
+    def noise(self, children: Children, span: Span) -> s.Noise:
+        return s.Noise(self._plain(children[2]), span)
+
+    def spent(self, children: Children, span: Span) -> s.Spent:
+        return s.Spent(word_of(children[1]), span)
+
     def scale(self, children: Children, span: Span) -> s.Scale:
         return s.Scale(tuple(children[1::2]), span)
 

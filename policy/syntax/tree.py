@@ -449,6 +449,22 @@ class UnitOf:
 
 
 @frozen
+class Noise:
+    """`noise at most DEVIATION`"""
+
+    deviation: Quantity
+    span: Span
+
+
+@frozen
+class Spent:
+    """`spent ACTION`: what happens when a privacy budget is spent."""
+
+    action: Literal["halt", "refuse"]
+    span: Span
+
+
+@frozen
 class Scaling:
     band: Name
     signal: Name
@@ -505,6 +521,8 @@ Clause: TypeAlias = (
     | Within
     | PrivacyNumber
     | UnitOf
+    | Noise
+    | Spent
     | Scale
     | Approved
     | Strength

@@ -264,6 +264,7 @@ SHAPES: dict[str, Shape] = {
     "starved": partial(_record, _STARVED),
     "anchored": partial(_record, _ANCHORED),
     "maintained": partial(_record, _MAINTAINED),
+    "halted": partial(_record, {"step": _count, "rule": _text, "steps": _count}),
     "expired": partial(_record, {"step": _count, "rule": _text, "count": _count}),
     "policy_changed": partial(_record, {"policy": partial(_record, _POLICY), "step": _count}),
     "checkpoint": partial(_record, _CHECKPOINT),

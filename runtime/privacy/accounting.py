@@ -193,7 +193,11 @@ Rates: TypeAlias = float | Mapping[str, float]
 
 @dataclass(frozen=True, slots=True)
 class PrivacyRule:
-    """The terms of one privacy rule, as numbers. unit: the attribute that names the unit, "" for each row."""
+    """The terms of one privacy rule, as numbers.
+
+    unit: the attribute that names the unit, "" for each row. most_noise: the greatest standard deviation that
+    the policy allows the noise. halts: whether the run halts when the budget is spent.
+    """
 
     name: str
     epsilon: float
@@ -201,10 +205,21 @@ class PrivacyRule:
     clip: float
     bands: tuple[str, ...]
     unit: str = ""
+    most_noise: float = math.inf
+    halts: bool = False
 
     @classmethod
     def of(cls, name: str, terms: PrivacyTerms) -> PrivacyRule:
-        return cls(name, float(terms.epsilon), float(terms.delta), float(terms.clip), terms.bands, terms.unit)
+        return cls(
+            name,
+            float(terms.epsilon),
+            float(terms.delta),
+            float(terms.clip),
+            terms.bands,
+            terms.unit,
+            float(terms.noise) if terms.noise else math.inf,
+            terms.spent == "halt",
+        )
 
 
 def privacy_rules(program: Program) -> tuple[PrivacyRule, ...]:
@@ -258,14 +273,22 @@ class JointPlan:
 
     @classmethod
     def for_sigma(cls, rules: Sequence[PrivacyRule], rates: Rates, sigma: float) -> JointPlan:
-        """Return the plan with a given noise; each rule lasts as long as its own budget allows."""
+        """Return the plan with a given noise; each rule lasts as long as its own budget allows.
+
+        Raises PrivacyError where a rule allows less noise.
+        """
         _check_rules(rules, rates)
+        check_noise(rules, sigma)
         planned = []
         for rule in rules:
             rate, noise_multiplier = _rate(rates, rule), sigma / rule.clip
             steps = steps_within(rule.epsilon, rule.delta, rate, noise_multiplier)
             planned.append(RulePlan(rule, rate, noise_multiplier, steps))
         return cls(sigma, tuple(planned))
+
+    def halting(self, spent: Collection[str]) -> tuple[str, ...]:
+        """Return those of the spent rules on which the run halts."""
+        return tuple(plan.rule.name for plan in self.rules if plan.rule.halts and plan.rule.name in spent)
 
     def spent(self, steps: Mapping[str, int]) -> frozenset[str]:
         """Return the rules whose next step would exceed their budget. steps: taken so far, by rule name."""
@@ -333,6 +356,17 @@ class JointPlan:
 
 def _rate(rates: Rates, rule: PrivacyRule) -> float:
     return rates if isinstance(rates, int | float) else rates[rule.name]
+
+
+def check_noise(rules: Sequence[PrivacyRule], sigma: float) -> None:
+    """Raise PrivacyError where noise of standard deviation `sigma` is more than a rule allows."""
+    for rule in rules:
+        if not sigma <= rule.most_noise:
+            raise PrivacyError(
+                f"the noise needs a standard deviation of {sigma:g}, and `{rule.name}` allows at most "
+                f"{rule.most_noise:g}",
+                help="plan fewer steps or sample at a lower rate: then less noise keeps the budgets",
+            )
 
 
 def _check_rules(rules: Sequence[PrivacyRule], rates: Rates) -> None:

@@ -1,7 +1,8 @@
 """The privacy side of a run: which rows of a batch are private, their clipped and noised sum, the budgets.
 
 Every step is noised and paid for, whether or not the sampler drew a private example: a step that did not
-would say so. When a rule's budget is spent, its examples are refused at admission and the run goes on.
+would say so. When a rule's budget is spent, its examples are refused at admission and the run goes on, or it
+halts after the last step that was paid for, as the rule says.
 """
 
 from __future__ import annotations
@@ -16,8 +17,14 @@ from torch import Tensor, nn
 
 from gradwarden.policy.decision import Decision
 from gradwarden.policy.program import Program
-from gradwarden.runtime.errors import PrivacyError
-from gradwarden.runtime.privacy.accounting import JointPlan, PrivacyRule, epsilon_text, privacy_rules
+from gradwarden.runtime.errors import BudgetHalt, PrivacyError
+from gradwarden.runtime.privacy.accounting import (
+    JointPlan,
+    PrivacyRule,
+    check_noise,
+    epsilon_text,
+    privacy_rules,
+)
 from gradwarden.runtime.privacy.clipping import (
     Clipping,
     GradientSum,
@@ -109,6 +116,19 @@ class BudgetBook:
         return self._plan.spent(self._steps)
 
     @property
+    def halting(self) -> dict[str, int]:
+        """The rules whose budget is spent and on which the run halts, with the steps they paid for."""
+        return {rule: self._steps[rule] for rule in self._plan.halting(self.spent())}
+
+    def check_going(self) -> None:
+        """Raise BudgetHalt where a budget is spent and its rule says that the run halts then."""
+        for rule, steps in self.halting.items():
+            raise BudgetHalt(
+                f"the budget of `{rule}` is spent after {steps:,} steps, and the policy halts the run",
+                help="save a checkpoint and close the run; a new run under new terms has a new budget",
+            )
+
+    @property
     def noised_bands(self) -> tuple[str, ...]:
         """Bands that are noised in every step as long as some budget lasts."""
         return self._plan.noised_bands(self.spent())
@@ -190,6 +210,7 @@ def _check_plan(rules: Sequence[PrivacyRule], plan: JointPlan | None, normaliser
             f"the privacy plan does not fit the policy, which has {wanted}, or it was made for other terms",
             help="make one with `JointPlan.for_steps(privacy_rules(program), sampling_rate, steps)`",
         )
+    check_noise(rules, 0.0 if plan is None else plan.sigma)
     if rules and normaliser is None:
         raise PrivacyError(
             "privacy rules need a constant normaliser: the size of a batch depends on private examples",

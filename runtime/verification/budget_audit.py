@@ -62,6 +62,7 @@ class BudgetAudit:
         self._terms: dict[str, _Terms] = {}
         self._plan: JointPlan | None = None
         self._rules: tuple[str, ...] = ()
+        self._halting: frozenset[str] = frozenset()
         self._held: frozenset[str] = frozenset()
         """The rules that were last held for spent."""
 
@@ -84,8 +85,9 @@ class BudgetAudit:
             raise _violation(f"the run was opened with {names(strange)}, which the policy lacks")
         if rules and self._normaliser is None:
             raise _violation("the run has privacy rules and no constant normaliser")
-        self._check_noise()
+        self._check_noise(rules)
         self._rules = tuple(rule.name for rule in rules)
+        self._halting = frozenset(rule.name for rule in rules if rule.halts)
         self._terms = {rule: _terms(self._declared[rule]) for rule in self._rules}
         # Only now, since it takes time: a ledger cannot ask for more than the policy has rules.
         if self.to_the_step and self._plan is None:
@@ -94,11 +96,14 @@ class BudgetAudit:
             except PrivacyError as error:
                 raise _violation(error.message) from error
 
-    def _check_noise(self) -> None:
+    def _check_noise(self, rules: Collection[PrivacyRule]) -> None:
         """Check that the rules share one Gaussian: noise multiplier times clip is its standard deviation."""
         sigmas = [number(t["noise_multiplier"]) * number(t["clip"]) for t in self._declared.values()]
         if sigmas and not max(sigmas) <= min(sigmas) * (1 + SIGMA_ROUNDING):
             raise _violation("the privacy rules were opened with noise of different standard deviations")
+        for rule in rules:
+            if max(sigmas) > rule.most_noise * (1 + SIGMA_ROUNDING):
+                raise _violation(f"the run was opened with more noise than `{rule.name}` allows")
 
     def check_spent(self, body: Mapping[str, Any], steps: Mapping[str, int]) -> None:
         """Check which budgets a step holds for spent. steps: paid for so far, by rule."""
@@ -109,6 +114,19 @@ class BudgetAudit:
                 f"recorded they are those of {names(spent)}"
             )
         self._held = frozenset(spent)
+        halting = sorted(self._held & self._halting)
+        if halting:
+            raise _violation(
+                f"step {body['step']} was begun with the budget of {names(halting)} spent, where the policy "
+                f"halts the run"
+            )
+
+    def check_halt(self, body: Mapping[str, Any], steps: Mapping[str, int]) -> None:
+        """Check that a run that is said to halt had to. steps: paid for so far, by rule."""
+        rule, count = body["rule"], body["steps"]
+        due = rule in self._halting and rule in self._newly_spent([rule], steps)
+        if not due or steps.get(rule, 0) != count:
+            raise _violation(f"the run is said to halt after {count:,} steps of `{rule}`, and need not")
 
     def _newly_spent(self, claimed: Collection[str], steps: Mapping[str, int]) -> frozenset[str]:
         """Return the rules that are spent and have not been; without the library, those that may well be."""

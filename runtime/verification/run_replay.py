@@ -216,6 +216,8 @@ class RunReplay:
             case "maintained":
                 self._pending(body)
                 self._maintained.check_measured(body)
+            case "halted":
+                self._audit.check_halt(body, self._history.private_steps)
             case "classes":
                 self._check_classes(body)
             case "decisions":

@@ -67,6 +67,8 @@ def targets(draw: DrawFn, weighted: bool = False) -> str:
     return f",{draw(gaps)}".join(band + weight for band, weight in zip(bands, at, strict=True))
 
 
+PRIVACY_EXTRAS = ("noise at most 2.50", "spent halt")
+
 CLAUSES: dict[str, SearchStrategy[list[str]]] = {
     "depth": targets().map(lambda t: [f"reach {t}"]),
     "suppress": st.one_of(
@@ -79,7 +81,9 @@ CLAUSES: dict[str, SearchStrategy[list[str]]] = {
         st.tuples(days, counts).map(lambda x: [f"until {x[0]}", f"at most {x[1]} epochs"]),
         days.map(lambda d: [f"from {d}"]),
     ),
-    "privacy": st.just(["within shallow, middle", "epsilon 3", "delta 1e-6", "clip 1.50", "unit source"]),
+    "privacy": st.just(
+        ["within shallow, middle", "epsilon 3", "delta 1e-6", "clip 1.50", "unit source", *PRIVACY_EXTRAS]
+    ),
     "memorization": st.one_of(
         st.just(["refuse"]),
         targets(weighted=True).map(lambda t: [f"cap {t}"]),

@@ -380,7 +380,8 @@ class Drawer:
         self.private.append(name)
         within = ", ".join(self.random.sample(self.bands, self.random.randint(1, len(self.bands))))
         unit = "  unit source" if "source" in self.attributes and self.random.randrange(2) else ""
-        terms = f"within {within}  epsilon 3  delta 1e-6  clip 1{unit}"
+        spent = self.pick("", "", "  spent halt", "  spent refuse", "  noise at most 2.5")
+        terms = f"within {within}  epsilon 3  delta 1e-6  clip 1{unit}{spent}"
         return f"{self._level()}privacy {name} {{ {self._when()}{terms} }}"
 
     def _memorization(self, name: str) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from gradwarden.runtime.errors import PrivacyError
+from gradwarden.runtime.errors import BudgetHalt, PrivacyError
 from gradwarden.runtime.privacy import accounting
 from gradwarden.runtime.privacy.accounting import JointPlan, epsilon, privacy_rules, steps_within
+from gradwarden.runtime.privacy.budget import BudgetBook
 from gradwarden.runtime.verification import budget_audit
 
 ENGINES = ["fused", "split"]
@@ -256,6 +258,79 @@ def test_when_the_budget_is_spent_private_examples_are_refused_and_public_ones_g
     assert cost <= float(spending[-1]["epsilon"]) <= cost + 1e-4
     assert float(spending[-1]["epsilon"]) <= 2.0
     assert lab.verify().ok
+
+
+def halting(text: str) -> str:
+    return text.replace("unit who }", "unit who  spent halt }")
+
+
+def test_a_run_halts_after_the_last_step_that_its_budget_pays_for(lab, text):
+    plan = JointPlan.for_steps(privacy_rules(lab.program(halting(text))), 0.01, 3)
+    lasts = plan.rules[0].steps
+    governor = open_run(lab, halting(text), plan=plan)
+    batch = [lab.example("p"), patient(lab, "x")]
+    for _ in range(lasts - 1):
+        assert lab.step(governor, batch).committed
+    for _ in range(2):  # the last step is committed; the next one is not begun
+        with pytest.raises(BudgetHalt, match="`quiet` is spent after 3 steps"):
+            lab.step(governor, batch)
+    assert (governor.committed, governor.next_step) == (lasts, lasts)
+    governor.checkpoint(lab.folder / "halted.safetensors")
+    governor.close()
+    assert lab.bodies("halted") == [{"step": lasts - 1, "rule": "quiet", "steps": lasts}]
+    assert lab.verify().ok
+
+
+def test_a_halted_run_that_is_resumed_takes_no_step(lab, text):
+    plan = JointPlan.for_steps(privacy_rules(lab.program(halting(text))), 0.01, 1)
+    governor = open_run(lab, halting(text), plan=plan, noise_seed=None)
+    with pytest.raises(BudgetHalt), governor:
+        lab.step(governor, [lab.example("p")])
+    resumed = open_run(lab, halting(text), plan=plan, noise_seed=None)
+    with pytest.raises(BudgetHalt):
+        lab.step(resumed, [lab.example("p")])
+    resumed.close()
+    assert [body["step"] for body in lab.bodies("step")] == [0]
+    assert lab.verify().ok
+
+
+def test_a_run_that_goes_on_after_it_must_halt_is_found(lab, text, monkeypatch):
+    plan = JointPlan.for_steps(privacy_rules(lab.program(halting(text))), 0.01, 1)
+    monkeypatch.setattr(BudgetBook, "check_going", lambda book: None)
+    governor = open_run(lab, halting(text), plan=plan)
+    for _ in range(2):
+        lab.step(governor, [lab.example("p")])
+    governor.close()
+    (finding,) = lab.verify().findings
+    assert (finding.code, "halts the run" in finding.message) == ("wrong_budget", True)
+
+
+def test_a_halt_that_the_policy_does_not_ask_for_is_found(private_run):
+    def change(entries):
+        entries.insert(-1, ("halted", {"step": 4, "rule": "quiet", "steps": 3}))
+
+    (finding,) = private_run.forge(change).findings
+    assert (finding.code, "need not" in finding.message) == ("wrong_budget", True)
+
+
+def test_noise_beyond_what_the_policy_allows_is_refused_and_found(lab, text):
+    quiet = text.replace("unit who }", "unit who  noise at most 1.1 }")
+    with pytest.raises(PrivacyError, match=r"standard deviation of 1\.2, and `quiet` allows at most 1\.1"):
+        plan_of(lab, quiet)
+    loud = plan_of(lab, text)
+    by_hand = replace(loud, rules=(replace(loud.rules[0], rule=privacy_rules(lab.program(quiet))[0]),))
+    with pytest.raises(PrivacyError, match="allows at most"):
+        open_run(lab, quiet, plan=by_hand)
+    governor = open_run(lab, quiet, plan=plan_of(lab, quiet, noise_multiplier=3.6))
+    lab.step(governor, [lab.example("p")])
+    governor.close()
+    assert lab.verify().ok
+
+    def change(entries):
+        of(entries, "opened")["privacy"][0]["noise_multiplier"] = "4.0"
+
+    (finding, *_) = lab.forge(change).findings
+    assert (finding.code, "more noise" in finding.message) == ("wrong_budget", True)
 
 
 def test_the_last_step_of_a_budget_still_counts_its_noised_bands_as_active(lab, text):

@@ -96,6 +96,7 @@ class Cases:
             "anchored": [self.anchored(), self.anchored(strength=None, drift=20_000)],
             "maintained": [{"step": 9, "drift": {"deep": "0.02"}, "held": ["deep"]}],
             "starved": [{"step": 9, "band": "deep", "steps": 5, "action": "report"}],
+            "halted": [{"step": 9, "rule": "patients", "steps": 10}],
             "expired": [{"step": 9, "rule": "trial", "count": 3}],
             "policy_changed": [{"policy": policy, "step": 10}],
             "checkpoint": [
