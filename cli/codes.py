@@ -73,6 +73,7 @@ MEANINGS = {
     "GW465": "a band listed twice",
     "GW466": "too many rules or attributes",
     "GW467": "an unknown language version",
+    "GW468": "a hold-out of more than one token in so many",
     "GW469": "a modulation factor outside 0 to 1",
     "GW470": "an empty text",
     "GW471": "conditions that are too large once the conditions they name are written out",

@@ -53,6 +53,8 @@ def _problem(attribute: str, code: str, detail: str) -> str:
 
 def _obligation(obligation: Obligation) -> str:
     terms = obligation.privacy
+    if obligation.one_in is not None:
+        return f"{obligation.kind} (rule {obligation.rule}): 1 in {obligation.one_in} tokens"
     if terms is None:
         return f"{obligation.kind} (rule {obligation.rule})"
     unit = f", unit {terms.unit}" if terms.unit else ""

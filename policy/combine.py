@@ -143,6 +143,8 @@ def _obligations(active: Sequence[tuple[Limit, Clause]]) -> Iterator[Obligation]
             yield Obligation("privacy", limit.name, limit.privacy)
         elif clause.effect == "quarantined":
             yield Obligation("quarantine", limit.name)
+        elif clause.effect == "held_out":
+            yield Obligation("hold_out", limit.name, one_in=limit.hold_out)
 
 
 def _failed(

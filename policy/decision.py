@@ -23,6 +23,11 @@ Stage = Literal[
 ]
 
 
+ObligationKind = Literal["privacy", "quarantine", "hold_out"]
+
+OBLIGATIONS: tuple[ObligationKind, ...] = ("privacy", "quarantine", "hold_out")
+
+
 @frozen
 class Problem:
     """One fault of an example's metadata: which attribute, a stable code, and the fault in words.
@@ -45,11 +50,15 @@ class Cause:
 
 @frozen
 class Obligation:
-    """Something the runtime must do for this example beyond its weights."""
+    """Something the runtime must do for this example beyond its weights.
 
-    kind: Literal["privacy", "quarantine"]
+    privacy: the terms of a privacy rule. one_in: of how many tokens one must be held out.
+    """
+
+    kind: ObligationKind
     rule: str
     privacy: PrivacyTerms | None = None
+    one_in: int | None = None
 
 
 @frozen

@@ -252,11 +252,12 @@ Effect = Literal[
     "quarantined",  # suppress, memorization: all bands but `quarantine` are closed
     "expired",  # retain: `until` has passed
     "embargoed",  # retain: `from` has not come (defers)
-    "exposures_spent",  # retain: at most N exposures
+    "exposures_spent",  # retain, memorization: at most N exposures
     "epochs_spent",  # retain: at most N epochs
     "confined",  # privacy: bands outside `within` are closed
     "budget_spent",  # privacy: the rule's budget is spent
     "memorized",  # memorization: nothing more may be learned
+    "held_out",  # memorization: some tokens are not learned from; caps nothing
     "not_open",  # curriculum: the stage has not opened these bands (defers)
 ]
 
@@ -292,7 +293,10 @@ class PrivacyTerms:
 
 @frozen
 class Limit:
-    """A rule that can only lower weights: the least cap per band wins."""
+    """A rule that can only lower weights: the least cap per band wins.
+
+    hold_out: of how many tokens one is held out, 0 where the rule holds out none.
+    """
 
     name: str
     kind: LimitKind
@@ -300,6 +304,7 @@ class Limit:
     level: Level = "hard"
     because: str = ""
     privacy: PrivacyTerms | None = None
+    hold_out: int = 0
 
 
 @frozen

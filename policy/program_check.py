@@ -83,6 +83,9 @@ def _shape_faults(program: p.Program) -> Iterator[str]:
     for limit in program.limits:
         if (limit.kind == "privacy") != (limit.privacy is not None):
             yield f"`{limit.name}` has privacy terms without being a privacy rule, or the reverse"
+        holds = {clause.effect == "held_out" for clause in limit.clauses}
+        if holds != {bool(limit.hold_out)} or (limit.hold_out and limit.kind != "memorization"):
+            yield f"`{limit.name}` holds out tokens without saying how many, or the reverse"
     maintained = [band for rule in program.maintained for band in rule.bands]
     if len(set(maintained)) != len(maintained):
         yield "a band is maintained twice"

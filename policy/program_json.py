@@ -1,8 +1,8 @@
 """The JSON form of a program: canonical (RFC 8785), strict to read; its schema is `program.schema.json`.
 
-Every field is always written. A condition or numeric expression is an object with one key that names its
-kind: `{"and": […]}`, `{"compare": {"op": "ge", "left": {"attribute": "lines"}, "right": {"number": 3}}}`.
-The digest of a program is the SHA-256 of these bytes.
+Every field is always written, but for `hold_out` of limits that hold out nothing. A condition or numeric
+expression is an object with one key that names its kind: `{"and": […]}`, `{"compare": {"op": "ge", "left":
+{"attribute": "lines"}, "right": {"number": 3}}}`. The digest of a program is the SHA-256 of these bytes.
 """
 
 from __future__ import annotations
@@ -128,6 +128,7 @@ def _limit(limit: p.Limit) -> Json:
         "level": limit.level,
         "because": limit.because,
         "privacy": None if limit.privacy is None else _privacy(limit.privacy),
+        **({"hold_out": limit.hold_out} if limit.hold_out else {}),
     }
 
 
@@ -276,7 +277,8 @@ def _read_limit(data: Json) -> p.Limit:
     clauses = tuple(p.Clause(**_conditions(x)) for x in data["clauses"])
     terms = data["privacy"]
     privacy = None if terms is None else p.PrivacyTerms(**_tuples(terms))
-    return p.Limit(data["name"], data["kind"], clauses, data["level"], data["because"], privacy)
+    held = data.get("hold_out", 0)
+    return p.Limit(data["name"], data["kind"], clauses, data["level"], data["because"], privacy, held)
 
 
 def _maintenance(data: Json) -> p.Maintenance:

@@ -103,6 +103,7 @@ class Governor:
     reference_losses, clusters, measure_every: for the signals that the governor measures itself
     (`gradwarden.policy.known_signals`): the loss of a model that never saw the example, by id; which
     examples are copies of one text, by id; how many steps come to one in which depth is measured.
+    holdout_key: of the hash by which tokens are held out, see `holdout_mask`.
     trusted: where keys are given, every program must be signed by `signers` of them, as it is passed here.
     signature: the content of its `.note` (`gradwarden build --sign`), which the ledger keeps.
 
@@ -134,6 +135,7 @@ class Governor:
         reference_losses: Mapping[str, float] | None = None,
         clusters: Mapping[str, str] | None = None,
         measure_every: int = 16,
+        holdout_key: int = 0,
         trusted: Sequence[PublicKey] = (),
         signers: int = 1,
         signature: bytes | None = None,
@@ -147,6 +149,7 @@ class Governor:
         self.ranks = self.reduction.ranks
         self.model = self.reduction.module
         self.normaliser, self.clip_norm = normaliser, clip_norm
+        self.holdout_key = holdout_key
         self.epoch = 0
         self.next_step = 0
         self.committed = 0

@@ -29,6 +29,7 @@ from gradwarden.runtime.errors import MaskError, PrivacyError
 from gradwarden.runtime.gates import Finding, check_losses, raised
 from gradwarden.runtime.maintenance import Measured
 from gradwarden.runtime.memorization.depth_gauge import DepthGauge
+from gradwarden.runtime.memorization.holdout import holdout_mask
 from gradwarden.runtime.memorization.measures import DEPTH_SHARE, GRADIENT_NORM, LOSS, TOKEN_SCORE
 from gradwarden.runtime.memorization.readings import StepReadings
 from gradwarden.runtime.memorization.token_scores import IGNORED, token_scores
@@ -137,6 +138,8 @@ class Proposal:
         self._losses: list[float] = []
         self._gauge: DepthGauge | None = None
         self._done = np.zeros(len(self.rows), dtype=bool)
+        self._held = self._hold_outs()
+        self._masked = self._held == 0
         self._part: IntArray = np.arange(len(self.rows))
         self._number = 0
         self._together = governor.reduction.passes.collective
@@ -159,6 +162,21 @@ class Proposal:
     @property
     def decisions(self) -> list[Decision]:
         return [self.admitted.decisions[i] for i in self.admitted.decision_ids[self._own].tolist()]
+
+    def _hold_outs(self) -> IntArray:
+        """Return of how many tokens each example must have one held out, 0 for none: int64 [rows].
+
+        Of several rules the one that holds out most decides.
+        """
+        if not any(limit.hold_out for limit in self._governor.program.limits):
+            return np.zeros(len(self.rows), dtype=np.int64)
+        return np.array(
+            [
+                min((o.one_in for o in decision.obligations if o.one_in and any(decision.micro)), default=0)
+                for decision in self.decisions
+            ],
+            dtype=np.int64,
+        )
 
     def _active(self) -> tuple[str, ...]:
         if self.refusal is not None:
@@ -274,6 +292,10 @@ class Proposal:
         try:
             if self.refusal is None:
                 self.refusal = check_losses(losses, public.nonzero().flatten().tolist())
+            if self.refusal is None and not self._masked[self._part].all():
+                self.refusal = Finding(
+                    "gradient", "tokens_not_held_out", "the policy holds out tokens: ask for `token_mask`"
+                )
             if self.refusal is None:
                 self._remember(losses.detach().double().cpu(), public)
                 self._differentiate(losses, public)
@@ -298,6 +320,27 @@ class Proposal:
         if gauge is not None:
             shares = gauge.shares(self._governor.deepest)
             self._readings.add(DEPTH_SHARE, self._part, shares, public.numpy())
+
+    def token_mask(self, tokens: Tensor) -> Tensor:
+        """Return which tokens of the batch, or of the micro-batch at hand, are to be learned: bool [B, T].
+
+        tokens: the token ids of each example, integers [B, T]. False where the policy holds a token out
+        (`holdout_mask`): the loss of predicting it must not count. All tokens are True for examples that no
+        such rule is about. A step whose policy holds out tokens is refused unless this was asked before
+        `backward`. Raises MaskError for other shapes.
+        """
+        if len(tokens) != len(self._part):
+            raise MaskError(
+                f"a token mask needs one row per example: {len(self._part)}, not {len(tokens)}",
+                help="mask sequences before several are packed in a row",
+            )
+        held = self._held[self._part]
+        mask = torch.ones(tokens.shape, dtype=torch.bool, device=tokens.device)
+        for one_in in np.unique(held[held > 0]).tolist():
+            rows = torch.from_numpy(held == one_in).to(tokens.device)
+            mask[rows] = holdout_mask(tokens[rows], one_in, key=self._governor.holdout_key)
+        self._masked[self._part] = True
+        return mask
 
     def observe_tokens(self, logits: Tensor, targets: Tensor, *, ignore: int = IGNORED) -> None:
         """Measure `token_score` for the examples of the batch, or of the micro-batch at hand.

@@ -200,11 +200,16 @@ def limits(draw: DrawFn, name: str, bands: tuple[str, ...], ceiling: int) -> Lim
                 Clause(And((when, Spent(name))), "budget_spent", closed),
             ]
         case "memorization":
-            clauses = [Clause(And((when, draw(comparisons))), "memorized", closed)]
+            guarded = And((when, draw(comparisons)))
+            held = draw(st.sampled_from((0, 0, 2, 4)))
+            clauses = [Clause(guarded, "memorized", closed)]
+            if held:
+                clauses = [Clause(guarded, "held_out", (ceiling,) * len(bands))]
         case _:
             clauses = [Clause(when, "not_open", draw(caps), defers=True)]
+    one_in = held if kind == "memorization" else 0
     terms = PrivacyTerms("3", "0.000001", "1", "source", bands[:1]) if kind == "privacy" else None
-    return Limit(name, kind, tuple(clauses), draw(levels), privacy=terms)
+    return Limit(name, kind, tuple(clauses), draw(levels), privacy=terms, hold_out=one_in)
 
 
 @st.composite

@@ -191,7 +191,7 @@ def _compare(before: Program, after: Program, timeout: float) -> Outcome:
             parts=comparer.cells,
             comparable=comparer.comparable(),
             bands=watched(comparer.bands()),
-            privacy=tuple(comparer.privacy()),
+            privacy=(*comparer.privacy(), *comparer.hold_outs()),
             gradients=tuple(comparer.gradients()),
             maintenance=tuple(maintenance_differences(before, after, comparer.cells)),
             semantics=tuple(semantics_differences(before, after)),

@@ -178,6 +178,8 @@ def effect(clause: s.Clause) -> str:
             return f"not before {phrase(moment.span)}"
         case s.AtMost(count, noun):
             return f"at most {count.span.text} {noun}"
+        case s.HoldOut(_, whole):
+            return f"holds out 1 in {whole.span.text} tokens"
         case s.Within(bands):
             return f"to {_listed([band.text for band in bands])}"
         case s.PrivacyNumber(term, value):

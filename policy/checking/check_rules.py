@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from decimal import Decimal
 
 from gradwarden.policy.checking.check_conditions import Conditions
@@ -42,6 +43,8 @@ from gradwarden.policy.syntax import tree as s
 MAX_EPSILON = Decimal(10_000)
 MAX_CLIP = Decimal(1_000_000_000)
 MAX_NOISE = Decimal(1_000_000_000)
+MAX_HELD = 1_000
+"""The least share of tokens that a rule may hold out: one in so many."""
 MAX_SHOWN = 80
 """The longest condition that a suggestion repeats."""
 
@@ -104,7 +107,11 @@ class _RuleCheck:
 
     def _action(self, refused: Effect) -> Clause | None:
         """Return the effect of `refuse`, `cap` or `route`; at most one may stand. None where none does."""
-        actions = [c for c in self.clauses.all if isinstance(c, s.Refuse | s.Targets | s.Route)]
+        actions = [
+            c
+            for c in self.clauses.all
+            if isinstance(c, s.Refuse | s.Targets | s.Route | s.AtMost | s.HoldOut)
+        ]
         for extra in actions[1:]:
             self.faults.error("GW459", "a rule has one effect", extra.span, "write two rules")
         match actions[:1]:
@@ -114,8 +121,22 @@ class _RuleCheck:
                 return self.clause("quarantined", self._routed(route))
             case [s.Refuse()]:
                 return self.clause(refused, self.closed)
+            case [s.AtMost() as most]:
+                return self._exposures(most)
+            case [s.HoldOut()]:
+                return self.clause("held_out", self.open)
             case _:
                 return None
+
+    def _exposures(self, most: s.AtMost) -> Clause:
+        """Return the effect of `at most N exposures` where it caps what a condition picks out."""
+        if most.noun == "epochs":
+            help = "write `at most N exposures`, or limit epochs by a `retain` rule"
+            self.faults.error("GW450", "`at most` counts exposures here", most.span, help)
+        count = whole(self.faults, most.count, 1, MAX_COUNT, "the number of exposures") or 1
+        return self.clause(
+            "exposures_spent", self.closed, Compare("ge", ClockValue("exposures"), Number(count))
+        )
 
     def _caps(self, cap: s.Targets) -> tuple[int, ...]:
         for target in cap.targets:
@@ -141,16 +162,24 @@ class _RuleCheck:
 
     def memorization(self) -> Limit | None:
         when = self.clauses.need(s.When, "`when`")
-        if when is not None and not self.when.signals and not self.misread:
+        held = self.clauses.one(s.HoldOut)
+        if when is not None and held is None and not self.when.signals and not self.misread:
             help = "declare one in `signals { … }`"
             if self.scope.signals:
                 help = f"for instance `{next(iter(self.scope.signals))} < …`"
             self.faults.error("GW458", "a memorization rule tests a signal", when.span, help)
         action = self._action("memorized")
         if action is None:
-            self.clauses.missing("`refuse`, `cap` or `route to quarantine`")
+            self.clauses.missing("`refuse`, `cap`, `route to quarantine`, `at most` or `hold out`")
             return None
-        return self.limit("memorization", [action])
+        limit = self.limit("memorization", [action])
+        return limit if held is None else replace(limit, hold_out=self._one_in(held))
+
+    def _one_in(self, held: s.HoldOut) -> int:
+        """Return of how many tokens one is held out."""
+        if held.part.value != 1:
+            self.faults.error("GW468", "one token in so many is held out", held.part.span, "write `1 in …`")
+        return whole(self.faults, held.whole, 2, MAX_HELD, "the number of tokens") or 2
 
     def retain(self) -> Limit | None:
         times: dict[str, s.Timing] = {t.word: t for t in self.clauses.all if isinstance(t, s.Timing)}

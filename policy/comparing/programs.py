@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 
 from gradwarden.policy.comparing.pairs import Cell, cells
 from gradwarden.policy.context import Context
-from gradwarden.policy.decision import Decision
+from gradwarden.policy.decision import Decision, ObligationKind
 from gradwarden.policy.evaluation.evaluate import decide
 from gradwarden.policy.program import Limit, PrivacyTerms, Program
 from gradwarden.policy.proving.encoding import Encoding
@@ -123,13 +123,26 @@ class Comparer:
             old, new = before.get(name), after.get(name)
             lost, gained = Question(FALSE), Question(FALSE)
             if old is not None:
-                lost = _unprotected(self.whole, old, after.values())
+                lost = _unprotected(self.whole, "privacy", old, _strict(old, after.values()))
             if new is not None:
-                gained = _unprotected(self.whole.turned(), new, before.values())
-            found = self.settle(name, lost, gained, _terms(old, new))
-            if self._ambiguous and not found.widens:
-                found = replace(found, relation="unknown")  # no example of both types was asked for
-            yield found
+                gained = _unprotected(self.whole.turned(), "privacy", new, _strict(new, before.values()))
+            yield self._sure(self.settle(name, lost, gained, _terms(old, new)))
+
+    def hold_outs(self) -> Iterator[Difference]:
+        """Yield for each rule that holds out tokens whether examples have more of them learned, or fewer."""
+        before, after = _holding(self.old), _holding(self.new)
+        for name in sorted({*before, *after}):
+            old, new = before.get(name), after.get(name)
+            lost, gained = Question(FALSE), Question(FALSE)
+            if old is not None:
+                lost = _unprotected(self.whole, "hold_out", old, _as_many(old, after.values()))
+            if new is not None:
+                gained = _unprotected(self.whole.turned(), "hold_out", new, _as_many(new, before.values()))
+            yield self._sure(self.settle(name, lost, gained, _held(old, new)))
+
+    def _sure(self, found: Difference) -> Difference:
+        """Return a difference, unknown where no example of a text that two types take was asked for."""
+        return replace(found, relation="unknown") if self._ambiguous and not found.widens else found
 
     def gradients(self) -> Iterator[Difference]:
         """Yield where the greatest gradient norm of a band, or of the bands that came of it, differs."""
@@ -317,16 +330,20 @@ def _as_strict(terms: PrivacyTerms, others: PrivacyTerms) -> bool:
     )
 
 
-def _unprotected(pair: Pair, rule: Limit, others: Collection[Limit]) -> Question:
-    """Ask for an example that a rule protects before and none as strict after, and that is learned from."""
+def _strict(rule: Limit, others: Collection[Limit]) -> set[str]:
+    """Return the names of the privacy rules that protect at least as well as one."""
     assert rule.privacy is not None, "only privacy rules are asked about"
-    strict = {o.name for o in others if o.privacy is not None and _as_strict(o.privacy, rule.privacy)}
-    protected = pair.before.obligations.get(("privacy", rule.name), FALSE)
-    still = disjunction(pair.after.obligations.get(("privacy", name), FALSE) for name in sorted(strict))
+    return {o.name for o in others if o.privacy is not None and _as_strict(o.privacy, rule.privacy)}
+
+
+def _unprotected(pair: Pair, kind: ObligationKind, rule: Limit, strict: set[str]) -> Question:
+    """Ask for an example that a rule protects before and none as strict after, and that is learned from."""
+    protected = pair.before.obligations.get((kind, rule.name), FALSE)
+    still = disjunction(pair.after.obligations.get((kind, name), FALSE) for name in sorted(strict))
 
     def lost(before: Decision, after: Decision) -> bool:
-        was = any(o.kind == "privacy" and o.rule == rule.name for o in before.obligations)
-        now = any(o.kind == "privacy" and o.rule in strict for o in after.obligations)
+        was = any(o.kind == kind and o.rule == rule.name for o in before.obligations)
+        now = any(o.kind == kind and o.rule in strict for o in after.obligations)
         return was and not now and any(after.micro)
 
     truth = conjunction((pair.before.valid, protected, negation(still), negation(pair.after.nothing)))
@@ -339,3 +356,23 @@ def _terms(old: Limit | None, new: Limit | None) -> tuple[str, ...]:
     names = ("epsilon", "delta", "clip", "unit", "noise", "spent")
     pairs = [(name, getattr(old.privacy, name), getattr(new.privacy, name)) for name in names]
     return tuple(f"{name} {was or 'none'}, now {now or 'none'}" for name, was, now in pairs if was != now)
+
+
+# --- tokens that are held out -------------------------------------------------------------------------------
+
+
+def _holding(program: Program) -> dict[str, Limit]:
+    return {rule.name: rule for rule in program.limits if rule.level == "hard" and rule.hold_out}
+
+
+def _as_many(rule: Limit, others: Collection[Limit]) -> set[str]:
+    """Return the names of the rules that hold out at least as many tokens as one."""
+    return {other.name for other in others if other.hold_out <= rule.hold_out}
+
+
+def _held(old: Limit | None, new: Limit | None) -> tuple[str, ...]:
+    if old is None or new is None:
+        return ("the rule is new",) if old is None else ("the rule is gone",)
+    if old.hold_out == new.hold_out:
+        return ()
+    return (f"holds out 1 in {old.hold_out} tokens, now 1 in {new.hold_out}",)

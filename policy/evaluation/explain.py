@@ -16,7 +16,7 @@ from gradwarden.policy.evaluation.partition import reads_of
 from gradwarden.policy.evaluation.phrasing import Phrasing, maintenance_terms, share
 from gradwarden.policy.evaluation.values import day_text, decode_signal, decode_value
 from gradwarden.policy.frozen import frozen
-from gradwarden.policy.program import Assertion, Condition, Level, Program
+from gradwarden.policy.program import Assertion, Clause, Condition, Level, Limit, Program
 
 Role = Literal["grants", "limits", "scales", "waives", "asserts"]
 State = Literal["enforced", "advisory", "waived", "silent"]
@@ -143,7 +143,7 @@ class _Tracer:
             )
         for limit in program.limits:
             clauses = [
-                (clause.when, f"{_words(clause.effect)}: {self._caps(clause.caps)}")
+                (clause.when, f"{_words(clause.effect)}: {self._does(limit, clause)}")
                 for clause in limit.clauses
             ]
             yield self._rule(limit.name, "limits", limit.kind, limit.because, clauses)
@@ -224,6 +224,9 @@ class _Tracer:
             if weight
         ]
         return f"reach {', '.join(parts)}" if parts else "reach nothing"
+
+    def _does(self, limit: Limit, clause: Clause) -> str:
+        return f"1 in {limit.hold_out} tokens" if limit.hold_out else self._caps(clause.caps)
 
     def _caps(self, caps: tuple[int, ...]) -> str:
         if not any(caps):

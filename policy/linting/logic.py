@@ -55,7 +55,9 @@ def _is_intricate(subject: Subject, expr: s.Expr, condition: Condition) -> bool:
 def _own_condition(subject: Subject, rule: SourcedRule, expr: s.Expr) -> Condition | None:
     """Return the condition of a rule, without the times that its clauses add."""
     match rule.rule:
-        case Limit(kind="suppress" | "memorization" | "privacy", clauses=clauses):
+        case Limit(kind="suppress" | "memorization" | "privacy", clauses=clauses) if (
+            clauses[0].effect != "exposures_spent"
+        ):
             return clauses[0].when
         case Limit() | Waiver():
             return subject.lower(expr)

@@ -240,6 +240,7 @@ def _dominates(other: Compiled, rule: Compiled) -> bool:
         isinstance(rule, Limit)
         and isinstance(other, Limit)
         and _limits_more(other.clauses[0], rule.clauses[0])
+        and other.hold_out <= rule.hold_out
     )
 
 

@@ -146,6 +146,8 @@ class Encoding:
                 found.setdefault(("privacy", cap.limit.name), []).append(cap.active)
             elif cap.clause.effect == "quarantined":
                 found.setdefault(("quarantine", cap.limit.name), []).append(cap.active)
+            elif cap.clause.effect == "held_out":
+                found.setdefault(("hold_out", cap.limit.name), []).append(cap.active)
         return {key: disjunction(truths) for key, truths in found.items()}
 
     # --- weights --------------------------------------------------------------------------------------------

@@ -158,6 +158,9 @@ class Builder(ExpressionBuilder):
         noun = "exposures" if word_of(children[2]).startswith("exposure") else "epochs"
         return s.AtMost(self._plain(children[1]), noun, span)  # type: ignore[arg-type]  # one of two
 
+    def hold_out(self, children: Children, span: Span) -> s.HoldOut:
+        return s.HoldOut(self._plain(children[2]), self._plain(children[4]), span)
+
     def within(self, children: Children, span: Span) -> s.Within:
         return s.Within(self._names(children), span)
 

@@ -430,6 +430,15 @@ class AtMost:
 
 
 @frozen
+class HoldOut:
+    """`hold out 1 in 4 tokens`"""
+
+    part: Quantity
+    whole: Quantity
+    span: Span
+
+
+@frozen
 class Within:
     bands: tuple[Name, ...]
     span: Span
@@ -518,6 +527,7 @@ Clause: TypeAlias = (
     | During
     | InPhase
     | AtMost
+    | HoldOut
     | Within
     | PrivacyNumber
     | UnitOf

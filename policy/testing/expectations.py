@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
-from gradwarden.policy.decision import VERDICTS, Decision, Stage
+from gradwarden.policy.decision import OBLIGATIONS, VERDICTS, Decision, Stage
 from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import MAX_CEILING, SCALE
 from gradwarden.policy.source import Span
@@ -202,7 +202,7 @@ def _names(reader: Reader, key: str, node: Node) -> tuple[tuple[str, ...], tuple
     pairs = reader.words(node, f"`{key}`")
     if key == "obligations":
         for word, where in pairs:
-            reader.check_choice(word, where, "an obligation", ("privacy", "quarantine"))
+            reader.check_choice(word, where, "an obligation", OBLIGATIONS)
     nodes = tuple(where for _, where in pairs) if key in NAME_LISTS else ()
     return tuple(sorted({word for word, _ in pairs})), nodes
 

@@ -103,7 +103,7 @@ def _clause_edits(
 ) -> Iterator[tuple[str, Clause]]:
     for change, when in condition_edits(phrasing, clause.when):
         yield change, replace(clause, when=when)
-    if level == "hard":
+    if level == "hard" and clause.effect != "held_out":
         for change, caps in _cap_edits(program, clause.caps):
             yield change, replace(clause, caps=caps)
 

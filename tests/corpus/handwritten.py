@@ -584,6 +584,44 @@ WAIVERS: Sequence[Group] = (
         ),
     ),
     group(
+        "a_guard_caps_exposures",
+        "signals { loss : number 0..10 default 1 }\n"
+        + ONE
+        + ALL
+        + "memorization m { when loss < 0.5  at most 2 exposures }",
+        case("too few", {}, "admit 1", rules="base", exposures=1, signals={"loss": 0}),
+        case("the condition does not hold", {}, "admit 1", rules="base", exposures=2),
+        case(
+            "enough",
+            {},
+            "refuse 0",
+            rules="base m",
+            causes="m:exposures_spent",
+            stage="memorization",
+            exposures=2,
+            signals={"loss": 0},
+        ),
+    ),
+    group(
+        "a_guard_holds_out_tokens",
+        "examples { x : bool }\n"
+        + ONE
+        + ALL
+        + "memorization a { when x  hold out 1 in 4 tokens }\n"
+        + "memorization b { when x  hold out 1 in 2 tokens }\n"
+        + "advisory memorization c { when true  hold out 1 in 2 tokens }",
+        case(
+            "weights stay, and each rule obliges",
+            {"x": True},
+            "admit 1",
+            rules="a b base",
+            advisory="c",
+            causes="a:held_out b:held_out",
+            obligations="hold_out:a hold_out:b",
+        ),
+        case("an advisory rule obliges to nothing", {"x": False}, "admit 1", rules="base", advisory="c"),
+    ),
+    group(
         "an_advisory_rule_that_is_waived",
         ONE
         + ALL

@@ -178,7 +178,7 @@ class _Run:
                 elif own and self._counts(rule):
                     caps += own
         weights = _weights(granted, caps, factor, self.policy.ceiling)
-        owed = {"confined": "privacy", "quarantined": "quarantine"}
+        owed = {"confined": "privacy", "quarantined": "quarantine", "held_out": "hold_out"}
         obligations = [[owed[cap.effect], cap.rule] for cap in caps if cap.effect in owed]
         failed = list(self._failed(weights, any(kind == "privacy" for kind, _ in obligations)))
         final = dict.fromkeys(bands, 0) if failed else weights
@@ -273,6 +273,8 @@ class _Run:
                     yield cap("quarantined", {b: ceiling if b == "quarantine" else 0 for b in bands})
                 case s.Refuse():
                     yield cap("memorized", closed)
+                case s.HoldOut():
+                    yield cap("held_out", dict.fromkeys(bands, ceiling))
                 case s.Timing("until") if self.today >= self._moment(clause):
                     yield cap("expired", closed)
                 case s.Timing("from") if rule.kind == "retain" and self.today < self._moment(clause):

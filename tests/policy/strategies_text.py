@@ -88,6 +88,8 @@ CLAUSES: dict[str, SearchStrategy[list[str]]] = {
         st.just(["refuse"]),
         targets(weighted=True).map(lambda t: [f"cap {t}"]),
         st.just(["route to quarantine"]),
+        counts.map(lambda n: [f"at most {n} exposures"]),
+        st.integers(2, 1000).map(lambda n: [f"hold out 1 in {n} tokens"]),
     ),
     "curriculum": st.lists(
         st.tuples(

@@ -114,7 +114,7 @@ def test_every_verdict_stage_effect_and_problem_occurs() -> None:
         "exposures_spent",
         "epochs_spent",
     }
-    wanted |= {"confined", "budget_spent", "memorized", "not_open", "not_granted", "assertion"}
+    wanted |= {"confined", "budget_spent", "memorized", "held_out", "not_open", "not_granted", "assertion"}
     assert effects == wanted
     problems = {code for e in expected for _, code in e["problems"]}
     assert problems == {
