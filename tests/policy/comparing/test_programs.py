@@ -175,6 +175,30 @@ def test_a_protection_under_another_name_is_one() -> None:
     assert relations(list(comparer.privacy())) == {"people": "same", "persons": "same"}
 
 
+HELD_OUT = "memorization fish { when lines > 9  hold out 1 in 4 tokens }"
+
+
+@pytest.mark.parametrize(
+    ("new", "relation", "note"),
+    [
+        (HELD_OUT, "same", None),
+        (HELD_OUT.replace("4", "8"), "wider", "holds out 1 in 4 tokens, now 1 in 8"),
+        (HELD_OUT.replace("4", "2"), "narrower", "holds out 1 in 4 tokens, now 1 in 2"),
+        (HELD_OUT.replace("9", "99"), "wider", None),
+        ("advisory " + HELD_OUT, "wider", "the rule is gone"),
+        ("", "wider", "the rule is gone"),
+        (HELD_OUT.replace("fish", "fishes").replace("4", "2"), "same", "the rule is gone"),
+    ],
+)
+def test_tokens_held_out_are_compared_by_whose_and_how_many(
+    new: str, relation: str, note: str | None
+) -> None:
+    comparer = Comparer(program(f"{BASE}\n{HELD_OUT}"), program(f"{BASE}\n{new}"))
+    found = next(d for d in comparer.hold_outs() if d.subject == "fish")
+    assert found.relation == relation
+    assert note is None or note in found.notes
+
+
 @pytest.mark.parametrize(
     ("change", "relation"),
     [(("at most 1 }", "at most 2 }"), "wider"), (("at most 1 }", "at most 0.5 }"), "narrower"),
