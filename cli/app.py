@@ -45,6 +45,8 @@ VERBS = {
     "export": "Write a ledger in the form in which transparency logs are served.",
     "attest": "Attest how a model was governed: an in-toto statement about its weights.",
     "verify-attestation": "Check an attestation offline, against weights and a ledger.",
+    "sign-model": "Sign the files of a model, in the OpenSSF's format.",
+    "verify-model": "Check such a signature, and that a ledger is about the model.",
     "lsp": "Serve editors: the language server, over standard input and output.",
 }
 """Every verb and its one-line description, in the order of a policy's life."""

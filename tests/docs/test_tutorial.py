@@ -135,6 +135,16 @@ def test_the_verbs_of_an_author_are_all_in_it() -> None:
         for word in re.findall(r"^gradwarden ([a-z]+)", command)
     }
     evidence = {"log", "proof", "verify-proof", "witness", "export", "attest", "verify-attestation"}
-    evidence |= {"timestamp", "rotate", "revoke", "approve", "trace", "memorized", "report"}
+    evidence |= {
+        "timestamp",
+        "rotate",
+        "revoke",
+        "approve",
+        "trace",
+        "memorized",
+        "report",
+        "sign-model",
+        "verify-model",
+    }
     elsewhere = {"lsp", "map"} | evidence  # editors.md, training.md, ledger.md
     assert used | elsewhere >= set(VERBS)
