@@ -41,6 +41,7 @@ VERBS = {
     "memorized": "Say what guards against memorization found in a run, or what it did with one text.",
     "proof": "Prove that a ledger has an entry, or that it only grew.",
     "verify-proof": "Check a proof offline, without the ledger.",
+    "receipt": "Give the owner of an example a receipt of what a run did with it, or check one.",
     "witness": "Cosign the head of a ledger, if it continues the last one seen.",
     "export": "Write a ledger in the form in which transparency logs are served.",
     "attest": "Attest how a model was governed: an in-toto statement about its weights.",

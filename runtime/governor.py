@@ -39,6 +39,7 @@ from gradwarden.runtime.data_parallel import (
     weights_digest,
 )
 from gradwarden.runtime.errors import LedgerError, MaskError, PrivacyError, RankError, StarvationHalt
+from gradwarden.runtime.evidence.tally import tally_ledger
 from gradwarden.runtime.expiry import ExpiryWatch
 from gradwarden.runtime.gates import (
     Finding,
@@ -508,6 +509,19 @@ class Governor:
         self.recorder.event("checkpoint", body)
         self.ledger.flush()
         return digest
+
+    def tally(self) -> None:
+        """Record the tally of all examples so far, from which their owners get receipts (`evidence.tally`).
+
+        The ledger is read once, so that this takes about as long as verifying its chain.
+        """
+        self.check_idle("the run cannot be tallied")
+
+        def record() -> None:
+            self.ledger.flush()
+            self.recorder.event("tallied", tally_ledger(self.ledger.path).body())
+
+        self.ranks.lead("tally the run", record, lambda: None)
 
     def close(self) -> None:
         """Seal the ledger and give the model back as it was. Safe to repeat."""

@@ -71,7 +71,7 @@ def _near_end(path: str | os.PathLike[str]) -> str | None:
         start = max(os.fstat(file.fileno()).st_size - NEAR_END, 0)
         lines = [line for piece in pieces(file, start) for line in piece.lines][bool(start) :]
     for line in reversed(lines):
-        if _kind_of(line) == HEAD:
+        if kind_of(line) == HEAD:
             try:
                 note: str = decode(line)[3]["note"]
             except MalformedLineError:
@@ -89,7 +89,7 @@ def entries_of(
     """
     with closing(stored_lines(path)) as parts:
         for index, line in enumerate(chain.from_iterable(parts)):
-            if _kind_of(line) not in kinds:
+            if kind_of(line) not in kinds:
                 continue
             try:
                 _, kind, _, body = decode(line)
@@ -100,7 +100,7 @@ def entries_of(
             yield index, kind, body
 
 
-def _kind_of(line: bytes) -> str:
+def kind_of(line: bytes) -> str:
     """Return the kind of an entry, if the line is that of one."""
     end = len(line) - _AFTER_KIND
     return line[line.rfind(b'"', 0, end) + 1 : end].decode("ascii", "replace")

@@ -29,7 +29,17 @@ Numbers: TypeAlias = npt.NDArray[np.int64]
 
 EVENTS = frozenset(
     [
-        *("opened", "policy_changed", "checkpoint", "expired", "starved", "anchored", "resumed", "sealed"),
+        *(
+            "opened",
+            "policy_changed",
+            "checkpoint",
+            "expired",
+            "starved",
+            "halted",
+            "anchored",
+            "resumed",
+            "sealed",
+        ),
         *("rotated", "revoked"),
     ]
 )
@@ -60,6 +70,10 @@ class ExampleNumbers:
 
     def __len__(self) -> int:
         return len(self._given)
+
+    def number_of(self, commitment: bytes) -> int | None:
+        """Return the number of a commitment, None where it has none yet."""
+        return self._given.get(commitment)
 
     def of(self, packed: bytes) -> Numbers:
         """Return the numbers of commitments that are joined."""

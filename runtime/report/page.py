@@ -74,6 +74,8 @@ def describe(event: Mapping[str, Any]) -> str:
             return f"{body['rule']} began to stop examples: {body['count']:,}"
         case "starved":
             return f"no example had reached {body['band']} for {body['steps']:,} steps: {body['action']}"
+        case "halted":
+            return f"{body['rule']} halted the run after {body['steps']:,} steps"
         case "resumed":
             return f"the run was resumed after {body['from_size']:,} entries; {body['cut']:,} bytes set aside"
         case "sealed":

@@ -52,6 +52,9 @@ _UNFIT = {"opened": "wrong_budget", "classes": "wrong_classes", "step": "wrong_s
 SHORTEST = 4
 """Steps that are worth being judged together."""
 
+MOST_TALLIES = 8
+"""Tallies of one run that are made again; each takes another pass through the ledger."""
+
 MOST_UNCOUNTED = 10_000
 """Decisions are counted by verdict so many at a time."""
 
@@ -101,6 +104,8 @@ class RunReplay:
         self._maintained = MaintenanceAudit()
         self._clip_norm = inf
         self._policy: Mapping[str, Any] = {}
+        self.tallies: list[tuple[int, Mapping[str, Any]]] = []
+        """The `tallied` entries, by index."""
         self.checkpoint: Mapping[str, Any] | None = None
         self.anchored: tuple[AnchoredBand, ...] = ()
         """The bands that were maintained when that was saved."""
@@ -141,6 +146,8 @@ class RunReplay:
             return
         try:
             self._before(kind, body)
+            if kind == "tallied":
+                self.tallies.append((index, body))
             self._history.apply(kind, body)
             if kind == "step":
                 self._check_step(body)
@@ -237,6 +244,10 @@ class RunReplay:
                 self._maintained.forget()
             case "checkpoint":
                 self._check_checkpoint(body)
+            case "tallied" if self._history.pending is not None:
+                raise ViolationError("wrong_tally", "the run was tallied in the middle of a step")
+            case "tallied" if len(self.tallies) == MOST_TALLIES:
+                raise ViolationError("wrong_tally", f"the run was tallied more than {MOST_TALLIES} times")
             case "sealed":
                 self._check_sealed(body)
 

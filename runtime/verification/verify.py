@@ -14,6 +14,7 @@ from typing import Any
 
 from gradwarden.policy.program import Program
 from gradwarden.runtime.digests import file_digest
+from gradwarden.runtime.evidence.tally import tally_ledger
 from gradwarden.runtime.ledger.chain import ChainReport, Finding, Listener, verify_chain
 from gradwarden.runtime.ledger.key_changes import KeyChange, Rotation
 from gradwarden.runtime.ledger.keys import PublicKey
@@ -71,6 +72,8 @@ def verify_ledger(
         findings += replay.findings(chain)
         if chain.status != "TAMPERED":  # what such a ledger names last is not known
             findings += _weights_findings(replay, Path(path), weights, chain.size)
+            if not any(finding.severity == "error" for finding in findings):
+                findings += _tally_findings(replay, path)
     violated = any(f.severity == "error" for f in findings[len(chain.findings) :])
     status = "VIOLATION" if chain.status in ("OK", "INCOMPLETE") and violated else chain.status
     return VerifyReport(
@@ -79,6 +82,13 @@ def verify_ledger(
         findings=tuple(sorted(findings, key=lambda finding: finding.index)),
         facts=_facts(chain, replay),
     )
+
+
+def _tally_findings(replay: RunReplay, path: str | Path) -> Iterator[Finding]:
+    """Make the tallies again of a run that replays."""
+    for index, body in replay.tallies:
+        if tally_ledger(path, before=index).body() != body:
+            yield Finding("wrong_tally", index, "the tally of examples is not what the entries add up to")
 
 
 def _weights_findings(replay: RunReplay, ledger: Path, weights: Path | None, size: int) -> Iterator[Finding]:

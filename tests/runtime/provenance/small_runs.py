@@ -6,10 +6,11 @@ import random
 from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from gradwarden.runtime.commitments import Committer
+from gradwarden.runtime.evidence.tally import tally_ledger
 from gradwarden.runtime.history import History
 from gradwarden.runtime.ledger.keys import Signer
 from gradwarden.runtime.ledger.ledger import Ledger
@@ -33,8 +34,11 @@ DECISIONS = [
 ]
 
 
+COMMITTER = Committer(bytes(32))
+
+
 def commitment(example: int) -> bytes:
-    return sha256(b"example %d" % example).digest()
+    return COMMITTER.commit(f"e{example}")
 
 
 class Writer:
@@ -46,7 +50,8 @@ class Writer:
         self.examples = examples
         self.next_step = self.committed = self.refused = 0
         self.open()
-        self.ledger.append("opened", {**OPENED, "keys": [signer.public.vkey]})
+        opened = {**OPENED, "secret_commitment": COMMITTER.secret_commitment}
+        self.ledger.append("opened", {**opened, "keys": [signer.public.vkey]})
         self.declare(list(DECISIONS))
 
     def open(self) -> None:
@@ -98,7 +103,9 @@ class Writer:
         self.declare(DECISIONS[::-1])
 
 
-def write_run(path: Path, signer: Signer, seed: int = 0, *, sealed: bool = True) -> Path:
+def write_run(
+    path: Path, signer: Signer, seed: int = 0, *, sealed: bool = True, tallied: bool = False
+) -> Path:
     writer = Writer(path, signer, seed)
     writer.train(20)
     writer.ledger.append(
@@ -116,6 +123,9 @@ def write_run(path: Path, signer: Signer, seed: int = 0, *, sealed: bool = True)
         "checkpoint",
         {"step": writer.next_step, "file": "late.safetensors", "digest": DIGEST, "tensors": None},
     )
+    if tallied:
+        writer.ledger.flush()
+        writer.ledger.append("tallied", tally_ledger(path).body())
     if sealed:
         totals = {
             "steps": writer.next_step,

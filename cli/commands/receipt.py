@@ -1,0 +1,285 @@
+"""`gradwarden receipt`: give the owner of an example a receipt of what a run did with it, and check one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gradwarden.cli.app import verb
+from gradwarden.cli.diagnostics import plural, printable
+from gradwarden.cli.failures import InputError, complain
+from gradwarden.cli.files import write_text
+from gradwarden.cli.inputs import read_bytes, read_note
+from gradwarden.cli.options import FILE, load_witnesses, witness_options
+from gradwarden.cli.output import emit_json, format_option
+
+if TYPE_CHECKING:
+    from gradwarden.runtime.evidence.receipt import Receipt
+    from gradwarden.runtime.evidence.receipt_check import ReceiptReport
+
+WORDS = {"admit": "admitted", "limit": "limited", "defer": "deferred", "refuse": "refused"}
+
+HELP = {
+    "unknown_key": "give the public key of whoever keeps the ledger with --key",
+    "unwitnessed": "have the head cosigned (`gradwarden witness`) and make the receipt under it (--head)",
+    "wrong_salt": "the receipt is not about your example: it was opened with another salt than yours",
+}
+
+
+@verb("receipt")
+@click.argument("action", type=click.Choice(["make", "check"]))
+@click.argument("file", type=FILE, metavar="LEDGER|RECEIPT")
+@click.option("--id", "example", metavar="ID", help="The id of the example (make); the one expected (check).")
+@click.option("--secret", type=FILE, help="The run's secret for commitments (make).")
+@click.option("--entries", is_flag=True, help="Add the entries of every step that used it (make).")
+@click.option("--head", type=FILE, metavar="NOTE", help="The head to prove under (make). [default: the last]")
+@click.option("-o", "--output", type=FILE, help="Write the receipt to a file (make).")
+@click.option(
+    "--key", "key_files", type=FILE, multiple=True, metavar="PUB",
+    help="A public key that you trust to sign the ledger (check); repeatable.",
+)  # fmt: skip
+@click.option("--salt", metavar="HEX", help="The salt that you were given before the run (check).")
+@click.option("--origin", metavar="TEXT", help="The ledger that it must be of (check). [default: any]")
+@witness_options
+@format_option("text", "json")
+def command(
+    action: str,
+    file: Path,
+    example: str | None,
+    secret: Path | None,
+    entries: bool,
+    head: Path | None,
+    output: Path | None,
+    key_files: tuple[Path, ...],
+    salt: str | None,
+    origin: str | None,
+    witness_files: tuple[Path, ...],
+    quorum: int | None,
+    output_format: str,
+) -> int:
+    """Give the owner of an example a receipt of what a run did with it, or check one.
+
+    `make` needs the ledger and the run's secret; the receipt opens the commitment of that one id and no
+    other. From a run that was tallied (`Governor.tally`, before it is closed) it tells in how many steps the
+    example was proposed, how each was decided under which policy, how deep it went, and the first and the
+    last step that learned from it; or that the run never named it. It then tells nothing of other examples
+    but hashes. --entries adds the signed entries of each step, which tell more of the others in it.
+
+    `check` needs the receipt and the public key, and no network. It says what is shown and what is not.
+
+    \b
+    Examples:
+      gradwarden receipt make run.ledger --id sample-17 --secret run.ledger.secret -o receipt.json
+      gradwarden receipt make run.ledger --id sample-17 --secret run.ledger.secret --entries -o full.json
+      gradwarden receipt check receipt.json --key run.pub --id sample-17
+
+    \b
+    Exit status: 0 made, or it holds; 1 it cannot be made, or does not hold; 2 misuse or unreadable input.
+    """
+    if action == "make":
+        if key_files or salt or origin or witness_files or quorum:
+            raise click.UsageError("`make` takes --id, --secret, --entries, --head and --output")
+        if example is None or secret is None:
+            raise click.UsageError("name the example, and open it: --id ID --secret FILE")
+        return _make(file, example, secret, head, output, output_format, entries=entries)
+    if secret is not None or entries or head is not None or output is not None:
+        raise click.UsageError("`check` takes --key, --id, --salt, --origin and --witness")
+    if not key_files:
+        raise click.UsageError("say whom to trust: --key PUB")
+    return _check(file, example, salt, origin, key_files, witness_files, quorum, output_format)
+
+
+def _make(
+    ledger: Path,
+    example: str,
+    secret: Path,
+    head: Path | None,
+    output: Path | None,
+    output_format: str,
+    *,
+    entries: bool,
+) -> int:
+    from gradwarden.runtime.commitments import Committer
+    from gradwarden.runtime.errors import EvidenceError, HeadMismatch, TraceError
+    from gradwarden.runtime.evidence.prover import last_head, read_head
+    from gradwarden.runtime.evidence.receipt_maker import make_receipt
+    from gradwarden.runtime.ledger.reader import read_entries
+
+    committer = Committer.load(secret)
+    opened = next(read_entries(ledger)).body
+    if committer.secret_commitment != opened.get("secret_commitment"):
+        raise InputError(f"`{secret}` is the secret of another run than `{ledger}`")
+    under = read_head(read_note(head)) if head is not None else last_head(ledger)
+    try:
+        receipt = make_receipt(
+            ledger, example, committer.salt(example), committer.commit(example), under, entries=entries
+        )
+    except (EvidenceError, HeadMismatch, TraceError) as error:
+        if output_format == "json":
+            emit_json({"ok": False, "fault": error.message})
+        complain(error.code, error.message, error.help)
+        return 1
+    text = receipt.encode().decode()
+    if output is not None:
+        write_text(output, text)
+    if output_format == "json":
+        emit_json({"ok": True, "output": None if output is None else str(output), "bytes": len(text)})
+    elif output is not None:
+        click.echo(printable(f"wrote {output}: {_shown(receipt)}, {len(text):,} bytes"))
+    else:
+        click.echo(text, nl=False)
+    return 0
+
+
+def _shown(receipt: Receipt) -> str:
+    parts = []
+    if receipt.tallied is not None:
+        parts.append("its place in the tally" if receipt.listed else "that the tally does not have it")
+    if receipt.entries is not None:
+        parts.append(f"the entries of {plural(len(receipt.entries.uses), 'step')}")
+    return " and ".join(parts)
+
+
+def _check(
+    path: Path,
+    example: str | None,
+    salt: str | None,
+    origin: str | None,
+    key_files: tuple[Path, ...],
+    witness_files: tuple[Path, ...],
+    quorum: int | None,
+    output_format: str,
+) -> int:
+    from gradwarden.runtime.evidence.proof_check import Fault
+    from gradwarden.runtime.evidence.receipt import MAX_RECEIPT, parse_receipt
+    from gradwarden.runtime.evidence.receipt_check import check_receipt
+    from gradwarden.runtime.evidence.trust import Trust
+    from gradwarden.runtime.ledger.keys import PublicKey
+
+    receipt = parse_receipt(read_bytes(path, MAX_RECEIPT, "a receipt"))
+    keys = [PublicKey.load(key) for key in key_files]
+    trust = replace(Trust(keys, load_witnesses(witness_files, quorum, keys)), origin=origin)
+    report = check_receipt(receipt, trust)
+    faults = list(report.faults)
+    if example is not None and example != receipt.id:
+        faults.append(Fault("wrong_id", f"the receipt is of `{receipt.id}`, not of `{example}`"))
+    if salt is not None and salt.lower() != receipt.salt.hex():
+        faults.append(Fault("wrong_salt", "the receipt's salt is another than the one given"))
+    report = replace(report, faults=tuple(faults))
+    if output_format == "json":
+        emit_json(_document(path, receipt, report, salt_known=salt is not None))
+    else:
+        _show(path, receipt, report, salt_known=salt is not None)
+    return int(not report.ok)
+
+
+def _document(path: Path, receipt: Receipt, report: ReceiptReport, *, salt_known: bool) -> dict[str, Any]:
+    head = report.head.checkpoint
+    shown = {
+        "used": report.used,
+        "examples": report.examples,
+        "closed": report.closed,
+        "tally": report.leaf,
+        "steps": None
+        if report.steps is None
+        else [
+            {"step": one.step, "entry": one.entry, "times": one.times, "outcome": one.outcome}
+            for one in report.steps
+        ],
+        "not_shown": _limits(report, salt_known=salt_known),
+    }
+    return {
+        "ok": report.ok,
+        "receipt": str(path),
+        "id": receipt.id,
+        "commitment": receipt.commitment.hex(),
+        "origin": head.origin,
+        "size": head.size,
+        "root": head.root.hex(),
+        "signed_by": [key.vkey for key in report.head.signers],
+        "witnessed_by": [one.witness.vkey for one in report.head.cosignatures],
+        "policy": report.opened.get("policy"),
+        "faults": [
+            {"code": fault.code, "message": fault.message, "help": HELP.get(fault.code)}
+            for fault in report.faults
+        ],
+        **(shown if report.ok else {}),
+    }
+
+
+def _show(path: Path, receipt: Receipt, report: ReceiptReport, *, salt_known: bool) -> None:
+    status, colour = ("OK", "green") if report.ok else ("FAILED", "red")
+    what = "the receipt does not hold"
+    if report.ok:
+        what = f"`{receipt.id}` was " + ("used" if report.used else "never named")
+    click.echo(f"{click.style(status, fg=colour, bold=True)} {path}: {printable(what)}")
+    head = report.head.checkpoint
+    signers = ", ".join(key.name for key in report.head.signers) or "none of the given keys"
+    click.echo(printable(f"  ledger {head.origin}, head over {head.size:,} entries, signed by {signers}"))
+    if report.ok:
+        for line in _uses(report):
+            click.echo(printable(f"  {line}"))
+        click.echo(click.style("not shown", bold=True))
+        for line in _limits(report, salt_known=salt_known):
+            click.echo(f"  {line}")
+    for fault in report.faults:
+        name = click.style(f"error[{fault.code}]", fg="red", bold=True)
+        click.echo(f"{name}: {printable(fault.message)}", err=True)
+        if fault.code in HELP:
+            click.echo(f"  {click.style('= help:', fg='cyan')} {HELP[fault.code]}", err=True)
+
+
+def _uses(report: ReceiptReport) -> list[str]:
+    """Say what became of the example."""
+    lines = []
+    policy = report.opened["policy"]
+    lines.append(
+        f"the run began under {policy['name']} version {policy['version']}, {policy['digest'][:16]}…"
+    )
+    if report.leaf is not None:
+        for use in report.leaf["uses"]:
+            told = use["decision"]
+            weights = ", ".join(
+                f"{band} {weight / 1e6:g}" for band, weight in told["weights"].items() if weight
+            )
+            rules = f" by {', '.join(told['rules'])}" if told["rules"] else ""
+            word = WORDS.get(told["verdict"], told["verdict"])
+            times = f"{plural(use['times'], 'time')} {word}{rules} under {told['policy'][:16]}…"
+            learned = (
+                f"learned from {plural(use['exposures'], 'time')}, at {weights}" if weights else "no weight"
+            )
+            lines.append(f"{times}: {learned}")
+        exposed = report.leaf["exposed"]
+        when = (
+            "never learned from"
+            if exposed is None
+            else f"learned from in steps {exposed[0]:,} to {exposed[1]:,}"
+        )
+        lines.append(when)
+    elif report.examples is not None:
+        lines.append(f"the tally of {plural(report.examples, 'example')} does not have its commitment")
+    if report.steps is not None:
+        numbers = ", ".join(f"{one.step:,}" for one in report.steps[:20])
+        more = f" and {len(report.steps) - 20:,} more" if len(report.steps) > 20 else ""
+        lines.append(f"steps that name it: {numbers or 'none'}{more}")
+    return lines
+
+
+def _limits(report: ReceiptReport, *, salt_known: bool) -> list[str]:
+    """Say what the receipt does not show."""
+    lines = ["that every training step was offered to the ledger: it is self-attested"]
+    if report.examples is None:
+        lines.append("that these are all uses: the run was not tallied")
+    else:
+        lines.append("that the tally is right, but for who verified the ledger (`gradwarden verify`)")
+        if not report.closed:
+            lines.append("steps after the tally: the run was not sealed right behind it")
+    if not report.used and not salt_known:
+        lines.append(
+            "that this is the salt of this id: a wrong one finds nothing, too (--salt, had beforehand)"
+        )
+    lines.append("the same content under another id, and what others' examples taught the model of it")
+    return lines

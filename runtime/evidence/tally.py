@@ -1,0 +1,210 @@
+"""The tally of a run: what became of each example, in two sorted trees whose roots the ledger records.
+
+A `tallied` entry holds the roots of two Merkle trees (RFC 6962) over all examples that the entries before it
+name, in the order of their commitments:
+
+- `commitments`: a leaf is the commitment, 32 bytes. Two neighbours show that none lies between them.
+- `uses`: a leaf is canonical JSON, {"commitment", "exposed": [first, last] or null, "uses": […]}. An item of
+  `uses` is {"decision": {"policy", "verdict", "weights", "rules"}, "exposures", "times"}: in how many steps
+  the example was so decided, and from how many of these the model may have learned (committed, or lost in a
+  crash, with some weight). Items are sorted by their text. `exposed` are the steps of the first and the last
+  exposure. weights: by band, in millionths. policy: the digest of the program.
+
+The roots follow from the ledger alone; `verify` makes them again.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import orjson
+
+from gradwarden.policy.frozen import frozen
+from gradwarden.runtime.ledger.chain import verify_chain
+from gradwarden.runtime.ledger.entries import CANONICAL
+from gradwarden.runtime.ledger.lines import Part
+from gradwarden.runtime.ledger.merkle import Tree, leaf_hashes
+from gradwarden.runtime.ledger.turns import Turns
+from gradwarden.runtime.provenance.collect import Collector
+from gradwarden.runtime.provenance.sums import Column, Sums
+
+KIND = "tallied"
+
+AT_ONCE = 4_096
+"""Leaves that are hashed together."""
+
+ALL_STEPS = 1 << 62
+
+
+@frozen
+class Use:
+    """A step that proposed the example in question. entry: the index of the step's entry."""
+
+    step: int
+    entry: int
+    learned: bool
+
+
+class Tally:
+    """Adds up the examples of one ledger, told in order.
+
+    watched: a commitment whose steps are listed, too (`uses`).
+    """
+
+    def __init__(self, watched: bytes | None = None) -> None:
+        self._collector = Collector(self)
+        self._watched = watched
+        self._seen: dict[int, bool] = {}
+        """Steps that proposed the watched example, and whether the model may have learned from it."""
+        self.uses: list[Use] = []
+        self._sums = Sums(ALL_STEPS, self._keep)
+        self._columns: dict[str, Column] = {}
+        self._policies: list[str] = []
+        self._decided: list[dict[str, Any]] = []
+        self._commitments: list[bytes] = []
+        self._places: list[int] = []
+        """The number of each commitment, in the order of commitments."""
+
+    def accept(self, part: Part) -> None:
+        """Take the next part. Raises TraceError where steps are out of turn or decisions undeclared."""
+        self._collector.accept(part)
+
+    def finish(self) -> None:
+        """Sort what was added up."""
+        self._collector.finish()
+        self._sums.close()
+        named = self._collector.examples.commitments()
+        self._places = sorted(range(len(named)), key=named.__getitem__)
+        self._commitments = [named[place] for place in self._places]
+        self._texts = [orjson.dumps(one, option=CANONICAL).decode() for one in self._decided]
+        examples = self._columns.get("example", np.empty(0, np.int32))
+        self._starts = np.searchsorted(examples, np.arange(len(named) + 1))
+
+    # --- what it says --------------------------------------------------------------------------------------
+
+    def body(self) -> dict[str, Any]:
+        """Return the body of the `tallied` entry."""
+        roots = {"commitments": Tree(), "uses": Tree()}
+        for start in range(0, len(self._commitments), AT_ONCE):
+            some = range(start, min(start + AT_ONCE, len(self._commitments)))
+            roots["commitments"].extend(leaf_hashes(self._commitments[some.start : some.stop]))
+            roots["uses"].extend(leaf_hashes(map(self.leaf, some)))
+        return {
+            "examples": len(self._commitments),
+            **{name: tree.root().hex() for name, tree in roots.items()},
+        }
+
+    @property
+    def commitments(self) -> list[bytes]:
+        """All commitments, sorted."""
+        return self._commitments
+
+    def place(self, commitment: bytes) -> tuple[int, bool]:
+        """Return where a commitment stands, or would, and whether it is there."""
+        at = bisect_left(self._commitments, commitment)
+        return at, self._commitments[at : at + 1] == [commitment]
+
+    def leaf(self, index: int) -> bytes:
+        """Return the leaf of an example in the tree `uses`."""
+        number = self._places[index]
+        items: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
+        exposed: list[int] = []
+        for row in range(self._starts[number], self._starts[number + 1]):
+            learned, uses, first, last, decision = (
+                int(self._columns[name][row]) for name in ("learned", "uses", "first", "last", "decision")
+            )
+            own = items[self._texts[decision]]
+            own[0] += uses
+            if learned:
+                own[1] += uses
+                exposed += (first, last)
+        told = {
+            "commitment": self._commitments[index].hex(),
+            "exposed": [min(exposed), max(exposed)] if exposed else None,
+            "uses": [
+                {"decision": orjson.loads(text), "times": times, "exposures": exposures}
+                for text, (times, exposures) in sorted(items.items())
+            ],
+        }
+        return orjson.dumps(told, option=CANONICAL)
+
+    def leaves(self) -> Iterator[bytes]:
+        """Yield the leaves of the tree `uses`."""
+        return map(self.leaf, range(len(self._commitments)))
+
+    # --- rows ----------------------------------------------------------------------------------------------
+
+    def add(self, table: str, **columns: Any) -> None:
+        """Take rows of a table of the index."""
+        if table == "uses":
+            self._sums.add(**columns)
+            self._watch(columns)
+        elif table == "steps":
+            for step, entry in zip(list(columns["step"]), list(columns["entry"]), strict=True):
+                if int(step) in self._seen:
+                    self.uses.append(Use(int(step), int(entry), self._seen.pop(int(step))))
+
+    def add_row(self, table: str, **values: Any) -> None:
+        """Take one row of a table of the index."""
+        match table:
+            case "programs":
+                self._policies.append(values["digest"])
+            case "decisions":
+                policy = self._policies[values["program"]]
+                self._decided.append(
+                    {"policy": policy, "verdict": values["verdict"], "weights": {}, "rules": []}
+                )
+            case "weights":
+                self._decided[values["decision"]]["weights"][values["band"]] = values["weight"]
+            case "rules" if values["part"] == "rule":
+                self._decided[values["decision"]]["rules"].append(values["rule"])
+            case "steps":
+                self.add("steps", **{name: [value] for name, value in values.items()})
+
+    def _watch(self, columns: Mapping[str, Column]) -> None:
+        if self._watched is None:
+            return
+        number = self._collector.examples.number_of(self._watched)
+        own = columns["example"] == number
+        if number is not None and own.any():
+            for step, learned in zip(
+                columns["step"][own].tolist(), columns["learned"][own].tolist(), strict=True
+            ):
+                self._seen[step] = self._seen.get(step, False) or learned
+
+    def _keep(self, columns: dict[str, Column]) -> None:
+        self._columns = columns
+
+
+def tally_ledger(
+    path: str | os.PathLike[str], before: int | None = None, watched: bytes | None = None
+) -> Tally:
+    """Tally the entries of a ledger before one; None: all. Its chain is not judged here.
+
+    Raises TraceError where steps are out of turn or decisions undeclared, LedgerError for an unreadable file.
+    """
+    tally = Tally(watched)
+
+    def listen() -> Any:
+        nonlocal tally
+        tally = Tally(watched)
+
+        def accept(part: Part) -> None:
+            if before is None or _first(part) < before:
+                tally.accept(part)
+
+        return accept
+
+    verify_chain(path, (), listen)
+    tally.finish()
+    return tally
+
+
+def _first(part: Part) -> int:
+    """Return the index of the first entry of a part. A tally is an entry by itself, so no part crosses it."""
+    return part.first if isinstance(part, Turns) else part.index

@@ -1,0 +1,105 @@
+"""`gradwarden receipt`: what an owner is given, and what it says when checked far from the ledger."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gradwarden.runtime.ledger.keys import Signer
+from tests.cli.conftest import Run
+from tests.runtime.provenance.small_runs import COMMITTER, write_run
+
+
+@pytest.fixture
+def ledger(here: Path, signer: Signer) -> Path:
+    (here / "run.secret").write_text(bytes(32).hex() + "\n")
+    signer.public.save(here / "run.pub")
+    return write_run(here / "run.ledger", signer, tallied=True)
+
+
+def make(run: Run, example: str, *arguments: str) -> None:
+    made = run("receipt", "make", "run.ledger", "--id", example, "--secret", "run.secret", *arguments)
+    assert made.exit_code == 0, made.output
+
+
+def test_an_owner_learns_how_deep_the_example_went(run: Run, ledger: Path) -> None:
+    make(run, "e2", "-o", "r.json")
+    ledger.unlink()
+    checked = run("receipt", "check", "r.json", "--key", "run.pub", "--id", "e2")
+    assert checked.exit_code == 0
+    assert checked.stdout.startswith("OK r.json: `e2` was used\n")
+    assert (
+        "1 time admitted by granted under abababababababab…: learned from 1 time, at deep 1" in checked.stdout
+    )
+    assert "1 time refused by granted, closed under abababababababab…: no weight" in checked.stdout
+    assert "learned from in steps" in checked.stdout
+    assert "self-attested" in checked.stdout.split("not shown")[1]
+    document = json.loads(run("receipt", "check", "r.json", "--key", "run.pub", "--format", "json").stdout)
+    assert (document["ok"], document["used"], document["closed"]) == (True, True, True)
+    assert document["tally"]["exposed"][0] >= 0
+
+
+def test_an_owner_learns_that_an_example_was_never_named(run: Run, ledger: Path) -> None:
+    make(run, "mine", "-o", "r.json")
+    checked = run("receipt", "check", "r.json", "--key", "run.pub")
+    assert checked.stdout.startswith("OK r.json: `mine` was never named\n")
+    assert "a wrong one finds nothing, too" in checked.stdout
+    salt = COMMITTER.salt("mine").hex()
+    assert "a wrong one" not in run("receipt", "check", "r.json", "--key", "run.pub", "--salt", salt).stdout
+    wrong = run("receipt", "check", "r.json", "--key", "run.pub", "--salt", "00" * 32)
+    assert wrong.exit_code == 1
+    assert "error[wrong_salt]" in wrong.stderr
+
+
+def test_entries_are_added_on_demand(run: Run, ledger: Path, here: Path) -> None:
+    make(run, "e2", "--entries", "-o", "full.json")
+    make(run, "e2", "-o", "r.json")
+    assert (here / "full.json").stat().st_size > 2 * (here / "r.json").stat().st_size
+    assert "steps that name it: " in run("receipt", "check", "full.json", "--key", "run.pub").stdout
+
+
+def test_a_receipt_of_something_else_does_not_hold(run: Run, ledger: Path, here: Path) -> None:
+    make(run, "e2", "-o", "r.json")
+    assert run("receipt", "check", "r.json", "--key", "run.pub", "--id", "e3").exit_code == 1
+    Signer.generate("other").public.save(here / "other.pub")
+    wrong = run("receipt", "check", "r.json", "--key", "other.pub")
+    assert (wrong.exit_code, "error[unknown_key]" in wrong.stderr) == (1, True)
+    assert run("receipt", "check", "r.json", "--key", "run.pub", "--origin", "elsewhere").exit_code == 1
+    told = json.loads((here / "r.json").read_text())
+    told["listed"]["leaf"] = told["listed"]["leaf"].replace('"times":', '"times":1')
+    (here / "r.json").write_text(
+        json.dumps(told, separators=(",", ":"), sort_keys=True, ensure_ascii=False) + "\n"
+    )
+    changed = run("receipt", "check", "r.json", "--key", "run.pub")
+    assert (changed.exit_code, "error[not_listed]" in changed.stderr) == (1, True)
+
+
+def test_a_run_that_was_not_tallied_says_what_to_do(
+    run: Run, ledger: Path, here: Path, signer: Signer
+) -> None:
+    write_run(here / "plain.ledger", signer)
+    arguments = ["plain.ledger", "--id", "e2", "--secret", "run.secret"]
+    refused = run("receipt", "make", *arguments)
+    assert (refused.exit_code, "--entries" in refused.stderr) == (1, True)
+    assert run("receipt", "make", *arguments, "--entries", "-o", "r.json").exit_code == 0
+    checked = run("receipt", "check", "r.json", "--key", "run.pub")
+    assert "that these are all uses: the run was not tallied" in checked.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["make", "run.ledger"],
+        ["make", "run.ledger", "--id", "a"],
+        ["make", "run.ledger", "--id", "a", "--secret", "other.secret"],
+        ["make", "run.ledger", "--id", "a", "--secret", "run.secret", "--key", "run.pub"],
+        ["check", "run.ledger", "--key", "run.pub"],
+        ["check", "run.ledger"],
+    ],
+)
+def test_misuse_is_told(run: Run, ledger: Path, here: Path, arguments: list[str]) -> None:
+    (here / "other.secret").write_text("11" * 32)
+    result = run("receipt", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
