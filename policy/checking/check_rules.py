@@ -107,11 +107,8 @@ class _RuleCheck:
 
     def _action(self, refused: Effect) -> Clause | None:
         """Return the effect of `refuse`, `cap` or `route`; at most one may stand. None where none does."""
-        actions = [
-            c
-            for c in self.clauses.all
-            if isinstance(c, s.Refuse | s.Targets | s.Route | s.AtMost | s.HoldOut)
-        ]
+        kinds = s.Refuse, s.Targets, s.Route, s.AtMost, s.HoldOut
+        actions = [c for c in self.clauses.all if isinstance(c, kinds)]
         for extra in actions[1:]:
             self.faults.error("GW459", "a rule has one effect", extra.span, "write two rules")
         match actions[:1]:
@@ -350,7 +347,8 @@ class _RuleCheck:
             self.faults.error("GW451", "this stage opens nothing", pending.span, help)
         if not clauses and pending is None:
             self.clauses.missing("a stage, such as `before step 500 reach …`")
-        clauses.sort(key=repr)
+        if len(clauses) > 1:
+            clauses.sort(key=repr)
         return self.limit("curriculum", clauses)
 
     def _stage_time(self, clause: s.Timing | s.During | s.InPhase) -> Condition | None:

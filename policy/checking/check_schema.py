@@ -33,7 +33,7 @@ MAX_BANDS = 64
 MAX_ATTRIBUTES = 1_000
 MAX_NAME = 64
 
-_PLAIN_NAME = re.compile(r"[a-z_][a-z0-9_]*")
+_is_plain = re.compile(r"[a-z_][a-z0-9_]*").fullmatch
 
 
 def check_schema(items: Sequence[s.Item], faults: Faults) -> Scope:
@@ -58,7 +58,7 @@ def whole(faults: Faults, quantity: s.Quantity, lo: int, hi: int, what: str) -> 
 
 def check_name(faults: Faults, name: s.Name) -> bool:
     """Return whether a declared name has the form of a name, or report that it has not."""
-    if not _PLAIN_NAME.fullmatch(name.text):
+    if not _is_plain(name.text):
         help = f"write `{name.text.lower()}`"
         faults.error("GW206", f"the name `{name.text}` is not in lower case", name.span, help)
         return False
@@ -149,7 +149,7 @@ class _Schema:
         for word in type_.values:
             if word.text in values:
                 self.faults.error("GW205", f"the value `{word.text}` is listed twice", word.span)
-            elif not word.quoted and not _PLAIN_NAME.fullmatch(word.text):
+            elif not word.quoted and not _is_plain(word.text):
                 self.faults.error(
                     "GW206",
                     f"the value `{word.text}` is not in lower case",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gradwarden.policy.checking.scope import Scope
 from gradwarden.policy.decimals import decimal_text, scaled, unscaled
@@ -74,6 +74,7 @@ class Clauses:
         self.scope = scope
         self.faults = scope.faults
         self.all: list[s.Clause] = list(self._fitting())
+        self._first: dict[type, Any] = {clause.__class__: clause for clause in reversed(self.all)}
 
     def _fitting(self) -> Iterator[s.Clause]:
         seen: dict[str, Span] = {}
@@ -123,10 +124,7 @@ class Clauses:
 
     def one(self, kind: type[ClauseT]) -> ClauseT | None:
         """Return the clause of a kind, if there is one."""
-        for clause in self.all:
-            if isinstance(clause, kind):
-                return clause
-        return None
+        return self._first.get(kind)
 
     def need(self, kind: type[ClauseT], example: str) -> ClauseT | None:
         """Return the clause of a kind, or report that it is missing."""

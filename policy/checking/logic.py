@@ -63,6 +63,8 @@ def _joined(form: type[And] | type[Or], terms: Sequence[Condition], *, neutral: 
                 kept.append(x)
             elif x.value is not neutral:
                 return x
-    if len(kept) > 1:  # to compare conditions takes long
+    if len(kept) == 2:  # to hash conditions takes longer than to compare two
+        kept = kept[:1] if kept[0] == kept[1] else kept
+    elif len(kept) > 2:
         kept = list(dict.fromkeys(kept))
     return kept[0] if len(kept) == 1 else form(tuple(kept)) if kept else Constant(neutral)
