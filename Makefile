@@ -80,6 +80,7 @@ bench: setup-bench
 	$(BIN)/python -m benchmarks.plan_bench
 	$(BIN)/python -m benchmarks.library_time
 	$(BIN)/python -m benchmarks.policy_text
+	$(BIN)/python -m benchmarks.check_many
 	$(BIN)/python -m benchmarks.routing
 	$(BIN)/python -m benchmarks.routing --grid
 	$(BIN)/python -m benchmarks.compiled

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from gradwarden.cli.inputs import find_files, load_model_map, parse_once
 from gradwarden.cli.lint_inputs import RunPlan, data_findings, run_findings
 from gradwarden.cli.options import FILE, MAX_COUNT, DateType, today
 from gradwarden.cli.output import emit_json, format_option
+from gradwarden.cli.parallel import over_files
 from gradwarden.policy.errors import Diagnostic, PolicyError
 from gradwarden.policy.frozen import frozen
 from gradwarden.policy.linting.registry import RULES
@@ -240,7 +242,8 @@ def _check_all(
     A file without a header that was not named itself, but found in a directory, is no policy if another one
     imports it: it is checked as part of that one.
     """
-    found = {path: _check(path, model_map, told) for path in files}
+    check = partial(_check, model_map=model_map, told=told)
+    found = dict(zip(files, over_files(check, files), strict=True))
     headless = {path for path in files if any(d.code == NO_HEADER for d in found[path])} - named
     if headless:
         imported = {path.resolve() for file in files for path in _imports(file)}
