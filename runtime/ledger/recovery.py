@@ -1,19 +1,22 @@
 """Reopens a ledger: verifies what stands, and sets a torn tail aside.
 
-A crash leaves an unfinished or garbled end with nothing valid after it. Such a tail is saved as
-`<ledger>.broken-N` and cut off. Everything else is refused and left as it is: a broken entry with valid ones
-after it, a broken link or signature, or a ledger that ends before a head that was already signed.
+A crash leaves an unfinished or garbled end with nothing valid after it. Where the power failed, blocks that
+were not synced may be missing in any order: they read as zeros, and valid entries may follow, but never a
+signed head, which is written only when all before it stands. Such a tail is saved as `<ledger>.broken-N` and
+cut off. Everything else is refused and left as it is: another broken entry with valid ones after it, a broken
+link or signature, or a ledger that ends before a head that was already signed.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gradwarden.runtime.errors import LedgerDamaged, LedgerError, LedgerRollback
 from gradwarden.runtime.ledger.chain import run_links
-from gradwarden.runtime.ledger.entries import MalformedLineError, decode
+from gradwarden.runtime.ledger.entries import HEAD, MalformedLineError, decode
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.links import Fault, Links
 from gradwarden.runtime.ledger.sidecar import Sidecar, read_sidecar, sync_directory
@@ -21,6 +24,9 @@ from gradwarden.runtime.ledger.storage import LedgerFile
 
 TORN = frozenset({"too_long", "not_json", "not_canonical", "not_an_entry", "unknown_kind", "wrong_shape"})
 """Faults of a line in itself, which a write that was cut short can leave."""
+
+BLOCK = 512
+"""Bytes that a disk writes as a whole, at the least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +62,33 @@ def recover(file: LedgerFile, key: PublicKey, others: Sequence[PublicKey] = ()) 
 
 
 def _is_torn(file: LedgerFile, fault: Fault) -> bool:
-    """Return whether the fault is garbage with no valid entry anywhere after it."""
+    """Return whether the fault is garbage with no valid entry anywhere after it, or a block that was lost."""
     if fault.code not in TORN:
         return False
-    for line in file.read(fault.offset).split(b"\n"):
+    rest = file.read(fault.offset)
+    kinds, broken = set(), []
+    for line in rest.split(b"\n"):
         try:
-            decode(line)
+            kinds.add(decode(line)[1])
         except MalformedLineError:
-            continue
-        return False
-    return True
+            broken.append(line)
+    if not kinds:
+        return True
+    # The last is what follows the last newline.
+    whole = broken[:-1] if not rest.endswith(b"\n") else [line for line in broken if line]
+    return HEAD not in kinds and all(b"\0" in line for line in whole) and _lost_blocks(rest, fault.offset)
+
+
+def _lost_blocks(rest: bytes, offset: int) -> bool:
+    """Whether all zeros from an offset of a file on are blocks that did not reach the disk.
+
+    They begin where a block does, or behind what was written earlier, which ends with a line.
+    """
+    return all(
+        (rest[: hole.start()][-1:] in (b"", b"\n") or (offset + hole.start()) % BLOCK == 0)
+        and (hole.end() == len(rest) or (offset + hole.end()) % BLOCK == 0)
+        for hole in re.finditer(rb"\0+", rest)
+    )
 
 
 def _damaged(fault: Fault) -> LedgerError:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import torch
 from gradwarden.runtime import Governor, Ledger, Signer
 from gradwarden.runtime.errors import KeyFileError, LedgerError, PrivacyError
 from gradwarden.runtime.ledger.reader import read_entries
+from gradwarden.runtime.ledger.storage import LedgerFile
 from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
 
 LIMITED = "retain few { when kind == a  at most 3 exposures }\n"
@@ -68,6 +72,30 @@ def test_an_error_in_the_program_around_the_steps_leaves_the_run_to_be_resumed(l
     assert [entry.kind for entry in lab.entries()][-2:] == ["refused", "head"]
     lab.governor().close()
     assert lab.verify().ok
+
+
+@pytest.mark.parametrize("call", ["write", "sync"])
+def test_training_stops_where_evidence_cannot_be_written(lab, state_of, changes, monkeypatch, call):
+    governor = lab.governor()
+    lab.step(governor, lab.batch("ab"))
+    governor.ledger.flush()
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = state_of(governor)
+    with monkeypatch.context() as patch:
+        patch.setattr(LedgerFile, call, fail)
+        patch.setattr(governor.ledger._writer, "_durability", "group")
+        with pytest.raises(LedgerError, match="No space left on device"):
+            lab.step(governor, lab.batch("ab"))
+    # The disk has room again, and still nothing may follow: what became of the last entry is not known.
+    with pytest.raises(LedgerError, match="can no longer be written"):
+        lab.step(governor, lab.batch("ab"))
+    assert changes(before, state_of(governor)) == []
+    with suppress(LedgerError):
+        governor.ledger.close()
+    lab.step(lab.governor(model=governor.model), lab.batch("ab"))
 
 
 def test_a_step_whose_outcome_was_lost_counts_as_an_exposure(lab):

@@ -363,6 +363,62 @@ def test_garbage_after_the_end_is_set_aside(path: Path, cases: Any, signer: Sign
     assert verify_chain(path, [signer.public]).status == "OK"
 
 
+def unsigned_tail(path: Path, cases: Any, signer: Signer) -> bytes:
+    """Write a ledger whose last 20 entries no head covers, and return its content."""
+    cases.build(path, signer, seal=False)
+    ledger = Ledger.open(path, signer)
+    for step in range(3, 23):
+        ledger.append("committed", cases.committed(step))
+    ledger.flush()
+    content = path.read_bytes()
+    ledger.close()
+    path.write_bytes(content)
+    Path(f"{path}.head").unlink()
+    return content
+
+
+def with_hole(content: bytes, start: int, end: int) -> bytes:
+    return content[:start] + bytes(end - start) + content[end:]
+
+
+@pytest.mark.parametrize("blocks", [(1, 2), (2, 5), (1, 6)])
+@pytest.mark.parametrize("tail", [b"", b"\0" * 700, b'{"body":'])
+def test_blocks_that_did_not_reach_the_disk_are_set_aside_with_what_follows(
+    path: Path, cases: Any, signer: Signer, blocks: tuple[int, int], tail: bytes
+) -> None:
+    content = unsigned_tail(path, cases, signer)
+    first = -(-(content.rfind(b'"resumed"') + 200) // 512)
+    start, end = 512 * (first + blocks[0]), 512 * (first + blocks[1])
+    spoilt = with_hole(content, start, end) + tail
+    path.write_bytes(spoilt)
+    kept = content.rfind(b"\n", 0, start) + 1
+    ledger = Ledger.open(path, signer)
+    ledger.close(cases.seal)
+    assert ledger.entries_on_open == content[:kept].count(b"\n")
+    assert Path(f"{path}.broken-1").read_bytes() == spoilt[kept:]
+    assert verify_chain(path, [signer.public]).status == "OK"
+
+
+def test_what_no_lost_block_explains_is_not_set_aside(path: Path, cases: Any, signer: Signer) -> None:
+    content = unsigned_tail(path, cases, signer)
+    at = -(-(content.rfind(b'"resumed"') + 200) // 512) * 512
+    head = content.index(b'"kind":"head"')
+    garbled = bytearray(with_hole(content, at, at + 512))
+    garbled[content.index(b'"loss"', at + 1_024)] = 0x7F
+    spoilt = {
+        "no block": with_hole(content, at + 3, at + 512),
+        "no whole block": with_hole(content, at, at + 500),
+        "other bytes": content[:at] + b"x" * 512 + content[at + 512 :],
+        "before a head": with_hole(content, 512, head // 512 * 512),
+        "garbage behind": bytes(garbled),
+    }
+    for name, changed in spoilt.items():
+        path.write_bytes(changed)
+        with pytest.raises(LedgerDamaged):
+            Ledger.open(path, signer)
+        assert path.read_bytes() == changed, name
+
+
 def test_what_was_signed_is_never_cut(path: Path, cases: Any, signer: Signer) -> None:
     cases.build(path, signer, seal=False)
     whole = path.read_bytes()
