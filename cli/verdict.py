@@ -48,6 +48,8 @@ HELP = {
     "retired_key": "keys that were handed over or revoked sign nothing: who has this one still?",
     "torn_tail": "a crash leaves this; the run sets it aside and records it when it is resumed",
     "truncated": "entries were cut off: the file `LEDGER.head` beside it was signed for more",
+    "wrong_secret": "the run's secret was written beside its ledger, as `LEDGER.secret`",
+    "unknown_example": "give the manifest of all examples that the run proposed, with their ids",
     "policy_mismatch": "give the program that the run was started with, or drop --policy to check the rest",
     "wrong_decision": "`gradwarden log LEDGER --steps N --format jsonl` shows the step as it was recorded",
     "weights_mismatch": "`gradwarden log LEDGER --kind checkpoint` lists the weights that were saved",
@@ -113,6 +115,9 @@ class Verdict:
         if facts.get("decisions_replayed"):
             decisions, steps = facts["decisions_replayed"], facts["steps"]
             yield f"{plural(decisions, 'decision')} in {plural(steps, 'step')}, made again"
+        compared = facts.get("metadata_compared")
+        if compared:
+            yield f"{plural(compared['examples'], 'example')} in steps, against their metadata (--data)"
         codes = {finding.code for finding in self.findings}
         if self.policy_given and facts.get("decisions_replayed") and "policy_mismatch" not in codes:
             yield "the run was governed by what was given (--policy)"
@@ -148,6 +153,8 @@ class Verdict:
         yield "that every training step was offered to the ledger: it is self-attested"
         if not self.policy_given:
             yield "the policy: that of the ledger was taken at its word (--policy)"
+        if "metadata_compared" not in self.facts:
+            yield "the metadata of examples: what was recorded of them was taken at its word (--data)"
         for signature in self.signatures:
             if not signature.signers:
                 yield f"the program's signature `{signature.note}`: it is by another key (--key)"

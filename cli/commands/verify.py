@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import click
 from gradwarden.cli.app import verb
 from gradwarden.cli.failures import InputError
 from gradwarden.cli.inputs import load_program, read_note
+from gradwarden.cli.opened import difference_to_json, open_data, program_of, show_difference
 from gradwarden.cli.options import FILE, trust_options
 from gradwarden.cli.output import emit_json, format_option, progress
 from gradwarden.cli.signing import load_authorities
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from gradwarden.runtime.evidence.trust import Trust
     from gradwarden.runtime.ledger.keys import PublicKey
     from gradwarden.runtime.ledger.program_signature import Approvers
+    from gradwarden.runtime.verification.what_if import Difference
 
 
 @verb("verify")
@@ -51,6 +54,14 @@ if TYPE_CHECKING:
     "--tsa", "authority_files", type=FILE, multiple=True, metavar="CERT",
     help="Check time stamps beside heads by this certificate of an authority, or its issuer's; repeatable.",
 )  # fmt: skip
+@click.option(
+    "--data",
+    type=FILE,
+    metavar="MANIFEST",
+    help="Compare what was recorded of each example with its metadata.",
+)
+@click.option("--secret", type=FILE, metavar="FILE", help="The run's secret, which opens its commitments.")
+@click.option("--what-if", type=FILE, metavar="POLICY", help="Say what another policy would have decided.")
 @format_option("text", "json")
 def command(
     ledger: Path,
@@ -61,6 +72,9 @@ def command(
     checkpoints: tuple[Path, ...],
     checkpoint_weights: Path | None,
     authority_files: tuple[Path, ...],
+    data: Path | None,
+    secret: Path | None,
+    what_if: Path | None,
     output_format: str,
     trust: Trust,
 ) -> int:
@@ -75,6 +89,10 @@ def command(
     by that witness (`gradwarden witness`), and cover all that is signed. With --tsa the time stamps of the
     heads given, and of the one beside the ledger, must hold (`gradwarden timestamp`). With --policy-key every
     program must have been signed by those keys (`gradwarden approve`) before a step was taken under it.
+
+    With --data and --secret, which only the trainer can hand over, the commitments are opened: every example
+    of every step must be one of the data set, with the class that its metadata give. With --what-if those
+    steps are decided again under another policy, and the difference is reported; that changes no verdict.
 
     Given a compiled program instead of a ledger, its signature (PROGRAM.json.note) is checked.
 
@@ -91,6 +109,7 @@ def command(
       gradwarden verify run.ledger --trust auditors.trust --checkpoint cosigned.note
       gradwarden verify run.ledger --key run.pub --checkpoint kept.note --tsa authority.pem
       gradwarden verify run.ledger --key run.pub --policy-key officer.pub --policy-key owner.pub
+      gradwarden verify run.ledger --key run.pub --data records.jsonl --secret run.ledger.secret
       gradwarden verify clinical.json --key release.pub
 
     \b
@@ -100,9 +119,14 @@ def command(
         raise click.UsageError("--model-map says how to bind the --policy, and there is none")
     keys = trust.keys
     if ledger.suffix == ".json":
-        if policies or checkpoints or checkpoint_weights or authority_files or approver_files:
+        if policies or checkpoints or checkpoint_weights or authority_files or approver_files or data:
             raise click.UsageError(f"`{ledger}` is a program: only its signature is checked")
         return _verify_program(ledger, keys, output_format)
+    if (data is None) != (secret is None):
+        raise click.UsageError("--data and --secret go together: neither opens commitments alone")
+    if what_if is not None and data is None:
+        raise click.UsageError("--what-if needs the metadata of the examples: --data and --secret")
+    other = None if what_if is None else load_program(what_if)
     programs = [load_program(policy, model_map) for policy in policies]
     signatures = [_signature(*pair, keys) for pair in zip(policies, programs, strict=True)]
     known = [signature for signature in signatures if signature is not None]
@@ -118,11 +142,41 @@ def command(
         signatures=known,
         authority_files=authority_files,
     )
+    difference = None
+    if data is not None and secret is not None:
+        verdict, difference = _with_data(verdict, data, secret, other)
     if output_format == "json":
-        emit_json(verdict.to_json())
-    else:
-        show(verdict)
+        found = {} if difference is None else {"what_if": difference_to_json(difference)}
+        emit_json({**verdict.to_json(), **found})
+        return int(not verdict.ok)
+    show(verdict)
+    if difference is not None and what_if is not None:
+        show_difference(difference, what_if)
     return int(not verdict.ok)
+
+
+def _with_data(
+    verdict: Verdict, data: Path, secret: Path, other: Program | None
+) -> tuple[Verdict, Difference | None]:
+    """Hold a verdict's ledger against the data set, and against another program where there is one."""
+    from gradwarden.runtime.verification.metadata_audit import MetadataAudit
+    from gradwarden.runtime.verification.what_if import what_if
+
+    program = program_of(verdict.ledger)
+    if program is None or verdict.status not in SOUND:
+        return verdict, None
+    opened = open_data(data, secret, program)
+    audit = MetadataAudit(verdict.ledger, opened)
+    findings = tuple(audit.findings())
+    if findings:
+        return replace(verdict, status="VIOLATION", findings=(*verdict.findings, *findings)), None
+    facts = {**verdict.facts, "metadata_compared": {"steps": audit.steps, "examples": audit.examples}}
+    difference = None if other is None else what_if(verdict.ledger, opened, other)
+    return replace(verdict, facts=facts), difference
+
+
+SOUND = ("OK", "UNWITNESSED", "INCOMPLETE", "UNTRUSTED")
+"""Of such ledgers, what is recorded can be compared with the data."""
 
 
 def judge(

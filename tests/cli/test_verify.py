@@ -379,6 +379,36 @@ def test_what_cannot_be_approved(run: Run, program: Program, here: Path) -> None
     assert run("verify", "x.ledger", "--key", "owner.pub", "--policy-signers", "1").exit_code == 2
 
 
+def test_the_data_set_opens_what_was_recorded(run: Run, record: Record, here: Path) -> None:
+    ledger = record()
+    records = [{"id": f"example {number}", **example} for number, example in enumerate(EXAMPLES)]
+    (here / "secret").write_text((b"s" * 32).hex())
+    (here / "data.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+    opened = ("--data", "data.jsonl", "--secret", "secret")
+    status, document = verify(run, ledger, *opened)
+    assert (
+        status,
+        f"{STEPS * len(EXAMPLES)} examples in steps, against their metadata (--data)" in str(document),
+    ) == (0, True)
+
+    (here / "other.policy").write_text(GOVERNED.replace("lines >= 100", "lines >= 10000"))
+    _, document = verify(run, ledger, *opened, "--what-if", "other.policy")
+    assert document["what_if"]["steps_changed"] == STEPS  # type: ignore[index]
+    told = run("verify", ledger, "--key", "run.pub", *opened, "--what-if", "other.policy").stdout
+    assert "under other.policy instead" in told
+    told = run("verify", ledger, "--key", "run.pub", *opened, "--what-if", "governed.policy").stdout
+    assert f"the same decisions in all {STEPS} steps" in told
+
+    (here / "data.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records[1:]))
+    status, document = verify(run, ledger, *opened)
+    assert (status, document["status"]) == (1, "VIOLATION")
+    assert "unknown_example" in str(document)
+    for wrong in (opened[:2], opened[2:], ("--what-if", "other.policy")):
+        assert run("verify", ledger, "--key", "run.pub", *wrong).exit_code == 2
+    (here / "data.jsonl").write_text('{"id": "a"\n')
+    assert run("verify", ledger, "--key", "run.pub", *opened).exit_code == 2
+
+
 def test_verifying_never_imports_torch(run: Run, record: Record) -> None:
     ledger = record()
     script = (
