@@ -40,6 +40,8 @@ def maintenance_differences(old: Program, new: Program, cells: Collection[Cell])
             continue
         relation: Relation = "both" if wider and narrower else "wider" if wider else "narrower"
         notes = [f"{_terms(was)}, now {_terms(now)}"]
+        if was and now and _redefined(was, now, *rehearsed):
+            notes.append("what is rehearsed is granted to other examples than before, or in another measure")
         if (joined or divided) and was and now:
             notes.append("a bound holds for a band as a whole, and the band has other parameters")
         if cell.moved and not wider:
@@ -97,8 +99,16 @@ def _rehearses_less(
         return False
     if now is None or now.rehearsal is None:
         return True
-    same = before[was.rehearsal.rule] == after[now.rehearsal.rule]
-    return not same or now.rehearsal.share < was.rehearsal.share
+    return _redefined(was, now, before, after) or now.rehearsal.share < was.rehearsal.share
+
+
+def _redefined(
+    was: Maintenance, now: Maintenance, before: Mapping[str, _Granted], after: Mapping[str, _Granted]
+) -> bool:
+    """Return whether both rules have something rehearsed, and not the same."""
+    if was.rehearsal is None or now.rehearsal is None:
+        return False
+    return before[was.rehearsal.rule] != after[now.rehearsal.rule]
 
 
 def _terms(rule: Maintenance | None) -> str:

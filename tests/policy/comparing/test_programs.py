@@ -272,7 +272,9 @@ def test_a_grant_of_another_name_is_the_same_rehearsal_and_another_one_of_its_na
         practised(x) for x in ("depth b { when lines > 1  reach all }", "depth all { reach all }")
     )
     assert not list(maintenance_differences(old, renamed, cells(old, renamed)))
-    assert relations(list(maintenance_differences(old, other, cells(old, other)))) == {"deep": "both"}
+    (found,) = maintenance_differences(old, other, cells(old, other))
+    assert (found.subject, found.relation) == ("deep", "both")
+    assert "what is rehearsed is granted to other examples than before, or in another measure" in found.notes
 
 
 def test_a_drift_that_is_measured_over_a_larger_band_lets_each_part_move_further() -> None:
