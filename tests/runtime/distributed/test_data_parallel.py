@@ -169,6 +169,17 @@ REFUSALS = {
 }
 
 
+def test_what_one_process_brings_is_rehearsed_for_both(lab, site):
+    policy = lab.policy + "maintain base { within deep  rehearse d at least 20% }\n"
+    steps = [{"parts": parts("a", "d")}, {"parts": parts("aa", "d")}, {"parts": parts("bd", "a")}]
+    first, second = site.train(policy, steps, wrap="ddp")
+    assert first["error"] is None
+    assert first["weights"] == second["weights"]
+    assert [body["reason"] for body in site.bodies("refused")] == ["rehearsal_short"]
+    assert [body["step"] for body in site.bodies("committed")] == [0, 2]
+    assert site.verify().ok
+
+
 @pytest.mark.parametrize("how", REFUSALS)
 @pytest.mark.parametrize("wrap", WRAPS)
 def test_what_goes_wrong_on_one_process_refuses_the_step_on_both(lab, site, how, wrap):
