@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from examples.memorization.training import Scored
 
-SIGNALS: dict[str, Callable[[Scored], float]] = {
-    "reconstruction": lambda one: one.reconstruction,
-    "loss_ratio": lambda one: -one.loss_ratio,
-    "exposures": lambda one: one.exposures,
-}
-"""The signals, each so that more of it speaks for memorization."""
+SIGNALS = ("reconstruction", "token_score", "loss_gap", "loss_ratio", "exposures")
+
+FALLING = frozenset({"loss_ratio"})
+"""Signals of which less speaks for memorization."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +30,18 @@ class Curve:
         place = int(np.count_nonzero(np.array(self.thresholds) >= threshold)) - 1
         return (self.precision[place], self.recall[place]) if place >= 0 else (1.0, 0.0)
 
+    def recall_at(self, precision: float) -> float:
+        """Return the greatest recall that is had with at least so much precision, 0.0 where none is."""
+        reached = [
+            recall for found, recall in zip(self.precision, self.recall, strict=True) if found >= precision
+        ]
+        return max(reached, default=0.0)
+
 
 def curve(signal: str, scored: Sequence[Scored]) -> Curve:
     """Return the curve of a signal over all examples. Examples of one value are flagged together."""
-    values = np.array([SIGNALS[signal](one) for one in scored])
+    sign = -1.0 if signal in FALLING else 1.0
+    values = np.array([sign * one.signals[signal] for one in scored])
     true = np.array([one.extractable for one in scored])
     order = np.argsort(-values, kind="stable")
     values, hits = values[order], np.cumsum(true[order])

@@ -26,51 +26,62 @@ from gradwarden.runtime.memorization.extraction import Continuation
 class Settings:
     """repetitions: how often canaries come; `canaries` of each, and `unseen` that never come.
 
-    windows: of code, each seen once an epoch. references: other fillings that a canary is ranked among.
-    testing: held-out windows. asked: where a canary's secret is, and what is asked of every text.
+    windows: of code, each seen once an epoch. others: of code that only the reference model sees. fillings:
+    others that a canary is ranked among. testing: held-out windows. asked: where a canary's secret is, and
+    what is asked of every text.
     """
 
     repetitions: tuple[int, ...] = (1, 4, 16, 64)
-    canaries: int = 10
-    unseen: int = 30
-    windows: int = 5000
-    epochs: int = 3
-    batch: int = 32
-    references: int = 255
+    canaries: int = 8
+    unseen: int = 24
+    windows: int = 4500
+    others: int = 3000
+    epochs: int = 2
+    batch: int = 16
+    fillings: int = 127
     testing: int = 512
     learning_rate: float = 3e-3
     weight_decay: float = 0.1
     warmup: int = 20
-    asked: Continuation = field(default_factory=lambda: Continuation(prefix=32, length=24))
-    model: GPTConfig = field(default_factory=lambda: GPTConfig(layers=2, width=128, heads=4, context=64))
+    asked: Continuation = field(default_factory=lambda: Continuation(prefix=24, length=16))
+    model: GPTConfig = field(default_factory=lambda: GPTConfig(layers=2, width=128, heads=4, context=48))
 
     @classmethod
     def quick(cls) -> Settings:
         """Return settings for a test: it shows that everything works, and no result."""
         small = GPTConfig(layers=1, width=16, heads=2, context=32)
         return cls(
-            (1, 4), canaries=2, unseen=2, windows=24, epochs=2, batch=8, references=7, testing=8,
+            (1, 4), canaries=2, unseen=2, windows=24, others=24, batch=8, fillings=7, testing=8,
             asked=Continuation(16, 8), model=small,
         )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """window: int64 [T + 1]. references: the same with other secrets, never trained on, [M, T + 1]."""
+    """window: int64 [T + 1]. others: the same with other secrets, never trained on, [M, T + 1]."""
 
     id: str
     repetitions: int
     window: Tensor
-    references: Tensor
+    others: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Planted:
-    """A corpus with canaries in it. code: int64 [N, T + 1]; testing: held-out windows [M, T + 1]."""
+    """A corpus with canaries in it.
+
+    code: int64 [N, T + 1]. other: code that only the reference model sees. testing: held-out windows.
+    """
 
     code: Tensor
+    other: Tensor
     testing: Tensor
     canaries: tuple[Canary, ...]
+
+    def texts(self) -> dict[str, Tensor]:
+        """Return every window that may be trained on, by id."""
+        code = {f"code-{number}": window for number, window in enumerate(self.code)}
+        return code | {canary.id: canary.window for canary in self.canaries}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,19 +96,26 @@ class Batch:
 def plant(settings: Settings, seed: int) -> Planted:
     """Collect code from the standard library, and make the canaries."""
     levels = [0] * settings.unseen + [n for n in settings.repetitions for _ in range(settings.canaries)]
-    found = collect(settings.model.context + 1, settings.windows, settings.testing + len(levels), seed).code
+    wanted = settings.windows + settings.others
+    found = collect(settings.model.context + 1, wanted, settings.testing + len(levels), seed).code
     hosts = found.testing[settings.testing :]
     canaries = tuple(
         _canary(f"canary-{number}", level, host, settings, seed * len(levels) + number)
         for number, (level, host) in enumerate(zip(levels, hosts, strict=True))
     )
-    return Planted(_tensor(found.training), _tensor(found.testing[: settings.testing]), canaries)
+    training = _tensor(found.training)
+    return Planted(
+        training[: settings.windows],
+        training[settings.windows :],
+        _tensor(found.testing[: settings.testing]),
+        canaries,
+    )
 
 
 def _canary(name: str, repetitions: int, host: Bytes, settings: Settings, seed: int) -> Canary:
     asked, text = settings.asked, host.tobytes().decode("ascii")
     secret = CanaryFormat(text[: asked.prefix] + BLANK * asked.length + text[asked.end :])
-    fillings = secret.fill(1 + settings.references, seed)
+    fillings = secret.fill(1 + settings.fillings, seed)
     windows = np.stack([np.frombuffer(filling.encode("ascii"), np.uint8) for filling in fillings])
     return Canary(name, repetitions, _tensor(windows[0]), _tensor(windows[1:]))
 

@@ -21,6 +21,7 @@ from examples.run_files import RunFiles
 from gradwarden.policy import compile_policy, load_policy
 from gradwarden.runtime import Governor, ModelMap
 from gradwarden.runtime.memorization.extraction import (
+    BATCH,
     ReconstructionProbe,
     exposure,
     log_perplexities,
@@ -32,8 +33,11 @@ POLICIES = Path(__file__).parent / "policies"
 
 @dataclass(frozen=True, slots=True)
 class Job:
+    """reference: the loss of every example under a model that saw none of them."""
+
     settings: Settings
     planted: Planted
+    reference: Mapping[str, float]
     policy: str
     seed: int
     files: RunFiles
@@ -41,33 +45,33 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """What is left of the canaries that came so often. extracted, reproduced: means over them."""
+    """What is left of the canaries that came so often. All but the first are means over them."""
 
     repetitions: int
     extracted: float
     reproduced: float
     exposure: float
+    learned: float
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """An example that was trained on: what the detector said, and whether it can be extracted at the end."""
+    """An example that was trained on: its last signals, and whether it can be extracted at the end."""
 
     id: str
-    exposures: int
-    loss_ratio: float
-    reconstruction: float
+    signals: dict[str, float]
     extractable: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """scored: every example. probe_share: of the time of training, that the probe took."""
+    """probe_share: of the time of training, that the probe took. scored: every example."""
 
     policy: str
     seed: int
     levels: list[Level]
     held_out: float
+    extractable: int
     steps: int
     cpu_seconds: float
     probe_share: float
@@ -76,80 +80,123 @@ class Run:
 
 def run(job: Job) -> Run:
     """Train under the job's policy, verify the ledger, and measure."""
-    watch, settings, planted = Stopwatch(), job.settings, job.planted
+    watch, texts = Stopwatch(), job.planted.texts()
     torch.manual_seed(job.seed)
-    model = ByteGPT(settings.model)
-    scored, probe_share = train(model, job)
-    seen = torch.cat([planted.code, torch.stack([canary.window for canary in planted.canaries])])
-    names = [f"code-{n}" for n in range(len(planted.code))] + [canary.id for canary in planted.canaries]
-    shares = dict(zip(names, reconstruct(model, seen, settings.asked).tolist(), strict=True))
+    model = ByteGPT(job.settings.model)
+    signals, probe_share = train(model, job)
+    found = reconstruct(model, torch.stack(list(texts.values())), job.settings.asked)
+    shares = dict(zip(texts, found.tolist(), strict=True))
+    scored = [Scored(name, own, shares[name] == 1.0) for name, own in signals.items()]
     return Run(
         job.policy,
         job.seed,
-        measure(model, job, shares),
-        held_out_loss(model, planted.testing),
+        measure(model, job, shares, signals),
+        held_out_loss(model, job.planted.testing),
+        sum(one.extractable for one in scored),
         verified_steps(job.files),
         watch.seconds,
         probe_share,
-        [Scored(*facts, extractable=shares[facts[0]] == 1.0) for facts in scored],
+        scored,
     )
 
 
-def train(model: nn.Module, job: Job) -> tuple[list[tuple[str, int, float, float]], float]:
+def train(model: nn.Module, job: Job) -> tuple[dict[str, dict[str, float]], float]:
     """Train under the job's policy; return the last signals of each example, the probe's share of time."""
     settings, files = job.settings, job.files
-    optimizer = torch.optim.AdamW(
-        model.parameters(), settings.learning_rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay
-    )
     program = compile_policy(load_policy(POLICIES / f"{job.policy}.policy"), ModelMap.from_module(model))
     ledger = new_ledger(files)
     files.program.write_text(program.to_json(), "utf-8")
+    optimizer = make_optimizer(model, settings)
     probe = ReconstructionProbe(model, settings.asked, every=4, share=0.5, seed=job.seed)
     batches = list(stream(job.planted, settings, job.seed))
     began, probing = time.process_time(), 0.0
-    with Governor(program, model, optimizer, ledger=ledger, secret=files.secret) as governor:
+    with Governor(
+        program, model, optimizer, ledger=ledger, secret=files.secret, reference_losses=job.reference
+    ) as governor:
         for step, batch in enumerate(batches):
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * schedule(step, len(batches), settings)
+            set_rate(optimizer, step, len(batches), settings)
             governor.epoch = batch.epoch
             examples = [(name, {"source": "stdlib"}) for name in batch.ids]
             signals = {"reconstruction": probe.signal(batch.ids)}
             with governor.step(examples, signals=signals) as proposal:
-                proposal.backward(losses(model, batch.tokens))
+                logits = model(batch.tokens[:, :-1])
+                proposal.backward(losses(logits, batch.tokens))
+                proposal.observe_tokens(logits, batch.tokens[:, 1:])
             looking = time.process_time()
             probe.look(step, batch.ids, batch.tokens)
             probing += time.process_time() - looking
         governor.checkpoint(files.weights)
-        rows = np.arange(len(governor.roster.known()))
-        ratios, counts = governor.references.signal(rows), governor.roster.exposures(rows)
-        names = list(governor.roster.known())
-    signals = zip(names, counts.tolist(), ratios.tolist(), probe.signal(names), strict=True)
-    return list(signals), probing / (time.process_time() - began)
+        share = probing / (time.process_time() - began)
+        return last_signals(governor, probe), share
 
 
-def losses(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Return the mean cross-entropy of each window [B], in nats per byte. tokens: [B, T + 1]."""
-    logits = model(tokens[:, :-1]).transpose(1, 2)
-    return functional.cross_entropy(logits, tokens[:, 1:], reduction="none").mean(dim=1)
+def last_signals(governor: Governor, probe: ReconstructionProbe) -> dict[str, dict[str, float]]:
+    """Return the signals of every example as the next step would get them, and its exposures."""
+    names = list(governor.roster.known())
+    rows = np.arange(len(names))
+    found = {**governor.measures.signals(rows), "exposures": governor.roster.exposures(rows)}
+    columns = {name: np.asarray(values).tolist() for name, values in found.items()}
+    columns["reconstruction"] = probe.signal(names)
+    return {
+        name: {signal: float(column[row]) for signal, column in columns.items()}
+        for row, name in enumerate(names)
+    }
 
 
-def schedule(step: int, steps: int, settings: Settings) -> float:
-    """Return the share of the peak learning rate: linear warm-up, then a cosine down to a tenth."""
+def reference_losses(planted: Planted, settings: Settings, seed: int) -> dict[str, float]:
+    """Train a model on other code, without a policy; return its loss of every example of the corpus."""
+    torch.manual_seed(seed + 1)
+    model = ByteGPT(settings.model)
+    optimizer = make_optimizer(model, settings)
+    order = torch.cat([torch.randperm(len(planted.other)) for _ in range(settings.epochs)])
+    batches = order.split(settings.batch)
+    for step, rows in enumerate(batches):
+        set_rate(optimizer, step, len(batches), settings)
+        optimizer.zero_grad()
+        tokens = planted.other[rows]
+        losses(model(tokens[:, :-1]), tokens).mean().backward()
+        optimizer.step()
+    texts = planted.texts()
+    with torch.no_grad():
+        parts = [losses(model(part[:, :-1]), part) for part in torch.stack(list(texts.values())).split(BATCH)]
+    return dict(zip(texts, torch.cat(parts).tolist(), strict=True))
+
+
+def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        model.parameters(), settings.learning_rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay
+    )
+
+
+def set_rate(optimizer: torch.optim.Optimizer, step: int, steps: int, settings: Settings) -> None:
+    """Set the learning rate of a step: linear warm-up, then a cosine down to a tenth."""
     warm = min(1.0, (step + 1) / settings.warmup)
-    return warm * (0.1 + 0.45 * (1 + math.cos(math.pi * step / steps)))
+    for group in optimizer.param_groups:
+        group["lr"] = settings.learning_rate * warm * (0.1 + 0.45 * (1 + math.cos(math.pi * step / steps)))
+
+
+def losses(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Return the mean cross-entropy of each window [B], in nats per byte.
+
+    logits: [B, T, V]. tokens: [B, T + 1].
+    """
+    found = functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+    return found.mean(dim=1)
 
 
 @torch.no_grad()
 def held_out_loss(model: nn.Module, windows: Tensor) -> float:
     """Return the mean loss of windows that were never trained on, in nats per byte."""
-    return round(losses(model, windows).mean().item(), 5)
+    return round(losses(model(windows[:, :-1]), windows).mean().item(), 5)
 
 
-def measure(model: nn.Module, job: Job, shares: Mapping[str, float]) -> list[Level]:
+def measure(
+    model: nn.Module, job: Job, shares: Mapping[str, float], signals: Mapping[str, Mapping[str, float]]
+) -> list[Level]:
     """Return what is left of the canaries, by how often they came. shares: reproduced of each example."""
     asked, exposures = job.settings.asked, dict[str, float]()
     for canary in job.planted.canaries:
-        windows = torch.cat([canary.window[None], canary.references])[:, : asked.end]
+        windows = torch.cat([canary.window[None], canary.others])[:, : asked.end]
         bits = log_perplexities(model, windows, asked.prefix)
         exposures[canary.id] = exposure(float(bits[0]), bits[1:])
     levels = []
@@ -161,6 +208,7 @@ def measure(model: nn.Module, job: Job, shares: Mapping[str, float]) -> list[Lev
                 mean(shares[name] == 1.0 for name in own),
                 mean(shares[name] for name in own),
                 mean(exposures[name] for name in own),
+                mean(signals[name]["exposures"] if name in signals else 0.0 for name in own),
             )
         )
     return levels
