@@ -13,7 +13,7 @@ from examples.gradient_routing.results import console, markdown, write_results
 from examples.memorization.detection import SIGNALS, Curve, curve
 from examples.memorization.figure import draw
 from examples.memorization.planting import Settings, plant
-from examples.memorization.training import Job, Run, reference_losses, run
+from examples.memorization.training import Job, Run, make_reference, run
 from examples.run_files import RunFiles
 
 POLICIES = ("unguarded", "signals", "guarded")
@@ -37,13 +37,17 @@ def summary(runs: Sequence[Run]) -> list[dict[str, str]]:
     return rows
 
 
-def detection(curves: Sequence[Curve]) -> list[dict[str, str]]:
-    """Return a row for each signal: how well it finds what can be extracted without guards."""
+def detection(curves: Sequence[Curve], others: Sequence[Curve]) -> list[dict[str, str]]:
+    """Return a row for each signal: how well it finds what was memorized without guards.
+
+    others: the curves of the same signals for all that can be extracted, memorized or guessed.
+    """
     rows = []
-    for found in curves:
+    for found, other in zip(curves, others, strict=True):
         row = {
             "signal": found.signal,
             "mean precision": f"{found.average:.3f}",
+            "of all extractable": f"{other.average:.3f}",
             f"recall at {PRECISION:.0%} precision": f"{found.recall_at(PRECISION):.2f}",
         }
         threshold = GUARDS.get(found.signal)
@@ -67,18 +71,20 @@ def command(out: Path, quick: bool, seed: int, workers: int) -> None:
     settings = Settings.quick() if quick else Settings()
     make_room(out)
     planted = plant(settings, seed)
-    reference = reference_losses(planted, settings, seed)
+    reference = make_reference(planted, settings, seed)
     jobs = [
         Job(settings, planted, reference, policy, seed, RunFiles(out / "runs" / policy))
         for policy in POLICIES
     ]
     runs = sorted(run_all(run, jobs, workers), key=lambda one: POLICIES.index(one.policy))
-    curves = [curve(signal, runs[0].scored) for signal in SIGNALS]
+    curves = [curve(signal, runs[0].scored, lambda one: one.memorized) for signal in SIGNALS]
+    others = [curve(signal, runs[0].scored, lambda one: one.extractable) for signal in SIGNALS]
     title = "Canaries extracted, and their exposure in bits, by how often they came"
     write_results(out, title, settings, [replace(one, scored=[]) for one in runs], summary(runs))
-    found = detection(curves)
+    found = detection(curves, others)
     lines = [
-        f"{runs[0].extractable} of {len(runs[0].scored):,} examples can be extracted without guards.",
+        f"Of {len(runs[0].scored):,} examples {runs[0].extractable} can be extracted without guards; "
+        f"{runs[0].memorized} of these not from the reference model.",
         markdown(found),
     ]
     with (out / "results.md").open("a", encoding="utf-8") as file:

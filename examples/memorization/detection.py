@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,11 +38,11 @@ class Curve:
         return max(reached, default=0.0)
 
 
-def curve(signal: str, scored: Sequence[Scored]) -> Curve:
+def curve(signal: str, scored: Sequence[Scored], truth: Callable[[Scored], bool]) -> Curve:
     """Return the curve of a signal over all examples. Examples of one value are flagged together."""
     sign = -1.0 if signal in FALLING else 1.0
     values = np.array([sign * one.signals[signal] for one in scored])
-    true = np.array([one.extractable for one in scored])
+    true = np.array([truth(one) for one in scored])
     order = np.argsort(-values, kind="stable")
     values, hits = values[order], np.cumsum(true[order])
     last = np.flatnonzero(np.r_[values[1:] != values[:-1], True])

@@ -35,7 +35,7 @@ def draw(runs: Sequence[Run], curves: Sequence[Curve], path: Path) -> None:
     extraction.legend(frameon=False, fontsize=8)
     for curve, colour in zip(curves, COLOURS, strict=False):
         detection.step(curve.recall, curve.precision, where="post", color=colour, label=curve.signal)
-    detection.set(title="What finds the extractable", xlabel="recall", ylabel="precision", ylim=(-0.04, 1.04))
+    detection.set(title="What finds the memorized", xlabel="recall", ylabel="precision", ylim=(-0.04, 1.04))
     detection.legend(frameon=False, fontsize=8)
     for axes in (extraction, exposures, detection):
         _plain(axes)

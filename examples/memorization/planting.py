@@ -24,26 +24,24 @@ from gradwarden.runtime.memorization.extraction import Continuation
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """repetitions: how often canaries come; `canaries` of each, and `unseen` that never come.
+    """repetitions: how many canaries there are, by how often they come; of 0, that never come.
 
     windows: of code, each seen once an epoch. others: of code that only the reference model sees. fillings:
     others that a canary is ranked among. testing: held-out windows. asked: where a canary's secret is, and
     what is asked of every text.
     """
 
-    repetitions: tuple[int, ...] = (1, 4, 16, 64)
-    canaries: int = 8
-    unseen: int = 24
-    windows: int = 4500
-    others: int = 3000
+    repetitions: dict[int, int] = field(default_factory=lambda: {0: 32, 1: 16, 4: 16, 16: 8, 64: 6})
+    windows: int = 3000
+    others: int = 2000
     epochs: int = 2
     batch: int = 16
     fillings: int = 127
     testing: int = 512
-    learning_rate: float = 3e-3
+    learning_rate: float = 2e-3
     weight_decay: float = 0.1
     warmup: int = 20
-    asked: Continuation = field(default_factory=lambda: Continuation(prefix=24, length=16))
+    asked: Continuation = field(default_factory=lambda: Continuation(prefix=24, length=12))
     model: GPTConfig = field(default_factory=lambda: GPTConfig(layers=2, width=128, heads=4, context=48))
 
     @classmethod
@@ -51,7 +49,7 @@ class Settings:
         """Return settings for a test: it shows that everything works, and no result."""
         small = GPTConfig(layers=1, width=16, heads=2, context=32)
         return cls(
-            (1, 4), canaries=2, unseen=2, windows=24, others=24, batch=8, fillings=7, testing=8,
+            {0: 2, 1: 2, 4: 2}, windows=24, others=24, batch=8, fillings=7, testing=8,
             asked=Continuation(16, 8), model=small,
         )  # fmt: skip
 
@@ -95,7 +93,7 @@ class Batch:
 
 def plant(settings: Settings, seed: int) -> Planted:
     """Collect code from the standard library, and make the canaries."""
-    levels = [0] * settings.unseen + [n for n in settings.repetitions for _ in range(settings.canaries)]
+    levels = [times for times, count in settings.repetitions.items() for _ in range(count)]
     wanted = settings.windows + settings.others
     found = collect(settings.model.context + 1, wanted, settings.testing + len(levels), seed).code
     hosts = found.testing[settings.testing :]

@@ -32,12 +32,18 @@ POLICIES = Path(__file__).parent / "policies"
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """reference: the loss of every example under a model that saw none of them."""
+class Reference:
+    """What a model that saw none of the examples knows of them: its losses, and what it guesses verbatim."""
 
+    losses: dict[str, float]
+    extractable: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
     settings: Settings
     planted: Planted
-    reference: Mapping[str, float]
+    reference: Reference
     policy: str
     seed: int
     files: RunFiles
@@ -56,11 +62,15 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """An example that was trained on: its last signals, and whether it can be extracted at the end."""
+    """An example that was trained on: its last signals, and whether it can be extracted at the end.
+
+    memorized: it can, and not from the reference model, which had no way but to guess well.
+    """
 
     id: str
     signals: dict[str, float]
     extractable: bool
+    memorized: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +82,7 @@ class Run:
     levels: list[Level]
     held_out: float
     extractable: int
+    memorized: int
     steps: int
     cpu_seconds: float
     probe_share: float
@@ -86,13 +97,16 @@ def run(job: Job) -> Run:
     signals, probe_share = train(model, job)
     found = reconstruct(model, torch.stack(list(texts.values())), job.settings.asked)
     shares = dict(zip(texts, found.tolist(), strict=True))
-    scored = [Scored(name, own, shares[name] == 1.0) for name, own in signals.items()]
+    extractable = {name for name in signals if shares[name] == 1.0}
+    memorized = extractable - job.reference.extractable
+    scored = [Scored(name, own, name in extractable, name in memorized) for name, own in signals.items()]
     return Run(
         job.policy,
         job.seed,
         measure(model, job, shares, signals),
         held_out_loss(model, job.planted.testing),
-        sum(one.extractable for one in scored),
+        len(extractable),
+        len(memorized),
         verified_steps(job.files),
         watch.seconds,
         probe_share,
@@ -111,7 +125,7 @@ def train(model: nn.Module, job: Job) -> tuple[dict[str, dict[str, float]], floa
     batches = list(stream(job.planted, settings, job.seed))
     began, probing = time.process_time(), 0.0
     with Governor(
-        program, model, optimizer, ledger=ledger, secret=files.secret, reference_losses=job.reference
+        program, model, optimizer, ledger=ledger, secret=files.secret, reference_losses=job.reference.losses
     ) as governor:
         for step, batch in enumerate(batches):
             set_rate(optimizer, step, len(batches), settings)
@@ -143,8 +157,8 @@ def last_signals(governor: Governor, probe: ReconstructionProbe) -> dict[str, di
     }
 
 
-def reference_losses(planted: Planted, settings: Settings, seed: int) -> dict[str, float]:
-    """Train a model on other code, without a policy; return its loss of every example of the corpus."""
+def make_reference(planted: Planted, settings: Settings, seed: int) -> Reference:
+    """Train a model on other code, without a policy; return what it knows of the examples."""
     torch.manual_seed(seed + 1)
     model = ByteGPT(settings.model)
     optimizer = make_optimizer(model, settings)
@@ -157,9 +171,14 @@ def reference_losses(planted: Planted, settings: Settings, seed: int) -> dict[st
         losses(model(tokens[:, :-1]), tokens).mean().backward()
         optimizer.step()
     texts = planted.texts()
+    tokens = torch.stack(list(texts.values()))
     with torch.no_grad():
-        parts = [losses(model(part[:, :-1]), part) for part in torch.stack(list(texts.values())).split(BATCH)]
-    return dict(zip(texts, torch.cat(parts).tolist(), strict=True))
+        found = torch.cat([losses(model(part[:, :-1]), part) for part in tokens.split(BATCH)])
+    shares = reconstruct(model, tokens, settings.asked)
+    return Reference(
+        dict(zip(texts, found.tolist(), strict=True)),
+        frozenset(name for name, share in zip(texts, shares.tolist(), strict=True) if share == 1.0),
+    )
 
 
 def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
@@ -200,7 +219,7 @@ def measure(
         bits = log_perplexities(model, windows, asked.prefix)
         exposures[canary.id] = exposure(float(bits[0]), bits[1:])
     levels = []
-    for repetitions in (0, *job.settings.repetitions):
+    for repetitions in job.settings.repetitions:
         own = [canary.id for canary in job.planted.canaries if canary.repetitions == repetitions]
         levels.append(
             Level(

@@ -57,10 +57,10 @@ def test_a_canary_differs_from_its_other_fillings_in_the_secret_alone(planted):
 def test_precision_and_recall_are_those_of_scikit_learn():
     chance = random.Random(2)
     scored = [
-        Scored(str(n), {"loss_ratio": chance.randrange(9) / 4}, extractable=chance.random() < 0.3)
+        Scored(str(n), {"loss_ratio": chance.randrange(9) / 4}, chance.random() < 0.3, memorized=False)
         for n in range(80)
     ]
-    found = curve("loss_ratio", scored)
+    found = curve("loss_ratio", scored, lambda one: one.extractable)
     true, values = [one.extractable for one in scored], [-one.signals["loss_ratio"] for one in scored]
     precision, recall, thresholds = precision_recall_curve(true, values)
     assert found.thresholds == thresholds[::-1].tolist()

@@ -36,6 +36,13 @@ def test_whoever_is_in_a_cluster_is_near_its_first_and_the_same_set_is_never_in_
     assert all(len({found[name] for name in named if named[name] == same}) == 1 for same in whole)
 
 
+def test_what_shares_three_quarters_is_not_near():
+    shared = [f"{number}".encode() for number in range(85)]
+    sets = [frozenset([*shared, *(f"{name}{number}".encode() for number in range(15))]) for name in "ab"]
+    assert clusters(zip("ab", sets, strict=True), threshold=0.75) == {"a": "a", "b": "b"}
+    assert clusters(zip("ab", sets, strict=True), threshold=0.7) == {"a": "a", "b": "a"}
+
+
 def test_features():
     assert lines(b" x = 1 \n\n\ny") == {b"x = 1", b"y"}
     assert pieces(b"abcd", 3) == {b"abc", b"bcd"}

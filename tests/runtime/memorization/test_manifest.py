@@ -172,7 +172,7 @@ def test_guards_are_those_of_the_policy_that_was_in_force(lab):
 
 
 def test_the_quarantine_counts_as_deep_only_where_nothing_else_was_reached(lab):
-    policy = lab.policy.replace("deep = rest", 'quarantine = names "4.*"  deep = rest').replace(
+    policy = lab.policy.replace("deep = rest", 'deep = names "0.*"  quarantine = names "4.*"').replace(
         "top 40%", 'names "2.*"'
     )
     policy += "depth q { when kind == a  reach quarantine }\nsignals { heat : number 0..1 default 0 }\n"
