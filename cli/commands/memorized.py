@@ -199,6 +199,9 @@ def _sentences(one: Asked, dossier: Dossier, opening: bool) -> list[str]:
     lines.append(f"proposed in {plural(len(dossier.seen), 'step')}, learned from in {_steps(learned)}")
     for band, steps in dossier.bands().items():
         lines.append(f"reached {band} in {_steps(steps)}")
+    if trace.holding:
+        held = plural(trace.held_out, "of these steps", "of these steps")
+        lines.append(f"some tokens were held out in {held} ({', '.join(sorted(trace.holding))})")
     if trace.first_flag is None:
         return [*lines, "no guard flagged it"]
     for rules, word in ((trace.acted, "in force"), (trace.noted, "not in force")):

@@ -16,7 +16,7 @@ from examples.memorization.planting import Settings, plant
 from examples.memorization.training import Job, Run, make_reference, run
 from examples.run_files import RunFiles
 
-POLICIES = ("unguarded", "signals", "guarded")
+POLICIES = ("unguarded", "signals", "goldfish", "guarded")
 
 GUARDS = {"reconstruction": 0.25, "loss_gap": 0.6, "exposures": 3}
 """Where the guards of the policies begin to refuse."""

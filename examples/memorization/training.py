@@ -134,7 +134,8 @@ def train(model: nn.Module, job: Job) -> tuple[dict[str, dict[str, float]], floa
             signals = {"reconstruction": probe.signal(batch.ids)}
             with governor.step(examples, signals=signals) as proposal:
                 logits = model(batch.tokens[:, :-1])
-                proposal.backward(losses(logits, batch.tokens))
+                learned = proposal.token_mask(batch.tokens)[:, 1:]
+                proposal.backward(losses(logits, batch.tokens, learned))
                 proposal.observe_tokens(logits, batch.tokens[:, 1:])
             looking = time.process_time()
             probe.look(step, batch.ids, batch.tokens)
@@ -194,13 +195,15 @@ def set_rate(optimizer: torch.optim.Optimizer, step: int, steps: int, settings: 
         group["lr"] = settings.learning_rate * warm * (0.1 + 0.45 * (1 + math.cos(math.pi * step / steps)))
 
 
-def losses(logits: Tensor, tokens: Tensor) -> Tensor:
+def losses(logits: Tensor, tokens: Tensor, learned: Tensor | None = None) -> Tensor:
     """Return the mean cross-entropy of each window [B], in nats per byte.
 
-    logits: [B, T, V]. tokens: [B, T + 1].
+    logits: [B, T, V]. tokens: [B, T + 1]. learned: the tokens to be predicted that count [B, T]; None: all.
     """
     found = functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
-    return found.mean(dim=1)
+    if learned is None:
+        return found.mean(dim=1)
+    return (found * learned).sum(dim=1) / learned.sum(dim=1).clamp_min(1)
 
 
 @torch.no_grad()

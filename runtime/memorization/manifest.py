@@ -41,16 +41,19 @@ class Trace:
     """What a ledger says of one example, all its steps together.
 
     flags: steps in which a guard flagged it; first_flag, last_flag: the first and the last of them.
-    deepest, deepest_after: how deep it reached, in all and from the first flag on; None: nowhere.
+    held_out: exposures with some tokens held out, by the rules `holding`. deepest, deepest_after: how deep it
+    reached, in all and from the first flag on; None: nowhere.
     """
 
     exposures: int = 0
     after: int = 0
+    held_out: int = 0
     flags: int = 0
     first_flag: int | None = None
     last_flag: int | None = None
     acted: set[str] = field(default_factory=set)
     noted: set[str] = field(default_factory=set)
+    holding: set[str] = field(default_factory=set)
     granted: tuple[str, ...] = ()
     deepest: str | None = None
     deepest_after: str | None = None
@@ -64,9 +67,11 @@ class Trace:
             self.last_flag = sighting.step
             self.acted.update(sighting.acted)
             self.noted.update(sighting.noted)
+        self.holding.update(sighting.holding)
         if sighting.learned:
             bands = sighting.terms.bands
             self.exposures += 1
+            self.held_out += bool(sighting.holding)
             self.deepest = deepest([self.deepest, *sighting.reached], bands)
             if self.first_flag is not None:
                 self.after += 1
@@ -87,6 +92,7 @@ class Trace:
             "first_flag": self.first_flag,
             "last_flag": self.last_flag,
             "exposures": {"before": self.exposures - self.after, "after": self.after},
+            "held_out": self.held_out,
             "deepest": self.deepest,
             "deepest_after": self.deepest_after,
         }
@@ -104,7 +110,7 @@ def deepest(reached: Iterable[str | None], bands: tuple[str, ...]) -> str | None
 class Manifest:
     """What a run's guards found and did. traces: by commitment. guards: every one that was in force, by name.
 
-    flagged: (guard, step) of every flag, counted.
+    flags: by guard and step, how many examples it flagged, or held out tokens of.
     """
 
     steps: int
@@ -131,7 +137,7 @@ class Manifest:
             steps = sighting.step + 1
             guards.update(sighting.terms.guards)
             traces.setdefault(sighting.commitment, Trace()).see(sighting)
-            for rule in (*sighting.acted, *sighting.noted):
+            for rule in (*sighting.acted, *sighting.noted, *sighting.holding):
                 flags.setdefault(rule, Counter())[sighting.step] += 1
         return cls(steps, traces, guards, flags)
 
@@ -152,7 +158,7 @@ class Manifest:
 
     def _guard(self, guard: Guard) -> dict[str, Any]:
         flags = self.flags.get(guard.rule, {})
-        own = [t for t in self.traces.values() if guard.rule in t.acted or guard.rule in t.noted]
+        own = [t for t in self.traces.values() if guard.rule in t.acted | t.noted | t.holding]
         return {
             "rule": guard.rule,
             "kind": guard.kind,
@@ -195,6 +201,7 @@ def _totals(traces: list[Trace]) -> dict[str, Any]:
             "before": sum(trace.exposures - trace.after for trace in traces),
             "after": sum(trace.after for trace in traces),
         },
+        "held_out": sum(trace.held_out for trace in traces),
         "deepest": dict(sorted(reached.items())),
         "deepest_after": dict(sorted(after.items())),
     }

@@ -1,7 +1,8 @@
 """Every example of every step of a ledger: how it was decided, which guards spoke, and what came of it.
 
 A guard is a `memorization` rule, or a `retain` rule that limits nothing but exposures. It *flags* an example
-where its condition holds: enforced, it also acts; advisory or waived, its word is all. No torch.
+where its condition holds: enforced, it also acts; advisory or waived, its word is all. A rule that holds out
+tokens is a guard too, and flags nothing: it does the same to every example that it is about. No torch.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Outcome = Literal["committed", "refused", "unknown"]
 OUTCOMES: Mapping[str, Outcome] = {"committed": "committed", "refused": "refused", "resumed": "unknown"}
 """What an entry of a kind says of the step before it."""
 
-QUARANTINE = "quarantine"
+QUARANTINE, HELD_OUT = "quarantine", "held_out"
 
 
 @frozen
@@ -35,6 +36,10 @@ class Guard:
     level: str
     effects: tuple[str, ...]
     because: str
+
+    @property
+    def holds_out(self) -> bool:
+        return HELD_OUT in self.effects
 
 
 @frozen
@@ -51,7 +56,7 @@ class Sighting:
     """One example in one step.
 
     weights: millionths by band, in the order of `terms.bands`. acted, noted: the guards that flagged it,
-    those that were enforced and those that were not.
+    those that were enforced and those that were not. holding: those that held out tokens of it.
     """
 
     step: int
@@ -62,6 +67,7 @@ class Sighting:
     granted: tuple[str, ...]
     acted: tuple[str, ...]
     noted: tuple[str, ...]
+    holding: tuple[str, ...]
     terms: Terms
 
     @property
@@ -121,7 +127,9 @@ def _of_step(
         return
     for commitment, number in zip(pending.commitments, pending.body["decision"], strict=True):
         decision = decisions[number]
+        enforced = [terms.guards[rule] for rule in decision["rules"] if rule in terms.guards]
         unenforced = (*decision["advisory"], *decision["waived"])
+        noted = [terms.guards[rule] for rule in unenforced if rule in terms.guards]
         yield Sighting(
             pending.step,
             commitment,
@@ -129,7 +137,8 @@ def _of_step(
             decision["verdict"],
             tuple(decision["weights"]),
             tuple(rule for rule in decision["rules"] if rule in terms.grants),
-            tuple(rule for rule in decision["rules"] if rule in terms.guards),
-            tuple(rule for rule in unenforced if rule in terms.guards),
+            tuple(guard.rule for guard in enforced if not guard.holds_out),
+            tuple(guard.rule for guard in noted if not guard.holds_out),
+            tuple(guard.rule for guard in enforced if guard.holds_out),
             terms,
         )

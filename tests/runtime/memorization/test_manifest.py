@@ -8,6 +8,7 @@ from collections import Counter
 from importlib.resources import files
 
 import pytest
+import torch
 from jsonschema import Draft202012Validator
 
 from gradwarden.runtime.commitments import Committer
@@ -121,6 +122,23 @@ def test_a_guard_is_told_with_what_it_flagged(lab, told):
     assert (guards["hot"]["effects"], guards["hot"]["because"]) == (["memorized"], "by heart")
     assert (guards["tepid"]["level"], guards["warm"]["effects"]) == ("advisory", ["capped"])
     assert guards["often"]["kind"] == "retain"
+
+
+def test_holding_out_tokens_is_told_and_flags_nobody(lab):
+    governor = lab.governor(lab.policy + "memorization fish { when kind == a  hold out 1 in 4 tokens }\n")
+    for _ in range(2):
+        with governor.step([lab.example("e0"), lab.example("e1", "b")]) as proposal:
+            proposal.token_mask(torch.ones(2, 20, dtype=torch.long))
+            proposal.backward(lab.losses(governor.model, lab.inputs(2)))
+        assert proposal.committed
+    governor.close()
+    manifest = Manifest.read(lab.path())
+    traces = [manifest.traces[secret(lab).commit(name)] for name in ("e0", "e1")]
+    assert [(trace.held_out, trace.risk) for trace in traces] == [(2, "unflagged"), (0, "unflagged")]
+    document = manifest.to_json()
+    check_schema(document)
+    (guard,) = document["guards"]
+    assert (guard["effects"], guard["flags"], guard["examples"], guard["held_out"]) == (["held_out"], 2, 1, 2)
 
 
 def test_a_dossier_lists_the_steps_of_one_example(lab, told):
