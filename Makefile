@@ -95,6 +95,7 @@ experiments: setup-experiments
 	$(BIN)/python -m examples.gradient_routing.two_domains
 	$(BIN)/python -m examples.gradient_routing.leak
 	$(BIN)/python -m examples.privacy_audit
+	$(BIN)/python -m examples.memorization
 
 clean:
 	rm -rf out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -13,7 +13,7 @@ from examples.gradient_routing.results import console, markdown, write_results
 from examples.memorization.detection import SIGNALS, Curve, curve
 from examples.memorization.figure import draw
 from examples.memorization.planting import Settings, plant
-from examples.memorization.training import Job, Run, make_reference, run
+from examples.memorization.training import GUESSABLE, Job, Run, make_reference, run
 from examples.run_files import RunFiles
 
 POLICIES = ("unguarded", "signals", "goldfish", "guarded")
@@ -83,8 +83,8 @@ def command(out: Path, quick: bool, seed: int, workers: int) -> None:
     write_results(out, title, settings, [replace(one, scored=[]) for one in runs], summary(runs))
     found = detection(curves, others)
     lines = [
-        f"Of {len(runs[0].scored):,} examples {runs[0].extractable} can be extracted without guards; "
-        f"{runs[0].memorized} of these not from the reference model.",
+        f"Of {len(runs[0].scored):,} examples {runs[0].extractable} can be extracted unguarded; "
+        f"{runs[0].memorized} of these have more than {GUESSABLE:g} bits under the reference model: memorized.",
         markdown(found),
     ]
     with (out / "results.md").open("a", encoding="utf-8") as file:

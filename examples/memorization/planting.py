@@ -31,11 +31,11 @@ class Settings:
     what is asked of every text.
     """
 
-    repetitions: dict[int, int] = field(default_factory=lambda: {0: 32, 1: 16, 4: 16, 16: 8, 64: 6})
-    windows: int = 3000
-    others: int = 2000
+    repetitions: dict[int, int] = field(default_factory=lambda: {0: 32, 1: 16, 4: 16, 16: 12, 64: 8})
+    windows: int = 3500
+    others: int = 3500
     epochs: int = 2
-    batch: int = 16
+    batch: int = 8
     fillings: int = 127
     testing: int = 512
     learning_rate: float = 2e-3

@@ -30,13 +30,16 @@ from gradwarden.runtime.memorization.extraction import (
 
 POLICIES = Path(__file__).parent / "policies"
 
+GUESSABLE = 24.0
+"""Bits up to which a model may guess a continuation that it never saw; of chance alone, canaries have 62."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What a model that saw none of the examples knows of them: its losses, and what it guesses verbatim."""
+    """What a model that saw none of the examples knows of them: its losses, and the bits of what is asked."""
 
     losses: dict[str, float]
-    extractable: frozenset[str]
+    bits: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ class Level:
 class Scored:
     """An example that was trained on: its last signals, and whether it can be extracted at the end.
 
-    memorized: it can, and not from the reference model, which had no way but to guess well.
+    memorized: it can, and what is asked has more than GUESSABLE bits under the reference model.
     """
 
     id: str
@@ -98,7 +101,7 @@ def run(job: Job) -> Run:
     found = reconstruct(model, torch.stack(list(texts.values())), job.settings.asked)
     shares = dict(zip(texts, found.tolist(), strict=True))
     extractable = {name for name in signals if shares[name] == 1.0}
-    memorized = extractable - job.reference.extractable
+    memorized = {name for name in extractable if job.reference.bits[name] > GUESSABLE}
     scored = [Scored(name, own, name in extractable, name in memorized) for name, own in signals.items()]
     return Run(
         job.policy,
@@ -175,10 +178,9 @@ def make_reference(planted: Planted, settings: Settings, seed: int) -> Reference
     tokens = torch.stack(list(texts.values()))
     with torch.no_grad():
         found = torch.cat([losses(model(part[:, :-1]), part) for part in tokens.split(BATCH)])
-    shares = reconstruct(model, tokens, settings.asked)
+    bits = log_perplexities(model, tokens[:, : settings.asked.end], settings.asked.prefix)
     return Reference(
-        dict(zip(texts, found.tolist(), strict=True)),
-        frozenset(name for name, share in zip(texts, shares.tolist(), strict=True) if share == 1.0),
+        dict(zip(texts, found.tolist(), strict=True)), dict(zip(texts, bits.tolist(), strict=True))
     )
 
 
