@@ -84,7 +84,7 @@ def command(out: Path, quick: bool, seed: int, workers: int) -> None:
     found = detection(curves, others)
     lines = [
         f"Of {len(runs[0].scored):,} examples {runs[0].extractable} can be extracted unguarded; "
-        f"{runs[0].memorized} of these have more than {GUESSABLE:g} bits under the reference model: memorized.",
+        f"{runs[0].memorized} of these have more than {GUESSABLE:g} bits under the reference model.",
         markdown(found),
     ]
     with (out / "results.md").open("a", encoding="utf-8") as file:
