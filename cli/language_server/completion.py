@@ -23,7 +23,12 @@ _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*$")
 _IMPORT = re.compile(r'[ \t]*import[ \t]*"([^"\n]*)')
 _NAME = re.compile(r"[a-z_][a-z0-9_]*")
 
-_CLAUSES = frozenset(word for words in ALLOWED.values() for word in words)
+_BEGINNINGS = {
+    kind: frozenset("hold" if word == "hold out" else word for word in words)
+    for kind, words in ALLOWED.items()
+}
+"""The keywords that clauses begin with, by the kind of rule that may have them; `at most` is one."""
+_CLAUSES = frozenset().union(*_BEGINNINGS.values())
 _GOING_ON = frozenset({"drift", "noise", "spent"})
 """Words that begin a clause, and that a word follows which may begin one elsewhere."""
 _VALUED = frozenset({"==", "!=", "contains"})
@@ -125,7 +130,7 @@ def proposals(text: str, offset: int, declared: Declared) -> list[Proposal]:
 
 def _keywords(place: Place, expected: Expected) -> Iterator[str]:
     """Yield the keywords that fit, without the clauses that a rule of this kind cannot have."""
-    allowed = ALLOWED.get(place.kind)  # type: ignore[call-overload]  # any word may stand there
+    allowed = _BEGINNINGS.get(place.kind)  # type: ignore[call-overload]  # any word may stand there
     for word in expected.keywords:
         misplaced = word in _CLAUSES and allowed is not None and word not in allowed
         goes_on = (word == "in" and "or" in expected.keywords) or place.last() in _GOING_ON

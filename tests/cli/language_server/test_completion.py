@@ -57,6 +57,8 @@ EXACTLY = {
     "maintain m { rehearse ‸": ["all_of_it"],
     "maintain m { rehearse labelled ‸": ["at least"],
     "maintain m { rehearse labelled at ‸": ["least"],
+    "memorization m { hold ‸": ["out"],
+    "memorization m { hold out 1 in 4 ‸": ["tokens"],
     "maintain m { ‸": ["because", "drift", "from", "rehearse", "strength", "within"],
     "assert a { never reach ‸": ["shallow", "deep", "quarantine"],
     "assert a { at most 0.5 in ‸": ["shallow", "deep", "quarantine"],
