@@ -61,6 +61,9 @@ HELP = {
     "unwitnessed": "`gradwarden witness` cosigns the last head; give what it writes with --checkpoint",
     "checkpoint_untrusted": "give the key of whoever signed the checkpoint with --key",
 }
+MOST_RULES = 12
+"""Rules that are listed with how often they had a part; `--format json` has all."""
+
 ALTERED = "entries before it still hold; compare what follows with a copy kept elsewhere"
 
 
@@ -241,6 +244,11 @@ def _run_lines(facts: Mapping[str, Any]) -> Iterator[str]:
     verdicts = facts.get("verdicts")
     if verdicts:
         yield "examples: " + ", ".join(f"{count:,} {verdict}" for verdict, count in sorted(verdicts.items()))
+    for part, counts in facts.get("rules", {}).items():
+        if counts:
+            most = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+            told = ", ".join(f"{count:,} {rule}" for rule, count in most[:MOST_RULES])
+            yield printable(f"rules {part}: {told}{', …' if len(most) > MOST_RULES else ''}")
     yield f"root {facts['root']}"
     yield f"assurance: {_assurance(facts)}"
 

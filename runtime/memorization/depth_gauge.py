@@ -5,7 +5,7 @@ over the bands that it may shape. Layers show what their gradients are made of i
 there is; a norm is taken from products between places or from one gradient at a time (`unitwise`). Uses of
 one parameter by several calls count one by one. The loss's factor and the normaliser cancel.
 
-That costs about a third of a plain step on a transformer, so a run measures one step in many; which ones is
+That costs a fifth to a third of a step on a transformer, so a run measures one step in many; which ones is
 spread evenly, and out of tune with any period of the data (Weyl's sequence of the golden ratio).
 """
 

@@ -37,6 +37,7 @@ from gradwarden.runtime.verification.drift_measure import AnchoredBand
 from gradwarden.runtime.verification.example_audit import ExampleAudit, Numbers
 from gradwarden.runtime.verification.maintenance_audit import MaintenanceAudit
 from gradwarden.runtime.verification.outcome_audit import OutcomeAudit
+from gradwarden.runtime.verification.rule_tally import RuleTally
 from gradwarden.runtime.verification.stretch import (
     ALL_VERDICTS,
     STEP_VERDICTS,
@@ -99,6 +100,7 @@ class RunReplay:
         self._agreed: list[int] = []
         """The numbers of decisions that hold and are not counted in `_verdicts` yet."""
         self._verdicts: Counter[str] = Counter()
+        self._rules = RuleTally()
         self._first: Finding | None = None
         self._audit = BudgetAudit((), None)
         self._maintained = MaintenanceAudit()
@@ -138,7 +140,8 @@ class RunReplay:
             return False
         history.advance(stretch.steps, stretch.committed, stretch.learned)
         for decision, times in enumerate(stretch.decisions):
-            self._verdicts[self._verdict(decision)] += times
+            if times:
+                self._tally(decision, times)
         return True
 
     def _accept(self, index: int, kind: str, body: Mapping[str, Any]) -> None:
@@ -187,6 +190,7 @@ class RunReplay:
             "refused": history.refused,
             "decisions_replayed": self._verdicts.total(),
             "verdicts": dict(self._verdicts),
+            "rules": self._rules.facts(),
             "exposures": history.example_count,
             "privacy": history.spending,
             "epsilon_bounds": self._epsilon_bounds(),
@@ -416,8 +420,12 @@ class RunReplay:
     def _count(self) -> None:
         """Count the decisions that hold."""
         for decision, times in Counter(self._agreed).items():
-            self._verdicts[self._verdict(decision)] += times
+            self._tally(decision, times)
         self._agreed.clear()
+
+    def _tally(self, decision: int, times: int) -> None:
+        self._verdicts[self._verdict(decision)] += times
+        self._rules.add(self._history.decisions[decision], times)
 
     def _verdict(self, decision: int) -> str:
         """Return the verdict of a decision that was recorded under a number."""

@@ -134,6 +134,8 @@ def test_an_honest_run_holds(run: Run, record: Record, program: Program) -> None
     facts = document["facts"]
     assert isinstance(facts, dict)
     assert facts["decisions_replayed"] == STEPS * len(EXAMPLES)
+    enforced = {"calm": 2 * STEPS, "granted": 2 * STEPS, "long": STEPS}
+    assert facts["rules"] == {"enforced": enforced, "advisory": {}, "waived": {}}
     assert facts["verdicts"] == {"limit": 2 * STEPS, "refuse": STEPS, "invalid": STEPS}
     checked = " ".join(document["checked"])  # type: ignore[arg-type]
     assert "signed heads by run" in checked

@@ -113,7 +113,13 @@ def test_a_step_holds_out_what_its_decisions_say(lab, size):
     assert torch.equal(mask[2:3], holdout_mask(tokens[2:3], 2, key=7))  # the strictest rule decides
     assert mask[[1, 3]].all()  # advice holds out nothing
     governor.close()
-    assert lab.verify().status == "OK"
+    report = lab.verify()
+    assert report.status == "OK"
+    assert report.facts["rules"] == {
+        "enforced": {"a": 2, "b": 1, "d": 1, "goldfish": 2, "strict": 1},
+        "advisory": {"watched": 1},
+        "waived": {},
+    }
     recorded = [d for body in lab.bodies("decisions") for d in body["decisions"]]
     assert [["hold_out", "goldfish"]] in [d["obligations"] for d in recorded]
     assert "watched" in {name for d in recorded for name in d["advisory"]}

@@ -41,7 +41,10 @@ def sentences(generator: torch.Generator) -> torch.Tensor:
     return torch.where(misprinted, torch.randint(0, 16, (8, 7), generator=generator), counted)
 
 
-def test_every_signal_rises_on_a_sentence_that_is_repeated(lab):
+GUARD = "memorization caught { when token_score > 0.1 and loss_ratio < 0.5  refuse }\n"
+
+
+def test_every_signal_rises_on_a_sentence_that_is_repeated_and_a_guard_stops_it(lab):
     """A sentence of its own words comes again and again, under two ids, among others that come once."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 20)).double()
@@ -51,7 +54,7 @@ def test_every_signal_rises_on_a_sentence_that_is_repeated(lab):
     depth all { reach all }
     """
     governor = lab.governor(
-        text + DECLARED + READ,
+        text + DECLARED + READ + "\n" + GUARD,
         model,
         torch.optim.Adam(model.parameters(), 1e-2),
         measure_every=1,
@@ -83,14 +86,18 @@ def test_every_signal_rises_on_a_sentence_that_is_repeated(lab):
         first["gradient_norm"][0] > 1.0 > max(seen["gradient_norm"][-10:])
     )  # it stands out before it is learned
     assert first["copies"][2:] == [1.0] * 6
-    assert seen["copies"][-1] == STEPS - QUIET + 1
+    learned = int(seen["copies"][-1])
+    assert seen["copies"] == [*range(2, learned + 1), *[learned] * (STEPS - QUIET + 1 - learned)]
     assert max(seen["loss_fall"]) > 0.1 > 0.0 == seen["loss_fall"][0]
-    assert seen["loss_gap"][-1] > 3.0
+    assert seen["loss_gap"][-1] > 2.0
     assert seen["loss_ratio"][-1] < 0.5
     assert seen["token_score"][0] < -3.0 < 0.0 < seen["token_score"][-1]
     assert max(seen["depth_share"]) > 2 * seen["depth_share"][0]
+    assert [decision.verdict for decision in proposal.decisions] == ["refuse", *["admit"] * 7]
     governor.close()
-    assert lab.verify().status == "OK"
+    report = lab.verify()
+    assert report.status == "OK"
+    assert report.facts["rules"]["enforced"]["caught"] == STEPS - QUIET + 1 - learned > 5
     *_, last = (body["signals"] for body in lab.bodies("step"))
     assert set(last) == {signal.name for signal in KNOWN_SIGNALS} == set(measured)
 
