@@ -106,7 +106,10 @@ def noise_multiplier_for(epsilon_budget: float, delta: float, sampling_rate: flo
                 f"no noise keeps {steps:,} steps within epsilon {epsilon_budget} and delta {delta}",
                 help="plan fewer steps, sample at a lower rate or allow a greater epsilon",
             )
-    return first_within(spent, epsilon_budget, 0, reach) / NOISE_GRID
+    least = reach // 2
+    while least and spent(least) <= epsilon_budget:
+        reach, least = least, least // 2
+    return first_within(spent, epsilon_budget, least, reach) / NOISE_GRID
 
 
 def _check(sampling_rate: float, delta: float) -> None:
