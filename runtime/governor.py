@@ -13,9 +13,9 @@ them leaves parameters, optimizer, buffers and generators as they were. An error
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
-from functools import reduce
+from functools import partial, reduce
 from operator import or_
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,7 @@ from torch import nn
 
 from gradwarden.policy.combine import QUARANTINE
 from gradwarden.policy.context import Context, IntArray
+from gradwarden.policy.decision import VERDICTS, step_verdict
 from gradwarden.policy.program import Program
 from gradwarden.runtime.binding import bind_model
 from gradwarden.runtime.checkpoints import gathered, save_checkpoint
@@ -60,8 +61,11 @@ from gradwarden.runtime.maintenance import Maintainer, Standing
 from gradwarden.runtime.masks import Engine, LayerRules, make_engine
 from gradwarden.runtime.memorization.measures import Measures
 from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
-from gradwarden.runtime.privacy.budget import BudgetBook
+from gradwarden.runtime.privacy.budget import BudgetBook, PrivateWays, covering
 from gradwarden.runtime.privacy.clipping import Clipping
+from gradwarden.runtime.privacy.conditions import Trust
+from gradwarden.runtime.privacy.draws import DrawWatch
+from gradwarden.runtime.privacy.sampling import MixedSampler, PoissonSampler
 from gradwarden.runtime.proposal import Proposal
 from gradwarden.runtime.recorder import Recorder
 from gradwarden.runtime.reductions import reduction_of
@@ -96,6 +100,9 @@ class Governor:
     example commitments, made where it is missing; None: `<ledger path>.secret`. noise_seed: fixes the privacy
     noise, for tests. clipping: over what a privacy unit's gradient is clipped jointly, see `clip_groups`.
     secure_noise: draw the privacy noise from a cryptographic generator, see `SecureNoise`.
+    sampler: what private examples are drawn by; each step is then held to its draw. Its rows are places in
+    `dataset`. on_trust: conditions of the privacy claim that the caller answers for, see `Trust`.
+    withhold_private: leave examples under privacy rules out of the ledger.
     dataset: (id, metadata) of examples known beforehand; the ledger then opens with a salted digest of them.
     model: as the loop calls it: bare, in DistributedDataParallel or under `fully_shard`.
     group: the processes that train this model together, each with its own part of every batch; that of the
@@ -131,6 +138,9 @@ class Governor:
         noise_seed: int | None = None,
         clipping: Clipping = "flat",
         secure_noise: bool = False,
+        sampler: PoissonSampler | MixedSampler | None = None,
+        on_trust: Collection[Trust] = (),
+        withhold_private: bool = False,
         dataset: Iterable[tuple[str, Mapping[str, Any]]] | None = None,
         group: ProcessGroup | None = None,
         reference_losses: Mapping[str, float] | None = None,
@@ -168,10 +178,13 @@ class Governor:
             self._approvers.demand(program, signature)
             self._signature = signature
             self.scaling = LossScaling(scaler, optimizer, private=bool(privacy_rules(program)))
-            noising = (noise_seed, clipping, secure_noise)
-            self._attach(program, ledger, privacy, secret, noising, dataset, clusters)
+            private = PrivateWays(
+                noise_seed, clipping, secure_noise, frozenset(on_trust), sampler is not None, withhold_private
+            )
+            self._attach(program, ledger, privacy, secret, private, dataset, clusters)
             self.measures = Measures(self.roster, reference_losses, measure_every)
             self.references = self.measures.references
+            self._draws = self._watch_draws(sampler, dataset is not None)
 
         check_equal(self.ranks, "join the run", lambda: {"parameters": names_digest(self.model)}, WHOLE)
         self.ranks.collect("join the run", join)
@@ -193,7 +206,7 @@ class Governor:
         ledger: Ledger | None,
         privacy: JointPlan | None,
         secret: Path | None,
-        noising: tuple[int | None, Clipping, bool],
+        private: PrivateWays,
         dataset: Iterable[tuple[str, Mapping[str, Any]]] | None,
         clusters: Mapping[str, str] | None,
     ) -> None:
@@ -201,7 +214,7 @@ class Governor:
         check_replica(self.model, self.ranks)
         bound = bind_model(program, self.model, self.optimizer)
         self.program, self.parameters = bound.program, bound.parameters
-        self.budgets = BudgetBook(self.program, privacy, self.normaliser, *noising)
+        self.budgets = BudgetBook(self.program, privacy, self.normaliser, private)
         if self.budgets and (self.ranks.size > 1 or not self.reduction.whole):
             raise PrivacyError(
                 "privacy rules need a single process: each rank would clip its own part of a unit, and add "
@@ -217,11 +230,42 @@ class Governor:
             self.normaliser,
             self.clip_norm,
             self.budgets.declaration(),
-            None if dataset is None else self.roster.digest(),
+            None if dataset is None else self.roster.digest(self._withheld()),
         )
         self.starvation = StarvationGuard(self.program.starvation)
-        self.recorder = Recorder(self.ledger)
+        self.recorder = Recorder(self.ledger, sparing=self.budgets.withholds)
         self.maintainer = Maintainer(self.ranks, self.recorder, self.model, self.ledger.path)
+
+    def _withheld(self) -> Collection[int]:
+        """Return the rows of the data set that the ledger does not mention."""
+        return self._units().keys() if self.budgets.withholds else ()
+
+    def _units(self) -> dict[int, tuple[str, str]]:
+        """Return the privacy unit of every known example that a privacy rule covers, by row."""
+        rows = np.arange(len(self.roster.known()))
+        context = Context(self.next_step, self.epoch, self._clock())
+        admitted = self.roster.admit(rows, context)
+        covered = np.array([bool(covering(decision)) for decision in admitted.decisions], dtype=bool)
+        return {
+            row: self.budgets.unit_of(admitted.decisions[number], partial(self.roster.unit, row))
+            for row, number in enumerate(admitted.decision_ids.tolist())
+            if covered[number]
+        }
+
+    def _watch_draws(self, sampler: PoissonSampler | MixedSampler | None, known: bool) -> DrawWatch | None:
+        if sampler is None or not self.budgets:
+            return None
+        if not known:
+            raise PrivacyError(
+                "steps cannot be held to a sampler whose rows are not known",
+                help="pass `dataset=` with the examples in the order that the sampler numbers them",
+            )
+        return self.budgets.watch(sampler, len(self.roster.known()), self._units())
+
+    def check_draw(self, rows: IntArray, covered: npt.NDArray[np.bool_]) -> None:
+        """Hold a step to its sampler, if there is one. covered: which rows a privacy rule covers."""
+        if self._draws is not None:
+            self._draws.check(rows, covered)
 
     def _check_spread(self, program: Program) -> None:
         """Raise MaskError where a program asks for what a sharded model cannot be given."""
@@ -298,6 +342,7 @@ class Governor:
 
     def context(self, rows: IntArray, signals: Mapping[str, Any]) -> Context:
         """Return the context of the next step for the examples in `rows`."""
+        self.budgets.check_signals(signals.keys())
         known = {**self.measures.signals(rows), **signals}
         return Context(
             step=self.next_step,
@@ -326,15 +371,17 @@ class Governor:
     def begin(self, proposal: Proposal) -> None:
         """Record a proposal's intent. Called by the proposal."""
         self.recorder.classes(self.roster.new_classes())
+        recorded = proposal.recorded
+        admitted = proposal.admitted.only(recorded)
         self.recorder.propose(
-            proposal.admitted,
-            self.roster.commitments(proposal.batch),
+            admitted,
+            self.roster.commitments(proposal.batch[recorded]),
             proposal.context,
-            proposal.verdict,
+            step_verdict({VERDICTS[code] for code in admitted.verdicts.tolist()}),
         )
         self._open_step = proposal
         self.next_step += 1
-        for rule, count in self._expiries.observe(proposal.admitted):
+        for rule, count in self._expiries.observe(admitted):
             self.recorder.event("expired", {"step": proposal.context.step, "rule": rule, "count": count})
 
     def withdraw(self, proposal: Proposal, error: BaseException) -> None:
@@ -439,9 +486,9 @@ class Governor:
             raise
         proposal.committed = True
         self.committed += 1
-        learned = proposal.batch[proposal.admitted.micro.any(axis=1)]
-        self.roster.expose(learned)
-        self.exposed += len(learned)
+        learned = proposal.admitted.micro.any(axis=1)
+        self.roster.expose(proposal.batch[learned])
+        self.exposed += int((learned & proposal.recorded).sum())
         norms = {band: _decimal(norm) for band, norm in proposal.norms.items()}
         loss = _decimal(proposal.mean_loss)
         self.maintainer.record(step, proposal.maintained)
@@ -491,6 +538,8 @@ class Governor:
         self.recorder.change_policy(self.program, self.next_step, signature)
         self.maintainer.enter(self.next_step)
         self.roster.change_program(self.program)
+        if self._draws is not None:
+            self._draws.cover(len(self.roster.known()), self._units())
 
     def checkpoint(self, path: Path | str) -> str:
         """Save the model's weights (safetensors), record their digest, and return it (hex SHA-256).

@@ -41,12 +41,19 @@ DECISIONS_PER_ENTRY = 50
 
 
 class Recorder:
-    """Appends the entries of one run to its ledger."""
+    """Appends the entries of one run to its ledger.
 
-    def __init__(self, ledger: Ledger | Unwritten) -> None:
+    sparing: a decision class is declared when an example of it is recorded, not when it becomes known, which
+    would tell of examples that are not recorded.
+    """
+
+    def __init__(self, ledger: Ledger | Unwritten, sparing: bool = False) -> None:
         self._ledger = ledger
+        self._sparing = sparing
         self._intent: int | None = None
         self._numbers: dict[tuple[Any, ...], int] = {}
+        self._known_classes: dict[int, Mapping[str, Any]] = {}
+        self._class_numbers: dict[int, int] = {}
 
     def open(self, program: Program, facts: Mapping[str, Any], signature: bytes | None = None) -> None:
         """Record the start of a run: what it runs under. `facts` are the run's own fields of `opened`.
@@ -71,6 +78,8 @@ class Recorder:
     def change_policy(self, program: Program, step: int, signature: bytes | None = None) -> None:
         """Record that another program is in force from `step` on. signature: as of `open`."""
         self._numbers.clear()
+        self._known_classes.clear()
+        self._class_numbers.clear()
         self._ledger.append("policy_changed", {"policy": _identity(program), "step": step})
         self._program(program, signature)
 
@@ -86,12 +95,19 @@ class Recorder:
 
     def classes(self, classes: Sequence[Mapping[str, Any]]) -> None:
         """Record newly seen decision classes (`{id, bits}` or `{id, problems}`)."""
+        if self._sparing:
+            self._known_classes |= {described["id"]: described for described in classes}
+        else:
+            self._declare(classes)
+
+    def _declare(self, classes: Sequence[Mapping[str, Any]]) -> None:
         for at in range(0, len(classes), CLASSES_PER_ENTRY):
             self._ledger.append("classes", {"classes": list(classes[at : at + CLASSES_PER_ENTRY])})
 
     def propose(self, admitted: Admitted, commitments: bytes, context: Context, verdict: str) -> None:
         """Record a step's intent: the inputs of every decision, and the decisions by number."""
         count = len(admitted.class_ids)
+        numbers = self._class_ids(admitted.class_ids.tolist())
         inline = count <= INLINE_EXAMPLES
         body = {
             "step": context.step,
@@ -99,7 +115,7 @@ class Recorder:
             "today": context.today,
             "count": count,
             "commitments": b64encode(commitments).decode() if inline else "",
-            "classes": admitted.class_ids.tolist(),
+            "classes": numbers,
             "exposures": None if admitted.exposures is None else admitted.exposures.tolist(),
             "signals": {name: values.tolist() for name, values in admitted.signals.items()},
             "slots": {name: list(values) for name, values in admitted.slots.items()},
@@ -111,6 +127,18 @@ class Recorder:
             _check_length(body)
             self._examples(commitments, context.step)
         self._intent = self._ledger.append("step", body)
+
+    def _class_ids(self, known: list[int]) -> list[int]:
+        """Return the numbers of classes in the ledger, declaring those that are not yet."""
+        if not self._sparing:
+            return known
+        fresh = [number for number in dict.fromkeys(known) if number not in self._class_numbers]
+        start = len(self._class_numbers)
+        self._class_numbers |= {number: start + place for place, number in enumerate(fresh)}
+        self._declare(
+            [{**self._known_classes[number], "id": self._class_numbers[number]} for number in fresh]
+        )
+        return [self._class_numbers[number] for number in known]
 
     def settle(self) -> None:
         """Wait until the intent is durable. Raises LedgerError where it cannot be: then nothing may move."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from hashlib import sha256
@@ -158,12 +158,14 @@ class Roster:
         """Return the row of every known id."""
         return self._rows
 
-    def digest(self) -> dict[str, Any]:
+    def digest(self, without: Collection[int] = ()) -> dict[str, Any]:
         """Return how many examples are known, and a salted digest (hex) of them in any order.
 
-        SHA-256 over the sorted metadata leaves of all examples (`Committer.metadata_leaf`).
+        SHA-256 over the sorted metadata leaves of the examples (`Committer.metadata_leaf`). without: rows
+        that are left out.
         """
-        leaves = sorted(self._committer.metadata_leaf(m.id, m.metadata) for m in self._members)
+        members = [member for row, member in enumerate(self._members) if row not in without]
+        leaves = sorted(self._committer.metadata_leaf(m.id, m.metadata) for m in members)
         return {"digest": sha256(b"".join(leaves)).hexdigest(), "count": len(leaves)}
 
 

@@ -144,6 +144,19 @@ class Admitted:
     def __len__(self) -> int:
         return len(self.class_ids)
 
+    def only(self, rows: BoolArray) -> Admitted:
+        """Return some rows of the batch. rows: [B]"""
+        return Admitted(
+            self.class_ids[rows],
+            self.decision_ids[rows],
+            self.decisions,
+            self.micro[rows],
+            self.verdicts[rows],
+            None if self.exposures is None else self.exposures[rows],
+            {name: values[rows] for name, values in self.signals.items()},
+            {name: (values[rows], present[rows]) for name, (values, present) in self._slots.items()},
+        )
+
     @property
     def weights(self) -> npt.NDArray[np.float64]:
         """[B, bands]"""

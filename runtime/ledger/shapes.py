@@ -195,7 +195,10 @@ def _examples(body: Any) -> bool:
 
 _POLICY: dict[str, Shape] = {"name": _text, "version": _count, "digest": _digest}
 _DATASET: dict[str, Shape] = {"digest": _digest, "count": _count}
-_TERMS = ("rule", "sampling_rate", "noise_multiplier", "clip", "unit", "epsilon", "delta", "clipping")
+_TERMS = (
+    *("rule", "sampling_rate", "noise_multiplier", "clip", "unit", "epsilon", "delta", "clipping"),
+    *("on_trust", "records"),
+)
 
 _OPENED: dict[str, Shape] = {
     "format": partial(_exactly, "gradwarden/ledger/1"),

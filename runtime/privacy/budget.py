@@ -7,7 +7,7 @@ halts after the last step that was paid for, as the rule says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gradwarden.policy.decision import Decision
+from gradwarden.policy.evaluation.admission import Admitted
 from gradwarden.policy.program import Program
 from gradwarden.runtime.errors import BudgetHalt, PrivacyError
 from gradwarden.runtime.privacy.accounting import (
@@ -33,6 +34,8 @@ from gradwarden.runtime.privacy.clipping import (
     clip_groups,
     zeros,
 )
+from gradwarden.runtime.privacy.conditions import check_conditions, check_signals, check_trust
+from gradwarden.runtime.privacy.draws import DrawWatch
 from gradwarden.runtime.privacy.noise import (
     FastNoise,
     NoiseSource,
@@ -40,6 +43,7 @@ from gradwarden.runtime.privacy.noise import (
     add_noise,
     add_to_gradients,
 )
+from gradwarden.runtime.privacy.sampling import MixedSampler, PoissonSampler
 from gradwarden.runtime.privacy.units import UnitSums
 
 
@@ -51,11 +55,27 @@ class PrivateRows:
     units: tuple[Unit, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class PrivateWays:
+    """How a run treats its private examples, beyond its plan.
+
+    seed: of the noise, for tests; None: from the operating system. clipping: see `clip_groups`. secure:
+    whether noise comes from a cryptographic generator. on_trust: see `Trust`. sampled: whether steps are held
+    to a sampler. withholds: whether the ledger is to hold public examples alone.
+    """
+
+    seed: int | None = None
+    clipping: Clipping = "flat"
+    secure: bool = False
+    on_trust: frozenset[str] = frozenset()
+    sampled: bool = False
+    withholds: bool = False
+
+
 class BudgetBook:
     """Keeps the budgets of a run's privacy rules; false where the policy has none.
 
-    plan: how the private units are sampled and noised. seed: of the noise, for tests; None: from the
-    operating system. clipping: see `clip_groups`. secure: whether noise comes from a cryptographic generator.
+    plan: how the private units are sampled and noised. ways: how else the run treats them.
 
     Raises PrivacyError where the policy has privacy rules and the plan is not for them, or where `normaliser`
     is None: the size of a batch tells how many private examples it held.
@@ -66,21 +86,21 @@ class BudgetBook:
         program: Program,
         plan: JointPlan | None,
         normaliser: float | None,
-        seed: int | None = None,
-        clipping: Clipping = "flat",
-        secure: bool = False,
+        ways: PrivateWays = PrivateWays(),
     ) -> None:
         rules = privacy_rules(program)
-        check_clipping(clipping)
-        self._clipping: Clipping = clipping
+        check_clipping(ways.clipping)
+        check_trust(ways.on_trust)
+        check_conditions(program, ways.on_trust)
         _check_plan(rules, plan, normaliser)
+        self._ways = ways
         self._plan = plan or JointPlan(0.0, ())
         self._bands = program.band_names
         self._steps = {rule.name: 0 for rule in rules}
-        self._seeded = seed is not None
-        if secure and self._seeded:
+        self._seeded = ways.seed is not None
+        if ways.secure and self._seeded:
             raise PrivacyError("secure noise has no seed", help="leave one of the two out")
-        self._noise: NoiseSource = SecureNoise() if secure else FastNoise(seed)
+        self._noise: NoiseSource = SecureNoise() if ways.secure else FastNoise(ways.seed)
         self._sums: GradientSum = {}
 
     def __bool__(self) -> bool:
@@ -88,10 +108,45 @@ class BudgetBook:
 
     def declaration(self) -> list[dict[str, str]]:
         """Return what the ledger's opening says of the privacy rules."""
-        return [{**terms, "clipping": self._clipping} for terms in self._plan.declaration()]
+        trusted = sorted(self._ways.on_trust | (set() if self._ways.sampled else {"sampling"}))
+        ways = {
+            "clipping": self._ways.clipping,
+            "on_trust": " ".join(trusted),
+            "records": "public" if self.withholds else "all",
+        }
+        return [{**terms, **ways} for terms in self._plan.declaration()]
+
+    @property
+    def withholds(self) -> bool:
+        """Whether the ledger is to hold public examples alone."""
+        return self._ways.withholds and bool(self)
+
+    def covered(self, admitted: Admitted) -> npt.NDArray[np.bool_]:
+        """Return which examples of a batch a privacy rule covers, [B]."""
+        if not self:
+            return np.zeros(len(admitted), dtype=bool)
+        kinds = np.array([bool(covering(decision)) for decision in admitted.decisions], dtype=bool)
+        return kinds[admitted.decision_ids] if len(kinds) else np.zeros(len(admitted), dtype=bool)
+
+    def check_signals(self, given: Collection[str]) -> None:
+        """Raise PrivacyError for signals that a caller hands over and does not answer for."""
+        if self:
+            check_signals(given, self._ways.on_trust)
+
+    def watch(
+        self, sampler: PoissonSampler | MixedSampler, count: int, units: Mapping[int, Hashable]
+    ) -> DrawWatch:
+        """Return what holds steps to a sampler; see `DrawWatch`."""
+        return DrawWatch(sampler, self._plan, count, units)
+
+    def unit_of(self, decision: Decision, unit: Callable[[str], str]) -> tuple[str, str]:
+        """Return the attribute and the value that name the privacy unit of an example which is covered."""
+        attribute = self._plan.unit(covering(decision))
+        return attribute, unit(attribute)
 
     def check_same_terms(self, program: Program) -> None:
         """Raise PrivacyError where a program's privacy rules are not exactly those of this run."""
+        check_conditions(program, self._ways.on_trust)
         if privacy_rules(program) != tuple(plan.rule for plan in self._plan.rules):
             raise PrivacyError(
                 "the terms of privacy rules cannot change within a run",
@@ -143,7 +198,7 @@ class BudgetBook:
         rows: dict[tuple[str, str], list[int]] = {}
         rules: dict[tuple[str, str], set[str]] = {}
         for row, decision in enumerate(decisions):
-            named = [o.rule for o in decision.obligations if o.kind == "privacy"]
+            named = covering(decision)
             if not named or not any(decision.micro):
                 continue
             mask[row] = True
@@ -163,7 +218,7 @@ class BudgetBook:
     ) -> UnitSums:
         """Return what the engine hands the gradients of private units to. weights: [B, bands]."""
         columns = self._by_column(parameters)
-        groups = clip_groups(model, columns, self._clipping)
+        groups = clip_groups(model, columns, self._ways.clipping)
         return UnitSums(units, torch.from_numpy(weights), columns, groups)
 
     def collect(self, sink: UnitSums) -> None:
@@ -200,6 +255,11 @@ class BudgetBook:
 
     def _by_column(self, parameters: Mapping[str, Sequence[Tensor]]) -> dict[int, Sequence[Tensor]]:
         return {self._bands.index(band): parameters[band] for band in self.noised_bands}
+
+
+def covering(decision: Decision) -> list[str]:
+    """Return the privacy rules that cover an example."""
+    return [o.rule for o in decision.obligations if o.kind == "privacy"]
 
 
 def _check_plan(rules: Sequence[PrivacyRule], plan: JointPlan | None, normaliser: float | None) -> None:

@@ -12,6 +12,7 @@ whatever the private data are. The seed decides which private rows are used: kee
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,17 @@ class PoissonSampler:
                 help="give every private row one unit; rows of one person belong to that person's unit",
             )
         self._generator = np.random.default_rng(seed)
+        self._remembered: deque[IntArray] | None = None
+
+    @property
+    def units(self) -> tuple[IntArray, ...]:
+        """The rows of each unit."""
+        return tuple(self._units)
+
+    def remember(self) -> deque[IntArray]:
+        """Return where draws are put from now on, for a governor that compares steps with them."""
+        self._remembered = deque()
+        return self._remembered
 
     def __iter__(self) -> Iterator[IntArray]:
         while True:
@@ -60,7 +72,10 @@ class PoissonSampler:
     def draw(self) -> IntArray:
         """Return the rows of the units drawn for one step, int64, in the order of units; may be empty."""
         drawn = np.flatnonzero(self._generator.random(len(self._units)) < self.rate)
-        return _joined([self._units[index] for index in drawn.tolist()])
+        rows = _joined([self._units[index] for index in drawn.tolist()])
+        if self._remembered is not None:
+            self._remembered.append(rows)
+        return rows
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the random stream (JSON data). As secret as the seed."""
@@ -69,6 +84,7 @@ class PoissonSampler:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a sampler was saved. If steps were taken after that, call `renew` as well."""
         self._generator.bit_generator.state = state["generator"]
+        self._forget()
 
     def renew(self) -> None:
         """Draw from a new stream, seeded by the operating system.
@@ -77,6 +93,11 @@ class PoissonSampler:
         two releases about the same units, where the accountant counts two independent draws.
         """
         self._generator = np.random.default_rng()
+        self._forget()
+
+    def _forget(self) -> None:
+        if self._remembered is not None:
+            self._remembered.clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +141,16 @@ class MixedSampler:
         self._private_rows = sum(len(unit) for unit in units)
         self.epoch = 0
         self._position = 0
+
+    @property
+    def public(self) -> IntArray:
+        """The public rows."""
+        return self._public
+
+    @property
+    def private(self) -> PoissonSampler:
+        """What draws the private units."""
+        return self._private
 
     def __len__(self) -> int:
         """The number of steps in an epoch."""

@@ -62,6 +62,8 @@ class BudgetAudit:
         self._terms: dict[str, _Terms] = {}
         self._plan: JointPlan | None = None
         self._rules: tuple[str, ...] = ()
+        self.withholds = any(terms["records"] == "public" for terms in privacy)
+        """Whether the ledger holds public examples alone."""
         self._halting: frozenset[str] = frozenset()
         self._held: frozenset[str] = frozenset()
         """The rules that were last held for spent."""

@@ -329,6 +329,10 @@ class RunReplay:
         for described in body["decisions"]:
             if described["id"] != len(declared.marks) or len(described["weights"]) != bands:
                 raise ViolationError("wrong_decision", f"decision {described['id']} is out of order")
+            if self._audit.withholds and any(kind == "privacy" for kind, _ in described["obligations"]):
+                raise ViolationError(
+                    "wrong_budget", "the run withholds private examples, and a decision on one is recorded"
+                )
             reach = bands_of(described["weights"])
             declared.reach.append(reach)
             declared.marks.append(1 << VERDICTS.index(described["verdict"]) | reach << len(VERDICTS))

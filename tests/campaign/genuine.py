@@ -129,7 +129,10 @@ class Run:
             "normaliser": "4.0" if rules else None,
             "clip_norm": None,
             "secret_commitment": committer.secret_commitment,
-            "privacy": [{**terms, "clipping": "flat"} for terms in self.plan.declaration()]
+            "privacy": [
+                {**terms, "clipping": "flat", "on_trust": "", "records": "all"}
+                for terms in self.plan.declaration()
+            ]
             if self.plan
             else [],
         }

@@ -53,6 +53,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory, run_signer: Signer) -> str
     policy = {"name": HOSTILE, "version": 1, "digest": DIGEST}
     terms = {
         **dict.fromkeys(("sampling_rate", "noise_multiplier", "clip", "unit", "delta", "clipping"), HOSTILE),
+        **dict.fromkeys(("on_trust", "records"), HOSTILE),
         "rule": "people",
         "epsilon": "3",
     }

@@ -1,0 +1,244 @@
+"""The conditions of the privacy claim: what breaks them is refused, or is on record as taken on trust."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradwarden.runtime.errors import LedgerError, PrivacyError
+from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
+from gradwarden.runtime.privacy.sampling import MixedBatch, MixedSampler, PoissonSampler, group_rows
+
+RATE = 0.5
+PRIVATE = """
+depth all_d { when kind == d  reach shallow at 0.5 }
+privacy quiet { when kind == d and has who  within shallow  epsilon 4  delta 1e-5  clip 0.3  unit who }
+"""
+
+
+COPIES = "signals { copies : integer 0..100 default 0 }\n"
+
+
+@pytest.fixture
+def text(lab) -> str:
+    return lab.policy + PRIVATE
+
+
+def open_run(lab, text: str, **options: Any) -> Any:
+    plan = JointPlan.for_noise(privacy_rules(lab.program(text)), RATE, 4.0)
+    return lab.governor(text, privacy=plan, **{"normaliser": 4.0, "noise_seed": 1, **options})
+
+
+# --- decisions that depend on draws -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rule", "by"),
+    [
+        ("retain few { when ok  at most 3 exposures }", "exposures"),
+        ("retain few { when kind == d  at most 3 exposures }", "exposures"),
+        ("depth late { when exposures >= 2 reach all }", "exposures"),
+        ("assert seldom { at most 0.5 in shallow when exposures >= 3 }", "exposures"),
+        (COPIES + "suppress many { when copies >= 2 and kind == a }", "copies"),
+        (COPIES + "modulate less { when kind == a  scale shallow by copies from 1 to 0 }", "copies"),
+    ],
+)
+def test_a_policy_whose_decisions_depend_on_draws_is_refused_unless_it_is_answered_for(lab, text, rule, by):
+    with pytest.raises(PrivacyError, match=f"may decide by `?{by}`?, which depends on the steps"):
+        open_run(lab, text + rule, name="refused")
+    governor = open_run(lab, text + rule, on_trust=["exposures"])
+    governor.close()
+    assert lab.bodies("opened")[0]["privacy"][0]["on_trust"] == "exposures sampling"
+    assert lab.verify().ok
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "retain few { when kind == a  at most 3 exposures }",
+        "retain few { when kind == d and not has who  at most 3 exposures }",
+        "retain few { when ok  at most 3 epochs }",
+        "advisory retain few { when ok  at most 3 exposures }",
+        "suppress few { when exposures >= 3  cap deep at 0 }",
+        "signals { loss_ratio : number 0..10 default 1 }\nmemorization m { when loss_ratio < 0.5  refuse }",
+    ],
+)
+def test_a_policy_that_counts_public_examples_or_the_clock_is_not_refused(lab, text, rule):
+    open_run(lab, text + rule).close()
+    assert lab.bodies("opened")[0]["privacy"][0]["on_trust"] == "sampling"
+
+
+def test_a_change_to_a_policy_that_breaks_the_claim_is_refused(lab, text):
+    model = lab.model()
+    governor = open_run(lab, text, model=model)
+    with pytest.raises(PrivacyError, match="exposures"):
+        governor.change_policy(lab.program(text + "retain few { when ok  at most 3 exposures }", model))
+
+
+def test_signals_that_the_caller_gives_are_refused_unless_answered_for(lab, text):
+    guarded = text + "signals { odd : number 0..1 default 0 }\nsuppress odd_ones { when odd > 0.5 }"
+    governor = open_run(lab, guarded, name="refused")
+    with pytest.raises(PrivacyError, match="`odd` is given by the caller"):
+        governor.step(lab.batch("a"), signals={"odd": 0.1}).__enter__()
+    governor = open_run(lab, guarded, on_trust=["signals"])
+    assert lab.step(governor, lab.batch("a"), signals={"odd": 0.1}).committed
+    governor.close()
+    assert lab.bodies("opened")[0]["privacy"][0]["on_trust"] == "sampling signals"
+
+
+def test_nothing_else_can_be_taken_on_trust(lab, text):
+    with pytest.raises(PrivacyError, match="`noise` cannot be taken on trust"):
+        open_run(lab, text, on_trust=["noise"])
+
+
+# --- sampling -----------------------------------------------------------------------------------------------
+
+WHO = [None, "ann", None, "bob", "ann", None, "cid"]
+DATASET = [
+    (f"e{row}", {"kind": "a", "ok": True} if who is None else {"kind": "d", "ok": True, "who": who})
+    for row, who in enumerate(WHO)
+]
+PUBLIC = [row for row, who in enumerate(WHO) if who is None]
+COVERED = np.array([row for row, who in enumerate(WHO) if who is not None])
+
+
+def sampler_of(rate: float = RATE, public: list[int] = PUBLIC) -> MixedSampler:
+    units = group_rows([WHO[row] for row in COVERED], COVERED)
+    return MixedSampler(public, units, batch_size=2, rate=rate, seed=3)
+
+
+def batches(sampler: MixedSampler) -> Iterator[MixedBatch]:
+    while True:
+        yield from sampler
+
+
+def take(lab, governor, rows: Any) -> Any:
+    return lab.step(governor, [DATASET[row][0] for row in rows])
+
+
+def test_steps_of_the_samplers_draws_are_taken_and_sampling_is_not_on_trust(lab, text):
+    sampler = sampler_of()
+    governor = open_run(lab, text, sampler=sampler, dataset=DATASET)
+    ahead = batches(sampler)
+    for _ in range(2):
+        drawn = [next(ahead), next(ahead)]  # a loader that draws ahead
+        assert all(take(lab, governor, batch.rows).committed for batch in drawn)
+    governor.close()
+    assert lab.bodies("opened")[0]["privacy"][0]["on_trust"] == ""
+    assert lab.verify().ok
+
+
+def test_private_examples_that_were_not_drawn_or_left_out_are_refused(lab, text):
+    for name, change in (("more", lambda rows: [*rows, 1, 4]), ("fewer", lambda rows: rows[:1])):
+        sampler = sampler_of()
+        governor = open_run(lab, text, sampler=sampler, dataset=DATASET, name=name)
+        drawn = next(batch for batch in batches(sampler) if take_none(governor, batch))
+        rows = change([*drawn.public, *drawn.private])
+        with pytest.raises(PrivacyError, match="not those that the sampler drew"):
+            take(lab, governor, rows)
+
+
+def take_none(governor: Any, batch: MixedBatch) -> bool:
+    """Whether a draw is of use here: something was drawn, and not ann. Others are forgotten."""
+    useful = len(batch.private) > 0 and 1 not in batch.private
+    if not useful:
+        governor._draws._draws.clear()
+    return useful
+
+
+def test_a_step_without_a_draw_is_refused(lab, text):
+    governor = open_run(lab, text, sampler=sampler_of(), dataset=DATASET)
+    with pytest.raises(PrivacyError, match="without a draw"):
+        take(lab, governor, [0])
+
+
+@pytest.mark.parametrize(
+    ("sampler", "match"),
+    [
+        (sampler_of(rate=0.6), "accounted at 0.5"),
+        (sampler_of(public=[*PUBLIC, 3]), "takes for public"),
+        (PoissonSampler([[row] for row in COVERED], RATE, 1), "in several units"),
+        (
+            PoissonSampler(group_rows(["ann", "bob"], np.array([1, 3])), RATE, 1),
+            "leaves private examples out",
+        ),
+        (PoissonSampler([[1, 4], [3], [6], [99]], RATE, 1), "rows that the data set lacks"),
+    ],
+)
+def test_a_sampler_that_does_not_fit_the_plan_or_the_units_is_refused(lab, text, sampler, match):
+    with pytest.raises(PrivacyError, match=match):
+        open_run(lab, text, sampler=sampler, dataset=DATASET)
+
+
+def test_a_sampler_needs_a_data_set(lab, text):
+    with pytest.raises(PrivacyError, match="rows are not known"):
+        open_run(lab, text, sampler=sampler_of())
+
+
+# --- what the ledger says -----------------------------------------------------------------------------------
+
+
+def written(lab, private: list[list[int]], name: str) -> list[Any]:
+    """The entries of a withholding run, but for what every run has of its own and what noise has touched."""
+    secret = lab.folder / "one.secret"
+    known = [DATASET[row] for row in PUBLIC + [row for rows in private for row in rows]]
+    governor = open_run(
+        lab, lab.policy + PRIVATE, withhold_private=True, name=name, dataset=known, secret=secret
+    )
+    for step, rows in enumerate(private):
+        assert take(lab, governor, [PUBLIC[step % len(PUBLIC)], *rows]).committed
+    governor.close()
+    assert lab.verify(name).ok
+    own = ("loss", "norms", "at", "run", "origin")
+    return [
+        (entry.kind, {key: value for key, value in entry.body.items() if key not in own})
+        for entry in lab.entries(name)
+        if entry.kind != "head"
+    ]
+
+
+def test_a_ledger_that_withholds_private_examples_is_the_same_whoever_was_drawn(lab):
+    one = written(lab, [[1, 4], [], [6], [3]], "one")
+    other = written(lab, [[], [3], [1, 3, 6], []], "other")
+    assert one == other
+    (opened, *_) = [body for kind, body in one if kind == "opened"]
+    assert opened["privacy"][0]["records"] == "public"
+    assert opened["dataset"]["count"] == len(PUBLIC)
+    steps = [body for kind, body in one if kind == "step"]
+    assert [body["count"] for body in steps] == [1] * 4
+    assert one[-1][1]["examples"] == 4
+
+
+def test_a_withholding_run_goes_on_where_it_is_resumed(lab, text):
+    options = {"withhold_private": True, "noise_seed": None}
+    governor = open_run(lab, text, **options)
+    take_new(lab, governor, [0, 1])
+    governor._abandon()
+    governor = open_run(lab, text, **options)
+    take_new(lab, governor, [3, 0])
+    governor._abandon()
+    with pytest.raises(LedgerError, match="privacy plan"):
+        open_run(lab, text, noise_seed=None)
+    open_run(lab, text, **options).close()
+    assert [body["count"] for body in lab.bodies("step")] == [1, 1]
+    assert lab.verify().ok
+
+
+def take_new(lab, governor, rows: list[int]) -> None:
+    assert lab.step(governor, [DATASET[row] for row in rows]).committed
+
+
+def test_a_decision_on_a_private_example_in_a_withholding_ledger_is_found(lab, text):
+    governor = open_run(lab, text)
+    take_new(lab, governor, [0, 1])
+    governor.close()
+    assert lab.verify().ok
+
+    def change(entries):
+        next(body for kind, body in entries if kind == "opened")["privacy"][0]["records"] = "public"
+
+    (finding,) = lab.forge(change).findings
+    assert (finding.code, "withholds private" in finding.message) == ("wrong_budget", True)
