@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 SHOWN = 16
 """Hexadecimal digits of a commitment in a table; `--commitment` takes them."""
 
+LINEAGE = {
+    None: "that the run went on from the base's weights is taken at your word: no ledger says so",
+    True: "the run's ledger names this base, and the base's ledger has what was signed then",
+    False: "the run's ledger names another base, or another history of this one",
+}
+
 APPROXIMATE = "shares are of weight: an approximation, not what the model would be without the example"
 
 
@@ -185,7 +191,7 @@ def show_added(found: Added) -> None:
         linked = found.linked
         unlisted = f"the run learned from {plural(linked.unlisted, 'example')} that no id names"
         click.echo(f"of {plural(linked.ids, 'id')}, {linked.left:,} only the base learned from; {unlisted}")
-    click.echo("that the run went on from the base's weights is taken at your word: no ledger says so")
+    click.echo(LINEAGE[found.declared])
 
 
 def _basis(index: Index) -> None:

@@ -121,6 +121,9 @@ class Verdict:
         compared = facts.get("metadata_compared")
         if compared:
             yield f"{plural(compared['examples'], 'example')} in steps, against their metadata (--data)"
+        if facts.get("base"):
+            base = facts["base"]
+            yield printable(f"it names its base: {base['origin']}, {base['size']:,} entries")
         codes = {finding.code for finding in self.findings}
         if self.policy_given and facts.get("decisions_replayed") and "policy_mismatch" not in codes:
             yield "the run was governed by what was given (--policy)"
@@ -154,6 +157,8 @@ class Verdict:
     def unchecked(self) -> Iterator[str]:
         """Yield what was not checked, or cannot be."""
         yield "that every training step was offered to the ledger: it is self-attested"
+        if self.facts.get("run") and not self.facts.get("base"):
+            yield "what the first weights had learned: no base is named"
         if not self.policy_given:
             yield "the policy: that of the ledger was taken at its word (--policy)"
         if "metadata_compared" not in self.facts:

@@ -30,6 +30,7 @@ from gradwarden.policy.combine import QUARANTINE
 from gradwarden.policy.context import Context, IntArray
 from gradwarden.policy.decision import VERDICTS, step_verdict
 from gradwarden.policy.program import Program
+from gradwarden.runtime.base_run import describe_base
 from gradwarden.runtime.binding import bind_model
 from gradwarden.runtime.checkpoints import gathered, save_checkpoint
 from gradwarden.runtime.data_parallel import (
@@ -558,6 +559,18 @@ class Governor:
         self.recorder.event("checkpoint", body)
         self.ledger.flush()
         return digest
+
+    def derive(self, base: Path) -> None:
+        """Record, before the first step, that training goes on from the weights that a ledger names last.
+
+        base: the ledger of the run that made them; it is read, and left as it is.
+        """
+        self.check_idle("a base cannot be named")
+        if self.next_step:
+            raise LedgerError("a base is named before the first step", help="call `derive` earlier")
+        self.ranks.lead(
+            "name a base", lambda: self.recorder.event("derived", describe_base(base)), lambda: None
+        )
 
     def tally(self) -> None:
         """Record the tally of all examples so far, from which their owners get receipts (`evidence.tally`).

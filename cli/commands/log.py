@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 KINDS = (
     "opened", "program", "approved", "classes", "decisions", "examples", "step", "committed", "refused",
     "anchored", "maintained", "starved", "halted", "expired", "policy_changed", "checkpoint", "resumed",
-    "tallied", "sealed", "rotated", "revoked", "head",
+    "derived", "tallied", "sealed", "rotated", "revoked", "head",
 )  # fmt: skip
 
 POLL_SECONDS = 0.2
@@ -321,6 +321,7 @@ _CONTENTS = {
     "policy_changed": lambda body: f"{body['policy']['name']} version {body['policy']['version']}",
     "checkpoint": lambda body: f"{body['file']}, sha256 {body['digest'][:12]}",
     "resumed": lambda body: f"after entry {body['from_size']}, {body['cut']} bytes set aside",
+    "derived": lambda body: f"from {body['origin']}, {body['size']} entries",
     "tallied": lambda body: f"{body['examples']} examples, root of their uses {body['uses'][:12]}",
     "sealed": lambda body: f"{body['steps']} steps: {body['committed']} committed, {body['refused']} refused",
     "rotated": lambda body: _key_change(body, "{0} hands over to {1}"),

@@ -168,6 +168,12 @@ def _growth(path: str | os.PathLike[str], old_size: int, head: SignedHead) -> tu
     return ConsistencyProof(old_size, tuple(roots), head.note), old_root
 
 
+def root_over(path: str | os.PathLike[str], size: int) -> bytes:
+    """Return the root over the first `size` entries. Raises HeadMismatch where there are not so many."""
+    [root], _ = _roots(path, size, [(0, size)])
+    return root
+
+
 def _mismatch(path: str | os.PathLike[str], size: int) -> HeadMismatch:
     return HeadMismatch(
         f"the first {size:,} entries of `{os.fspath(path)}` are not those that the head covers",

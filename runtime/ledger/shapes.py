@@ -272,6 +272,9 @@ SHAPES: dict[str, Shape] = {
     "policy_changed": partial(_record, {"policy": partial(_record, _POLICY), "step": _count}),
     "checkpoint": partial(_record, _CHECKPOINT),
     "resumed": partial(_record, _RESUMED),
+    "derived": partial(
+        _record, {"origin": _text, "size": _count, "root": _digest, "weights": partial(_maybe, _digest)}
+    ),
     "tallied": partial(_record, {"examples": _count, "commitments": _digest, "uses": _digest}),
     "sealed": partial(_record, dict.fromkeys(("steps", "committed", "refused", "examples"), _count)),
     "rotated": partial(_record, {"note": _text}),

@@ -36,6 +36,7 @@ EVENTS = frozenset(
             "expired",
             "starved",
             "halted",
+            "derived",
             "anchored",
             "resumed",
             "sealed",

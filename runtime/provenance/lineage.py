@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gradwarden.policy.frozen import frozen
+from gradwarden.runtime.base_run import is_base
 from gradwarden.runtime.provenance.queries import Queries
 
 
@@ -52,18 +53,22 @@ class Linked:
 
 @frozen
 class Added:
-    """A run beside its base. linked: where the ids of examples are known."""
+    """A run beside its base. linked: where the ids of examples are known.
+
+    declared: whether the run's own ledger names this base; None: it names none.
+    """
 
     base: Side
     run: Side
     linked: Linked | None
+    declared: bool | None
 
 
 def compare(base: Queries, run: Queries, pairs: Sequence[tuple[bytes, bytes]] | None = None) -> Added:
     """Compare a run with its base. pairs: each known example's commitments in the base and in the run."""
     whole = _side(run)
     if pairs is None:
-        return Added(_side(base), whole, None)
+        return Added(_side(base), whole, None, _declared(base, run))
     before = base.known([one for one, _ in pairs])
     after = run.known([one for _, one in pairs])
     new = [now for then, now in pairs if now in after and then not in before]
@@ -76,7 +81,13 @@ def compare(base: Queries, run: Queries, pairs: Sequence[tuple[bytes, bytes]] | 
         left,
         whole.whole.examples - len(after),
     )
-    return Added(_side(base), whole, linked)
+    return Added(_side(base), whole, linked, _declared(base, run))
+
+
+def _declared(base: Queries, run: Queries) -> bool | None:
+    """Whether a run's ledger names another as its base; None where it names none."""
+    named = run.base()
+    return None if named is None else is_base(base.index.ledger, base.index.origin, named)
 
 
 def _side(queries: Queries) -> Side:

@@ -254,6 +254,11 @@ class Queries:
         body: dict[str, Any] = orjson.loads(text)
         return body
 
+    def base(self) -> dict[str, Any] | None:
+        """Return the body of the entry that names the base of the run, None where there is none."""
+        rows = self._all("SELECT body FROM events WHERE kind = 'derived' LIMIT 1")
+        return orjson.loads(rows[0][0]) if rows else None
+
     def rule(self, rule: str, steps: Steps = (0, None), top: int = 20) -> RuleTrace:
         """Return what a rule did, and why it is there. Raises TraceError for a rule that nothing names."""
         self._know_rule(rule)

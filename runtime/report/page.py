@@ -76,6 +76,8 @@ def describe(event: Mapping[str, Any]) -> str:
             return f"no example had reached {body['band']} for {body['steps']:,} steps: {body['action']}"
         case "halted":
             return f"{body['rule']} halted the run after {body['steps']:,} steps"
+        case "derived":
+            return f"the run goes on from {body['origin']}, which had {body['size']:,} entries"
         case "resumed":
             return f"the run was resumed after {body['from_size']:,} entries; {body['cut']:,} bytes set aside"
         case "sealed":

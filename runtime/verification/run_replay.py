@@ -5,7 +5,8 @@ exposures and spent budgets are what earlier entries add up to, and its outcome 
 allow. The first entry that does not fit is named (`Finding.code`): `policy_mismatch` (another policy than
 the one given), `program_damaged`, `unapproved_policy`, `wrong_approval`, `wrong_classes`, `wrong_step`,
 `wrong_decision`, `wrong_exposures`, `wrong_budget`, `wrong_anchor`, `wrong_drift`, `wrong_rehearsal`,
-`wrong_outcome`, `wrong_totals`.
+`wrong_outcome`, `wrong_totals`,
+`wrong_base`, `wrong_tally`.
 """
 
 from __future__ import annotations
@@ -106,6 +107,8 @@ class RunReplay:
         self._maintained = MaintenanceAudit()
         self._clip_norm = inf
         self._policy: Mapping[str, Any] = {}
+        self.base: Mapping[str, Any] | None = None
+        """The run that this one goes on from, as it says."""
         self.tallies: list[tuple[int, Mapping[str, Any]]] = []
         """The `tallied` entries, by index."""
         self.checkpoint: Mapping[str, Any] | None = None
@@ -184,6 +187,7 @@ class RunReplay:
             "policy": opened.get("policy"),
             "approvals": self._approvals.facts(),
             "engine": opened.get("engine"),
+            "base": self.base,
             "bands": opened.get("bands"),
             "steps": history.next_step,
             "committed": history.committed,
@@ -248,6 +252,10 @@ class RunReplay:
                 self._maintained.forget()
             case "checkpoint":
                 self._check_checkpoint(body)
+            case "derived":
+                if self._history.next_step or self.base is not None:
+                    raise ViolationError("wrong_base", "a base is named twice, or after the first step")
+                self.base = body
             case "tallied" if self._history.pending is not None:
                 raise ViolationError("wrong_tally", "the run was tallied in the middle of a step")
             case "tallied" if len(self.tallies) == MOST_TALLIES:

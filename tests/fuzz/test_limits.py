@@ -23,6 +23,7 @@ from gradwarden.policy.testing.yaml_text import read_yaml
 from gradwarden.runtime.errors import EntryInvalid
 from gradwarden.runtime.evidence.dsse import parse_envelope
 from gradwarden.runtime.evidence.proof_file import ConsistencyProof, parse_proof
+from gradwarden.runtime.evidence.receipt import parse_receipt
 from gradwarden.runtime.evidence.statement import tensor_digests
 from gradwarden.runtime.evidence.timestamp import check_stamp
 from gradwarden.runtime.evidence.trust_policy import parse_trust_policy
@@ -59,6 +60,7 @@ SMALL = {
     "cli.signing.MAX_PEM": 100,
     "runtime.ledger.authority.MAX_CHANGES": 2,
     "runtime.evidence.proof_file.MAX_PROOF": 100,
+    "runtime.evidence.receipt.MAX_RECEIPT": 100,
     "runtime.evidence.witness.MAX_RECORD": 100,
     "runtime.evidence.dsse.MAX_ENVELOPE": 100,
     "runtime.evidence.statement.MAX_TENSORS": 3,
@@ -236,6 +238,7 @@ EXCEED: dict[str, Exceed] = {
     "runtime.ledger.note.MAX_NOTE": lambda n, _: parse_note(_note(1, "x" * n)),
     "runtime.ledger.note.MAX_SIGNATURES": lambda n, _: parse_note(_note(n + 1)),
     "runtime.evidence.proof_file.MAX_PROOF": lambda n, _: parse_proof(b"old 1\n\n" + b"x" * n),
+    "runtime.evidence.receipt.MAX_RECEIPT": lambda n, _: parse_receipt(b" " * (n + 1)),
     "runtime.evidence.proof_file.MAX_PATH": lambda n, _: parse_proof(_path(n + 1)),
     "runtime.evidence.witness.MAX_RECORD": _record,
     "runtime.evidence.dsse.MAX_ENVELOPE": lambda n, _: parse_envelope(_envelope(1) + b" " * n),

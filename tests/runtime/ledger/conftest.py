@@ -97,6 +97,10 @@ class Cases:
             "maintained": [{"step": 9, "drift": {"deep": "0.02"}, "held": ["deep"]}],
             "starved": [{"step": 9, "band": "deep", "steps": 5, "action": "report"}],
             "halted": [{"step": 9, "rule": "patients", "steps": 10}],
+            "derived": [
+                {"origin": "base", "size": 9, "root": ZERO, "weights": ZERO},
+                {"origin": "base", "size": 9, "root": ZERO, "weights": None},
+            ],
             "tallied": [{"examples": 3, "commitments": ZERO, "uses": ZERO}],
             "expired": [{"step": 9, "rule": "trial", "count": 3}],
             "policy_changed": [{"policy": policy, "step": 10}],
