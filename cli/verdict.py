@@ -174,6 +174,13 @@ class Verdict:
             yield "the weights" + (" (--checkpoint-weights)" if self.weights is None else "")
         if self.facts.get("budgets_recomputed") is False:
             yield "to the very step, how long privacy budgets last: that needs gradwarden[privacy]"
+        trusted = self.facts.get("on_trust", ())
+        if "sampling" in trusted:
+            yield "that private examples were drawn by Poisson sampling: no step was held to a sampler"
+        if others := [word for word in trusted if word != "sampling"]:
+            yield printable(
+                f"that decisions by {' and '.join(others)} depend on no private draw: taken on trust"
+            )
         behind = self.facts["entries"] - self.facts["signed_entries"]
         if behind > 1:
             yield f"signatures over the last {behind:,} entries: no head covers them yet"

@@ -373,7 +373,7 @@ class Governor:
         """Record a proposal's intent. Called by the proposal."""
         self.recorder.classes(self.roster.new_classes())
         recorded = proposal.recorded
-        admitted = proposal.admitted.only(recorded)
+        admitted = proposal.admitted if recorded.all() else proposal.admitted.only(recorded)
         self.recorder.propose(
             admitted,
             self.roster.commitments(proposal.batch[recorded]),

@@ -133,7 +133,7 @@ class Proposal:
         self.norms: dict[str, float | None] = {}
         covered = governor.budgets.covered(self.admitted)
         governor.check_draw(self.batch, covered)
-        self.recorded = ~covered if governor.budgets.withholds else np.ones(len(covered), dtype=bool)
+        self.recorded = ~covered | (not governor.budgets.withholds)
         self._private = governor.budgets.private_rows(self.decisions, self._unit)
         self._public = torch.from_numpy(self.weights.any(axis=1) & ~self._private.mask)
         self.active: tuple[str, ...] = self._active()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from gradwarden.policy.checking.walk import Node, children
+from gradwarden.policy.checking.walk import Node, children, signals_of
 from gradwarden.policy.linting.possible import possible
 from gradwarden.policy.linting.subject import Report, SourcedRule, Subject
 from gradwarden.policy.program import (
@@ -31,6 +31,9 @@ MAX_DELTA = Decimal("0.001")
 MAX_PAIRS = 20_000
 """How many pairs of a privacy rule and another one are looked at."""
 
+COPIES = "copies"
+"""The known signal that counts the exposures of an example and its near-duplicates."""
+
 _SHOWN = 4
 """How many names a finding lists."""
 
@@ -41,7 +44,9 @@ def lint_privacy(subject: Subject, report: Report) -> None:
         rule for rule in subject.rules if isinstance(rule.rule, Limit) and rule.rule.privacy is not None
     ]
     pairs = len(private) * len(subject.rules)
-    counted = pairs <= MAX_PAIRS and any("exposure" in file.source.text for file in subject.files)
+    counted = pairs <= MAX_PAIRS and any(
+        word in file.source.text for file in subject.files for word in ("exposure", COPIES)
+    )
     for rule in private:
         _terms(report, rule)
         if rule.is_hard and isinstance(rule.rule, Limit) and counted:
@@ -82,7 +87,7 @@ def _number(rule: SourcedRule, term: str) -> Span:
 
 
 def _exposures(subject: Subject, report: Report, private: SourcedRule, limit: Limit) -> None:
-    """Report a guarantee that is void: what is learned depends on how often an example was drawn before."""
+    """Report a guarantee that is void: what is learned depends on how often examples were drawn before."""
     counting = [rule.item.name.text for rule in subject.rules if _counts_exposures(subject, rule, limit)]
     if counting:
         shown = [f"`{name}`" for name in counting[:_SHOWN]]
@@ -99,11 +104,20 @@ def _counts_exposures(subject: Subject, rule: SourcedRule, limit: Limit) -> bool
     if not rule.is_hard or rule.rule is limit:
         return False
     confined, ceiling = limit.clauses[0], subject.program.max_weight
+    if _reads_copies(subject, rule):  # those of a public example may be private ones
+        return True
     return any(
         any(inside and cap < ceiling for inside, cap in zip(confined.caps, caps, strict=True))
         and _reads_exposures(condition)
         and possible(subject.domain, (condition, True), (confined.when, True))
         for condition, caps in _effects(subject, rule)
+    )
+
+
+def _reads_copies(subject: Subject, rule: SourcedRule) -> bool:
+    scaled = rule.rule.scalings if isinstance(rule.rule, Modulation) else ()
+    return any(scaling.signal == COPIES for scaling in scaled) or any(
+        COPIES in signals_of(condition) for condition, _ in _effects(subject, rule)
     )
 
 

@@ -198,6 +198,9 @@ class RunReplay:
             "exposures": history.example_count,
             "privacy": history.spending,
             "epsilon_bounds": self._epsilon_bounds(),
+            "on_trust": sorted(
+                {word for terms in opened.get("privacy", ()) for word in terms["on_trust"].split()}
+            ),
             "drift": self._maintained.drift,
             "drift_measured": self.measured,
             "budgets_recomputed": self._audit.to_the_step,

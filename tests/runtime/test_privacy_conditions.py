@@ -53,6 +53,7 @@ def test_a_policy_whose_decisions_depend_on_draws_is_refused_unless_it_is_answer
     governor.close()
     assert lab.bodies("opened")[0]["privacy"][0]["on_trust"] == "exposures sampling"
     assert lab.verify().ok
+    assert lab.verify().facts["on_trust"] == ["exposures", "sampling"]
 
 
 @pytest.mark.parametrize(

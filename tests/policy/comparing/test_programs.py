@@ -156,6 +156,8 @@ def test_what_is_new_and_what_is_gone_is_said() -> None:
         (("  unit person", ""), "both", "unit person, now none"),
         (("people { when has person", "people { when has person and lines > 9"), "wider", None),
         (("privacy people", "advisory privacy people"), "wider", "the rule is gone"),
+        (("clip 1  unit", "clip 1  spent halt  unit"), "same", "spent refuse, now halt"),
+        (("clip 1  unit", "clip 1  noise at most 2  unit"), "same", "noise none, now 2"),
         (("people { when has person", 'people { when has person and person != "x"'), "wider", None),
     ],
 )  # fmt: skip

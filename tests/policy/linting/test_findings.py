@@ -264,6 +264,12 @@ def test_rules_that_are_said_to_do_nothing_do_nothing_in_a_long_campaign(
             ["GW525"],
         ),
         (
+            "signals { copies : integer 0..100 default 0 }\n"
+            "privacy p { when kind == b  within shallow  epsilon 3  delta 1e-6  clip 1  unit who }\n"
+            "suppress r { when kind == a and copies > 3 }",
+            ["GW525"],
+        ),
+        (
             "privacy p { when kind == b  within shallow  epsilon 3  delta 1e-6  clip 1  unit who }\n"
             "retain r { when kind == a  at most 3 exposures }",
             [],
