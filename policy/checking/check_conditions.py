@@ -295,7 +295,12 @@ class Conditions:
             self.faults.error("GW302", message, expr.span)
             return FALSE
         condition = compare_numbers(self.faults, op, operand, other, expr.span)
-        return FALSE if condition is None else _comparing(condition)
+        return FALSE if condition is None else self._comparing(condition)
+
+    def _comparing(self, condition: Condition) -> Checked:
+        if not self.scope.signals:
+            return Checked(condition)
+        return Checked(condition, signals=frozenset(signals_of(condition)))
 
     def _is_literal(self, expr: s.Expr) -> bool:
         """Whether an operand is a value rather than something that has a type of its own."""
@@ -356,7 +361,7 @@ class Conditions:
             condition = value and compare_numbers(self.faults, "==", operand, value, member.span)
             if condition:
                 terms[condition] = None
-        return junction("or", [_comparing(term) for term in terms])
+        return junction("or", [self._comparing(term) for term in terms])
 
     def _in_range(self, expr: s.InRange, present: Present) -> Checked:
         operand = self._operand(expr.term, present)
@@ -373,7 +378,7 @@ class Conditions:
         bounds = [compare_numbers(self.faults, op, operand, x, span) for op, x in ((">=", lo), ("<=", hi))]
         if None in bounds:
             return FALSE
-        inside = junction("and", [_comparing(bound) for bound in bounds if bound])
+        inside = junction("and", [self._comparing(bound) for bound in bounds if bound])
         return negation(inside) if expr.negated else inside
 
     def _member_of(self, operand: Categorical | PhaseOperand, members: Sequence[s.Member]) -> Checked:
@@ -468,10 +473,6 @@ _CHECKS: dict[type, Callable[[Conditions, Any, Present], Checked]] = {
     s.SetTest: Conditions._set_test,
 }
 """The check of every form that can only be a condition."""
-
-
-def _comparing(condition: Condition) -> Checked:
-    return Checked(condition, signals=frozenset(signals_of(condition)))
 
 
 def _test_for(spec: AttributeSpec, value: str) -> str:

@@ -58,14 +58,14 @@ def whole(faults: Faults, quantity: s.Quantity, lo: int, hi: int, what: str) -> 
 
 def check_name(faults: Faults, name: s.Name) -> bool:
     """Return whether a declared name has the form of a name, or report that it has not."""
-    if not _is_plain(name.text):
+    if _is_plain(name.text):
+        if len(name.text) <= MAX_NAME:
+            return True
+        faults.error("GW206", f"a name has at most {MAX_NAME} characters", name.span)
+    else:
         help = f"write `{name.text.lower()}`"
         faults.error("GW206", f"the name `{name.text}` is not in lower case", name.span, help)
-        return False
-    if len(name.text) > MAX_NAME:
-        faults.error("GW206", f"a name has at most {MAX_NAME} characters", name.span)
-        return False
-    return True
+    return False
 
 
 class _Schema:

@@ -69,9 +69,11 @@ class Table:
 
 @frozen
 class _Reduction:
-    """A rule with its method of the builder; None: its parts stay as they are.
+    """A rule that is to be reduced by where one terminal is ahead.
 
-    unit: one symbol takes the place of another. grows: a list takes one part more.
+    method: of the builder; None: the rule's parts stay as they are. unit: one symbol takes the place of
+    another. grows: a list takes one part more. jumps: where it leads by the state below, as far as known;
+    nothing else decides it.
     """
 
     size: int
@@ -79,6 +81,8 @@ class _Reduction:
     method: Callable[[Any, list[Any], Span], Any] | None
     unit: bool
     grows: bool
+    ahead: str
+    jumps: dict[int, _Jump]
 
 
 _State: TypeAlias = tuple[Any, Any, dict[str, Any] | None]
@@ -102,19 +106,15 @@ class Automaton:
 
     def __init__(self, table: Table, builder: type) -> None:
         self._table = table
-        reductions = [_reduction(rule, builder) for rule in table.rules]
-        self._actions: list[dict[str, Any]] = [
-            {symbol: action if action >= 0 else reductions[-1 - action] for symbol, action in row.items()}
-            for row in table.actions
-        ]
+        self._builder = builder
+        self._actions: list[dict[str, Any] | None] = [None] * len(table.actions)
+        self._reductions: dict[tuple[int, str], _Reduction] = {}
         self._terminals = {END, *table.terminals}
         self._states: list[_State | None] = [None] * len(table.actions)
-        # Where symbols lead, by the state below and the terminal ahead: nothing else decides it.
-        self._jumps: dict[tuple[int, str, str], _Jump] = {}
 
     def run(self, source: Source, builder: Any) -> Any:
         """Return what the builder made of the start symbol. Raises StuckError."""
-        states, jumps, text = self._states, self._jumps, source.text
+        states, text = self._states, source.text
         state, position, ended = self._table.start, 0, 0
         frames: list[tuple[int, int, int]] = [(state, 0, 0)]
         values: list[Any] = []
@@ -151,8 +151,8 @@ class Automaton:
                     parts = values[first:]
                     del values[first:]
                     values.append(action.method(builder, parts, Span(source, begin, ended)))
-                key = frames[-1][0], action.symbol, kind
-                state, action, joined = jumps.get(key) or self._jump(key)
+                below = frames[-1][0]
+                state, action, joined = action.jumps.get(below) or self._jump(below, action)
                 if not joined:
                     frames.append((state, first, begin))
             if action is None:
@@ -164,22 +164,45 @@ class Automaton:
             values.append((kind, word, start, position))
             ended = position
 
-    def _jump(self, key: tuple[int, str, str]) -> _Jump:
-        """Follow a symbol to the state that can do more than put another symbol in its place."""
-        below, symbol, kind = key
+    def _jump(self, below: int, reduction: _Reduction) -> _Jump:
+        """Follow what was reduced to the state that can do more than put another symbol in its place."""
+        symbol, ahead = reduction.symbol, reduction.ahead
         while True:
-            state = self._actions[below][symbol]
-            action = self._actions[state].get(kind)
+            state: int = self._row(below)[symbol]
+            action = self._row(state).get(ahead)
             if action.__class__ is not _Reduction or not (action.unit or action.grows):
                 made = state, action, False
                 break
             if action.grows:
                 # A list takes the one part above it, and is then in the state in which it was.
-                made = below, self._actions[below].get(kind), True
+                made = below, self._row(below).get(ahead), True
                 break
             symbol = action.symbol
-        self._jumps[key] = made
+        reduction.jumps[below] = made
         return made
+
+    def _row(self, state: int) -> dict[str, Any]:
+        """Return the actions of a state, which are made when first needed."""
+        row = self._actions[state]
+        if row is None:
+            row = self._actions[state] = {
+                symbol: action if action >= 0 else self._reduction(-1 - action, symbol)
+                for symbol, action in self._table.actions[state].items()
+            }
+        return row
+
+    def _reduction(self, number: int, ahead: str) -> _Reduction:
+        known = self._reductions.get((number, ahead))
+        if known is None:
+            rule = self._table.rules[number]
+            nameless = rule.name.startswith("_")
+            # The one part of a nameless rule goes into the rule around it, whatever it is.
+            unit = rule.size == 1 and (nameless or rule.single)
+            method = None if nameless or unit else getattr(self._builder, rule.name)
+            grows = nameless and rule.size == 2 and rule.grows
+            known = _Reduction(rule.size, rule.name, method, unit, grows, ahead, {})
+            self._reductions[number, ahead] = known
+        return known
 
     def _state(self, state: int) -> _State:
         """Return what a state does; its pattern is compiled when first needed."""
@@ -191,7 +214,7 @@ class Automaton:
             made = re.compile(pattern).match, run, None
         else:
             pattern, words = table.patterns[table.lexers[state]]
-            made = re.compile(pattern).match, words, self._actions[state]
+            made = re.compile(pattern).match, words, self._row(state)
         self._states[state] = made
         return made
 
@@ -199,7 +222,7 @@ class Automaton:
         """Return the terminals that must follow in a state; none where there is a choice."""
         run: _Run = []
         while True:
-            actions = {kind: to for kind, to in self._actions[state].items() if kind in self._terminals}
+            actions = {kind: to for kind, to in self._row(state).items() if kind in self._terminals}
             if len(actions) != 1:
                 return run
             ((kind, action),) = actions.items()
@@ -207,11 +230,3 @@ class Automaton:
                 return run
             state = action
             run.append((kind, state))
-
-
-def _reduction(rule: Rule, builder: type) -> _Reduction:
-    nameless = rule.name.startswith("_")
-    # The one part of a nameless rule goes into the rule around it, whatever it is.
-    unit = rule.size == 1 and (nameless or rule.single)
-    method = None if nameless or unit else getattr(builder, rule.name)
-    return _Reduction(rule.size, rule.name, method, unit, nameless and rule.size == 2 and rule.grows)

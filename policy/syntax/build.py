@@ -118,7 +118,8 @@ class Builder(ExpressionBuilder):
         return s.Targets("cap", tuple(children[1::2]), span)
 
     def target(self, children: Children, span: Span) -> s.Target:
-        band = self._name(children[0]) if is_token(children[0], "NAME") else None
+        first = children[0]
+        band = self._name(first) if first[0] == "NAME" else None
         weight = self._plain(children[2]) if len(children) > 1 else None
         return s.Target(band, weight, span)
 
@@ -233,8 +234,9 @@ class Builder(ExpressionBuilder):
 
 def _level(children: Children) -> tuple[Any, Children]:
     """Split off the leading `hard` or `advisory`, if any."""
-    if is_token(children[0], "HARD", "ADVISORY"):
-        return word_of(children[0]), children[1:]
+    kind, word, _, _ = children[0]
+    if kind in ("HARD", "ADVISORY"):
+        return word, children[1:]
     return None, children
 
 

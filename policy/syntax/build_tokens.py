@@ -44,7 +44,7 @@ class TokenReader:
         return s.Name(text, Span(self.source, start, end))
 
     def _names(self, children: Children) -> tuple[s.Name, ...]:
-        return tuple([self._name(child) for child in children if is_token(child, "NAME")])
+        return tuple([self._name(x) for x in children if x.__class__ is tuple and x[0] == "NAME"])
 
     def _word(self, token: Token) -> s.Word:
         kind, text, start, end = token
@@ -75,6 +75,8 @@ class TokenReader:
 
     def _decimal(self, token: Token) -> Decimal:
         text = token[1]
+        if len(text) <= MAX_DIGITS and text.isdecimal():
+            return Decimal(text)
         mantissa, _, exponent = text.lower().partition("e")
         if len(mantissa) > MAX_DIGITS or len(exponent) > 4 or abs(int(exponent or 0)) > MAX_EXPONENT:
             self._fault(
@@ -90,7 +92,7 @@ class TokenReader:
         return s.Quantity(self._decimal(token), "", self._of(token))
 
     def _plains(self, children: Children) -> list[s.Quantity]:
-        return [self._plain(child) for child in children if is_token(child, "NUMBER")]
+        return [self._plain(x) for x in children if x.__class__ is tuple and x[0] == "NUMBER"]
 
     def _day(self, token: Token) -> s.Day:
         try:
