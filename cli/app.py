@@ -32,6 +32,7 @@ VERBS = {
     "map": "Derive a model map from a live module.",
     "keygen": "Make an Ed25519 key pair.",
     "verify": "Check a ledger, offline, and replay its decisions.",
+    "replay": "Execute segments of a run again, and compare the weights.",
     "timestamp": "Have a signed head stamped by a time-stamping authority, and keep the stamp.",
     "rotate": "Hand a ledger over to another key.",
     "revoke": "Declare that a key of a ledger signs no more.",

@@ -70,6 +70,8 @@ from gradwarden.runtime.privacy.sampling import MixedSampler, PoissonSampler
 from gradwarden.runtime.proposal import Proposal
 from gradwarden.runtime.recorder import Recorder
 from gradwarden.runtime.reductions import reduction_of
+from gradwarden.runtime.reexecution.segments import STATE_SUFFIX
+from gradwarden.runtime.reexecution.training_state import save_training_state
 from gradwarden.runtime.roster import Examples, Roster
 from gradwarden.runtime.starvation import StarvationGuard
 from gradwarden.runtime.terms import RunTerms, committer_of, ledger_of
@@ -542,18 +544,31 @@ class Governor:
         if self._draws is not None:
             self._draws.cover(len(self.roster.known()), self._units())
 
-    def checkpoint(self, path: Path | str) -> str:
+    def checkpoint(self, path: Path | str, *, state: bool = False) -> str:
         """Save the model's weights (safetensors), record their digest, and return it (hex SHA-256).
 
+        state: save and record the state of training too, as `NAME.state`, so that what follows can be
+        executed again (`reexecution`); for a single process.
         Of several processes rank 0 saves. Raises MaskError where their weights are no longer equal.
         """
+        if state and (self.ranks.size > 1 or not self.reduction.whole):
+            raise MaskError(
+                "the state of training of several processes is not saved", help="leave `state` out"
+            )
         self.check_idle("a checkpoint cannot be saved")
         self.reduction.rest()
         check_equal(self.ranks, "save a checkpoint", self._replica)
         whole = gathered(self.model) if is_sharded(self.model) else self.model
-        return self.ranks.lead("save a checkpoint", lambda: self._save(whole, Path(path)), lambda: None)
+        return self.ranks.lead(
+            "save a checkpoint", lambda: self._save(whole, Path(path), state), lambda: None
+        )
 
-    def _save(self, whole: nn.Module, target: Path) -> str:
+    def _save(self, whole: nn.Module, target: Path, state: bool) -> str:
+        if state:
+            beside = target.with_suffix(STATE_SUFFIX)
+            found = save_training_state(self.optimizer, beside)
+            body = {"step": self.next_step, "file": beside.name, "digest": found, "tensors": None}
+            self.recorder.event("checkpoint", body)
         digest = save_checkpoint(whole, target)
         body = {"step": self.next_step, "file": target.name, "digest": digest, "tensors": None}
         self.recorder.event("checkpoint", body)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +10,7 @@ import click
 from gradwarden.cli.app import verb
 from gradwarden.cli.failures import InputError
 from gradwarden.cli.files import write_text
+from gradwarden.cli.foreign import foreign, named_object, need_torch, split_target
 from gradwarden.cli.options import FILE
 from gradwarden.cli.output import emit_json, emit_table, format_option
 
@@ -63,64 +61,21 @@ def command(target: str, output: Path, output_format: str) -> int:
 
 def _module(target: str) -> Any:
     """Return the `nn.Module` that MODULE:FACTORY names."""
-    name, colon, path = target.partition(":")
-    if not (colon and name and path):
-        raise InputError(
-            f"`{target}` is not MODULE:FACTORY",
-            help="for a function build_model in train.py: train:build_model",
-        )
-    try:
-        from torch import nn
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise InputError(
-            "`gradwarden map` needs torch, which is not installed", help="pip install 'gradwarden[train]'"
-        ) from None
-    sys.path.insert(0, os.getcwd())
-    factory = _attribute(_import(name), name, path)
+    name, path = split_target(
+        target, "MODULE:FACTORY", "for a function build_model in train.py: train:build_model"
+    )
+    need_torch("gradwarden map")
+    from torch import nn
+
+    factory = named_object(name, path)
     module = factory
     if not isinstance(factory, nn.Module):
         if not callable(factory):
             raise InputError(f"`{target}` is neither a model nor something that can be called")
-        module = _foreign(f"`{target}` could not be called", factory)
+        module = foreign(f"`{target}` could not be called", factory)
     if not isinstance(module, nn.Module):
         raise InputError(f"`{target}` gave an object of type `{type(module).__name__}`, not an `nn.Module`")
     return module
-
-
-def _import(name: str) -> Any:
-    try:
-        return _foreign(f"`{name}` could not be imported", import_module, name)
-    except InputError as error:
-        missing = error.__cause__
-        if isinstance(missing, ModuleNotFoundError) and missing.name == name.partition(".")[0]:
-            raise InputError(
-                f"there is no module `{name}`",
-                help="it is looked for in the current directory and on PYTHONPATH",
-            ) from None
-        raise
-
-
-def _attribute(module: Any, name: str, path: str) -> Any:
-    from gradwarden.policy.errors import did_you_mean
-
-    value = module
-    for part in path.split("."):
-        try:
-            value = getattr(value, part)
-        except AttributeError:
-            raise InputError(f"`{name}` has no `{part}`", help=did_you_mean(part, dir(value))) from None
-    return value
-
-
-def _foreign(failure: str, function: Any, *args: Any) -> Any:
-    """Call code of the user's. Whatever it raises is told as a fault of that code."""
-    try:
-        return function(*args)
-    except Exception as error:
-        detail = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise InputError(f"{failure}: {detail}", help="`--debug` shows the traceback") from error
 
 
 def _show(derived: ModelMap) -> None:

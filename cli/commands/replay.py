@@ -1,0 +1,196 @@
+"""`gradwarden replay`: execute segments of a run again, and compare the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gradwarden.cli.app import verb
+from gradwarden.cli.failures import InputError, complain
+from gradwarden.cli.foreign import foreign, named_object, need_torch, split_target
+from gradwarden.cli.inputs import read_note
+from gradwarden.cli.options import FILE, trust_options
+from gradwarden.cli.output import emit_json, emit_table, format_option
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from gradwarden.runtime.evidence.trust import Trust
+    from gradwarden.runtime.reexecution.reexecute import Rebuilt, SegmentReport
+    from gradwarden.runtime.reexecution.segments import Run, Segment
+
+HEAD = "head"
+
+
+@verb("replay")
+@click.argument("ledger", type=FILE)
+@trust_options
+@click.option(
+    "--using", required=True, metavar="MODULE:FUNCTION", help="Gives what trains: see `reexecution.Rebuilt`."
+)
+@click.option("--segments", default="all", metavar="N|all", help="How many segments. [default: all]")
+@click.option(
+    "--challenge", metavar="SEED|head|NOTE",
+    help="What chooses them: a text, the last signed head, or the file of a cosigned one.",
+)  # fmt: skip
+@click.option("--files", type=FILE, metavar="DIR", help="Where the checkpoints lie. [default: beside LEDGER]")
+@click.option("--secret", type=FILE, help="The run's secret. [default: LEDGER.secret]")
+@click.option(
+    "--tolerance", type=click.FloatRange(min=0, min_open=True), metavar="X",
+    help="The greatest relative difference of a tensor. [default: equal to the bit]",
+)  # fmt: skip
+@format_option("text", "json")
+def command(
+    ledger: Path,
+    using: str,
+    segments: str,
+    challenge: str | None,
+    files: Path | None,
+    secret: Path | None,
+    tolerance: float | None,
+    output_format: str,
+    trust: Trust,
+) -> int:
+    """Execute segments of a run again, and compare what comes of them with the ledger and the weights.
+
+    A segment lies between two checkpoints; the first must have been saved with the state of training
+    (`Governor.checkpoint(path, state=True)`). The ledger is verified first. Then MODULE:FUNCTION, the
+    trainer's own code, gives a model, an optimizer and a function that trains; it takes the steps again from
+    the saved state. They must be those that the ledger records, and lead to the weights that it names: equal
+    to the bit on a CPU with the same software, within --tolerance elsewhere. The module is imported, so its
+    code runs.
+
+    With --segments N the challenge chooses N of them. A seed of the verifier's own, or a head that a witness
+    cosigned after the run, cannot be foreseen by the trainer; a head that the trainer alone signs can be
+    tried out. How likely such a challenge meets a forged segment is said.
+
+    \b
+    Examples:
+      gradwarden replay run.ledger --key run.pub --using train:rebuild
+      gradwarden replay run.ledger --key run.pub --using train:rebuild --segments 3 --challenge cosigned.note
+      gradwarden replay run.ledger --key run.pub --using train:rebuild --segments 5 --challenge 4261
+
+    \b
+    Exit status: 0 all that was executed again is as recorded, 1 it is not, 2 misuse or unreadable input.
+    """
+    name, path = split_target(using, "MODULE:FUNCTION", "for a function rebuild in train.py: train:rebuild")
+    count = _count(segments)
+    if count is not None and challenge is None:
+        raise click.UsageError("--segments N needs a --challenge, which chooses them")
+    need_torch("gradwarden replay")
+    from gradwarden.runtime.reexecution.segments import challenged, find_segments
+    from gradwarden.runtime.verification.verify import verify_ledger
+
+    verified = verify_ledger(ledger, trust.keys)
+    if verified.status not in ("OK", "INCOMPLETE"):
+        raise InputError(
+            f"`{ledger}` is {verified.status}: what it records is not worth executing again",
+            help="see `gradwarden verify`",
+        )
+    run = find_segments(ledger)
+    if not run.segments:
+        raise InputError(f"`{ledger}` has no two checkpoints with steps between them")
+    chosen: Sequence[Segment] = run.segments
+    if count is not None and challenge is not None:
+        chosen = challenged(run.segments, min(count, len(run.segments)), _seed(challenge, ledger))
+    rebuild = named_object(name, path)
+    reports = _reexecute(ledger, chosen, rebuild, using, files, secret, tolerance)
+    if output_format == "json":
+        emit_json(_document(run, reports, verified.status, tolerance))
+    else:
+        _show(run, reports, tolerance)
+    return int(not all(report.ok for report in reports))
+
+
+def _count(segments: str) -> int | None:
+    if segments == "all":
+        return None
+    if not segments.isascii() or not segments.isdecimal() or int(segments) < 1:
+        raise click.UsageError(f"--segments takes a number from 1 on, or `all`, not `{segments}`")
+    return int(segments)
+
+
+def _seed(challenge: str, ledger: Path) -> bytes:
+    """Return the bytes that choose: of a head beside the ledger, of a note, or of the text itself."""
+    if challenge == HEAD:
+        return read_note(ledger.with_name(f"{ledger.name}.head"))
+    if Path(challenge).is_file():
+        return read_note(Path(challenge))
+    return challenge.encode()
+
+
+def _reexecute(
+    ledger: Path,
+    chosen: Sequence[Segment],
+    rebuild: Callable[[], Any],
+    using: str,
+    files: Path | None,
+    secret: Path | None,
+    tolerance: float | None,
+) -> list[SegmentReport]:
+    from gradwarden.runtime.reexecution.reexecute import Rebuilt, reexecute
+
+    def rebuilt() -> Rebuilt:
+        found = rebuild()
+        if not isinstance(found, Rebuilt):
+            raise TypeError(f"it gave an object of type `{type(found).__name__}`, not a `Rebuilt`")
+        return found
+
+    def again(segment: Segment) -> SegmentReport:
+        return reexecute(ledger, segment, rebuilt, files=files, secret=secret, tolerance=tolerance)
+
+    return [foreign(f"`{using}` failed in segment {s.number}", again, s) for s in chosen]
+
+
+def _document(
+    run: Run, reports: Sequence[SegmentReport], status: str, tolerance: float | None
+) -> dict[str, Any]:
+    return {
+        "ok": all(report.ok for report in reports),
+        "ledger": status,
+        "segments": len(run.segments),
+        "steps": run.steps,
+        "steps_in_segments": run.covered,
+        "tolerance": tolerance,
+        "chance_of_one_forged": _chance(run, reports),
+        "executed": [
+            {
+                "segment": report.segment.number,
+                "steps": [report.segment.steps.start, report.segment.steps.stop],
+                "ok": report.ok,
+                "digest": report.digest,
+                "difference": report.difference,
+                "findings": [
+                    {"code": f.code, "index": f.index, "message": f.message} for f in report.findings
+                ],
+            }
+            for report in reports
+        ],
+    }
+
+
+def _chance(run: Run, reports: Sequence[SegmentReport]) -> float:
+    from gradwarden.runtime.reexecution.segments import chance_of_catching
+
+    return chance_of_catching(len(run.segments), len(reports))
+
+
+def _show(run: Run, reports: Sequence[SegmentReport], tolerance: float | None) -> None:
+    same = "equal to the bit" if tolerance is None else f"equal within {tolerance:g}"
+    rows = []
+    for report in reports:
+        steps = report.segment.steps
+        told = same if report.ok else report.findings[0].code
+        rows.append((str(report.segment.number), f"{steps.start}..{steps.stop - 1}", told))
+    emit_table(("segment", "steps", "weights"), rows, numeric=(0,))
+    click.echo(
+        f"{len(reports)} of {len(run.segments)} segments executed again; if one were forged, such a "
+        f"challenge would meet it with probability {_chance(run, reports):.3g}"
+    )
+    if run.covered < run.steps:
+        click.echo(f"{run.steps - run.covered:,} of {run.steps:,} steps lie in no segment")
+    for report in reports:
+        for finding in report.findings:
+            complain(finding.code, finding.message, None)

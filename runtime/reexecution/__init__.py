@@ -1,0 +1,1 @@
+"""Executing recorded segments of a run again, and comparing what comes of it."""

@@ -1,0 +1,168 @@
+"""`gradwarden replay`: segments are executed again by the trainer's code, as many as a challenge chooses."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradwarden.runtime.ledger.keys import Signer
+from tests.cli.conftest import Run
+
+TRAINING = """
+import random
+from datetime import date
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from gradwarden.policy import compile_policy, parse_policy
+from gradwarden.runtime import Governor, Ledger, ModelMap, Signer
+from gradwarden.runtime.reexecution.reexecute import Rebuilt
+
+POLICY = '''policy small version 1 language 1
+examples { kind : one of a, b }
+model { shallow = top 40%  deep = rest }
+depth a { when kind == a  reach all }
+depth b { when kind == b  reach shallow at 0.5 }
+'''
+
+
+def parts():
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.25), nn.Linear(6, 3)).double()
+    return model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+
+def train(governor, steps, forged=None):
+    for step in steps:
+        batch = [{"id": f"{kind}{step}", "kind": kind} for kind in "ab"]
+        with governor.step(batch) as proposal:
+            seed = step if step != forged else 99
+            inputs = torch.randn(2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+            proposal.backward((governor.model(inputs) - 1).square().sum(1) * random.random())
+
+
+def run(key, forged=None):
+    model, optimizer = parts()
+    random.seed(0)
+    program = compile_policy(parse_policy(POLICY), ModelMap.from_module(model))
+    ledger = Ledger.open("run.ledger", Signer.load(key), durability="os")
+    with Governor(program, model, optimizer, ledger=ledger, clock=lambda: date(2026, 1, 31)) as governor:
+        governor.checkpoint("0.safetensors", state=True)
+        for at in range(0, 6, 2):
+            train(governor, range(at, at + 2), forged)
+            governor.checkpoint(f"{at + 2}.safetensors", state=True)
+        train(governor, range(6, 7))
+
+
+def rebuild():
+    return Rebuilt(*parts(), train)
+
+
+def nothing():
+    return None
+
+
+def broken():
+    raise ValueError("no data")
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders with an honest run and a forged one, and the code that made them."""
+    namespace: dict[str, Any] = {}
+    exec(TRAINING, namespace)
+    signer, before = Signer.generate("run"), Path.cwd()
+    folders = {}
+    for name, forged in (("honest", None), ("forged", 3)):
+        folder = folders[name] = tmp_path_factory.mktemp(name)
+        signer.save(folder / "run.key")
+        signer.public.save(folder / "run.pub")
+        (folder / "replayed_training.py").write_text(TRAINING)
+        os.chdir(folder)
+        namespace["run"]("run.key", forged)
+    os.chdir(before)
+    return folders
+
+
+REPLAY = ("replay", "run.ledger", "--key", "run.pub", "--using")
+
+
+def test_an_honest_run_is_equal_to_the_bit(
+    run: Run, trained: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained["honest"])
+    result = run(*REPLAY, "replayed_training:rebuild")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.count("equal to the bit") == 3
+    assert "3 of 3 segments" in result.stdout
+    assert "1 of 7 steps lie in no segment" in result.stdout
+    result = run(*REPLAY, "replayed_training:rebuild", "--tolerance", "1e-9", "--format", "json")
+    document = json.loads(result.stdout)
+    assert document["ok"]
+    assert document["chance_of_one_forged"] == 1.0
+    assert [found["difference"] for found in document["executed"]] == [0.0, 0.0, 0.0]
+
+
+def test_a_forged_segment_is_caught_where_the_challenge_meets_it(
+    run: Run, trained: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained["forged"])
+    assert run("verify", "run.ledger", "--key", "run.pub").exit_code == 0
+    met = []
+    for seed in range(4):
+        result = run(
+            *REPLAY, "replayed_training:rebuild", "--segments", 1, "--challenge", seed, "--format", "json"
+        )
+        document = json.loads(result.stdout)
+        assert document["chance_of_one_forged"] == pytest.approx(1 / 3)
+        (found,) = document["executed"]
+        assert found["ok"] == (found["segment"] != 1) == (result.exit_code == 0)
+        met.append(found["segment"])
+    assert len(set(met)) > 1
+    result = run(*REPLAY, "replayed_training:rebuild", "--segments", 3, "--challenge", "head")
+    assert result.exit_code == 1
+    assert "error[other_steps]: step 3, taken again, has another `outcome` than recorded" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("replayed_training:rebuild", "--segments", "2"), "needs a --challenge"),
+        (("replayed_training:rebuild", "--segments", "0", "--challenge", "x"), "a number from 1 on"),
+        (("replayed_training",), "is not MODULE:FUNCTION"),
+        (("replayed_training:nothing",), "not a `Rebuilt`"),
+        (("replayed_training:broken",), "no data"),
+        (("replayed_training:missing",), "has no `missing`"),
+        (("replayed_training:rebuild", "--secret", "absent"), "absent"),
+    ],
+)
+def test_misuse_is_told(
+    run: Run,
+    trained: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    monkeypatch.chdir(trained["honest"])
+    result = run(*REPLAY, *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_a_ledger_that_does_not_hold_is_not_executed(
+    run: Run, trained: dict[str, Path], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("run.pub", "replayed_training.py"):
+        (here / name).write_bytes((trained["honest"] / name).read_bytes())
+    content = (trained["honest"] / "run.ledger").read_bytes()
+    (here / "run.ledger").write_bytes(content.replace(b'"loss":"', b'"loss":"1', 1))
+    result = run(*REPLAY, "replayed_training:rebuild")
+    assert result.exit_code == 2
+    assert "is TAMPERED" in result.stderr
