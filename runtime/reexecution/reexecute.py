@@ -214,16 +214,21 @@ def _train_again(
     def clock() -> date:
         return EPOCH_DAY + timedelta(days.get(governor.next_step, 0))
 
-    governor = _Again(
-        history,
-        program_from_json(history.program_text),
-        rebuilt.model,
-        rebuilt.optimizer,
-        ledger=Ledger.open(again, Signer.generate("again"), durability="os"),
-        secret=secret,
-        clock=clock,
-        **rebuilt.options,
-    )
+    written = Ledger.open(again, Signer.generate("again"), durability="os")
+    try:
+        governor = _Again(
+            history,
+            program_from_json(history.program_text),
+            rebuilt.model,
+            rebuilt.optimizer,
+            ledger=written,
+            secret=secret,
+            clock=clock,
+            **rebuilt.options,
+        )
+    except BaseException:
+        written.close()
+        raise
     with governor:
         rebuilt.train(governor, segment.steps)
     return rebuilt.model
