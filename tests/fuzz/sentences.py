@@ -71,7 +71,13 @@ STRINGS = (
     *('"2026-01-31"', '"' + "a*" * 40 + '"', '"\N{PILE OF POO}"', '"shared.policy"', '"\\q"'),
 )
 DATES = ("2026-01-31", "0001-01-01", "9999-12-31", "2026-02-30", "0000-00-00", "2024-02-29")
-POOLS = {"NUMBER": NUMBERS, "STRING": STRINGS, "DATE": DATES, "AT_MOST": ("at most",)}
+POOLS = {
+    "NUMBER": NUMBERS,
+    "STRING": STRINGS,
+    "DATE": DATES,
+    "AT_MOST": ("at most",),
+    "AT_LEAST": ("at least",),
+}
 SPACES = (" ",) * 12 + ("\n", "  ", "\t", " # note\n", "\r\n", "\n\n\n")
 
 
