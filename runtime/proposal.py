@@ -412,7 +412,7 @@ class Proposal:
         if outputs is not None:
             outputs.begin(count if owners is None else None)
         if owners is None:
-            self._gauge = governor.measures.gauge(self.context.step, count, governor.parameters)
+            self._gauge = governor.measures.gauge(self.context.step, count)
         else:
             self._gauge = None
 

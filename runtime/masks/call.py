@@ -40,7 +40,8 @@ class Call:
     layout: where the examples lie in the layer's input and output. weight, bias: the rows that count for each
     parameter (empty rows where it is absent, frozen or reached by nothing). reach: the rows whose input
     gradient somebody upstream needs and may have; through: those that may have one. ids: `id` of weight and
-    bias. homes: the bands that private examples may shape by weight and bias, None where they may not.
+    bias. homes: the bands that private examples may shape by weight and bias, None where they may not. bands:
+    those that weight and bias are in, told where a gauge looks on.
     options: the layer's own settings.
     """
 
@@ -52,6 +53,7 @@ class Call:
     through: Rows
     ids: tuple[int, int]
     homes: tuple[int | None, int | None] = (None, None)
+    bands: tuple[int | None, int | None] = (None, None)
     options: dict[str, object] = field(default_factory=dict)
 
     def weight_rows(self) -> Rows | None:

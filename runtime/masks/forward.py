@@ -332,7 +332,9 @@ class Forward(Present):
         if home is not None:
             reach, through = plan.flow(home, site.before), plan.bands[home]
         homes = (self._unit_home(plan, weight), self._unit_home(plan, bias))
-        call = Call(plan, layout, weight_rows, bias_rows, reach, through, (id(weight), id(bias)), homes)
+        ids = (id(weight), id(bias))
+        bands = (None, None) if plan.whole.gauge is None else (self._band(weight), self._band(bias))
+        call = Call(plan, layout, weight_rows, bias_rows, reach, through, ids, homes, bands)
         return site.operation.run(
             site.module,
             call,
@@ -347,6 +349,10 @@ class Forward(Present):
             return None
         band = self._places.bands.home[id(parameter)]
         return band if band in plan.unit_bands else None
+
+    def _band(self, parameter: nn.Parameter | None) -> int | None:
+        """Return the band of a parameter, None where it is absent."""
+        return None if parameter is None else self._places.bands.home.get(id(parameter))
 
     def _home(self, site: Site) -> int | None:
         """Return the band that a layer's weight is in."""

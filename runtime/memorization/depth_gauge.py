@@ -11,11 +11,8 @@ spread evenly, and out of tune with any period of the data (Weyl's sequence of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 import torch
-from torch import nn
 
 from gradwarden.policy.context import FloatArray
 from gradwarden.runtime.masks.call import Call, Parameters
@@ -34,18 +31,17 @@ def measured_at(step: int, every: int) -> bool:
 class DepthGauge:
     """Adds up squared norms by example and band; a `Gauge` for the engine that differentiates one batch.
 
-    count: of the batch. bands: the parameters of each band, from shallow to deep.
+    count: of the batch. bands: how many there are.
     """
 
-    def __init__(self, count: int, bands: Mapping[str, Sequence[nn.Parameter]]) -> None:
-        self._home = {id(p): number for number, members in enumerate(bands.values()) for p in members}
-        self.squares = np.zeros((count, len(bands)))
+    def __init__(self, count: int, bands: int) -> None:
+        self.squares = np.zeros((count, bands))
 
     def take(self, call: Call, parameters: Parameters) -> None:
         """See `Gauge`."""
         weight, bias = (
-            rows if key in self._home and not rows.empty else None
-            for rows, key in zip((call.weight, call.bias), call.ids, strict=True)
+            None if band is None or rows.empty else rows
+            for rows, band in zip((call.weight, call.bias), call.bands, strict=True)
         )
         if weight is not None and weight is bias:
             self._look(call, parameters, weight, (True, True))
@@ -59,9 +55,9 @@ class DepthGauge:
         owners = Owners(torch.arange(rows.count, device="cpu"), ones, rows.count)
         places = call.plan.rows.chosen[rows.chosen].numpy()
         found = parameters.unitwise(rows, *(owners if want else None for want in wanted))
-        for key, by_row in zip(call.ids, found, strict=True):
+        for band, by_row in zip(call.bands, found, strict=True):
             if by_row is not None:
-                np.add.at(self.squares[:, self._home[key]], places, by_row.squares())
+                np.add.at(self.squares[:, band], places, by_row.squares())
 
     def shares(self, deepest: int) -> FloatArray:
         """Return one band's share for each example, float64 [count]; NaN where nothing was measured."""

@@ -7,7 +7,7 @@ that `loss_ratio` goes by are always remembered.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -61,6 +61,7 @@ class Measures:
         self._given = reference_losses or {}
         self._every = every
         self._declared: dict[str, SignalSpec] = {}
+        self._bands = 0
         self.references = LossReference()
         self._falls = LossTrajectory()
         self._kept: dict[str, _Kept] = {
@@ -73,6 +74,7 @@ class Measures:
     def follow(self, program: Program, model: nn.Module) -> None:
         """Measure what a program declares, from now on."""
         self._declared = {spec.name: spec for spec in program.signals}
+        self._bands = len(program.bands)
         self.close()
         if self.wants(GRADIENT_NORM):
             self.outputs = OutputGradients(model)
@@ -87,10 +89,10 @@ class Measures:
         """Return whether the program declares a signal."""
         return name in self._declared
 
-    def gauge(self, step: int, count: int, bands: Mapping[str, Sequence[nn.Parameter]]) -> DepthGauge | None:
+    def gauge(self, step: int, count: int) -> DepthGauge | None:
         """Return what measures a batch of so many examples, None where the step is not one of those."""
         if self.wants(DEPTH_SHARE) and measured_at(step, self._every):
-            return DepthGauge(count, bands)
+            return DepthGauge(count, self._bands)
         return None
 
     def signals(self, rows: IntArray) -> dict[str, FloatArray | IntArray]:

@@ -268,15 +268,16 @@ def test_exposures_outlast_a_resumption_whichever_process_saw_them(lab, site):
     assert report.facts["committed"] == 2
 
 
-def test_losses_are_remembered_on_every_process(lab, site):
+@pytest.mark.parametrize("task", [{}, {"wrap": "fsdp", "model": "blocks"}], ids=["bare", "fsdp"])
+def test_losses_are_remembered_on_every_process(lab, site, task):
     measured = ("loss_gap", "loss_fall", "gradient_norm", "depth_share", "copies")
     guard = "signals { loss_ratio : number 0..10 default 1\n"
     guard += "\n".join(f"{name} : number -10..10 default 0" for name in measured) + "}\n"
     guard += "memorization g { when loss_ratio < 0.9  cap deep at 0 }\n"
     steps = [{"parts": parts("ab", "ab")} for _ in range(4)]
     steps += [{"parts": [*reversed(step["parts"])]} for step in steps]
-    first, second = site.train(lab.policy + guard, steps)
-    alone = site.alone(lab.policy + guard, steps)
+    first, second = site.train(lab.policy + guard, steps, **task)
+    alone = site.alone(lab.policy + guard, steps, **{k: v for k, v in task.items() if k != "wrap"})
     for one, other, whole in zip(first["steps"], second["steps"], alone["steps"], strict=True):
         assert one["ratios"] == other["ratios"] == pytest.approx(whole["ratios"], rel=1e-9)
         assert one["measured"] == other["measured"]
