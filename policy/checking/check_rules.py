@@ -158,9 +158,9 @@ class _RuleCheck:
         return self.limit("suppress", [action])
 
     def memorization(self) -> Limit | None:
-        when = self.clauses.need(s.When, "`when`")
         held = self.clauses.one(s.HoldOut)
-        if when is not None and held is None and not self.when.signals and not self.misread:
+        when = None if held is not None else self.clauses.need(s.When, "`when`")
+        if when is not None and not self.when.signals and not self.misread:
             help = "declare one in `signals { … }`"
             if self.scope.signals:
                 help = f"for instance `{next(iter(self.scope.signals))} < …`"

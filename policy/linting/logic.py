@@ -79,7 +79,8 @@ def _decided(subject: Subject, report: Report, rule: SourcedRule, expr: s.Expr, 
         return False
     if not subject.warned(expr.span):
         clause = rule.clause(s.When)
-        needed = isinstance(rule.item, s.Rule) and rule.item.kind == "memorization"
+        guard = isinstance(rule.item, s.Rule) and rule.item.kind == "memorization"
+        needed = guard and rule.clause(s.HoldOut) is None
         edits = removed(clause.span) if clause and condition == Constant(True) and not needed else ()
         help = "leave it out, if the rule is about every example"
         report.add("GW513", "this condition always holds", expr.span, help, edits)

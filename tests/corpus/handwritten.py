@@ -609,7 +609,7 @@ WAIVERS: Sequence[Group] = (
         + ALL
         + "memorization a { when x  hold out 1 in 4 tokens }\n"
         + "memorization b { when x  hold out 1 in 2 tokens }\n"
-        + "advisory memorization c { when true  hold out 1 in 2 tokens }",
+        + "advisory memorization c { hold out 1 in 2 tokens }",
         case(
             "weights stay, and each rule obliges",
             {"x": True},

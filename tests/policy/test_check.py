@@ -213,7 +213,7 @@ def test_named_conditions_show_presence_too() -> None:
         ("memorization m { when loss < 0.5  at most 3 epochs }", ["GW450"]),
         ("memorization m { when consent  at most 3 exposures }", ["GW458"]),
         ("memorization m { when consent  hold out 1 in 4 tokens }", []),
-        ("memorization m { hold out 1 in 4 tokens }", ["GW451"]),
+        ("memorization m { hold out 1 in 4 tokens }", []),
         ("memorization m { when consent  hold out 2 in 4 tokens }", ["GW468"]),
         ("memorization m { when consent  hold out 1 in 1 tokens }", ["GW310"]),
         ("memorization m { when consent  hold out 1 in 1001 tokens }", ["GW310"]),

@@ -294,6 +294,18 @@ def test_rules_that_are_said_to_do_nothing_do_nothing_in_a_long_campaign(
         ("memorization m { when loss < 1.1 refuse }", ["GW545"]),
         ("memorization m { when loss < 1.1 and exposures > 0 refuse }", []),
         ("memorization m { when loss < 1.1 cap deep at 0 }", []),
+        ("memorization m { when loss < 0.5  at most 3 exposures }", []),
+        ("memorization m { when true  hold out 1 in 4 tokens }", ["GW513"]),
+        (
+            "memorization m { when kind in [a, b]  hold out 1 in 8 tokens }\n"
+            "memorization n { when kind == a  hold out 1 in 4 tokens }",
+            [],
+        ),
+        (
+            "memorization m { when kind in [a, b]  hold out 1 in 2 tokens }\n"
+            "memorization n { when kind == a  hold out 1 in 4 tokens }",
+            ["GW515"],
+        ),
         ("modulate m { scale deep by loss from 1 to 1, shallow by loss from 1 to 0.5 }", []),
         ("assert a { at most 1 in deep when consent }", ["GW541"]),
         ("assert a { consent implies kind == a or kind != a }", ["GW541"]),
