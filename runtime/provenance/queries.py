@@ -421,10 +421,19 @@ class Queries:
 
     def _later(self, stops: dict[int, int]) -> dict[int, int]:
         """Return how often each of some examples was learned from after a step of its own."""
-        rows = self._all(f"SELECT example, step FROM uses WHERE learned AND example IN ({_numbers(stops)})")
+        block = tables.BLOCK
         counts = dict.fromkeys(stops, 0)
-        for example, step in rows:
-            counts[example] += step > stops[example]
+        named = f"learned AND example IN ({_numbers(stops)})"
+        for example, first, uses in self._all(f"SELECT example, first, uses FROM sums WHERE {named}"):
+            if first // block > stops[example] // block:
+                counts[example] += uses
+        # Of the block in which it was stopped, single uses tell.
+        within = {stop // block for stop in stops.values()}
+        paths = [path for at in sorted(within) for path in self.index.paths("uses", range(at, at + 1))]
+        single = f"SELECT example, step FROM read_parquet({_listed(paths)}) WHERE {named}"
+        for example, step in self._all(single) if paths else ():
+            stop = stops[example]
+            counts[example] += step > stop and step // block == stop // block
         return counts
 
     def _all(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
