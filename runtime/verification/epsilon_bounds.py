@@ -38,7 +38,7 @@ LEAST_NOISE = 0.05
 NO_NOISE, MOST_NOISE, LEAST_RATE = 1e-3, 1e6, 1e-9
 """Below NO_NOISE epsilon is not bounded; beyond the others it is at most what it is there."""
 
-_ROUNDING = 1e-15
+_ROUNDING = 1e-14
 """How much probability one step may lose to float64."""
 
 _SHARE = 1e-3
@@ -57,7 +57,7 @@ class EpsilonBounds:
 def epsilon_bounds(noise_multiplier: float, sampling_rate: float, steps: int, delta: float) -> EpsilonBounds:
     """Return bounds of the epsilon of `steps` steps. Without noise it is infinite.
 
-    Where delta is too small for float64 (below 1e-13 times the steps) or the rate below LEAST_RATE, only
+    Where delta is too small for float64 (below 1e-12 times the steps) or the rate below LEAST_RATE, only
     Rényi divergence bounds it, from above. Noise below LEAST_NOISE costs at least what LEAST_NOISE does.
     """
     if steps == 0 or sampling_rate == 0.0:
