@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor
 
+from gradwarden.cli.app import cli
 from gradwarden.runtime.errors import BudgetHalt, PrivacyError
 from gradwarden.runtime.privacy import accounting
 from gradwarden.runtime.privacy.accounting import JointPlan, epsilon, privacy_rules, steps_within
@@ -641,6 +644,18 @@ def test_an_epsilon_that_is_a_hundredth_too_small_is_found_by_the_verifiers_own_
 
     (finding,) = private_run.forge(change).findings
     assert (finding.code, "cost at least" in finding.message) == ("wrong_budget", True)
+
+
+def test_verify_shows_both_reckonings_and_what_was_taken_on_trust(private_run, monkeypatch):
+    monkeypatch.chdir(private_run.folder)
+    Path("run.pub").write_text(private_run.signer.public.vkey + "\n", "utf-8")
+    result = CliRunner().invoke(cli, ["verify", "run.ledger", "--key", "run.pub"], prog_name="gradwarden")
+    assert result.exit_code == 0, result.output
+    recorded = private_run.bodies("committed")[-1]["privacy"]["quiet"]["epsilon"]
+    bounds = private_run.verify().facts["epsilon_bounds"]["quiet"]
+    told = f"recorded at epsilon {recorded}; reckoned anew, they cost {bounds['low']} to {bounds['high']}"
+    assert f"3 steps {told}" in " ".join(result.output.split())
+    assert "that private examples were drawn by Poisson sampling" in result.output
 
 
 def test_a_budget_that_was_stretched_with_its_decisions_is_still_found(private_run):
