@@ -217,6 +217,9 @@ EXCEED: dict[str, Exceed] = {
     "checking.check_rules.MAX_CLIP": text(
         lambda n: f"privacy p {{ within deep  epsilon 1  delta 1e-6  clip {n}.1 }}"
     ),
+    "checking.check_rules.MAX_NOISE": text(
+        lambda n: f"privacy p {{ within deep  epsilon 1  delta 1e-6  clip 1  noise at most {n}.1 }}"
+    ),
     "checking.check_guards.MAX_NORM": text(lambda n: f"gradient {{ deep at most {n}.1 }}"),
     "syntax.parse.MAX_FAULTS": text(lambda n: "let x = 1e99\n" * (n + 1)),
     "checking.scope.MAX_FAULTS": text(
