@@ -210,7 +210,8 @@ class Automaton:
         run = self._run(state)
         made: _State
         if run:
-            pattern = "".join(f"{table.skipped}({table.terminals[kind]})" for kind, _ in run)
+            # Atomic groups: no token may end earlier so that the next one fits.
+            pattern = "".join(f"{table.skipped}((?>{table.terminals[kind]}))" for kind, _ in run)
             made = re.compile(pattern).match, run, None
         else:
             pattern, words = table.patterns[table.lexers[state]]

@@ -90,6 +90,20 @@ def test_the_ends_of_texts_are_read_alike(text: str) -> None:
     assert_read_alike(text)
 
 
+@pytest.mark.parametrize(
+    "declaration",
+    [
+        "modulate m { scale deep by lossfrom 1 to 0 }",
+        "modulate m { scale deep by loss from 1to 0 }",
+        "starvation deep { after 100steps halt }",
+        "suppress s { route toquarantine }",
+        "policyp version 1",
+    ],
+)
+def test_no_token_ends_early_so_that_the_next_one_fits(declaration: str) -> None:
+    assert_read_alike(declaration)
+
+
 def test_the_stored_table_is_that_of_the_grammar() -> None:
     stored = json.loads((ROOT / "grammars" / "policy.table.json").read_text("utf-8"))
     assert stored["grammar"] == checksum(grammar_text()), "run `python -m gradwarden.policy.syntax.grammar`"
