@@ -111,7 +111,7 @@ def command(
 
     if index is not None and text is None:
         raise click.UsageError("--index goes with --text")
-    ids = [*names, *([] if text is None else _ids_of(text, index))]
+    ids = [*names, *([] if text is None else ids_of(text, index))]
     if (names or text) and (secret is None) == (salt is None):
         raise click.UsageError("to ask by id or content, give the run's --secret or the id's --salt")
     if salt is not None and len(ids) > 1:
@@ -130,7 +130,8 @@ def command(
         return 1
 
 
-def _ids_of(text: Path, index: Path | None) -> list[str]:
+def ids_of(text: Path, index: Path | None) -> list[str]:
+    """Return the ids of a text, by an index or its content. Raises InputError, MemorizationError, OSError."""
     from gradwarden.runtime.memorization.content import ContentIndex, content_id
 
     content = read_text(text, MAX_TEXT)

@@ -19,6 +19,9 @@ from pathlib import Path
 
 from gradwarden.runtime.errors import MemorizationError
 
+MAX_LINE = 1 << 20
+"""Characters of a line of an index."""
+
 _SCHEME = "sha256:"
 
 
@@ -68,14 +71,14 @@ class ContentIndex:
         """Read an index. Raises OSError, and MemorizationError where a line is none of an index."""
         index = cls()
         with path.open(encoding="utf-8", errors="replace") as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), ""), 1):
                 index.add(*_entry(line, f"{path}:{number}"))
         return index
 
 
 def _entry(line: str, place: str) -> tuple[str, str]:
     try:
-        match json.loads(line):
+        match json.loads(line) if len(line) <= MAX_LINE else None:
             case {"id": str(name), "sha256": str(digest), **rest} if not rest:
                 if re.fullmatch("[0-9a-f]{64}", digest):
                     return name, digest

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from gradwarden.cli.commands.memorized import ids_of
 from gradwarden.cli.inputs import read_example
 from gradwarden.cli.manifest import PIECE, open_manifest
 from gradwarden.cli.signing import load_authorities
@@ -34,6 +35,7 @@ from gradwarden.runtime.ledger.key_changes import Rotation, check_reason
 from gradwarden.runtime.ledger.keys import Signer
 from gradwarden.runtime.ledger.merkle import EMPTY_ROOT
 from gradwarden.runtime.ledger.note import Checkpoint, parse_note, sign_note
+from gradwarden.runtime.memorization.content import ContentIndex
 from tests.fuzz.targets import ROOT
 
 PAGE = (ROOT / "docs" / "limits.md").read_text("utf-8")
@@ -58,6 +60,7 @@ SMALL = {
     "cli.inputs.MAX_EXAMPLE_BYTES": 100,
     "cli.manifest.MAX_LINE": 100,
     "cli.signing.MAX_PEM": 100,
+    "cli.commands.memorized.MAX_TEXT": 100,
     "runtime.ledger.authority.MAX_CHANGES": 2,
     "runtime.evidence.proof_file.MAX_PROOF": 100,
     "runtime.evidence.receipt.MAX_RECEIPT": 100,
@@ -94,6 +97,19 @@ def _certificates(size: int, folder: Path) -> Any:
     """Read a file of certificates that is too large."""
     (folder / "tsa.pem").write_bytes(bytes(size + 1))
     return load_authorities([folder / "tsa.pem"])
+
+
+def _asked_text(size: int, folder: Path) -> Any:
+    """Ask for a text that is too large."""
+    (folder / "text").write_bytes(b"x" * (size + 1))
+    return ids_of(folder / "text", None)
+
+
+def _index(size: int, folder: Path) -> Any:
+    """Read a content index with a line that is too long, and would be one but for that."""
+    line = json.dumps({"id": "x" * size, "sha256": "0" * 64})
+    (folder / "index.jsonl").write_text(line)
+    return ContentIndex.load(folder / "index.jsonl")
 
 
 def _chain(count: int, folder: Path) -> Any:
@@ -233,6 +249,8 @@ EXCEED: dict[str, Exceed] = {
     "cli.inputs.MAX_EXAMPLE_BYTES": _example,
     "cli.manifest.MAX_LINE": _manifest,
     "cli.signing.MAX_PEM": _certificates,
+    "cli.commands.memorized.MAX_TEXT": _asked_text,
+    "runtime.memorization.content.MAX_LINE": _index,
     "runtime.ledger.entries.MAX_LINE": lambda n, _: encode_body(
         "refused", {"step": 1, "gate": "commit", "reason": "r", "detail": "x" * n}
     ),
