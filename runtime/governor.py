@@ -62,7 +62,7 @@ from gradwarden.runtime.maintenance import Maintainer, Standing
 from gradwarden.runtime.masks import Engine, LayerRules, make_engine
 from gradwarden.runtime.memorization.measures import Measures
 from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
-from gradwarden.runtime.privacy.budget import BudgetBook, PrivateWays, covering
+from gradwarden.runtime.privacy.budget import BudgetBook, PrivateWays
 from gradwarden.runtime.privacy.clipping import Clipping
 from gradwarden.runtime.privacy.conditions import Trust
 from gradwarden.runtime.privacy.draws import DrawWatch
@@ -248,11 +248,10 @@ class Governor:
         rows = np.arange(len(self.roster.known()))
         context = Context(self.next_step, self.epoch, self._clock())
         admitted = self.roster.admit(rows, context)
-        covered = np.array([bool(covering(decision)) for decision in admitted.decisions], dtype=bool)
+        numbers = admitted.decision_ids.tolist()
         return {
-            row: self.budgets.unit_of(admitted.decisions[number], partial(self.roster.unit, row))
-            for row, number in enumerate(admitted.decision_ids.tolist())
-            if covered[number]
+            row: self.budgets.unit_of(admitted.decisions[numbers[row]], partial(self.roster.unit, row))
+            for row in np.flatnonzero(self.budgets.covered(admitted)).tolist()
         }
 
     def _watch_draws(self, sampler: PoissonSampler | MixedSampler | None, known: bool) -> DrawWatch | None:

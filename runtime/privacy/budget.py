@@ -125,8 +125,9 @@ class BudgetBook:
         """Return which examples of a batch a privacy rule covers, [B]."""
         if not self:
             return np.zeros(len(admitted), dtype=bool)
-        kinds = np.array([bool(covering(decision)) for decision in admitted.decisions], dtype=bool)
-        return kinds[admitted.decision_ids] if len(kinds) else np.zeros(len(admitted), dtype=bool)
+        used, index = np.unique(admitted.decision_ids, return_inverse=True)
+        found = [bool(covering(admitted.decisions[number])) for number in used.tolist()]
+        return np.array(found, dtype=bool)[index]
 
     def check_signals(self, given: Collection[str]) -> None:
         """Raise PrivacyError for signals that a caller hands over and does not answer for."""
