@@ -5,6 +5,7 @@ Labels are the page's: text in a drawing that is scaled to a phone cannot be rea
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 from gradwarden.policy.frozen import frozen
@@ -54,11 +55,23 @@ class Line:
     rows: tuple[tuple[int, float], ...]
 
 
-def stack(shaping: Shaping, steps: int) -> Stack:
-    """Return the chart of what shaped a band. Heights are weights per step, in whole examples."""
+def heaviest(shaping: Sequence[Shaping]) -> list[str]:
+    """Return all groups, those that gave most weight over all bands first."""
+    totals: defaultdict[str, float] = defaultdict(float)
+    for band in shaping:
+        for name, values in band.weights.items():
+            totals[name] += sum(values)
+    return sorted(totals, key=lambda name: -totals[name])
+
+
+def stack(shaping: Shaping, steps: int, order: Sequence[str]) -> Stack:
+    """Return the chart of what shaped a band. Heights are weights per step, in whole examples.
+
+    order: all groups; the first ones are drawn apart, each with one colour in every chart.
+    """
     names = list(shaping.weights)
-    apart = names if len(names) <= MOST_SERIES + 1 else names[:MOST_SERIES]
-    sums = {name: list(shaping.weights[name]) for name in apart}
+    apart = order if len(order) <= MOST_SERIES + 1 else order[:MOST_SERIES]
+    sums = {name: list(shaping.weights[name]) for name in apart if name in shaping.weights}
     rest = [name for name in names if name not in sums]
     if rest:
         sums[OTHERS] = [sum(values) for values in zip(*(shaping.weights[name] for name in rest), strict=True)]
@@ -71,10 +84,11 @@ def stack(shaping: Shaping, steps: int) -> Stack:
     top = max((sum(column) for column in zip(*rates, strict=True)), default=0.0)
     floor = [0.0] * len(spans)
     areas = []
-    for number, (label, values) in enumerate(zip(sums, rates, strict=True)):
+    for label, values in zip(sums, rates, strict=True):
         roof = [low + value for low, value in zip(floor, values, strict=True)]
         share = sum(sums[label]) / shaping.whole if shaping.whole else 0.0
-        areas.append(Area(label, number, _bars(spans, floor, roof, top, steps), share))
+        colour = list(apart).index(label) if label in apart else MOST_SERIES
+        areas.append(Area(label, colour, _bars(spans, floor, roof, top, steps), share))
         floor = roof
     return Stack(tuple(areas), top, steps, tuple(_rows(spans, list(sums.values()))))
 

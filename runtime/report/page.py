@@ -13,7 +13,7 @@ from typing import Any
 
 from gradwarden.runtime.errors import RuntimeGovernanceError
 from gradwarden.runtime.report.account import Account, of_kind
-from gradwarden.runtime.report.chart import line, stack
+from gradwarden.runtime.report.chart import heaviest, line, stack
 
 COLOURS = ("#0b5394", "#b45309", "#166534", "#9d174d", "#5b21b6", "#0f766e", "#57534e")
 """Of areas, in order; each stands out from white by 4.5 to 1 at least (WCAG 2.2)."""
@@ -36,7 +36,7 @@ MOST_EVENTS = 60
 
 def render(account: Account, verdict: Mapping[str, Any], meaning: str) -> str:
     """Return the page. verdict: what `verify --format json` says. meaning: of its status, in words."""
-    steps = account.steps
+    steps, groups = account.steps, heaviest(account.shaping)
     shown = [event for event in account.events if event["kind"] != "anchored"]
     left_out = max(0, len(shown) - MOST_EVENTS)
     if left_out:
@@ -46,8 +46,8 @@ def render(account: Account, verdict: Mapping[str, Any], meaning: str) -> str:
             account=account,
             verdict=verdict,
             meaning=meaning,
-            charts=[(shaping, stack(shaping, steps)) for shaping in account.shaping],
-            groups=list(dict.fromkeys(name for band in account.shaping for name in band.weights)),
+            charts=[(shaping, stack(shaping, steps, groups)) for shaping in account.shaping],
+            groups=groups,
             stopping=[rule for rule in account.rules if rule.stopped and rule.kind not in GRANTING],
             verdict_words=VERDICT_WORDS,
             budgets=[(spending, line(spending, steps)) for spending in account.spending],

@@ -12,7 +12,7 @@ from gradwarden.runtime.ledger.chain import verify_chain
 from gradwarden.runtime.ledger.keys import Signer
 from gradwarden.runtime.report import account
 from gradwarden.runtime.report.account import UNNAMED, Account, Accountant
-from gradwarden.runtime.report.chart import stack
+from gradwarden.runtime.report.chart import heaviest, stack
 from tests.runtime.provenance.small_runs import BANDS, commitment, read_uses, write_run
 
 GROUPS = {commitment(number): f"group {number % 3}" for number in range(10)}
@@ -81,7 +81,7 @@ def test_counts_of_verdicts_rules_and_outcomes(ledger: Path) -> None:
 def test_a_chart_shows_what_was_added_up(ledger: Path) -> None:
     found = add_up(ledger, GROUPS)
     for shaping in found.shaping:
-        chart = stack(shaping, found.steps)
+        chart = stack(shaping, found.steps, heaviest(found.shaping))
         assert sum(area.share for area in chart.areas) == pytest.approx(1.0)
         told = [sum(rates) * (last - first + 1) for first, last, rates in chart.rows]
         assert sum(told) == pytest.approx(shaping.whole)
@@ -95,7 +95,16 @@ def test_many_groups_are_drawn_as_a_few_and_the_others(ledger: Path) -> None:
     found = add_up(ledger, apart)
     [shallow, _] = found.shaping
     assert len(shallow.weights) > 7
-    areas = stack(shallow, found.steps).areas
+    areas = stack(shallow, found.steps, heaviest(found.shaping)).areas
     assert [area.label for area in areas][-1] == "others"
     assert len(areas) == 7
     assert sum(area.share for area in areas) == pytest.approx(1.0)
+
+
+def test_a_group_has_one_colour_in_every_chart(ledger: Path) -> None:
+    found = add_up(ledger, GROUPS)
+    order = heaviest(found.shaping)
+    colours = {
+        (area.label, area.colour) for one in found.shaping for area in stack(one, found.steps, order).areas
+    }
+    assert len(colours) == len({label for label, _ in colours}) == len({colour for _, colour in colours})
