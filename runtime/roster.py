@@ -50,7 +50,7 @@ class Roster:
         self._rows: dict[str, int] = {}
         self._members: list[Member] = []
         self._exposures = ExposureCounter()
-        self._copies = CopyCounter(clusters)
+        self._copies = CopyCounter(clusters) if clusters else None
         self._past: Mapping[bytes, int] = {}
         self._declared = 0
 
@@ -83,7 +83,8 @@ class Roster:
         start, fresh = len(self._members), list(new.values())
         self._admission.add([member.metadata for member in fresh])
         self._members += fresh
-        self._copies.join(new)
+        if self._copies is not None:
+            self._copies.join(new)
         self._rows.update(zip(new, range(start, len(self._members)), strict=True))
         self._recall(start)
 
@@ -138,12 +139,13 @@ class Roster:
 
     def copies(self, rows: IntArray) -> IntArray:
         """Return how often each example and its near-duplicates have shaped the model, counted alike."""
-        return self._copies.counts(rows)
+        return self.exposures(rows) if self._copies is None else self._copies.counts(rows)
 
     def expose(self, rows: IntArray) -> None:
         """Count one exposure for each row of a committed step that had any weight."""
         self._exposures.commit(rows)
-        self._copies.commit(rows)
+        if self._copies is not None:
+            self._copies.commit(rows)
 
     def unit(self, row: int, attribute: str) -> str:
         """Return the privacy unit of an example: the attribute's value, or the example itself for ``."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from gradwarden.cli.language_server.declarations import Declared, readers, title_of
 from gradwarden.policy.combine import QUARANTINE
+from gradwarden.policy.known_signals import BY_NAME
 from gradwarden.policy.source import Span
 from gradwarden.policy.syntax import tree as s
 from gradwarden.policy.syntax.lexemes import Lexeme, lexemes, space_between
@@ -70,10 +71,13 @@ def _head(symbol: Symbol, declaration: object, declared: Declared) -> Iterator[s
         case s.Field(name, type_, optional):
             yield _code(f"{name.text} : {phrase(type_.span)}{' optional' if optional else ''}")
             yield "Attribute of an example" + (", which may lack it." if optional else ".")
-        case s.SignalField(_, type_, default):
+        case s.SignalField(name, type_, default):
             given = f" It is {default.span.text} until a run gives a value." if default else ""
             yield _code(phrase(declaration.span))
             yield f"Signal that the run measures for each example, clamped to its range.{given}"
+            known = BY_NAME.get(name.text)
+            if known is not None:
+                yield f"Measured by the governor itself: {known.meaning}. It needs {known.needs}."
         case s.Let():
             yield _code(short(phrase(declaration.span)))
             yield "Named condition."

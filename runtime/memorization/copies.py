@@ -20,18 +20,23 @@ from gradwarden.runtime.memorization.rows import occurrence
 class CopyCounter:
     """Counts exposures by cluster. clusters: the name of the cluster by id."""
 
-    def __init__(self, clusters: Mapping[str, str] | None = None) -> None:
-        self._clusters = clusters or {}
-        self._numbers: dict[tuple[bool, str], int] = {}
+    def __init__(self, clusters: Mapping[str, str]) -> None:
+        self._clusters = clusters
+        self._numbers: dict[str, int] = {}
+        self._count = 0
         self._of_row: list[int] = []
         self._counts = ExposureCounter()
 
     def join(self, ids: Iterable[str]) -> None:
-        """Make the next rows known, by their ids."""
+        """Make the next rows known, by their ids, none of which was known before."""
         for name in ids:
             cluster = self._clusters.get(name)
-            key = (False, name) if cluster is None else (True, cluster)
-            self._of_row.append(self._numbers.setdefault(key, len(self._numbers)))
+            known = None if cluster is None else self._numbers.get(cluster)
+            number = self._count if known is None else known
+            if cluster is not None:
+                self._numbers[cluster] = number
+            self._count += known is None
+            self._of_row.append(number)
 
     def counts(self, rows: IntArray) -> IntArray:
         """Return the exposures of each row's cluster so far, earlier places of the same batch included."""

@@ -119,6 +119,14 @@ HOVERS = [
     ("depth d { when f‸ine  reach all }", ["let fine = consent and score >= 0.5", "`depth wide`"]),
     ("depth d { when kind == con‸cept  reach all }", ["A value of `kind`"]),
     ("depth d { when loss‸ > 1  reach all }", ["loss : number 0..10 default 1", "clamped"]),
+    (
+        "signals { cop‸ies : integer 0..100 default 0 }\nmemorization m { when copies > 8  refuse }",
+        ["Measured by the governor itself: the exposures so far", "clusters"],
+    ),
+    (
+        "memorization fi‸sh { when kind == concept  hold out 1 in 4 tokens }",
+        ["Holds out 1 in 4 tokens where `kind == concept`."],
+    ),
     ("depth d { when phase == war‸mup  reach all }", ["until step 10"]),
     ("depth d { when to‸day > 2026-01-01  reach all }", ["never the machine's clock"]),
     (
