@@ -48,7 +48,7 @@ def test_a_tree_in_memory_gives_the_paths_of_the_definition(size: int) -> None:
     assert [tree.path(index) for index in range(size)] == [inclusion_proof(leaves, i) for i in range(size)]
 
 
-@pytest.mark.parametrize("number", range(12))
+@pytest.mark.parametrize("number", range(0, 12, 2))
 def test_a_receipt_tells_every_use_with_its_depth_and_policy(
     tallied: Path, trust: Trust, number: int
 ) -> None:
@@ -88,7 +88,7 @@ def test_a_receipt_without_entries_names_nobody_else(tallied: Path, trust: Trust
 
 
 def test_absence_is_shown_by_two_neighbours_that_mean_nothing(tallied: Path, trust: Trust) -> None:
-    for number in range(100, 140):
+    for number in range(100, 112):
         receipt = receipt_of(tallied, f"e{number}")
         report = check_receipt(parse_receipt(receipt.encode()), trust)
         assert (report.ok, report.used, report.leaf) == (True, False, None)
@@ -99,8 +99,8 @@ def test_absence_is_shown_by_two_neighbours_that_mean_nothing(tallied: Path, tru
 def test_a_used_example_cannot_be_shown_to_be_absent(tallied: Path, trust: Trust) -> None:
     """Whatever neighbours are given."""
     sorted_names = sorted(range(12), key=commitment)
-    away = [receipt_of(tallied, f"e{number}") for number in range(100, 140)]
-    for number in range(12):
+    away = [receipt_of(tallied, f"e{number}") for number in range(100, 112)]
+    for number in range(0, 12, 3):
         own = receipt_of(tallied, f"e{number}")
         assert own.listed is not None
         assert own.listed.index == sorted_names.index(number)
@@ -144,7 +144,7 @@ def test_no_changed_receipt_says_anything_else(tallied: Path, trust: Trust, exam
     receipt = receipt_of(tallied, example, entries=True)
     before = check_receipt(receipt, trust)
     refused = 0
-    for _ in range(400):
+    for _ in range(150):
         told = changed(orjson.loads(receipt.encode()), chance)
         try:
             again = parse_receipt(orjson.dumps(told, option=CANONICAL) + b"\n")
@@ -156,7 +156,7 @@ def test_no_changed_receipt_says_anything_else(tallied: Path, trust: Trust, exam
             refused += 1
         else:
             assert shown(report, again) == shown(before, receipt)
-    assert refused > 300
+    assert refused > 100
 
 
 def shown(report: ReceiptReport, receipt: Receipt) -> tuple[Any, ...]:
