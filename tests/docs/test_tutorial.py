@@ -143,6 +143,7 @@ def test_the_verbs_of_an_author_are_all_in_it() -> None:
         "trace",
         "memorized",
         "report",
+        "receipt",
         "sign-model",
         "verify-model",
     }
