@@ -13,7 +13,9 @@ import pytest
 
 from gradwarden.runtime.ledger import recovery
 from gradwarden.runtime.ledger.writer import Writer
-from tests.campaign.crashes import Campaign, faults, power_cuts
+from tests.campaign.failures import faults
+from tests.campaign.power import power_cuts
+from tests.campaign.promises import Campaign
 from tests.docs.pages import ROOT
 
 
@@ -27,7 +29,7 @@ def campaign(out: Path, *counts: object) -> dict[str, Any]:
 
 
 def test_a_short_campaign_finds_nothing_and_meets_what_it_is_for(tmp_path: Path) -> None:
-    counts = ("--kills", 10, "--images", 75, "--faults", 40, "--limits", 2, "--clocks", 2)
+    counts = ("--kills", 10, "--images", 50, "--faults", 25, "--limits", 1, "--clocks", 2)
     report = campaign(tmp_path / "report.json", *counts)
     assert report["findings"] == []
     seen = {name for name, count in report["seen"].items() if count}
@@ -46,7 +48,7 @@ def test_a_short_campaign_finds_nothing_and_meets_what_it_is_for(tmp_path: Path)
 def test_a_writer_that_does_not_sync_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Writer, "_sync", lambda self: None)
     broken = Campaign(tmp_path)
-    power_cuts(broken, 50, 1)
+    power_cuts(broken, 25, 1)
     assert any("promised entries are lost" in finding["what"] for finding in broken.findings)
 
 
@@ -55,7 +57,7 @@ def test_a_recovery_that_knows_no_lost_blocks_is_found_out(
 ) -> None:
     monkeypatch.setattr(recovery, "_lost_blocks", lambda rest, offset: False)
     broken = Campaign(tmp_path)
-    power_cuts(broken, 100, 1)
+    power_cuts(broken, 50, 1)
     assert any("GW602" in finding["what"] for finding in broken.findings)
 
 
@@ -73,7 +75,7 @@ def test_a_writer_that_goes_on_after_a_failure_is_found_out(
 
     monkeypatch.setattr(Writer, "_write", stubborn)
     broken = Campaign(tmp_path)
-    faults(broken, 30, 1)
+    faults(broken, 12, 1)
     assert broken.findings
 
 

@@ -23,7 +23,7 @@ def told(campaign: Campaign) -> list[tuple[str, int, str]]:
 
 
 def test_a_short_campaign_finds_nothing_and_reaches_every_kind() -> None:
-    campaign = run(6 * len(KINDS), 1, [*KINDS])
+    campaign = run(4 * len(KINDS), 1, [*KINDS])
     assert told(campaign) == []
     assert campaign.tallies.keys() == KINDS.keys()
     found = sum((tally.statuses + tally.kept for tally in campaign.tallies.values()), Counter[str]())
@@ -76,7 +76,7 @@ def test_a_broken_verifier_is_found_out(name: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(where, attribute, broken)
     if kind == "exposures changed":
         monkeypatch.setattr(ExampleAudit, "_exposed", _any_exposures)
-    campaign = run(30, 0, [kind])
+    campaign = run(40, 0, [kind])
     assert campaign.findings
 
 
