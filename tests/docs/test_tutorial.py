@@ -144,6 +144,7 @@ def test_the_verbs_of_an_author_are_all_in_it() -> None:
         "memorized",
         "report",
         "receipt",
+        "replay",
         "sign-model",
         "verify-model",
     }
