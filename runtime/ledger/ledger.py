@@ -17,6 +17,7 @@ import os
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -99,8 +100,14 @@ class Ledger:
                 raise LedgerError(f"the ledger is `{known}`, not `{origin}`")
             identity = known or origin or f"gradwarden/{secrets.token_hex(16)}"
             writer = Writer(file, signer, identity, durability, recovered.links)
-        except BaseException:
-            file.close()
+        except BaseException as error:
+            with suppress(OSError):
+                file.close()
+            if isinstance(error, OSError):
+                raise LedgerError(
+                    f"cannot repair the ledger `{name}`: {error.strerror}",
+                    help="mend the cause and open it again; what was durable is still there",
+                ) from error
             raise
         ledger = cls(name, signer, keys, identity, recovered, writer)
         ledger._resume(recovered)

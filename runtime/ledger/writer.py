@@ -150,7 +150,15 @@ class Writer:
             queue.closing = True
             self._work.notify()
         self._thread.join()
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:
+            with self._work:
+                self._check()
+            raise LedgerError(
+                f"the ledger could not be closed: {error.strerror}",
+                help="verify it before you rely on it: all was written, and the system says that it failed",
+            ) from error
         with self._work:
             self._check()
 

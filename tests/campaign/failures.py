@@ -122,7 +122,7 @@ def write_until_it_fails(ledger: Ledger, random: Random, promised: Promises, sys
     with suppress(LedgerError):
         ledger.close()
         require(not refused, "after a failure the ledger was closed as if nothing had been")
-    ledger.close()
+    ledger.close()  # for the second time: it does nothing
     return refused
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from gradwarden.runtime import Ledger, Signer
 from gradwarden.runtime.errors import EntryInvalid, LedgerBusy, LedgerDamaged, LedgerError, LedgerRollback
+from gradwarden.runtime.ledger import recovery
 from gradwarden.runtime.ledger import writer as writer_module
 from gradwarden.runtime.ledger.chain import verify_chain
 from gradwarden.runtime.ledger.reader import read_entries
@@ -281,6 +282,36 @@ def test_a_failed_sync_is_never_retried(
         ledger.append("committed", cases.committed(2))
     with pytest.raises(LedgerError):
         ledger.close()
+
+
+def refuse(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("call", ["cut", "set aside"])
+def test_a_disk_that_fails_in_the_repair_is_told_in_words(
+    path: Path, cases: Any, signer: Signer, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    cases.build(path, signer, seal=False)
+    with path.open("ab") as file:
+        file.write(b'{"body":')
+    with monkeypatch.context() as patch:
+        patch.setattr(*((LedgerFile, "cut") if call == "cut" else (recovery, "_set_aside")), refuse)
+        with pytest.raises(LedgerError, match=r"cannot repair the ledger .*: No space left on device"):
+            Ledger.open(path, signer)
+    Ledger.open(path, signer).close(cases.seal)
+    assert verify_chain(path, [signer.public]).status == "OK"
+
+
+def test_a_file_that_cannot_be_closed_is_told_in_words(
+    path: Path, cases: Any, signer: Signer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = cases.begin(path, signer)
+    with monkeypatch.context() as patch:
+        patch.setattr(LedgerFile, "close", refuse)
+        with pytest.raises(LedgerError, match="could not be closed: No space left on device"):
+            ledger.close(cases.seal)
+    assert verify_chain(path, [signer.public]).findings == ()
 
 
 def test_a_blocked_caller_is_told_of_the_failure(
