@@ -69,7 +69,7 @@ def test_the_script_leaves_one_ledger_for_all(signer, tmp_path):
     assert (tmp_path / "job.safetensors").exists()
 
 
-@pytest.mark.parametrize(("rank", "wrap"), [(0, "fsdp"), (1, "ddp")])
+@pytest.mark.parametrize(("rank", "wrap"), [(0, "fsdp"), pytest.param(1, "ddp", marks=pytest.mark.soak)])
 def test_a_job_that_is_killed_in_a_step_is_incomplete_and_goes_on(signer, tmp_path, rank, wrap):
     line = "            losses = nn.functional"
     indented = "".join(f"            {text}\n" for text in KILLED.format(rank=rank).strip().splitlines())

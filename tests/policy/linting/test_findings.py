@@ -266,7 +266,7 @@ def test_rules_that_are_said_to_do_nothing_do_nothing_in_a_long_campaign(
         (
             "signals { copies : integer 0..100 default 0 }\n"
             "privacy p { when kind == b  within shallow  epsilon 3  delta 1e-6  clip 1  unit who }\n"
-            "suppress r { when kind == a and copies > 3 }",
+            'suppress r { when kind == a and copies > 3  because "r" }',
             ["GW525"],
         ),
         (

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 from uuid import uuid4
 
+import pkcs11
 import pytest
 
 from gradwarden.runtime import Signer
@@ -27,8 +28,9 @@ Make: TypeAlias = Callable[[str], TokenSigner]
 
 @pytest.fixture
 def make() -> Iterator[Make]:
-    """Make a key of a given label in the device; logs out at the end of the test."""
+    """Make a key of a given label in the device, to which nobody is logged in."""
     softhsm.make_token()
+    pkcs11.lib(softhsm.MODULE).reinitialize()  # a login is the whole process's, and other tests log in too
     signers = []
 
     def made(label: str) -> TokenSigner:

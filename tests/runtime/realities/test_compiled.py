@@ -67,9 +67,8 @@ def in_place(model: nn.Module, **options: Any) -> nn.Module:
 WAYS: dict[str, Callable[..., Any]] = {"wrapped": torch.compile, "in place": in_place, "blocks": blocks}
 
 
-@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("moment", ["before the engine", "and run before the engine", "after the engine"])
-@pytest.mark.parametrize("engine", ["fused", "split"])
+@pytest.mark.parametrize(("engine", "way"), [*(("fused", way) for way in WAYS), ("split", "wrapped")])
 def test_a_compiled_model_is_exact(
     way: str, moment: str, engine: str, bands_of: Any, some_weights: Any, by_definition: Any, worst_error: Any
 ) -> None:
