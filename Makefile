@@ -56,9 +56,9 @@ lint: setup
 typecheck: setup
 	$(BIN)/mypy
 
-# One thread per worker: two workers share two cores.
+# One thread per worker: three workers share two cores, since some tests wait for processes of their own.
 unit: setup
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist worksteal
 
 test: lint typecheck unit
 
