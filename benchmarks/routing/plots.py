@@ -98,14 +98,16 @@ def limit_picture(figures: Sequence[Figure]) -> Picture:
         own = [figure for figure in figures if figure.method == method]
         if own:
             _mark(axes, [f.limit for f in own], [f.ratio for f in own], look, vertical=True)
-    for limit in limits:
+    for before, limit in zip([0.0, *limits], limits, strict=False):
         names = "\n".join(_names(figures, limit))
         axes.axvline(limit, color="#CCCCCC", linewidth=0.5, zorder=0)
+        # Names of cases that lie close together would be written over each other.
+        aside = 14 if limit - before < 0.03 else 0
         axes.annotate(
             names,
             (limit, 1.0),
             xycoords=("data", "axes fraction"),
-            xytext=(0, 4),
+            xytext=(aside, 4),
             textcoords="offset points",
             rotation=50,
             fontsize=7,
