@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gradwarden.cli.output import progress
+from gradwarden.cli.output import arrived, progress
 from gradwarden.policy.frozen import frozen
 
 if TYPE_CHECKING:
@@ -36,12 +36,11 @@ def data_findings(policy: Policy, path: Path) -> tuple[Finding, ...]:
 
     seen = Seen(policy.program)
     manifest = open_manifest(path, policy.program)
-    done = 0
     with progress(f"reading {path.name}", manifest.total, manifest.unit) as advance:
+        report = arrived(advance)
         for piece in manifest.pieces:
             seen.add(piece.columns, len(piece.places))
-            advance(piece.done - done)
-            done = piece.done
+            report(piece.done)
     return tuple(lint_data(Subject.of(policy.checked), seen))
 
 

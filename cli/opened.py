@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradwarden.cli.output import emit_table, progress
+from gradwarden.cli.output import arrived, emit_table, progress
 from gradwarden.policy.program import SCALE
 
 if TYPE_CHECKING:
@@ -35,15 +35,14 @@ def open_data(path: Path, secret: Path, program: Program) -> OpenedData:
     manifest = open_manifest(path, program)
 
     def pieces() -> Iterator[tuple[Sequence[object], Any]]:
-        done = 0
         with progress(f"reading {path.name}", manifest.total, manifest.unit) as advance:
+            report = arrived(advance)
             for piece in manifest.pieces:
                 if piece.malformed:
                     place, reason = piece.malformed[0]
                     raise InputError(f"`{path}`, {manifest.place} {place}: {reason}")
                 yield piece.ids, piece.columns
-                advance(piece.done - done)
-                done = piece.done
+                report(piece.done)
 
     return OpenedData(committer, pieces())
 

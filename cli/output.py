@@ -92,3 +92,15 @@ def progress(label: str, total: int | None, unit: str) -> Iterator[Advance]:
     with Progress(*columns, console=console, transient=True) as bars:
         task = bars.add_task(label, total=total)
         yield lambda count: bars.update(task, advance=count)
+
+
+def arrived(advance: Advance) -> Callable[..., None]:
+    """Return what is told how much is done so far, and of how much, and advances by what is new."""
+    seen = 0
+
+    def report(done: int, _total: int = 0) -> None:
+        nonlocal seen
+        advance(done - seen)
+        seen = done
+
+    return report

@@ -7,6 +7,7 @@ single process, so that any number of processes can go on from it.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,18 +49,23 @@ class _Weights(nn.Module):
 
 
 def save_checkpoint(model: nn.Module, path: Path) -> str:
-    """Write the weights durably (tied tensors once) and return the hex SHA-256 of the file.
+    """Write the weights (tied tensors once) as `save_whole` does; return the hex SHA-256 of the file."""
+    return save_whole(path, "checkpoint", lambda draft: save_model(model, str(draft)))
 
-    The file appears whole or not at all. Raises RuntimeGovernanceError where it cannot be written.
+
+def save_whole(path: Path, what: str, write: Callable[[Path], object]) -> str:
+    """Write a file durably and return its hex SHA-256. It appears whole or not at all.
+
+    what: it is, in words. write: writes the draft. Raises RuntimeGovernanceError where it cannot be written.
     """
     draft = path.with_name(f".{path.name}.partial")
     try:
-        save_model(model, str(draft))
+        write(draft)
         digest = file_digest(draft)
         with draft.open("rb") as file:
             os.fsync(file.fileno())
         draft.replace(path)
     except OSError as error:
         draft.unlink(missing_ok=True)
-        raise RuntimeGovernanceError(f"cannot write the checkpoint `{path}`: {error}") from error
+        raise RuntimeGovernanceError(f"cannot write the {what} `{path}`: {error}") from error
     return digest

@@ -16,7 +16,8 @@ import hmac
 import math
 import os
 import secrets
-from collections.abc import Mapping
+from base64 import b64decode
+from collections.abc import Iterable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,12 @@ class Committer:
 def open_commitment(salt: bytes, example: str) -> bytes:
     """Return the commitment that a revealed salt and id give; a verifier compares it with the ledger's."""
     return hashlib.sha256(b"\x00" + salt + _text(example)).digest()
+
+
+def unpacked(texts: Iterable[str]) -> list[bytes]:
+    """Return the commitments that the entries of a step pack in base64, one after the other."""
+    joined = b"".join(map(b64decode, texts))
+    return [joined[at : at + SIZE] for at in range(0, len(joined), SIZE)]
 
 
 def _text(example: str) -> bytes:

@@ -374,12 +374,15 @@ class Governor:
         """Record a proposal's intent. Called by the proposal."""
         self.recorder.classes(self.roster.new_classes())
         recorded = proposal.recorded
-        admitted = proposal.admitted if recorded.all() else proposal.admitted.only(recorded)
+        admitted, verdict = proposal.admitted, proposal.verdict
+        if not recorded.all():
+            admitted = admitted.only(recorded)
+            verdict = step_verdict({VERDICTS[code] for code in admitted.verdicts.tolist()})
         self.recorder.propose(
             admitted,
             self.roster.commitments(proposal.batch[recorded]),
             proposal.context,
-            step_verdict({VERDICTS[code] for code in admitted.verdicts.tolist()}),
+            verdict,
         )
         self._open_step = proposal
         self.next_step += 1

@@ -11,13 +11,12 @@ step of every privacy budget that was not spent.
 
 from __future__ import annotations
 
-from base64 import b64decode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from gradwarden.runtime.commitments import SIZE
+from gradwarden.runtime.commitments import unpacked
 from gradwarden.runtime.ledger.reader import read_entries
 
 
@@ -37,8 +36,7 @@ class PendingStep:
     @property
     def commitments(self) -> list[bytes]:
         """The commitments of the step's examples, in order."""
-        joined = b"".join([b64decode(text) for text in self.packed])
-        return [joined[at : at + SIZE] for at in range(0, len(joined), SIZE)]
+        return unpacked(self.packed)
 
     def learned(self) -> list[bytes]:
         """Return the commitments of the examples whose decision let some weight through."""

@@ -14,7 +14,7 @@ from gradwarden.cli.failures import InputError, complain
 from gradwarden.cli.inputs import load_program
 from gradwarden.cli.manifest import open_manifest
 from gradwarden.cli.options import FILE, MAX_COUNT, ContextOptions, DateType, SettingType, today
-from gradwarden.cli.output import emit_json, format_option, progress
+from gradwarden.cli.output import arrived, emit_json, format_option, progress
 
 if TYPE_CHECKING:
     from gradwarden.policy.comparing.data_calendar import DataCalendar
@@ -145,14 +145,13 @@ def _count(program: Program, data: Path, given: ContextOptions, start: date, end
 
     calendar = DataCalendar(program, given.context(program), _days(start), _days(end))
     manifest = open_manifest(data, program)
-    done = 0
     with progress(f"reading {data.name}", manifest.total, manifest.unit) as advance:
+        report = arrived(advance)
         for piece in manifest.pieces:
             calendar.add(encode_columns(program, piece.columns, len(piece.places)))
             calendar.examples += len(piece.malformed)
             calendar.invalid += len(piece.malformed)
-            advance(piece.done - done)
-            done = piece.done
+            report(piece.done)
     if not calendar.examples:
         complain(InputError.code, f"`{data}` holds no records", None, severity="warning")
     return calendar

@@ -17,7 +17,7 @@ from gradwarden.cli.failures import InputError
 from gradwarden.cli.inputs import load_program
 from gradwarden.cli.manifest import FORMATS, Piece, open_manifest
 from gradwarden.cli.options import FILE, ContextOptions, context_options
-from gradwarden.cli.output import emit_json, format_option, progress
+from gradwarden.cli.output import arrived, emit_json, format_option, progress
 
 if TYPE_CHECKING:
     from gradwarden.policy.comparing.counts import DataDifference
@@ -219,16 +219,15 @@ def _count(
         tokens,
     )
     manifest = open_manifest(data, after)
-    done = 0
     with progress(f"reading {data.name}", manifest.total, manifest.unit) as advance:
+        report = arrived(advance)
         for old_piece, new_piece in _both(data, before, manifest.pieces):
             size = len(new_piece.places)
             counts.add(
                 encode_columns(before, old_piece.columns, size),
                 encode_columns(after, new_piece.columns, size),
             )
-            advance(new_piece.done - done)
-            done = new_piece.done
+            report(new_piece.done)
     return counts
 
 

@@ -16,7 +16,7 @@ from gradwarden.cli.failures import InputError, complain
 from gradwarden.cli.inputs import load_program
 from gradwarden.cli.manifest import Piece, open_manifest
 from gradwarden.cli.options import FILE, MAX_COUNT, ContextOptions, context_options
-from gradwarden.cli.output import emit_json, emit_table, format_option, progress
+from gradwarden.cli.output import arrived, emit_json, emit_table, format_option, progress
 from gradwarden.policy.decision import VERDICTS
 from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import SCALE
@@ -119,12 +119,11 @@ def command(
         budgets = plan_budgets(program, steps, sampling_rate, noise_multiplier)
     manifest = open_manifest(data, program)
     tally = Tally()
-    done = 0
     with progress(f"planning {data.name}", manifest.total, manifest.unit) as advance:
+        report = arrived(advance)
         for piece in manifest.pieces:
             _count(program, context, piece, tally, show)
-            advance(piece.done - done)
-            done = piece.done
+            report(piece.done)
     if not tally.records:
         complain(InputError.code, f"`{data}` holds no records", None, severity="warning")
     if output_format == "json":

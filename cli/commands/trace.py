@@ -14,7 +14,7 @@ from gradwarden.cli.app import verb
 from gradwarden.cli.commands.log import StepRange
 from gradwarden.cli.failures import InputError, complain
 from gradwarden.cli.options import FILE
-from gradwarden.cli.output import emit_json, format_option, progress
+from gradwarden.cli.output import arrived, emit_json, format_option, progress
 from gradwarden.policy.frozen import frozen
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _check(asked: Asked) -> Answer:
     from gradwarden.runtime.provenance.index import check_index
 
     with progress(f"checking the index of {asked.ledger.name}", asked.ledger.stat().st_size, "bytes") as bar:
-        index = check_index(asked.ledger, _advance(bar))
+        index = check_index(asked.ledger, arrived(bar))
     return {"index": index_facts(index)}, lambda: show_index(index, "checked")
 
 
@@ -228,19 +228,7 @@ def _build(ledger: Path) -> Index:
     from gradwarden.runtime.provenance.index import build_index
 
     with progress(f"indexing {ledger.name}", ledger.stat().st_size, "bytes") as advance:
-        return build_index(ledger, progress=_advance(advance))
-
-
-def _advance(advance: Callable[[int], None]) -> Callable[[int, int], None]:
-    """Return a callback for (bytes done, bytes in all) that reports what was added."""
-    seen = 0
-
-    def report(done: int, _total: int) -> None:
-        nonlocal seen
-        advance(done - seen)
-        seen = done
-
-    return report
+        return build_index(ledger, progress=arrived(advance))
 
 
 def _commitment(asked: Asked, queries: Queries) -> bytes:

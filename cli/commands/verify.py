@@ -13,12 +13,12 @@ from gradwarden.cli.failures import InputError
 from gradwarden.cli.inputs import load_program, read_note
 from gradwarden.cli.opened import difference_to_json, open_data, program_of, show_difference
 from gradwarden.cli.options import FILE, trust_options
-from gradwarden.cli.output import emit_json, format_option, progress
+from gradwarden.cli.output import arrived, emit_json, format_option, progress
 from gradwarden.cli.signing import load_authorities
 from gradwarden.cli.verdict import Signature, Verdict, show, worst
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from gradwarden.policy.program import Program
     from gradwarden.runtime.evidence.trust import Trust
@@ -214,7 +214,7 @@ def judge(
             program=programs,
             approvers=approvers or NOBODY,
             weights=weights,
-            progress=_steps(advance),
+            progress=arrived(advance),
         )
     known = compare_notes(ledger, notes, trust, report.facts)
     pairs = list(zip(paths, notes, strict=True)) if authorities else []
@@ -264,18 +264,6 @@ def _stamped(ledger: Path, checkpoints: Sequence[Path], authority_files: Sequenc
         wanted = stamp_path(checkpoints[0] if checkpoints else head)
         raise click.UsageError(f"--tsa checks the time stamp of a head, and `{wanted}` is missing")
     return []
-
-
-def _steps(advance: Callable[[int], None]) -> Callable[[int, int], None]:
-    """Return a callback for (bytes done, bytes in all) that reports what was added."""
-    seen = 0
-
-    def report(done: int, _total: int) -> None:
-        nonlocal seen
-        advance(done - seen)
-        seen = done
-
-    return report
 
 
 def _signature(policy: Path, program: Program, keys: Sequence[PublicKey]) -> Signature | None:

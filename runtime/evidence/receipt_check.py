@@ -12,14 +12,13 @@ What is told, as faults (`Fault.code`), beside those of the proofs in it (`proof
 
 from __future__ import annotations
 
-from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import orjson
 
 from gradwarden.policy.frozen import frozen
-from gradwarden.runtime.commitments import SIZE
+from gradwarden.runtime.commitments import SIZE, unpacked
 from gradwarden.runtime.errors import EvidenceError
 from gradwarden.runtime.evidence.proof_check import Fault, TrustedHead, trust_head
 from gradwarden.runtime.evidence.proof_file import InclusionProof, parse_proof
@@ -227,9 +226,7 @@ def _uses(receipt: Receipt, under: _Head) -> Iterator[StepUse]:
 def _check_use(use: UseEntries, commitment: bytes, proved: Any) -> StepUse:
     _, step, _ = proved(use.step, "step")
     texts = [proved(index, "examples")[1] for index in use.examples]
-    packed = b"".join([b64decode(body["commitments"]) for body in (*texts, step)])
-    named = [packed[at : at + SIZE] for at in range(0, len(packed), SIZE)]
-    times = named.count(commitment)
+    times = unpacked(body["commitments"] for body in (*texts, step)).count(commitment)
     if not times or any(body["step"] != step["step"] for body in texts):
         raise _FaultError("wrong_use", f"step {step['step']:,} does not name the example")
     outcome = None

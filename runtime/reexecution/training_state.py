@@ -8,7 +8,6 @@ the caller keeps itself (a loader's place, generators of its own) is the caller'
 from __future__ import annotations
 
 import json
-import os
 import random
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from gradwarden.runtime.digests import file_digest
+from gradwarden.runtime.checkpoints import save_whole
 from gradwarden.runtime.errors import RuntimeGovernanceError
 
 FORMAT = "gradwarden/training-state/1"
 
 
 def save_training_state(optimizer: torch.optim.Optimizer, path: Path) -> str:
-    """Write the state durably and return the hex SHA-256 of the file.
-
-    The file appears whole or not at all. Raises RuntimeGovernanceError where it cannot be written.
-    """
+    """Write the state as `save_whole` does; return the hex SHA-256 of the file."""
     name, keys, place, has_gauss, cached = np.random.get_state(legacy=True)
     state = {
         "format": FORMAT,
@@ -38,17 +34,7 @@ def save_training_state(optimizer: torch.optim.Optimizer, path: Path) -> str:
         "threads": torch.get_num_threads(),
         "version": str(torch.__version__),
     }
-    draft = path.with_name(f".{path.name}.partial")
-    try:
-        torch.save(state, draft)
-        digest = file_digest(draft)
-        with draft.open("rb") as file:
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise RuntimeGovernanceError(f"cannot write the state of training `{path}`: {error}") from error
-    return digest
+    return save_whole(path, "state of training", lambda draft: torch.save(state, draft))
 
 
 class TrainingState:

@@ -6,7 +6,6 @@ the steps that an example was in, and what was recorded of it there, can be held
 
 from __future__ import annotations
 
-from base64 import b64decode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from gradwarden.policy.evaluation.admission import Classification
 from gradwarden.policy.evaluation.columns import encode_columns
 from gradwarden.policy.program import Program
 from gradwarden.policy.program_json import program_from_json
-from gradwarden.runtime.commitments import SIZE, Committer
+from gradwarden.runtime.commitments import Committer, unpacked
 from gradwarden.runtime.errors import ExampleError
 from gradwarden.runtime.ledger.reader import read_entries
 
@@ -142,10 +141,9 @@ class RecordedRun:
                 case "examples":
                     packed.append(entry.body["commitments"])
                 case "step":
-                    joined = b"".join(map(b64decode, [*packed, entry.body["commitments"]]))
+                    found = unpacked([*packed, entry.body["commitments"]])
                     packed.clear()
-                    found = tuple(joined[at : at + SIZE] for at in range(0, len(joined), SIZE))
-                    pending = (entry.index, entry.body, found)
+                    pending = (entry.index, entry.body, tuple(found))
                 case "committed" | "refused" if pending is not None:
                     yield RecordedStep(*pending, moved=entry.kind == "committed")
                     pending = None

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gradwarden.runtime import Ledger, Signer
+from tests.campaign.promises import opened
 
 ZERO = "0" * 64
 SEAL = {"steps": 3, "committed": 3, "refused": 0, "examples": 6}
@@ -22,23 +23,7 @@ class Cases:
     seal = SEAL
 
     def opened(self, ledger: Ledger) -> dict[str, Any]:
-        return {
-            "format": "gradwarden/ledger/1",
-            "run": "5f",
-            "origin": ledger.origin,
-            "at": "2026-01-31T12:00:00+00:00",
-            "policy": {"name": "small", "version": 1, "digest": ZERO},
-            "model_map": "",
-            "dataset": None,
-            "bands": ["shallow", "deep"],
-            "code": {"python": "3.11.7", "torch": None},
-            "keys": [ledger.vkey],
-            "engine": "split",
-            "normaliser": None,
-            "clip_norm": None,
-            "secret_commitment": ZERO,
-            "privacy": [],
-        }
+        return opened(ledger)
 
     def decision(self, number: int = 0, verdict: str = "limit") -> dict[str, Any]:
         return {
