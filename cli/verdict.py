@@ -27,6 +27,9 @@ MEANINGS = {
     "TAMPERED": "altered after it was written",
 }
 
+PARTLY = "intact, sealed and signed by a given key; its decisions were not made again"
+"""What OK means where no decision was replayed."""
+
 STATUSES = {
     "unwitnessed": "UNWITNESSED",
     "checkpoint_untrusted": "UNTRUSTED",
@@ -107,7 +110,8 @@ class Verdict:
     def checked(self) -> Iterator[str]:
         """Yield what was checked."""
         facts = self.facts
-        yield f"{plural(facts['entries'], 'entry', 'entries')}: form, order, links and tree"
+        form = "" if facts["only"] == "chain" else "form, "
+        yield f"{plural(facts['entries'], 'entry', 'entries')}: {form}order, links and tree"
         names = sorted({vkey.split("+")[0] for vkey in facts["keys_used"]})
         if names:
             yield f"signed heads by {', '.join(names)} over the first {facts['signed_entries']:,} entries"
@@ -156,6 +160,11 @@ class Verdict:
 
     def unchecked(self) -> Iterator[str]:
         """Yield what was not checked, or cannot be."""
+        only = self.facts["only"]
+        if only == "chain":
+            yield f"whether every line is an entry, and what it says (--only {only})"
+        if only:
+            yield f"the decisions, exposures, budgets and outcomes of the run (--only {only})"
         yield "that every training step was offered to the ledger: it is self-attested"
         if self.facts.get("run") and not self.facts.get("base"):
             yield "what the first weights had learned: no base is named"
@@ -224,7 +233,8 @@ def show(verdict: Verdict) -> None:
     """Write a verdict to standard output, and its findings to standard error."""
     colour = "green" if verdict.ok else "yellow" if verdict.status == "INCOMPLETE" else "red"
     status = click.style(verdict.status, fg=colour, bold=True)
-    click.echo(f"{status} {verdict.ledger}: {MEANINGS.get(verdict.status, '')}")
+    meaning = PARTLY if verdict.ok and verdict.facts["only"] else MEANINGS.get(verdict.status, "")
+    click.echo(f"{status} {verdict.ledger}: {meaning}")
     for line in _run_lines(verdict.facts):
         click.echo(f"  {line}")
     for heading, lines in (("checked", verdict.checked()), ("not checked", verdict.unchecked())):

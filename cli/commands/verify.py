@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gradwarden.runtime.evidence.trust import Trust
     from gradwarden.runtime.ledger.keys import PublicKey
     from gradwarden.runtime.ledger.program_signature import Approvers
+    from gradwarden.runtime.verification.verify import Only
     from gradwarden.runtime.verification.what_if import Difference
 
 
@@ -61,6 +62,10 @@ if TYPE_CHECKING:
     help="Compare what was recorded of each example with its metadata.",
 )
 @click.option("--secret", type=FILE, metavar="FILE", help="The run's secret, which opens its commitments.")
+@click.option(
+    "--only", type=click.Choice(["chain", "entries"]),
+    help="Replay no decision: stop at order, links, tree and signatures, or at the schema.",
+)  # fmt: skip
 @click.option("--what-if", type=FILE, metavar="POLICY", help="Say what another policy would have decided.")
 @format_option("text", "json")
 def command(
@@ -74,6 +79,7 @@ def command(
     authority_files: tuple[Path, ...],
     data: Path | None,
     secret: Path | None,
+    only: Only | None,
     what_if: Path | None,
     output_format: str,
     trust: Trust,
@@ -94,6 +100,9 @@ def command(
     of every step must be one of the data set, with the class that its metadata give. With --what-if those
     steps are decided again under another policy, and the difference is reported; that changes no verdict.
 
+    With --only less is asked, and answered sooner: `chain` checks order, links, the tree and every signature,
+    and does not look at what most lines say; `entries` also holds each of them against the schema.
+
     Given a compiled program instead of a ledger, its signature (PROGRAM.json.note) is checked.
 
     The status is OK; UNWITNESSED, but for the witnesses it would be OK; INCOMPLETE, intact but not sealed;
@@ -110,6 +119,7 @@ def command(
       gradwarden verify run.ledger --key run.pub --checkpoint kept.note --tsa authority.pem
       gradwarden verify run.ledger --key run.pub --policy-key officer.pub --policy-key owner.pub
       gradwarden verify run.ledger --key run.pub --data records.jsonl --secret run.ledger.secret
+      gradwarden verify run.ledger --key run.pub --only chain
       gradwarden verify clinical.json --key release.pub
 
     \b
@@ -122,6 +132,10 @@ def command(
         if policies or checkpoints or checkpoint_weights or authority_files or approver_files or data:
             raise click.UsageError(f"`{ledger}` is a program: only its signature is checked")
         return _verify_program(ledger, keys, output_format)
+    if only and (policies or approver_files or checkpoint_weights or data):
+        raise click.UsageError(
+            f"`--only {only}` replays nothing; --policy, --policy-key, --checkpoint-weights, --data need it"
+        )
     if (data is None) != (secret is None):
         raise click.UsageError("--data and --secret go together: neither opens commitments alone")
     if what_if is not None and data is None:
@@ -141,6 +155,7 @@ def command(
         weights=checkpoint_weights,
         signatures=known,
         authority_files=authority_files,
+        only=only,
     )
     difference = None
     if data is not None and secret is not None:
@@ -189,12 +204,13 @@ def judge(
     weights: Path | None = None,
     signatures: Sequence[Signature] = (),
     authority_files: Sequence[Path] = (),
+    only: Only | None = None,
 ) -> Verdict:
     """Verify a ledger, and compare it with heads and weights that were kept elsewhere.
 
     programs, approvers: what must have governed the run, and who must have signed it; see `verify_ledger`.
     checkpoints: notes with such heads. signatures: of the programs, as far as they are known.
-    authority_files: certificates by which time stamps beside heads are checked.
+    authority_files: certificates by which time stamps beside heads are checked. only: where to stop.
     """
     from gradwarden.runtime.evidence.stamped import check_stamps
     from gradwarden.runtime.evidence.witnessed import compare_notes
@@ -214,6 +230,7 @@ def judge(
             program=programs,
             approvers=approvers or NOBODY,
             weights=weights,
+            only=only,
             progress=arrived(advance),
         )
     known = compare_notes(ledger, notes, trust, report.facts)

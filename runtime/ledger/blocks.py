@@ -10,16 +10,22 @@ from __future__ import annotations
 
 import re
 from hashlib import sha256
-from typing import BinaryIO
+from typing import BinaryIO, Literal, TypeAlias, get_args
 
 from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.ledger.entries import MAX_LINE
+from gradwarden.runtime.ledger.frames import read_frames
 from gradwarden.runtime.ledger.lines import Landmarks, Part, Recogniser
 from gradwarden.runtime.ledger.merkle import HASH_SIZE
 from gradwarden.runtime.ledger.turns import OddBlockError
 
 BLOCK = 1 << 18
 """Bytes of a block; a line belongs to the block in which it begins."""
+
+Reading: TypeAlias = Literal["frames", "lines", "columns"]
+"""What is read of each line: its index, kind and link alone; whether it is an entry; what it says, too."""
+
+READINGS: tuple[Reading, ...] = get_args(Reading)
 
 _INDEX = re.compile(rb'"index":([0-9]{1,16}),"kind":"[a-z_]+","prev":"[0-9a-f]{64}"\}\Z')
 
@@ -46,20 +52,27 @@ class Block:
 class BlockReader:
     """Checks the blocks of one file.
 
-    total: the size of the file; what is written behind it later is not read. columns: whether to give the
-    `parts` of blocks. size: of a block, in bytes.
+    total: the size of the file; what is written behind it later is not read. reading: blocks have `parts`
+    where it is `columns`. size: of a block, in bytes. start: the byte at which the first line begins.
     """
 
-    def __init__(self, file: BinaryIO, total: int, *, columns: bool, size: int = BLOCK) -> None:
-        self.count = max(1, -(-total // size))
+    def __init__(
+        self, file: BinaryIO, total: int, *, reading: Reading, size: int = BLOCK, start: int = 0
+    ) -> None:
+        self.count = max(1, -(-(total - start) // size))
+        self._start = start
         self._size = size
         self._file = file
         self._total = total
-        self._read = Recogniser().read if columns else Recogniser().check
+        recogniser = Recogniser()
+        readers = {"frames": read_frames, "lines": recogniser.check, "columns": recogniser.read}
+        self._read = readers[reading]
 
     def read(self, number: int) -> Block:
         """Check the lines that begin in one block. Raises OddBlockError for anything but sound lines."""
-        whole, tail = _whole_lines(self._file, number * self._size, (number + 1) * self._size, self._total)
+        start = self._start + number * self._size
+        span = (start, min(start + self._size, self._total))
+        whole, tail = _whole_lines(self._file, span, self._total, first=number == 0)
         if not whole:
             return Block(-1, "", b"", {}, 0, tail, [])
         # Each line behind the byte that a leaf hash begins with.
@@ -75,27 +88,27 @@ class BlockReader:
         return Block(first, links[:64], leaves, landmarks, len(whole), tail, parts)
 
 
-def _whole_lines(file: BinaryIO, start: int, stop: int, total: int) -> tuple[bytes, bytes]:
+def _whole_lines(file: BinaryIO, span: tuple[int, int], total: int, *, first: bool) -> tuple[bytes, bytes]:
     """Return the whole lines of a block, and, where they end the file, what follows its last newline.
 
-    start, stop: the bytes in which the lines begin.
+    span: the bytes in which the lines begin. first: whether a line begins with the first of them.
     """
-    stop = min(stop, total)
+    start, stop = span
     # A line begins behind a newline: that of the first may be the byte before the block.
-    origin = max(0, start - 1)
+    origin = start if first else start - 1
     end = min(stop + MAX_LINE + 1, total)
     file.seek(origin)
     read = file.read(end - origin)
     if len(read) != end - origin:
         raise OddBlockError
-    begin = read.find(b"\n") + 1 if start else 0
-    behind = read.find(b"\n", stop - 1 - origin) + 1 if stop else 0
+    begin = 0 if first else read.find(b"\n") + 1
+    behind = read.find(b"\n", stop - 1 - origin) + 1 if stop > start else 0
     """Where the first line of the next block begins."""
-    if behind and (begin or not start):
+    if behind and (begin or first):
         return read[begin:behind], b""
     if end < total or len(read) - max(begin, read.rfind(b"\n") + 1) > MAX_LINE:
         raise OddBlockError
-    if start and not begin:
+    if not begin and not first:
         return b"", b""
     behind = max(begin, read.rfind(b"\n") + 1)
     return read[begin:behind], read[behind:]

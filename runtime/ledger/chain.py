@@ -32,6 +32,7 @@ from typing import BinaryIO, Literal, TypeAlias
 
 from gradwarden.runtime.errors import LedgerError
 from gradwarden.runtime.ledger.authority import Change
+from gradwarden.runtime.ledger.blocks import Reading
 from gradwarden.runtime.ledger.entries import ZERO_HASH, Entry
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.lines import Part
@@ -89,17 +90,22 @@ def verify_chain(
     keys: Sequence[PublicKey],
     listen: Callable[[], Listener] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    frames: bool = False,
 ) -> ChainReport:
     """Verify a ledger up to its first fault, in memory that its length does not change.
 
     listen: gives who is told of each entry whose link holds, in order, before it is known whether a head
     covers it. It is asked again, and the ledger told anew, where a fault shows. progress: called with (bytes
-    done, bytes in all). Raises LedgerError only where the file cannot be read.
+    done, bytes in all). frames: where nobody listens, whether to leave open what most lines say, and whether
+    they are entries; order, links, tree and signatures are checked all the same. Raises LedgerError only
+    where the file cannot be read.
     """
+    reading: Reading = "columns" if listen is not None else "frames" if frames else "lines"
     sidecar = read_sidecar(path)
     watch = sidecar.size if sidecar else None
     links = Links(keys, watch)
-    tail = _run_blocks(links, path, None if listen is None else listen(), progress)
+    tail = _run_blocks(links, path, reading, None if listen is None else listen(), progress)
     if tail is None:
         links = Links(keys, watch)
         tail = run_links(links, path, None if listen is None else listen(), progress)
@@ -127,12 +133,13 @@ def verify_chain(
 def _run_blocks(
     links: Links,
     path: str | os.PathLike[str],
+    reading: Reading,
     listener: Listener | None,
     progress: Callable[[int, int], None] | None,
 ) -> bytes | None:
     """Feed a sound file to `links` block by block; None where that cannot be done and `links` is spoilt."""
     tail = b""
-    blocks = check_blocks(path, columns=listener is not None)
+    blocks = check_blocks(path, reading=reading)
     with closing(blocks), suppress(OddBlockError, OSError):
         total = os.stat(path).st_size
         for block in blocks:

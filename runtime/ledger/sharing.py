@@ -22,7 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from gradwarden.runtime.ledger import blocks
-from gradwarden.runtime.ledger.blocks import Block, BlockReader
+from gradwarden.runtime.ledger.blocks import READINGS, Block, BlockReader, Reading
 from gradwarden.runtime.ledger.reader import open_ledger
 from gradwarden.runtime.ledger.turns import OddBlockError
 
@@ -41,11 +41,13 @@ PAUSE = 0.001
 """Seconds between two looks at what the other process has done."""
 
 
-def check_blocks(path: str | os.PathLike[str], *, columns: bool) -> Generator[Block, None, None]:
+def check_blocks(
+    path: str | os.PathLike[str], *, reading: Reading, start: int = 0
+) -> Generator[Block, None, None]:
     """Yield the blocks of a ledger in order, checked here and, of a large one, in a second process.
 
-    columns: see `BlockReader`. Raises OddBlockError where anything is odd, LedgerError or OSError where the
-    file cannot be read.
+    reading, start: see `BlockReader`. Raises OddBlockError where anything is odd, LedgerError or OSError
+    where the file cannot be read.
     """
     name = os.fspath(path)
     with open_ledger(name) as file:
@@ -53,18 +55,21 @@ def check_blocks(path: str | os.PathLike[str], *, columns: bool) -> Generator[Bl
         if not stat.S_ISREG(status.st_mode):
             raise OddBlockError
         total = status.st_size
-        if total >= SMALLEST and _processors() > 1:
-            yield from _shared(name, total, columns=columns)
+        if start > total:
+            raise OddBlockError
+        if total - start >= SMALLEST and _processors() > 1:
+            yield from _shared(name, total, reading=reading, start=start)
             return
-        reader = BlockReader(file, total, columns=columns, size=blocks.BLOCK)
+        reader = BlockReader(file, total, reading=reading, size=blocks.BLOCK, start=start)
         yield from map(reader.read, range(reader.count))
 
 
-def _shared(path: str, total: int, *, columns: bool) -> Iterator[Block]:
+def _shared(path: str, total: int, *, reading: Reading, start: int) -> Iterator[Block]:
     with TemporaryDirectory(prefix="gradwarden-") as folder, open_ledger(path) as file:
-        shares = Shares(Path(folder), BlockReader(file, total, columns=columns, size=blocks.BLOCK), SHARE)
+        reader = BlockReader(file, total, reading=reading, size=blocks.BLOCK, start=start)
+        shares = Shares(Path(folder), reader, SHARE)
         shares.begin()
-        numbers = (total, SHARE, blocks.BLOCK, int(columns))
+        numbers = (total, start, SHARE, blocks.BLOCK, READINGS.index(reading))
         command = [sys.executable, "-m", CHECKER, path, folder, *map(str, numbers)]
         nowhere = subprocess.DEVNULL
         with subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=nowhere) as other:
@@ -154,12 +159,12 @@ def _processors() -> int:
 def serve(arguments: Sequence[str]) -> int:
     """Check shares until all are claimed. Status 1: something is odd, or the caller is gone."""
     _, path, folder, *numbers = arguments
-    total, share, size, columns = map(int, numbers)
+    total, start, share, size, reading = map(int, numbers)
     caller = os.getppid()
     given: deque[Path] = deque()
     try:
         with open_ledger(path) as file:
-            reader = BlockReader(file, total, columns=bool(columns), size=size)
+            reader = BlockReader(file, total, reading=READINGS[reading], size=size, start=start)
             shares = Shares(Path(folder), reader, share)
             while (number := shares.claim()) is not None:
                 given.append(shares.give(number, shares.read(number)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from gradwarden.policy.program import Program
 from gradwarden.runtime.digests import file_digest
@@ -21,6 +21,10 @@ from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.program_signature import NOBODY, Approvers
 from gradwarden.runtime.verification.drift_measure import measure
 from gradwarden.runtime.verification.run_replay import RunReplay
+
+Only: TypeAlias = Literal["chain", "entries"]
+"""How far a verification goes that stops short of decisions: to the chain, its tree and the signatures; or
+also to whether each line is an entry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,7 @@ def verify_ledger(
     program: Program | Sequence[Program] | None = None,
     approvers: Approvers = NOBODY,
     weights: Path | None = None,
-    decisions: bool = True,
+    only: Only | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
     """Verify a ledger.
@@ -53,8 +57,8 @@ def verify_ledger(
     changed during the run; None: what the ledger holds is taken at its word. approvers: who must have signed
     each program before a step was taken under it. weights: a checkpoint file that
     the ledger must name last; how far its maintained bands are from the anchors beside the ledger is
-    measured. decisions: whether to replay them. progress: called with (bytes done, bytes in
-    all).
+    measured. only: where to stop; decisions are replayed where it is None. progress: called with
+    (bytes done, bytes in all).
 
     Raises LedgerError only where the file cannot be read.
     """
@@ -66,7 +70,7 @@ def verify_ledger(
         replay = RunReplay(expected, approvers)
         return replay.accept
 
-    chain = verify_chain(path, keys, listen if decisions else None, progress)
+    chain = verify_chain(path, keys, None if only else listen, progress, frames=only == "chain")
     findings = list(chain.findings)
     if replay is not None:
         findings += replay.findings(chain)
@@ -80,7 +84,7 @@ def verify_ledger(
         status=status,
         ok=status == "OK",
         findings=tuple(sorted(findings, key=lambda finding: finding.index)),
-        facts=_facts(chain, replay),
+        facts={**_facts(chain, replay), "only": only},
     )
 
 

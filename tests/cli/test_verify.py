@@ -421,3 +421,46 @@ def test_verifying_never_imports_torch(run: Run, record: Record) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr
+
+
+def test_no_more_is_claimed_than_was_asked_for(run: Run, record: Record) -> None:
+    """Of a run with a decision that its policy does not give, and of one with a line that is no entry."""
+    ledger = record(lie=lambda number, body: body.update(verdict="admit") if number == 2 else None)
+    for only in ("chain", "entries"):
+        status, document = verify(run, ledger, "--only", only)
+        assert (status, document["status"], document["findings"]) == (0, "OK", [])
+        assert "decisions" in " ".join(document["not_checked"])  # type: ignore[arg-type]
+        assert not any("decision" in line for line in document["checked"])  # type: ignore[attr-defined]
+        shown = run("verify", ledger, "--key", "run.pub", "--only", only).stdout
+        assert "its decisions were not made again" in shown
+    assert verify(run, ledger)[1]["status"] == "VIOLATION"
+    refused = run("verify", ledger, "--key", "run.pub", "--only", "chain", "--policy", "governed.policy")
+    assert refused.exit_code == 2
+
+
+def test_a_line_that_is_no_entry_is_found_unless_the_chain_alone_is_asked_for(
+    run: Run, record: Record, signer: Signer
+) -> None:
+    """Signed as it is, which only a holder of the key can do."""
+    ledger = record()
+    lines = ledger.read_bytes().splitlines()
+    place = kinds(ledger).index("committed")
+    out, prev, leaves = [], "0" * 64, []
+    for index, line in enumerate(lines):
+        kind = json.loads(line)["kind"]
+        body = line[len(b'{"body":') : line.rindex(b',"index":')]
+        if kind == "head":
+            note = Checkpoint(ORIGIN, index, tree_root(leaves)).text()
+            body = json.dumps({"note": sign_note(note, [signer])}, separators=(",", ":"), ensure_ascii=False)
+            body = body.encode()
+        body = body.replace(b'"loss":"2.5"', b'"loss":2.5') if index == place else body
+        out.append(
+            b'{"body":%b,"index":%d,"kind":"%b","prev":"%b"}' % (body, index, kind.encode(), prev.encode())
+        )
+        leaves.append(leaf_hash(out[-1]))
+        prev = leaves[-1].hex()
+    ledger.write_bytes(b"".join(line + b"\n" for line in out))
+    ledger.with_name("run.ledger.head").unlink(missing_ok=True)
+    assert verify(run, ledger, "--only", "chain")[1]["status"] == "OK"
+    status, document = verify(run, ledger, "--only", "entries")
+    assert (status, document["status"], document["first_bad"]) == (1, "TAMPERED", place)

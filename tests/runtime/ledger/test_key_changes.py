@@ -303,7 +303,7 @@ def test_a_hand_over_to_a_thief_does_not_bring_the_owners_key_back(
     )
     assert check(stolen, signer).status == "OK"  # as docs/ledger.md says
     assert check(stolen, other).status == "UNTRUSTED"
-    facts = verify_ledger(stolen, [signer.public], decisions=False).facts
+    facts = verify_ledger(stolen, [signer.public], only="entries").facts
     (found,) = compare_notes(stolen, [kept], Trust([signer.public, other.public]), facts).findings
     assert found.code == "forked"
 
@@ -311,7 +311,7 @@ def test_a_hand_over_to_a_thief_does_not_bring_the_owners_key_back(
 def test_a_kept_head_by_the_new_key_is_believed_by_who_trusts_the_first(
     rotated: Path, signer: Signer
 ) -> None:
-    facts = verify_ledger(rotated, [signer.public], decisions=False).facts
+    facts = verify_ledger(rotated, [signer.public], only="entries").facts
     kept = Path(f"{rotated}.head").read_bytes()
     assert compare_notes(rotated, [kept], Trust([signer.public]), facts).findings == ()
     assert [change["kind"] for change in facts["key_changes"]] == ["rotated"]
