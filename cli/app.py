@@ -37,6 +37,7 @@ VERBS = {
     "rotate": "Hand a ledger over to another key.",
     "revoke": "Declare that a key of a ledger signs no more.",
     "log": "Show, filter and follow the entries of a ledger.",
+    "history": "Say which steps led to the weights of a checkpoint, and which were abandoned.",
     "trace": "Say what shaped the model, what became of an example, what a rule refused.",
     "report": "Write one HTML page about a run, made from its ledger.",
     "memorized": "Say what guards against memorization found in a run, or what it did with one text.",

@@ -97,6 +97,10 @@ def show_example(index: Index, found: ExampleTrace) -> None:
         ]
         _table(["band", "weight", "share"], rows, numeric=[1, 2])
         click.echo(APPROXIMATE)
+    if abandoned := sum(step["abandoned"] for step in found.steps):
+        click.echo(
+            f"{plural(abandoned, 'step')} of these were abandoned: they did not lead to the last weights"
+        )
     _table(
         ["verdict", "uses", "learned", "first step", "last step", "weights", "rules"],
         [

@@ -55,6 +55,7 @@ HELP = {
     "unknown_example": "give the manifest of all examples that the run proposed, with their ids",
     "policy_mismatch": "give the program that the run was started with, or drop --policy to check the rest",
     "wrong_decision": "`gradwarden log LEDGER --steps N --format jsonl` shows the step as it was recorded",
+    "unmarked_restart": "`Governor.rewind` says so in the ledger where a run goes back to earlier weights",
     "weights_mismatch": "`gradwarden log LEDGER --kind checkpoint` lists the weights that were saved",
     "drift_unmeasured": "keep the files `LEDGER.anchor-*` with the ledger, and hand them on with it",
     "checkpoint_mismatch": "each ledger has an origin of its own: is this the right one?",
@@ -122,6 +123,11 @@ class Verdict:
         if facts.get("decisions_replayed"):
             decisions, steps = facts["decisions_replayed"], facts["steps"]
             yield f"{plural(decisions, 'decision')} in {plural(steps, 'step')}, made again"
+        if facts.get("rewinds"):
+            yield (
+                f"{plural(facts['abandoned'], 'step')} marked as abandoned, worked out again: the run went "
+                f"back to earlier weights {plural(facts['rewinds'], 'time')} (`gradwarden history`)"
+            )
         compared = facts.get("metadata_compared")
         if compared:
             yield f"{plural(compared['examples'], 'example')} in steps, against their metadata (--data)"

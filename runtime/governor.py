@@ -32,6 +32,7 @@ from gradwarden.policy.decision import VERDICTS, step_verdict
 from gradwarden.policy.program import Program
 from gradwarden.runtime.base_run import describe_base
 from gradwarden.runtime.binding import bind_model
+from gradwarden.runtime.branches import REWOUND, STATE_SUFFIX
 from gradwarden.runtime.checkpoints import gathered, save_checkpoint
 from gradwarden.runtime.data_parallel import (
     check_equal,
@@ -53,7 +54,7 @@ from gradwarden.runtime.gates import (
     clip_whole,
     raised,
 )
-from gradwarden.runtime.history import read_history
+from gradwarden.runtime.history import NOTHING_YET, Counts, read_history
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.ledger import Ledger
 from gradwarden.runtime.ledger.program_signature import Approvers
@@ -70,8 +71,8 @@ from gradwarden.runtime.privacy.sampling import MixedSampler, PoissonSampler
 from gradwarden.runtime.proposal import Proposal
 from gradwarden.runtime.recorder import Recorder
 from gradwarden.runtime.reductions import reduction_of
-from gradwarden.runtime.reexecution.segments import STATE_SUFFIX
 from gradwarden.runtime.reexecution.training_state import save_training_state
+from gradwarden.runtime.rewinding import going_back
 from gradwarden.runtime.roster import Examples, Roster
 from gradwarden.runtime.starvation import StarvationGuard
 from gradwarden.runtime.terms import RunTerms, committer_of, ledger_of
@@ -169,6 +170,7 @@ class Governor:
         self.committed = 0
         self.refused = 0
         self.exposed = 0
+        self._abandoned = 0
         self._clock = clock
         self._engine_choice = engine
         self._layer_rules = layers
@@ -201,7 +203,7 @@ class Governor:
             self.engine.close()
             self.measures.close()
             raise
-        self.next_step, self.committed, self.refused, self.exposed = standing
+        self.next_step, self.committed, self.refused, self.exposed, self._abandoned = standing
 
     def _attach(
         self,
@@ -292,14 +294,14 @@ class Governor:
         }
         return facts | ({"weights": weights_digest(self.model)} if self.reduction.replicated else {})
 
-    def _begin(self) -> tuple[tuple[int, int, int, int], Standing | None]:
+    def _begin(self) -> tuple[Counts, Standing | None]:
         """Open the ledger's run or resume it; return its steps and examples so far, and its anchors."""
         history = read_history(self.ledger.path, self.ledger.entries_on_open)
         if history.opened is None:
             self.maintainer.check(self.program, self.parameters)
             terms = self._terms.opening(self.ledger, self.engine.name)
             self.recorder.open(self.program, terms, self._signature)
-            return (0, 0, 0, 0), None
+            return NOTHING_YET, None
         history.resume()
         self._terms.check_against(history.opened)
         self.roster.resume(history)
@@ -308,8 +310,12 @@ class Governor:
         if history.program_text != self.program.to_json():
             self.recorder.change_policy(self.program, history.next_step, self._signature)
             history.change_anchors()
-        counts = (history.next_step, history.committed, history.refused, history.example_count)
-        return counts, Standing(history.anchors, history.former_anchors)
+        return history.counts, Standing(history.anchors, history.former_anchors)
+
+    @property
+    def effective_steps(self) -> int:
+        """How many steps led to the weights in hand: all before `next_step` but those that were abandoned."""
+        return self.next_step - self._abandoned
 
     # --- steps ---------------------------------------------------------------------------------------------
 
@@ -588,6 +594,29 @@ class Governor:
         self.ranks.lead(
             "name a base", lambda: self.recorder.event("derived", describe_base(base)), lambda: None
         )
+
+    def rewind(self, checkpoint: Path | str) -> None:
+        """Record that training goes on from weights that this run saved earlier, and the model holds again.
+
+        The steps that led elsewhere are abandoned: they stay in the ledger, and what they spent (exposures,
+        budgets) stays spent. Steps are numbered on. Call it after a crash, once the ledger is open again, or
+        at any time between two steps. The state of the optimizer is the caller's to put back. Raises
+        LedgerError where the ledger does not name the file, or the model holds other weights.
+        """
+        self.check_idle("a run cannot go back")
+        self.reduction.rest()
+        check_equal(self.ranks, "go back", self._replica)
+        whole = gathered(self.model) if is_sharded(self.model) else self.model
+
+        def record() -> int:
+            self.ledger.flush()
+            body = going_back(self.ledger.path, self.next_step, whole, Path(checkpoint))
+            self.recorder.event(REWOUND, body)
+            self.ledger.flush()
+            effective: int = body["effective"]
+            return effective
+
+        self._abandoned = self.next_step - self.ranks.lead("go back", record, lambda: None)
 
     def tally(self) -> None:
         """Record the tally of all examples so far, from which their owners get receipts (`evidence.tally`).

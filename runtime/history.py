@@ -6,7 +6,8 @@ entry.
 Only what entries say is used here; whether they say the truth is checked by `verify`. An exposure is counted
 when a step commits, once for each of its examples whose decision let some weight through. A step that a crash
 left without an outcome may have moved the model: when the run is resumed it counts as an exposure, and as a
-step of every privacy budget that was not spent.
+step of every privacy budget that was not spent. Steps that a run abandons, going back to earlier weights,
+count as all others do; `branches` tells which they are.
 """
 
 from __future__ import annotations
@@ -14,10 +15,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
+from gradwarden.runtime.branches import Branches, Spans, length
 from gradwarden.runtime.commitments import unpacked
 from gradwarden.runtime.ledger.reader import read_entries
+
+Counts: TypeAlias = tuple[int, int, int, int, int]
+"""The next step, the steps committed and refused, the exposures, and the steps abandoned."""
+
+NOTHING_YET: Counts = (0, 0, 0, 0, 0)
 
 
 @dataclass(slots=True)
@@ -68,6 +75,7 @@ class History:
     sealed: bool = False
     anchors: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     """Per band, its `anchored` entry under the program in force."""
+    branches: Branches = field(default_factory=Branches)
     former_anchors: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     """The same under the program before; none once a step was proposed under the one in force."""
     _parts: list[str] = field(default_factory=list)
@@ -97,6 +105,8 @@ class History:
                 self.pending = None
             case "anchored":
                 self.anchors[body["band"]] = body
+            case "checkpoint" | "rewound":
+                self.branches.apply(kind, body)
             case "resumed":
                 self.resume()
             case "sealed":
@@ -168,6 +178,17 @@ class History:
             return {}
         paid = {rule: spent["steps"] for rule, spent in self.spending.items()}
         return paid | {rule: paid.get(rule, 0) + count for rule, count in self.unsettled.items()}
+
+    @property
+    def effective(self) -> Spans:
+        """The steps that led to the weights in hand."""
+        return self.branches.leading(self.next_step)
+
+    @property
+    def counts(self) -> Counts:
+        """What a run that goes on here counts on from."""
+        abandoned = self.next_step - length(self.effective)
+        return self.next_step, self.committed, self.refused, self.example_count, abandoned
 
     @property
     def parts(self) -> int:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 KINDS = (
     "opened", "program", "approved", "classes", "decisions", "examples", "step", "committed", "refused",
-    "anchored", "maintained", "starved", "halted", "expired", "policy_changed", "checkpoint", "resumed",
-    "derived", "tallied", "sealed", "rotated", "revoked", "head",
+    "anchored", "maintained", "starved", "halted", "expired", "policy_changed", "checkpoint", "rewound",
+    "resumed", "derived", "tallied", "sealed", "rotated", "revoked", "head",
 )  # fmt: skip
 
 POLL_SECONDS = 0.2
@@ -304,6 +304,13 @@ def _signatures(note: str) -> str:
     return f"signed as {', '.join(names)}"
 
 
+def _rewound(body: dict[str, Any]) -> str:
+    from gradwarden.runtime.branches import told
+
+    abandoned = told(tuple((first, end) for first, end in body["abandoned"]))
+    return f"to {body['checkpoint']['file']}; abandoned steps: {abandoned}"
+
+
 _CONTENTS = {
     "opened": _opened,
     "program": lambda body: f"part {body['part'] + 1} of {body['parts']}, sha256 {body['digest'][:12]}",
@@ -320,6 +327,7 @@ _CONTENTS = {
     "expired": lambda body: f"{body['rule']}: {body['count']} examples",
     "policy_changed": lambda body: f"{body['policy']['name']} version {body['policy']['version']}",
     "checkpoint": lambda body: f"{body['file']}, sha256 {body['digest'][:12]}",
+    "rewound": _rewound,
     "resumed": lambda body: f"after entry {body['from_size']}, {body['cut']} bytes set aside",
     "derived": lambda body: f"from {body['origin']}, {body['size']} entries",
     "tallied": lambda body: f"{body['examples']} examples, root of their uses {body['uses'][:12]}",

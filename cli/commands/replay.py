@@ -153,6 +153,7 @@ def _document(
         "segments": len(run.segments),
         "steps": run.steps,
         "steps_in_segments": run.covered,
+        "steps_abandoned": run.abandoned,
         "tolerance": tolerance,
         "chance_of_one_forged": _chance(run, reports),
         "executed": [
@@ -191,6 +192,8 @@ def _show(run: Run, reports: Sequence[SegmentReport], tolerance: float | None) -
     )
     if run.covered < run.steps:
         click.echo(f"{run.steps - run.covered:,} of {run.steps:,} steps lie in no segment")
+    if run.abandoned:
+        click.echo(f"{run.abandoned:,} abandoned steps did not lead to the last weights, and are left out")
     for report in reports:
         for finding in report.findings:
             complain(finding.code, finding.message, None)

@@ -45,6 +45,7 @@ class Asked:
     base: Path | None
     base_secret: Path | None
     ids: Path | None
+    effective: bool = False
 
 
 @verb("trace")
@@ -65,6 +66,7 @@ class Asked:
 @click.option(
     "--ids", type=FILE, metavar="FILE", help="Ids to tell apart in both runs, one to a line (added)."
 )
+@click.option("--effective", is_flag=True, help="Leave out steps that the run abandoned (band, rule).")
 @format_option("text", "json")
 def command(
     question: str,
@@ -79,6 +81,7 @@ def command(
     base: Path | None,
     base_secret: Path | None,
     ids: Path | None,
+    effective: bool,
     output_format: str,
 ) -> int:
     """Say where what a model learned came from, by its ledger.
@@ -94,6 +97,9 @@ def command(
       rule RULE       what this rule refused, and why
       footprint RULE  what the model had learned of all that this rule refuses: what is left to remedy
       added           what a fine-tuning added to what the ledger of its --base already held
+
+    A run that went back to earlier weights has abandoned steps. Answers count them, as limits do; with
+    --effective they are left out.
 
     Shares of a band are shares of weight: who was let in, not what the model would be without them.
 
@@ -112,7 +118,9 @@ def command(
     if (question in NAMED) != bool(name):
         what = f"needs a name: {NAMED[question]}" if question in NAMED else "takes no name"
         raise click.UsageError(f"`{question}` {what}")
-    asked = Asked(ledger, name, steps, top, example, secret, salt, commitment, base, base_secret, ids)
+    asked = Asked(
+        ledger, name, steps, top, example, secret, salt, commitment, base, base_secret, ids, effective
+    )
     from gradwarden.runtime.errors import LedgerDamaged, TraceError
 
     try:
@@ -151,7 +159,7 @@ def _check(asked: Asked) -> Answer:
 def _band(asked: Asked) -> Answer:
     from gradwarden.cli.trace_report import plain, show_band
 
-    queries = _ask(asked.ledger)
+    queries = _ask(asked.ledger, effective=asked.effective)
     found = queries.band(asked.name, asked.steps, asked.top)
     return _document(queries, plain(found)), lambda: show_band(queries.index, found)
 
@@ -167,7 +175,7 @@ def _example(asked: Asked) -> Answer:
 def _rule(asked: Asked) -> Answer:
     from gradwarden.cli.trace_report import plain, show_rule
 
-    queries = _ask(asked.ledger)
+    queries = _ask(asked.ledger, effective=asked.effective)
     found = queries.rule(asked.name, asked.steps, asked.top)
     return _document(queries, plain(found)), lambda: show_rule(queries.index, found)
 
@@ -214,14 +222,15 @@ def _document(queries: Queries, answer: dict[str, Any]) -> dict[str, Any]:
     return {"index": index_facts(queries.index), "answer": answer}
 
 
-def _ask(ledger: Path) -> Queries:
+def _ask(ledger: Path, *, effective: bool = False) -> Queries:
     """Open the index of a ledger; make it where there is none."""
     from gradwarden.runtime.provenance.index import index_folder, open_index
     from gradwarden.runtime.provenance.queries import Queries
 
     if not ledger.exists():
         raise InputError(f"`{ledger}`: no such file or directory")
-    return Queries(open_index(ledger) if index_folder(ledger).exists() else _build(ledger))
+    index = open_index(ledger) if index_folder(ledger).exists() else _build(ledger)
+    return Queries(index, effective=effective)
 
 
 def _build(ledger: Path) -> Index:

@@ -65,6 +65,10 @@ def _counts(value: Any) -> bool:
     return type(value) is list and _INT.issuperset(map(type, value)) and (not value or min(value) >= 0)
 
 
+def _span(value: Any) -> bool:
+    return _counts(value) and len(value) == 2
+
+
 def _list(shape: Shape, value: Any) -> bool:
     return type(value) is list and all(map(shape, value))
 
@@ -247,6 +251,12 @@ _CHECKPOINT: dict[str, Shape] = {
     "digest": _digest,
     "tensors": partial(_maybe, partial(_map, _digest)),
 }
+_REWOUND: dict[str, Shape] = {
+    "step": _count,
+    "checkpoint": partial(_record, {"step": _count, "file": _text, "digest": _digest}),
+    "abandoned": partial(_list, _span),
+    "effective": _count,
+}
 _RESUMED: dict[str, Shape] = {
     "from_size": _count,
     "root": _digest,
@@ -271,6 +281,7 @@ SHAPES: dict[str, Shape] = {
     "expired": partial(_record, {"step": _count, "rule": _text, "count": _count}),
     "policy_changed": partial(_record, {"policy": partial(_record, _POLICY), "step": _count}),
     "checkpoint": partial(_record, _CHECKPOINT),
+    "rewound": partial(_record, _REWOUND),
     "resumed": partial(_record, _RESUMED),
     "derived": partial(
         _record, {"origin": _text, "size": _count, "root": _digest, "weights": partial(_maybe, _digest)}

@@ -33,6 +33,7 @@ EVENTS = frozenset(
             "opened",
             "policy_changed",
             "checkpoint",
+            "rewound",
             "expired",
             "starved",
             "halted",

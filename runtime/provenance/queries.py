@@ -19,6 +19,7 @@ import orjson
 from gradwarden.policy.errors import did_you_mean
 from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import SCALE
+from gradwarden.runtime.branches import Branches, Spans
 from gradwarden.runtime.errors import TraceError
 from gradwarden.runtime.provenance import tables
 from gradwarden.runtime.provenance.index import Index
@@ -78,7 +79,7 @@ class ExampleTrace:
 
     proposed: the first and the last step that proposed it. exposed: those from which the model may have
     learned it; None: none. weights, shares: by band. steps: every step that proposed it, with its entry, its
-    outcome and the verdict.
+    outcome, the verdict, and whether the run has abandoned it.
     """
 
     commitment: str
@@ -169,11 +170,21 @@ class FootprintTrace:
 
 
 class Queries:
-    """Questions to one index."""
+    """Questions to one index. effective: leave abandoned steps out of what shaped a band or a rule did."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Index, *, effective: bool = False) -> None:
         self.index = index
         self._db = connect(index)
+        self._spans: Spans = self.effective() if effective else ((0, LAST_STEP),)
+
+    def effective(self) -> Spans:
+        """Return the steps that led to the weights with which the run ended."""
+        branches = Branches()
+        for kind, text in self._all(
+            "SELECT kind, body FROM events WHERE kind IN ('checkpoint', 'rewound') ORDER BY entry"
+        ):
+            branches.apply(kind, orjson.loads(text))
+        return branches.leading(self.index.steps)
 
     def band(self, band: str, steps: Steps = (0, None), top: int = 20) -> BandTrace:
         """Return what shaped a band between two steps, both included. Raises TraceError for an unknown."""
@@ -218,6 +229,8 @@ class Queries:
         weights, rules = self._declared({row[1] for row in own})
         steps = [row[0] for row in own]
         exposed = [row[0] for row in own if row[2]]
+        leading = self.effective()
+        abandoned = {step for step in steps if not any(first <= step < end for first, end in leading)}
         taken: dict[str, int] = dict.fromkeys(self.index.bands, 0)
         for _, decision, learned, *_ in own:
             for band, weight in weights[decision].items() if learned else ():
@@ -233,7 +246,14 @@ class Queries:
             {band: weight / whole[band] if whole.get(band) else 0.0 for band, weight in taken.items()},
             tuple(_chapters(own, weights, rules)),
             tuple(
-                {"step": step, "entry": entry, "outcome": outcome, "verdict": verdict, "learned": learned}
+                {
+                    "step": step,
+                    "entry": entry,
+                    "outcome": outcome,
+                    "verdict": verdict,
+                    "learned": learned,
+                    "abandoned": step in abandoned,
+                }
                 for step, _, learned, entry, outcome, verdict, _ in own
             ),
         )
@@ -386,12 +406,20 @@ class Queries:
     # --- parts of answers ----------------------------------------------------------------------------------
 
     def _in(self, steps: Steps) -> str:
-        """Return a query for all uses in some steps, summed as far as whole blocks lie within."""
-        size, end = tables.BLOCK, self.index.steps
+        """Return a query for all uses in some steps, as far as they are asked about."""
         first, last = steps[0], LAST_STEP if steps[1] is None else steps[1]
+        parts = ["SELECT example, decision, learned, uses, first, last FROM sums WHERE false"]
+        for begin, end in self._spans:
+            if max(first, begin) <= min(last, end - 1):
+                parts += self._between(max(first, begin), min(last, end - 1))
+        return " UNION ALL ".join(parts)
+
+    def _between(self, first: int, last: int) -> list[str]:
+        """Return queries for the uses between two steps, summed as far as whole blocks lie within."""
+        size, end = tables.BLOCK, self.index.steps
         stop = -(-end // size) if last >= end - 1 else (last + 1) // size
         whole = range(-(-first // size), stop)
-        parts = ["SELECT example, decision, learned, uses, first, last FROM sums WHERE false"]
+        parts = []
         if inside := self.index.paths("sums", whole):
             parts.append(
                 f"SELECT example, decision, learned, uses, first, last FROM read_parquet({_listed(inside)})"
@@ -403,7 +431,7 @@ class Queries:
                 "SELECT example, decision, learned, 1 AS uses, step AS first, step AS last "
                 f"FROM read_parquet({_listed(edges)}) WHERE step BETWEEN {first:d} AND {last:d}"
             )
-        return " UNION ALL ".join(parts)
+        return parts
 
     def _rules_with(self, rule: str, steps: Steps, examples: Sequence[int]) -> dict[int, tuple[str, ...]]:
         """Return all rules that bore on the decisions by which a rule stopped some examples."""

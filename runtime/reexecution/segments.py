@@ -2,7 +2,8 @@
 
 A segment lies between two checkpoints of the weights. It can be executed again if the first was saved with
 the state of training (`Governor.checkpoint(path, state=True)`): the ledger then names that file too, as
-`NAME.state`, in a `checkpoint` entry right before the one of the weights.
+`NAME.state`, in a `checkpoint` entry right before the one of the weights. Where the run went back to a
+checkpoint (`rewound`), a segment begins there again; segments that were abandoned by it count for nothing.
 
 A challenge orders the segments by SHA-256(label ‖ SHA-256(seed) ‖ number) and takes the first k. Who knows
 the seed only after the ledger was signed cannot forge around it.
@@ -14,12 +15,11 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from math import comb
-from typing import Any
+from typing import Any, TypeAlias
 
 from gradwarden.policy.frozen import frozen
+from gradwarden.runtime.branches import REWOUND, STATE_SUFFIX, Branches, length
 from gradwarden.runtime.ledger.reader import read_entries
-
-STATE_SUFFIX = ".state"
 
 _LABEL = b"gradwarden/challenge/1\x00"
 
@@ -32,8 +32,9 @@ class Segment:
     """The steps between two checkpoints.
 
     number: from 0. start, end: the bodies of their `checkpoint` entries. state: that of the state of training
-    at the start, None where none was saved. entries: the index of the entry that names the start, and of the
-    one that names the end. broken: the kind of an entry within that breaks it.
+    at the start, None where none was saved. entries: the index of the entry that names the start, or goes
+    back to it, and of the one that names the end. broken: the kind of an entry within that breaks it. begin:
+    the number of the first step; where the run went back to the start, that of the start is smaller.
     """
 
     number: int
@@ -42,22 +43,43 @@ class Segment:
     state: Mapping[str, Any] | None
     entries: tuple[int, int]
     broken: str | None
+    begin: int
 
     @property
     def steps(self) -> range:
-        return range(self.start["step"], self.end["step"])
+        return range(self.begin, self.end["step"])
 
 
 @frozen
 class Run:
-    """The segments of a run, and how many of its steps lie in them."""
+    """The segments that led to the weights that a run ended with, and how many steps did.
+
+    abandoned: steps that did not, since the run went back to earlier weights.
+    """
 
     segments: tuple[Segment, ...]
     steps: int
+    abandoned: int
 
     @property
     def covered(self) -> int:
         return sum(len(segment.steps) for segment in self.segments)
+
+
+_Parts: TypeAlias = tuple[
+    Mapping[str, Any], Mapping[str, Any], Mapping[str, Any] | None, tuple[int, int], str | None, int
+]
+"""What a segment is made of, but for its number."""
+
+
+@frozen
+class _Start:
+    """Where a segment begins: the entry, the bodies of the weights and the state, the first step."""
+
+    index: int
+    weights: Mapping[str, Any]
+    state: Mapping[str, Any] | None
+    begin: int
 
 
 def find_segments(path: str | os.PathLike[str]) -> Run:
@@ -65,27 +87,41 @@ def find_segments(path: str | os.PathLike[str]) -> Run:
 
     Nothing is verified here. A checkpoint at the same step as the one before takes its place.
     """
-    found: list[Segment] = []
-    start: tuple[int, Mapping[str, Any], Mapping[str, Any] | None] | None = None
+    found: list[_Parts] = []
+    kept: dict[tuple[int, str, str], _Start] = {}
+    branches, next_step = Branches(), 0
+    start: _Start | None = None
     state: Mapping[str, Any] | None = None
     broken: str | None = None
-    steps = 0
     for entry in read_entries(path, allow_partial_tail=True):
+        body = entry.body
+        branches.apply(entry.kind, body)
         if entry.kind == "step":
-            steps += 1
+            next_step = body["step"] + 1
         elif entry.kind in BREAKS:
             broken = broken or entry.kind
+        elif entry.kind == REWOUND:
+            again = kept.get(_key(body["checkpoint"]))
+            start = None if again is None else _Start(entry.index, again.weights, again.state, body["step"])
+            state, broken = None, None
         elif entry.kind == "checkpoint":
-            body = entry.body
             if body["file"].endswith(STATE_SUFFIX):
                 state = body
                 continue
-            if start is not None and body["step"] > start[1]["step"]:
-                index, before, with_state = start
-                found.append(Segment(len(found), before, body, with_state, (index, entry.index), broken))
+            if start is not None and body["step"] > start.begin:
+                places = start.index, entry.index
+                found.append((start.weights, body, start.state, places, broken, start.begin))
             fits = state is not None and state["step"] == body["step"]
-            start, state, broken = (entry.index, body, state if fits else None), None, None
-    return Run(tuple(found), steps)
+            start, broken = _Start(entry.index, body, state if fits else None, body["step"]), None
+            kept[_key(body)], state = start, None
+    leading = branches.leading(next_step)
+    effective = (parts for parts in found if any(first <= parts[-1] < end for first, end in leading))
+    segments = tuple(Segment(number, *parts) for number, parts in enumerate(effective))
+    return Run(segments, length(leading), next_step - length(leading))
+
+
+def _key(checkpoint: Mapping[str, Any]) -> tuple[int, str, str]:
+    return checkpoint["step"], checkpoint["file"], checkpoint["digest"]
 
 
 def challenged(segments: Sequence[Segment], count: int, seed: bytes) -> list[Segment]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
+from gradwarden.runtime.branches import told
 from gradwarden.runtime.errors import RuntimeGovernanceError
 from gradwarden.runtime.report.account import Account, of_kind
 from gradwarden.runtime.report.chart import heaviest, line, stack
@@ -78,6 +79,9 @@ def describe(event: Mapping[str, Any]) -> str:
             return f"{body['rule']} halted the run after {body['steps']:,} steps"
         case "derived":
             return f"the run goes on from {body['origin']}, which had {body['size']:,} entries"
+        case "rewound":
+            abandoned = told(tuple((first, end) for first, end in body["abandoned"]))
+            return f"the run went back to {body['checkpoint']['file']}; abandoned steps: {abandoned}"
         case "resumed":
             return f"the run was resumed after {body['from_size']:,} entries; {body['cut']:,} bytes set aside"
         case "sealed":

@@ -6,7 +6,7 @@ allow. The first entry that does not fit is named (`Finding.code`): `policy_mism
 the one given), `program_damaged`, `unapproved_policy`, `wrong_approval`, `wrong_classes`, `wrong_step`,
 `wrong_decision`, `wrong_exposures`, `wrong_budget`, `wrong_anchor`, `wrong_drift`, `wrong_rehearsal`,
 `wrong_outcome`, `wrong_totals`,
-`wrong_base`, `wrong_tally`.
+`wrong_base`, `wrong_tally`, `wrong_rewind`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from gradwarden.runtime.verification.drift_measure import AnchoredBand
 from gradwarden.runtime.verification.example_audit import ExampleAudit, Numbers
 from gradwarden.runtime.verification.maintenance_audit import MaintenanceAudit
 from gradwarden.runtime.verification.outcome_audit import OutcomeAudit
+from gradwarden.runtime.verification.restart_audit import RestartAudit, restart_facts
 from gradwarden.runtime.verification.rule_tally import RuleTally
 from gradwarden.runtime.verification.stretch import (
     ALL_VERDICTS,
@@ -105,6 +106,7 @@ class RunReplay:
         self._first: Finding | None = None
         self._audit = BudgetAudit((), None)
         self._maintained = MaintenanceAudit()
+        self._restarts = RestartAudit()
         self._clip_norm = inf
         self._policy: Mapping[str, Any] = {}
         self.base: Mapping[str, Any] | None = None
@@ -141,6 +143,7 @@ class RunReplay:
         )
         if stretch is None or not self._examples.accept_turns(turns, rows):
             return False
+        self._restarts.step(history.next_step)
         history.advance(stretch.steps, stretch.committed, stretch.learned)
         for decision, times in enumerate(stretch.decisions):
             if times:
@@ -152,6 +155,7 @@ class RunReplay:
             return
         try:
             self._before(kind, body)
+            self._restarts.accept(index, kind, body, self._history)
             if kind == "tallied":
                 self.tallies.append((index, body))
             self._history.apply(kind, body)
@@ -177,6 +181,7 @@ class RunReplay:
         else:
             for message in self._audit.wrong(self._history.spending):
                 yield Finding("wrong_budget", chain.size - 1, message)
+            yield from self._restarts.findings()
 
     def facts(self) -> dict[str, Any]:
         self._count()
@@ -192,6 +197,7 @@ class RunReplay:
             "steps": history.next_step,
             "committed": history.committed,
             "refused": history.refused,
+            **restart_facts(history),
             "decisions_replayed": self._verdicts.total(),
             "verdicts": dict(self._verdicts),
             "rules": self._rules.facts(),
@@ -364,6 +370,7 @@ class RunReplay:
         if body["step"] != due:
             raise ViolationError("wrong_step", f"step {body['step']} comes where step {due} was due")
         self._approvals.check_step(due)
+        self._restarts.step(due)
         self._maintained.check_step(due)
 
     def _check_part(self, body: Mapping[str, Any]) -> None:

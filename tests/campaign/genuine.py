@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from gradwarden.policy import compile_policy, parse_policy
 from gradwarden.policy.context import Context
 from gradwarden.policy.decision import VERDICTS, step_verdict
+from gradwarden.runtime.branches import Branches
 from gradwarden.runtime.commitments import Committer
 from gradwarden.runtime.ledger import writer
 from gradwarden.runtime.ledger.entries import compose, decode, encode_body
@@ -117,6 +118,7 @@ class Run:
         committer = Committer(sha256(seed.encode()).digest())
         rules = privacy_rules(self.program)
         self.plan = JointPlan.for_noise(rules, 0.5, 2.0) if rules else None
+        self.branches = Branches()
         self.roster, self.recorder = Roster(self.program, committer), Recorder(self.ledger)
         facts = {
             "at": "2026-01-31T12:00:00+00:00",
@@ -178,10 +180,18 @@ class Run:
         self.refused += 1
         self.recorder.refuse(self.step, gate, reason, detail)
 
-    def checkpoint(self) -> None:
-        digest = sha256(b"weights").hexdigest()
-        body = {"step": self.step, "file": "model.safetensors", "digest": digest, "tensors": None}
+    def checkpoint(self, name: str = "model") -> None:
+        digest = sha256(b"weights" if name == "model" else name.encode()).hexdigest()
+        body = {"step": self.step, "file": f"{name}.safetensors", "digest": digest, "tensors": None}
         self.recorder.event("checkpoint", body)
+        self.branches.apply("checkpoint", body)
+
+    def rewind(self) -> None:
+        """Go back to the weights that were saved last."""
+        assert self.branches.last is not None
+        body = self.branches.rewind(self.branches.last, self.step)
+        self.recorder.event("rewound", body)
+        self.branches.apply("rewound", body)
 
     def change_policy(self, text: str) -> None:
         self.program = compile_policy(parse_policy(text))
@@ -221,6 +231,21 @@ def _private(path: Path) -> FileSigner:
     return RUN
 
 
+def _rewound(path: Path) -> FileSigner:
+    """Back to earlier weights twice; the second time, from steps that had gone back before."""
+    run = Run(path, HEAD + RULES, "gradwarden/rewound", "rewound")
+    run.train(BATCHES[:2])
+    run.checkpoint("two")
+    run.train(BATCHES[2:4])
+    run.rewind()
+    run.train(BATCHES[4:6])
+    run.rewind()
+    run.train(BATCHES[6:])
+    run.checkpoint()
+    run.seal()
+    return RUN
+
+
 def _open(path: Path) -> FileSigner:
     run = Run(path, HEAD + RULES, "gradwarden/open", "open")
     run.train(BATCHES[:5])
@@ -234,6 +259,7 @@ WRITERS: dict[str, tuple[str, Callable[[Path], FileSigner]]] = {
     "stranger": ("OK", lambda path: _plain(path, "gradwarden/stranger", "plain", BATCHES)),
     "changed": ("OK", _changed),
     "private": ("OK", _private),
+    "rewound": ("OK", _rewound),
     "open": ("INCOMPLETE", _open),
 }
 

@@ -60,7 +60,7 @@ MAX_FINDINGS = 50
 ROOTED = frozenset({"head", "resumed", "rotated", "revoked"})
 """Kinds of entries that hold the root over what stands before them."""
 
-BASES = ("plain", "plain", "changed", "changed", "open", "stranger", "sibling", "private")
+BASES = ("plain", "plain", "changed", "changed", "open", "stranger", "sibling", "private", "rewound")
 
 Verdict = tuple[str, VerifyReport]
 

@@ -204,6 +204,28 @@ def early_checkpoint(random: Random, entries: Entries) -> tuple[int, frozenset[s
     return place, frozenset({"wrong_step"})
 
 
+def mark_changed(random: Random, entries: Entries) -> tuple[int, frozenset[str]]:
+    """Say that a run went back to other weights than it did, or abandoned other steps."""
+    place, body = _some(random, entries, "rewound")
+    match random.randrange(4):
+        case 0:
+            body["effective"] += random.choice((1, -1))
+        case 1:
+            body["abandoned"] = random.choice(([], [[0, body["step"]]], [*body["abandoned"], [90, 91]]))
+        case 2:
+            body["checkpoint"]["digest"] = random.randbytes(32).hex()
+        case _:
+            body["step"] += random.choice((1, -1))
+    return place, frozenset({"wrong_rewind"})
+
+
+def mark_left_out(random: Random, entries: Entries) -> tuple[int, frozenset[str]]:
+    """Leave out that the run went back the first time; what it abandons the second time shows it."""
+    first, second = (place for place, (kind, _) in enumerate(entries) if kind == "rewound")
+    del entries[first]
+    return second - 1, frozenset({"wrong_rewind"})
+
+
 def padded_by_a_stranger(random: Random, entries: Entries) -> tuple[int, frozenset[str]]:
     """Add an example to a step that stands nowhere else. What is wrong then is the number of examples."""
     steps = [
@@ -269,6 +291,8 @@ CHANGES: dict[str, tuple[str, Change]] = {
     "norm above the cap": ("plain", above_the_cap),
     "totals changed": ("plain", other_totals),
     "checkpoint moved": ("plain", early_checkpoint),
+    "mark of abandoned steps changed": ("rewound", mark_changed),
+    "mark of abandoned steps left out": ("rewound", mark_left_out),
     "budget lowered": ("private", budget_lowered),
     "budget called spent": ("private", budget_spent),
     "budget widened": ("private", budget_widened),

@@ -42,7 +42,7 @@ def test_each_requirement_names_tests() -> None:
     masks = ["R2", "R3", "R4", "R27", "R28", "R29", "R30", "R31", "R34"]
     memory = ["R41", "R42", "R43", "R44", "R45", "R46"]
     privacy = ["R47", "R48", "R49"]
-    evidence = ["R54", "R57", "R58", "R59", "R60", "R61", "R62", "R63", "R64", "R65", "R66"]
+    evidence = ["R54", "R55", "R57", "R58", "R59", "R60", "R61", "R62", "R63", "R64", "R65", "R66"]
     assert [number for number, _ in rows] == [*policy, *masks, *memory, *privacy, *evidence]
     assert all("::" in tests for _, tests in rows)
 

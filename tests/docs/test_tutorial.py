@@ -141,6 +141,7 @@ def test_the_verbs_of_an_author_are_all_in_it() -> None:
         "revoke",
         "approve",
         "trace",
+        "history",
         "memorized",
         "report",
         "receipt",

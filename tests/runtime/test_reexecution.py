@@ -11,11 +11,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_model
 from torch import nn
 
 from gradwarden.runtime.recorder import Recorder
 from gradwarden.runtime.reexecution.reexecute import Rebuilt, reexecute
 from gradwarden.runtime.reexecution.segments import Segment, challenged, chance_of_catching, find_segments
+from gradwarden.runtime.reexecution.training_state import TrainingState
 
 EVERY = 3
 SEGMENTS = 4
@@ -165,9 +167,31 @@ def test_without_the_state_of_training_or_over_a_break_nothing_is_executed(lab: 
     assert finding.code == "not_replayable"
 
 
+def test_a_run_that_went_back_is_executed_again_on_the_way_that_led_to_its_weights(lab: Any) -> None:
+    model, optimizer = make(lab)
+    governor = lab.governor(lab.policy, model, optimizer)
+    governor.checkpoint(lab.folder / "0.safetensors", state=True)
+    train(lab, governor, range(3))
+    governor.checkpoint(lab.folder / "3.safetensors", state=True)
+    train(lab, governor, range(3, 6))
+    governor.checkpoint(lab.folder / "6.safetensors", state=True)
+    train(lab, governor, range(6, 8))
+    load_model(model, lab.folder / "3.safetensors")
+    TrainingState(lab.folder / "3.state").restore(optimizer)
+    governor.rewind(lab.folder / "3.safetensors")
+    train(lab, governor, range(8, 11))
+    governor.checkpoint(lab.folder / "11.safetensors", state=True)
+    governor.close()
+    found = find_segments(lab.path())
+    assert [one.steps for one in found.segments] == [range(3), range(8, 11)]
+    assert (found.steps, found.covered, found.abandoned) == (6, 6, 5)
+    assert [again(lab, segment).findings for segment in found.segments] == [(), ()]
+
+
 def some_segments(count: int) -> list[Segment]:
     return [
-        Segment(number, {"step": number}, {"step": number + 1}, None, (0, 1), None) for number in range(count)
+        Segment(number, {"step": number}, {"step": number + 1}, None, (0, 1), None, number)
+        for number in range(count)
     ]
 
 

@@ -89,6 +89,14 @@ class Cases:
             "tallied": [{"examples": 3, "commitments": ZERO, "uses": ZERO}],
             "expired": [{"step": 9, "rule": "trial", "count": 3}],
             "policy_changed": [{"policy": policy, "step": 10}],
+            "rewound": [
+                {
+                    "step": 13,
+                    "checkpoint": {"step": 9, "file": "model.pt", "digest": ZERO},
+                    "abandoned": [[9, 13]],
+                    "effective": 9,
+                }
+            ],
             "checkpoint": [
                 {"step": 9, "file": "model.pt", "digest": ZERO, "tensors": {"a.weight": ZERO}},
                 {"step": 9, "file": "model.pt", "digest": ZERO, "tensors": None},

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gradwarden.runtime.branches import Branches
 from gradwarden.runtime.errors import TraceError
 from gradwarden.runtime.ledger.keys import Signer
 from gradwarden.runtime.provenance import sums, tables
 from gradwarden.runtime.provenance.index import build_index
 from gradwarden.runtime.provenance.lineage import compare
 from gradwarden.runtime.provenance.queries import Queries
-from tests.runtime.provenance.small_runs import BANDS, Use, commitment, read_uses, write_run
+from tests.runtime.provenance.small_runs import BANDS, Use, Writer, commitment, read_uses, write_run
 
 pytest.importorskip("duckdb")
 
@@ -58,6 +60,36 @@ def test_what_shaped_a_band(run: Run, band: str, steps: tuple[int, int | None]) 
     assert sum(one.share for one in found.top) == pytest.approx(1.0 if weights else 0.0)
     assert queries.band(band, steps, 2).top == found.top[:2]
     assert found.top == () or queries.band(band, steps, 2).examples == found.examples
+
+
+def test_abandoned_steps_are_left_out_where_asked(tmp_path: Path, run_signer: Signer) -> None:
+    writer = Writer(tmp_path / "run.ledger", run_signer, 4)
+    branches = Branches()
+
+    def put(kind: str, body: dict[str, Any]) -> None:
+        writer.ledger.append(kind, body)
+        branches.apply(kind, body)
+
+    writer.train(11)
+    put("checkpoint", {"step": 11, "file": "early.safetensors", "digest": "0" * 64, "tensors": None})
+    writer.train(20)
+    assert branches.last is not None
+    put("rewound", branches.rewind(branches.last, 31))
+    writer.train(14)
+    writer.ledger.close()
+    uses = [use for use in read_uses(writer.path) if use.learned]
+    index = build_index(writer.path)
+    effective, whole = Queries(index, effective=True), Queries(index)
+    assert effective.effective() == ((0, 11), (31, 45))
+    for steps in ((0, None), (5, 35), (12, 20), (31, 40)):
+        kept = [one for one in uses if not 11 <= one.step < 31 and steps[0] <= one.step <= (steps[1] or 99)]
+        found = effective.band("deep", steps)
+        assert found.uses == sum(one.weight("deep") > 0 for one in kept)
+        assert found.weight == pytest.approx(sum(one.weight("deep") for one in kept) / 1e6)
+    assert whole.band("deep").uses == sum(one.weight("deep") > 0 for one in uses)
+    told = whole.example(bytes.fromhex(uses[0].commitment)).steps
+    assert any(step["abandoned"] for step in told)
+    assert all(step["abandoned"] == (11 <= step["step"] < 31) for step in told)
 
 
 def test_what_became_of_an_example(run: Run) -> None:
