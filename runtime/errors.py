@@ -145,6 +145,12 @@ class TraceError(LedgerError):
     code = "GW616"
 
 
+class JobError(LedgerError):
+    """A job whose ranks' ledgers are not what was bound of them, or one that cannot be kept as asked."""
+
+    code = "GW617"
+
+
 class KeyFileError(RuntimeGovernanceError):
     """A key file that is missing, unreadable, malformed, unsafe, or protected by another passphrase."""
 

@@ -109,6 +109,8 @@ class History:
                 self.branches.apply(kind, body)
             case "resumed":
                 self.resume()
+            case "skipped":
+                self.next_step = body["until"]
             case "sealed":
                 self.sealed = True
 

@@ -152,7 +152,9 @@ class Recorder:
         norms: Mapping[str, str | None],
         loss: str | None,
         privacy: Mapping[str, Mapping[str, Any]],
+        batch: int | None = None,
     ) -> None:
+        """Record that a step was taken. batch: of a rank of a job, how many examples all ranks proposed."""
         self._intent = None
         self._ledger.append(
             "committed",
@@ -162,6 +164,7 @@ class Recorder:
                 "norms": dict(norms),
                 "loss": loss,
                 "privacy": {rule: dict(spending) for rule, spending in privacy.items()},
+                **({} if batch is None else {"batch": batch}),
             },
         )
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 KINDS = (
     "opened", "program", "approved", "classes", "decisions", "examples", "step", "committed", "refused",
     "anchored", "maintained", "starved", "halted", "expired", "policy_changed", "checkpoint", "rewound",
-    "resumed", "derived", "tallied", "sealed", "rotated", "revoked", "head",
+    "resumed", "derived", "tallied", "skipped", "job_opened", "bound", "sealed", "rotated", "revoked", "head",
 )  # fmt: skip
 
 POLL_SECONDS = 0.2
@@ -311,6 +311,13 @@ def _rewound(body: dict[str, Any]) -> str:
     return f"to {body['checkpoint']['file']}; abandoned steps: {abandoned}"
 
 
+def _bound(body: dict[str, Any]) -> str:
+    """Say how far the ledgers of a job's ranks are bound."""
+    steps = sorted(head["step"] for head in body["heads"])
+    told = f", at steps {steps[0]} to {steps[-1]}" if steps else ""
+    return f"binding {body['binding']} of {len(steps)} ranks{told}"
+
+
 _CONTENTS = {
     "opened": _opened,
     "program": lambda body: f"part {body['part'] + 1} of {body['parts']}, sha256 {body['digest'][:12]}",
@@ -330,6 +337,9 @@ _CONTENTS = {
     "rewound": _rewound,
     "resumed": lambda body: f"after entry {body['from_size']}, {body['cut']} bytes set aside",
     "derived": lambda body: f"from {body['origin']}, {body['size']} entries",
+    "skipped": lambda body: f"steps {body['step']} to {body['until'] - 1} went on without this rank",
+    "job_opened": lambda body: f"{body['origin']}, {body['ranks']} ranks, bound every {body['every']} steps",
+    "bound": _bound,
     "tallied": lambda body: f"{body['examples']} examples, root of their uses {body['uses'][:12]}",
     "sealed": lambda body: f"{body['steps']} steps: {body['committed']} committed, {body['refused']} refused",
     "rotated": lambda body: _key_change(body, "{0} hands over to {1}"),

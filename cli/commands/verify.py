@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import click
 from gradwarden.cli.app import verb
 from gradwarden.cli.failures import InputError
 from gradwarden.cli.inputs import load_program, read_note
+from gradwarden.cli.job_verdict import judge_job, show_job
 from gradwarden.cli.opened import difference_to_json, open_data, program_of, show_difference
 from gradwarden.cli.options import FILE, trust_options
 from gradwarden.cli.output import arrived, emit_json, format_option, progress
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @verb("verify")
-@click.argument("ledger", type=FILE, metavar="LEDGER|PROGRAM.json")
+@click.argument("ledger", type=FILE, metavar="LEDGER|FOLDER|PROGRAM.json")
 @trust_options
 @click.option(
     "--policy", "policies", type=FILE, multiple=True,
@@ -103,11 +105,16 @@ def command(
     With --only less is asked, and answered sooner: `chain` checks order, links, the tree and every signature,
     and does not look at what most lines say; `entries` also holds each of them against the schema.
 
+    Given the folder of a job of many ranks, the ledger of each is verified, the log of logs that binds them,
+    and what they say together; a rank that is missing, lags or lies is named. --checkpoint is then a head of
+    the log of logs.
+
     Given a compiled program instead of a ledger, its signature (PROGRAM.json.note) is checked.
 
     The status is OK; UNWITNESSED, but for the witnesses it would be OK; INCOMPLETE, intact but not sealed;
     VIOLATION, intact but not what the policy gives; UNTRUSTED, signed by none of the keys; ROLLBACK, shorter
-    than a head kept elsewhere; FORK, another history than that head's; or TAMPERED.
+    than a head kept elsewhere; FORK, another history than that head's; or TAMPERED. A job may be LAGGING too:
+    a rank was bound later than it allows.
 
     \b
     Examples:
@@ -120,6 +127,7 @@ def command(
       gradwarden verify run.ledger --key run.pub --policy-key officer.pub --policy-key owner.pub
       gradwarden verify run.ledger --key run.pub --data records.jsonl --secret run.ledger.secret
       gradwarden verify run.ledger --key run.pub --only chain
+      gradwarden verify job/ --key run.pub --policy clinical.json
       gradwarden verify clinical.json --key release.pub
 
     \b
@@ -128,6 +136,18 @@ def command(
     if model_map is not None and not policies:
         raise click.UsageError("--model-map says how to bind the --policy, and there is none")
     keys = trust.keys
+    if ledger.is_dir():
+        if checkpoint_weights or authority_files or data or secret or what_if or only:
+            raise click.UsageError(f"`{ledger}` is a job: verify a rank's ledger by itself for that")
+        found = judge_job(
+            ledger,
+            trust,
+            programs=[load_program(policy, model_map) for policy in policies],
+            approvers=_approvers(approver_files, policy_signers),
+            checkpoints=checkpoints,
+        )
+        emit_json(found.to_json()) if output_format == "json" else show_job(found)
+        return int(not found.ok)
     if ledger.suffix == ".json":
         if policies or checkpoints or checkpoint_weights or authority_files or approver_files or data:
             raise click.UsageError(f"`{ledger}` is a program: only its signature is checked")
@@ -136,6 +156,8 @@ def command(
         raise click.UsageError(
             f"`--only {only}` replays nothing; --policy, --policy-key, --checkpoint-weights, --data need it"
         )
+    if _is_log_of_logs(ledger):
+        raise click.UsageError(f"`{ledger}` is the log of logs of a job: give its folder, `{ledger.parent}`")
     if (data is None) != (secret is None):
         raise click.UsageError("--data and --secret go together: neither opens commitments alone")
     if what_if is not None and data is None:
@@ -168,6 +190,18 @@ def command(
     if difference is not None and what_if is not None:
         show_difference(difference, what_if)
     return int(not verdict.ok)
+
+
+def _is_log_of_logs(path: Path) -> bool:
+    """Whether a file begins as the log of logs of a job does; False, too, where it cannot be read."""
+    from gradwarden.runtime.errors import LedgerError
+    from gradwarden.runtime.ledger.entries import JOB_OPENING
+    from gradwarden.runtime.ledger.reader import read_entries
+
+    try:
+        return any(entry.kind == JOB_OPENING for entry in islice(read_entries(path), 1))
+    except LedgerError:
+        return False
 
 
 def _with_data(

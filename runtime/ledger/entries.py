@@ -33,13 +33,17 @@ ZERO_HASH = "0" * 64
 """`prev` of the first entry."""
 
 OPENING = "opened"
+JOB_OPENING = "job_opened"
+OPENINGS = frozenset({OPENING, JOB_OPENING})
+"""Kinds that begin a ledger: of a run, or of a job of many ranks, which binds their ledgers."""
+
 SEALED = "sealed"
 RESUMED = "resumed"
 ROTATED = "rotated"
 REVOKED = "revoked"
 HEAD = "head"
 
-LANDMARKS = frozenset({OPENING, SEALED, HEAD, RESUMED, ROTATED, REVOKED})
+LANDMARKS = OPENINGS | {SEALED, HEAD, RESUMED, ROTATED, REVOKED}
 """Kinds that must fit the whole ledger before them."""
 
 CANONICAL = orjson.OPT_SORT_KEYS | orjson.OPT_STRICT_INTEGER

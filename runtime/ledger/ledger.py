@@ -23,7 +23,16 @@ from typing import Any, Literal, Self
 
 from gradwarden.runtime.errors import EntryInvalid, LedgerError
 from gradwarden.runtime.ledger.authority import UnauthorisedError
-from gradwarden.runtime.ledger.entries import HEAD, OPENING, RESUMED, REVOKED, ROTATED, SEALED, encode_body
+from gradwarden.runtime.ledger.entries import (
+    HEAD,
+    OPENING,
+    OPENINGS,
+    RESUMED,
+    REVOKED,
+    ROTATED,
+    SEALED,
+    encode_body,
+)
 from gradwarden.runtime.ledger.key_changes import (
     KeyChange,
     Revocation,
@@ -137,12 +146,12 @@ class Ledger:
             raise EntryInvalid(f"the ledger writes its `{kind}` entries itself")
         encoded = encode_body(kind, body)
         self._check_usable()
-        if kind == OPENING or not self._begun:
+        if kind in OPENINGS or not self._begun:
             self._begin(kind, body)
         return self._writer.put(kind, encoded)
 
     def _begin(self, kind: str, body: Mapping[str, Any]) -> None:
-        if kind != OPENING:
+        if kind not in OPENINGS:
             raise EntryInvalid(f"a ledger begins with an `{OPENING}` entry, not with `{kind}`")
         if self._begun:
             raise EntryInvalid("the ledger has been opened already")
@@ -206,6 +215,11 @@ class Ledger:
         """Return once every entry appended so far is durable. Raises LedgerError."""
         self._check_usable()
         self._writer.flush()
+
+    def sign(self) -> None:
+        """Queue a signed head over every entry appended so far, and return at once. Raises LedgerError."""
+        self._check_usable()
+        self._writer.sign()
 
     def head(self) -> Checkpoint | None:
         """Return the latest head that was signed since the ledger was opened, None before the first."""

@@ -20,7 +20,7 @@ from gradwarden.runtime.ledger.entries import (
     CANONICAL,
     HEAD,
     LANDMARKS,
-    OPENING,
+    OPENINGS,
     RESUMED,
     REVOKED,
     ROTATED,
@@ -179,11 +179,11 @@ class Links:
     def _landmark(self, index: int, kind: str, body: dict[str, Any]) -> bool:
         """Check the entries that give a ledger its frame; return whether this one fits."""
         if index == 0:
-            if kind != OPENING:
+            if kind not in OPENINGS:
                 return self._refuse("no_opening", f"the ledger begins with `{kind}`, not with `opened`")
             self.opened = body
             self.authority.open(body["keys"])
-        elif kind == OPENING:
+        elif kind in OPENINGS:
             return self._refuse("second_opening", "the ledger is opened a second time")
         elif self.stage is Stage.CLOSED or (self.stage is Stage.SEALING and kind != HEAD):
             return self._refuse("after_seal", f"a `{kind}` entry follows the end of a sealed ledger")

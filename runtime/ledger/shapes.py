@@ -168,11 +168,12 @@ def _spending(value: Any) -> bool:
 
 
 _COMMITTED = frozenset(("step", "active", "norms", "loss", "privacy"))
+_COMMITTED_TOGETHER = _COMMITTED | {"batch"}
 
 
 def committed(body: Any) -> bool:
-    """A step's outcome."""
-    if type(body) is not dict or body.keys() != _COMMITTED:
+    """A step's outcome; of a rank of a job it says, too, how many examples all ranks proposed."""
+    if type(body) is not dict or body.keys() not in (_COMMITTED, _COMMITTED_TOGETHER):
         return False
     norms, loss = body["norms"], body["loss"]
     return (
@@ -183,6 +184,7 @@ def committed(body: Any) -> bool:
         and all(map(str.isascii, norms))
         and (loss is None or type(loss) is str)
         and _map(_spending, body["privacy"])
+        and _count(body.get("batch", 0))
     )
 
 
@@ -221,6 +223,50 @@ _OPENED: dict[str, Shape] = {
     "secret_commitment": _digest,
     "privacy": partial(_list, partial(_record, dict.fromkeys(_TERMS, _text))),
 }
+
+_PLACEMENTS = frozenset({"anywhere", "by_example"})
+
+_MEMBER: dict[str, Shape] = {
+    "id": _text,
+    "rank": _count,
+    "ranks": _count,
+    "placement": partial(_one_of, _PLACEMENTS),
+    "weights": _digest,
+}
+
+_JOB: dict[str, Shape] = {
+    "format": partial(_exactly, "gradwarden/job/1"),
+    "origin": _text,
+    "at": _text,
+    "ranks": _count,
+    "every": _count,
+    "lag": _count,
+    "placement": partial(_one_of, _PLACEMENTS),
+    "keys": _texts,
+}
+
+_RANK_HEAD: dict[str, Shape] = {
+    "rank": _count,
+    "origin": _text,
+    "size": _count,
+    "root": _digest,
+    "step": _count,
+}
+
+_BOUND: dict[str, Shape] = {
+    "binding": _count,
+    "part": _count,
+    "parts": _count,
+    "heads": partial(_list, partial(_record, _RANK_HEAD)),
+}
+
+
+def _opened(body: Any) -> bool:
+    """The start of a run; that of a rank of a job names its place in the job."""
+    if type(body) is dict and "job" in body:
+        return _record(_OPENED | {"job": partial(_record, _MEMBER)}, body)
+    return _record(_OPENED, body)
+
 
 _PROGRAM: dict[str, Shape] = {"digest": _digest, "part": _count, "parts": _count, "text": _text}
 _REFUSED: dict[str, Shape] = {
@@ -265,7 +311,10 @@ _RESUMED: dict[str, Shape] = {
 }
 
 SHAPES: dict[str, Shape] = {
-    "opened": partial(_record, _OPENED),
+    "opened": _opened,
+    "job_opened": partial(_record, _JOB),
+    "bound": partial(_record, _BOUND),
+    "skipped": partial(_record, {"step": _count, "until": _count}),
     "program": partial(_record, _PROGRAM),
     "approved": partial(_record, {"note": _text}),
     "classes": partial(_record, {"classes": partial(_list, _decision_class)}),

@@ -47,9 +47,12 @@ _STEP = {
     "verdict": _TEXT,
 }
 
+_BATCH = rb'(?:,"batch":%b)?' % _NATURAL
+"""A field that comes next after `active`, in the ledgers of a job's ranks only."""
+
 _COMMITTED = {
     "step": _NATURAL,
-    "active": _TEXTS,
+    "active": _TEXTS + _BATCH,
     "norms": _named(rb"(?:null|%b)" % _TEXT),
     "loss": rb"(?:null|%b)" % _TEXT,
     "privacy": _named(rb'\{"epsilon":%b,"steps":%b\}' % (_TEXT, _NATURAL)),
@@ -191,7 +194,7 @@ def outcome_form(found: re.Match[bytes]) -> Form | None:
         return None
     fields = {
         "step": _WHOLE,
-        "active": _EXACT_TEXTS,
+        "active": _EXACT_TEXTS + (rb',"batch":%b' % _WHOLE if "batch" in body else b""),
         "norms": _exact_names(norms, rb"(?:null|%b)" % _TEXT),
         "loss": rb"(?:null|%b)" % _TEXT,
         "privacy": _exact_names(privacy, rb'\{"epsilon":%b,"steps":%b\}' % (_TEXT, _WHOLE)),

@@ -120,6 +120,15 @@ class Writer:
                 self._work.notify()
             return index
 
+    def sign(self) -> None:
+        """Queue a head over what was queued so far, if there is anything new. Raises LedgerError."""
+        with self._work:
+            self._check()
+            if self._queue.unsigned and not self._queue.closing:
+                self._reserve_head()
+                self._queue.urgent = True
+                self._work.notify()
+
     def wait(self, index: int) -> None:
         """Block until the entry is written under the durability. Raises LedgerError."""
         queue = self._queue

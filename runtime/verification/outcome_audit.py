@@ -23,10 +23,13 @@ _ENDLESS = (None, "inf", "-inf")
 class OutcomeAudit:
     """Holds the outcomes of steps against what one program allows.
 
-    clip_norm: what the norm of the whole gradient was clipped to.
+    clip_norm: what the norm of the whole gradient was clipped to. together: whether the run is one rank of a
+    job; then others may have reached bands that its own examples did not, and more examples were proposed
+    than its own.
     """
 
-    def __init__(self, program: Program, clip_norm: float) -> None:
+    def __init__(self, program: Program, clip_norm: float, *, together: bool = False) -> None:
+        self._together = together
         self._bits = {name: 1 << place for place, name in enumerate(program.band_names)}
         self._noised = [
             (rule.name, sum(self._bits.get(band, 0) for band in set(rule.bands)))
@@ -48,7 +51,7 @@ class OutcomeAudit:
         for rule, bands in self._noised:
             if rule not in spent:
                 reached |= bands
-        active = self._named(reached)
+        active = self._moved(body, reached)
         if not active:
             raise _violation(f"step {body['step']} was committed, and reaches nothing")
         if body["active"] != active:
@@ -58,8 +61,42 @@ class OutcomeAudit:
         self._check_norms(body, active)
         return active
 
-    def hold(self, bodies: Sequence[Mapping[str, Any]], reached: Sequence[int]) -> bool:
-        """Whether `check` finds nothing wrong with the outcomes of many steps, with all budgets spent."""
+    def _moved(self, body: Mapping[str, Any], reached: int) -> list[str]:
+        """Return the bands that a step whose examples reach these may have moved, as they are recorded."""
+        if ("batch" in body) != self._together:
+            raise _violation(
+                f"step {body['step']} must say how many examples all ranks proposed, in a job and only there"
+            )
+        if self._together:
+            reached |= sum(self._bits.get(name, 0) for name in set(body["active"]))
+        return self._named(reached)
+
+    def check_batch(self, body: Mapping[str, Any], count: int) -> None:
+        """Check that a committed step had no fewer examples on all ranks than on this one, which has `count`.
+
+        Raises ViolationError: `wrong_outcome`.
+        """
+        if self._together and body["batch"] < count:
+            raise _violation(
+                f"step {body['step']} has {count} examples here, and {body['batch']} on all ranks"
+            )
+
+    def hold(
+        self, bodies: Sequence[Mapping[str, Any]], reached: Sequence[int], counts: Sequence[int]
+    ) -> bool:
+        """Whether the checks find nothing wrong with the outcomes of many steps, with all budgets spent.
+
+        counts: of the examples of each.
+        """
+        if self._together:
+            if any(body.get("batch", -1) < count for body, count in zip(bodies, counts, strict=True)):
+                return False
+            reached = [
+                bands | sum(self._bits.get(name, 0) for name in set(body["active"]))
+                for body, bands in zip(bodies, reached, strict=True)
+            ]
+        elif any("batch" in body for body in bodies):
+            return False
         lists = {bands: self._named(bands) for bands in set(reached)}
         if 0 in lists or [body["active"] for body in bodies] != [lists[bands] for bands in reached]:
             return False

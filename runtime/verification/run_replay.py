@@ -109,6 +109,10 @@ class RunReplay:
         self._restarts = RestartAudit()
         self._clip_norm = inf
         self._policy: Mapping[str, Any] = {}
+        self._member: Mapping[str, Any] | None = None
+        """The ledger's place in a job, where it has one."""
+        self._may_skip = False
+        """Whether steps may be missing here: the run was just begun, or resumed."""
         self.base: Mapping[str, Any] | None = None
         """The run that this one goes on from, as it says."""
         self.tallies: list[tuple[int, Mapping[str, Any]]] = []
@@ -138,6 +142,7 @@ class RunReplay:
             return False
         if self._approvals.due:
             return False
+        self._may_skip = False
         stretch = judge_stretch(
             turns, history.next_step, self._declared, force.replayer, force.outcomes, self._agree
         )
@@ -253,12 +258,17 @@ class RunReplay:
             case "opened":
                 self._audit = BudgetAudit(body["privacy"], body["normaliser"])
                 self._clip_norm = inf if body["clip_norm"] is None else number(body["clip_norm"])
+                self._member = body.get("job")
+                self._may_skip = self._member is not None
                 self._replace_program(body["policy"])
             case "policy_changed":
                 self._check_change(body)
             case "resumed":
                 self._forget_numbers()
                 self._maintained.forget()
+                self._may_skip = self._member is not None
+            case "skipped":
+                self._check_skipped(body)
             case "checkpoint":
                 self._check_checkpoint(body)
             case "derived":
@@ -307,7 +317,7 @@ class RunReplay:
         self._approvals.take_program(program)
         self._in_force = _InForce(
             Replayer(program),
-            OutcomeAudit(program, self._clip_norm),
+            OutcomeAudit(program, self._clip_norm, together=self._member is not None),
             len(program.bands),
             not privacy_rules(program) and not program.maintained,
         )
@@ -369,9 +379,17 @@ class RunReplay:
             )
         if body["step"] != due:
             raise ViolationError("wrong_step", f"step {body['step']} comes where step {due} was due")
+        self._may_skip = False
         self._approvals.check_step(due)
         self._restarts.step(due)
         self._maintained.check_step(due)
+
+    def _check_skipped(self, body: Mapping[str, Any]) -> None:
+        due = self._history.next_step
+        if not self._may_skip or body["step"] != due or body["until"] <= due:
+            raise ViolationError(
+                "wrong_step", f"steps from {body['step']} on are left out where step {due} was due"
+            )
 
     def _check_part(self, body: Mapping[str, Any]) -> None:
         history = self._history
@@ -467,7 +485,9 @@ class RunReplay:
         intent = self._pending(body).body
         spent = intent["spent"]
         self._maintained.check_rehearsed(intent, self._history.decisions)
-        active = self._ready().outcomes.check(body, self._reached, spent)
+        outcomes = self._ready().outcomes
+        active = outcomes.check(body, self._reached, spent)
+        outcomes.check_batch(body, intent["count"])
         self._maintained.check_outcome(body["step"], active)
         self._audit.check_charge(body, spent, self._history.private_steps)
 

@@ -100,7 +100,8 @@ def judge_stretch(
         return None
     committed = list(compress(results, turns.committed))
     reached = [given >> len(VERDICTS) for given in compress(marks, turns.committed)]
-    if any(result["privacy"] for result in committed) or not outcomes.hold(committed, reached):
+    counts = list(compress(turns.counts, turns.committed))
+    if any(result["privacy"] for result in committed) or not outcomes.hold(committed, reached, counts):
         return None
     weighty = np.array(tables.reach, np.int64)[decisions] != 0
     learned = int((weighty & np.repeat(turns.committed, turns.counts)).sum())

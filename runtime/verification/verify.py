@@ -18,6 +18,7 @@ from gradwarden.runtime.evidence.tally import tally_ledger
 from gradwarden.runtime.ledger.chain import ChainReport, Finding, Listener, verify_chain
 from gradwarden.runtime.ledger.key_changes import KeyChange, Rotation
 from gradwarden.runtime.ledger.keys import PublicKey
+from gradwarden.runtime.ledger.lines import Part
 from gradwarden.runtime.ledger.program_signature import NOBODY, Approvers
 from gradwarden.runtime.verification.drift_measure import measure
 from gradwarden.runtime.verification.run_replay import RunReplay
@@ -49,6 +50,7 @@ def verify_ledger(
     approvers: Approvers = NOBODY,
     weights: Path | None = None,
     only: Only | None = None,
+    beside: Callable[[], Listener] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
     """Verify a ledger.
@@ -57,8 +59,8 @@ def verify_ledger(
     changed during the run; None: what the ledger holds is taken at its word. approvers: who must have signed
     each program before a step was taken under it. weights: a checkpoint file that
     the ledger must name last; how far its maintained bands are from the anchors beside the ledger is
-    measured. only: where to stop; decisions are replayed where it is None. progress: called with
-    (bytes done, bytes in all).
+    measured. only: where to stop; decisions are replayed where it is None. beside: gives who else is told of
+    each entry while they are, see `verify_chain`. progress: called with (bytes done, bytes in all).
 
     Raises LedgerError only where the file cannot be read.
     """
@@ -68,7 +70,7 @@ def verify_ledger(
     def listen() -> Listener:
         nonlocal replay
         replay = RunReplay(expected, approvers)
-        return replay.accept
+        return _both(replay.accept, beside()) if beside else replay.accept
 
     chain = verify_chain(path, keys, None if only else listen, progress, frames=only == "chain")
     findings = list(chain.findings)
@@ -86,6 +88,14 @@ def verify_ledger(
         findings=tuple(sorted(findings, key=lambda finding: finding.index)),
         facts={**_facts(chain, replay), "only": only},
     )
+
+
+def _both(first: Listener, second: Listener) -> Listener:
+    def listen(part: Part) -> None:
+        first(part)
+        second(part)
+
+    return listen
 
 
 def _tally_findings(replay: RunReplay, path: str | Path) -> Iterator[Finding]:

@@ -68,6 +68,7 @@ class Cases:
     def every_kind(self) -> dict[str, list[dict[str, Any]]]:
         """One or more bodies of each kind that a caller may append after the opening."""
         policy = {"name": "small", "version": 2, "digest": ZERO}
+        rank_head = {"rank": 0, "origin": "job/rank-0", "size": 9, "root": ZERO, "step": 3}
         problems = {"id": 2, "problems": [["licence", "missing"]]}
         return {
             "program": [{"digest": ZERO, "part": 0, "parts": 1, "text": '{"é":"\u2028\\"\n\x7f"}'}],
@@ -76,7 +77,9 @@ class Cases:
             "decisions": [{"decisions": [self.decision(), self.decision(1, "refuse")]}, {"decisions": []}],
             "examples": [{"step": 1, "part": 0, "commitments": b64encode(bytes(64)).decode()}],
             "step": [self.step(1), self.step(2, count=0), {**self.step(3), "exposures": None, "today": None}],
-            "committed": [self.committed(1), {**self.committed(2), "loss": None}],
+            "committed": [self.committed(1), {**self.committed(2), "loss": None, "batch": 8}],
+            "bound": [{"binding": 0, "part": 0, "parts": 1, "heads": [rank_head]}],
+            "skipped": [{"step": 3, "until": 5}],
             "refused": [{"step": 1, "gate": "gradient", "reason": "not_finite", "detail": "deep"}],
             "anchored": [self.anchored(), self.anchored(strength=None, drift=20_000)],
             "maintained": [{"step": 9, "drift": {"deep": "0.02"}, "held": ["deep"]}],

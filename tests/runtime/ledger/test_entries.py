@@ -70,7 +70,8 @@ def _in_subset(value: Any) -> bool:
 
 
 def test_entries_of_every_kind_are_read_back(cases: Any) -> None:
-    assert {*cases.every_kind(), "opened", "resumed", "sealed", "rotated", "revoked", "head"} == SHAPES.keys()
+    own = {"opened", "job_opened", "resumed", "sealed", "rotated", "revoked", "head"}
+    assert own | cases.every_kind().keys() == SHAPES.keys()
     for kind, bodies in cases.every_kind().items():
         for body in bodies:
             line = compose(kind, 7, ZERO_HASH, encode_body(kind, body))

@@ -1,0 +1,197 @@
+"""The outcome of verifying a job: many ranks' ledgers, and the log of logs that binds them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gradwarden.cli.diagnostics import plural, printable
+from gradwarden.cli.inputs import read_note
+from gradwarden.cli.output import arrived, progress
+from gradwarden.cli.verdict import MEANINGS, STATUSES
+from gradwarden.policy.frozen import frozen
+
+if TYPE_CHECKING:
+    from gradwarden.policy.program import Program
+    from gradwarden.runtime.evidence.trust import Trust
+    from gradwarden.runtime.ledger.program_signature import Approvers
+    from gradwarden.runtime.verification.job_report import JobFinding, JobReport
+
+JOB_MEANINGS = {
+    **MEANINGS,
+    "OK": "every rank's ledger is intact, sealed, bound, and agrees with the others",
+    "VIOLATION": "intact and signed, but the ranks contradict each other, or the policy",
+    "INCOMPLETE": "intact as far as it goes, but a rank is missing or not sealed",
+    "LAGGING": "it holds, but a rank's ledger was bound later than the job allows",
+    "FORK": "a rank's ledger is not the one that was bound",
+    "ROLLBACK": "entries of a rank are missing that were bound",
+}
+
+HELP = {
+    "no_log_of_logs": "rank 0 writes `job.ledger`, or whoever binds the job: ask for it",
+    "missing_rank": "collect the ledgers of all ranks in the folder",
+    "lost_rank": "ask for the ledger: the log of logs shows that there was one",
+    "cut_rank": "ask for the whole ledger: the log of logs shows that there was more",
+    "cut_off": "a rank that was killed leaves this; the job goes on when it is resumed",
+    "unsealed_rank": "the job goes on, or it was left: it can be resumed",
+    "forked_rank": "keep both: the ledger and the log of logs show that the rank has two histories",
+    "other_rank": "put each rank's ledger under its own name",
+    "lagging_rank": "until it is bound, a rank could still take back what it has not signed",
+    "contradiction": "`gradwarden log FOLDER/rank-NNNN.ledger --steps N` shows what each has recorded",
+    "wrong_shares": "`gradwarden log FOLDER/rank-NNNN.ledger --steps N` shows what each has recorded",
+}
+
+MOST_RANKS = 16
+"""Ranks that are listed one by one; `--format json` has all."""
+
+
+@frozen
+class JobVerdict:
+    """All that was found out about a job. heads_compared: of its log of logs, kept elsewhere."""
+
+    folder: Path
+    report: JobReport
+    policy_given: bool
+    heads_compared: int
+    assurance: str
+
+    @property
+    def ok(self) -> bool:
+        return self.report.ok
+
+    def checked(self) -> Iterator[str]:
+        """Yield what was checked."""
+        facts = self.report.facts
+        yield f"the ledgers of {plural(len(self.report.ranks), 'rank')}: form, order, links, tree and heads"
+        if facts["decisions_replayed"]:
+            yield f"{plural(facts['decisions_replayed'], 'decision')}, made again"
+        if facts["bindings"]:
+            yield f"{plural(facts['bindings'], 'binding')} of them, up to step {facts['bound_to_step']:,}"
+        if len(self.report.ranks) > 1:
+            yield "step by step that they agree: programs, epochs, outcomes, gradients, shares of each batch"
+        if self.heads_compared:
+            yield f"against {plural(self.heads_compared, 'head')} of the log of logs, kept elsewhere"
+
+    def unchecked(self) -> Iterator[str]:
+        """Yield what was not checked, or cannot be."""
+        yield "that every training step was offered to the ledgers: they are self-attested"
+        if not self.policy_given:
+            yield "the policy: that of the ledgers was taken at its word (--policy)"
+        if not self.heads_compared:
+            yield "whether a holder of the keys rewrote all of it: no head of the log of logs (--checkpoint)"
+        yield "the metadata of examples, and the weights: verify a rank's ledger by itself for that"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "ok": self.ok,
+            "status": self.report.status,
+            "job": str(self.folder),
+            "findings": [
+                {
+                    "code": found.code,
+                    "ranks": list(found.ranks),
+                    "index": found.index,
+                    "severity": found.severity,
+                    "message": found.message,
+                    "help": HELP.get(found.code),
+                }
+                for found in self.report.findings
+            ],
+            "checked": list(self.checked()),
+            "not_checked": list(self.unchecked()),
+            "facts": {**self.report.facts, "assurance": self.assurance},
+        }
+
+
+def judge_job(
+    folder: Path,
+    trust: Trust,
+    *,
+    programs: Sequence[Program] = (),
+    approvers: Approvers | None = None,
+    checkpoints: Sequence[Path] = (),
+) -> JobVerdict:
+    """Verify a job's folder, and compare its log of logs with heads that were kept elsewhere.
+
+    programs, approvers: what must have governed every rank, and who must have signed it.
+    """
+    from gradwarden.runtime.jobs.layout import log_path, rank_path, ranks_found
+    from gradwarden.runtime.ledger.program_signature import NOBODY
+    from gradwarden.runtime.verification.job_verify import verify_job
+
+    total = sum(rank_path(folder, rank).stat().st_size for rank in ranks_found(folder))
+    notes = [read_note(path) for path in checkpoints]
+    with progress(f"verifying {folder.name}", total, "bytes") as advance:
+        report = verify_job(
+            folder,
+            trust.keys,
+            program=programs,
+            approvers=approvers or NOBODY,
+            progress=arrived(advance),
+        )
+    assurance = "self-attested"
+    if notes and log_path(folder).exists():
+        report, assurance = _compared(folder, report, notes, trust)
+    return JobVerdict(folder, report, bool(programs), len(notes), assurance)
+
+
+def _compared(folder: Path, report: JobReport, notes: Sequence[bytes], trust: Trust) -> tuple[JobReport, str]:
+    """Compare the log of logs with heads of it; return the report with what that shows, and on whose word."""
+    from gradwarden.runtime.evidence.witnessed import compare_notes
+    from gradwarden.runtime.jobs.layout import log_path
+    from gradwarden.runtime.verification.job_report import STATUSES as WORST_FIRST
+    from gradwarden.runtime.verification.job_report import JobFinding
+
+    known = compare_notes(log_path(folder), notes, trust, report.facts)
+    found = [
+        JobFinding(one.code, f"the log of logs: {one.message}", index=one.index, status=STATUSES[one.code])
+        for one in known.findings
+    ]
+    findings = (*report.findings, *found)
+    status = min([report.status, *(one.status for one in found)], key=WORST_FIRST.index)
+    assurance: str = known.facts().get("assurance", "self-attested")
+    return replace(report, status=status, findings=findings), assurance
+
+
+def show_job(verdict: JobVerdict) -> None:
+    """Write a verdict to standard output, and its findings to standard error."""
+    report = verdict.report
+    colour = "green" if verdict.ok else "yellow" if report.status in ("INCOMPLETE", "LAGGING") else "red"
+    status = click.style(report.status, fg=colour, bold=True)
+    click.echo(f"{status} {verdict.folder}: {JOB_MEANINGS[report.status]}")
+    for line in _lines(report.facts):
+        click.echo(f"  {line}")
+    click.echo(f"  assurance: {verdict.assurance}")
+    for heading, lines in (("checked", verdict.checked()), ("not checked", verdict.unchecked())):
+        click.echo(click.style(heading, bold=True))
+        for line in lines:
+            click.echo(f"  {line}")
+    for found in report.findings:
+        _show_finding(found)
+
+
+def _show_finding(found: JobFinding) -> None:
+    name = click.style(f"{found.severity}[{found.code}]", fg="red", bold=True)
+    click.echo(f"{name}: {printable(found.message)}", err=True)
+    if found.code in HELP:
+        click.echo(f"  {click.style('= help:', fg='cyan')} {HELP[found.code]}", err=True)
+
+
+def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
+    if facts["job"]:
+        yield printable(f"job {facts['job']}, {plural(facts['ranks'], 'rank')}")
+    if facts["policy"]:
+        policy = facts["policy"]
+        yield printable(f"policy {policy['name']} version {policy['version']}, sha256 {policy['digest']}")
+    yield f"{plural(facts['steps'], 'step')}, {plural(facts['exposures'], 'exposure')} over all ranks"
+    for rank, member in list(facts["members"].items())[:MOST_RANKS]:
+        yield (
+            f"rank {rank}: {member['status']}, {plural(member['entries'], 'entry', 'entries')}, "
+            f"{member['bound_entries']:,} bound, {plural(member['steps'], 'step')}"
+        )
+    if facts["root"]:
+        yield f"root {facts['root']}"

@@ -1,0 +1,51 @@
+"""Where the files of a job lie, and what its ledgers are called.
+
+    job/job.ledger            the log of logs: signed heads of the ranks' ledgers, bound at intervals
+    job/job.secret            the secret of the commitments, the same for all ranks; no part of the evidence
+    job/rank-0000.ledger      one ordinary ledger for each rank
+
+A job is called by the origin of its log of logs; the ledger of rank N has the origin `<job>/rank-N`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+Placement = Literal["anywhere", "by_example"]
+"""Which rank may have an example: any, or the one that its commitment says (`home`)."""
+
+_RANK_FILE = re.compile(r"rank-([0-9]{4,9})\.ledger")
+
+
+def log_path(folder: Path) -> Path:
+    return folder / "job.ledger"
+
+
+def secret_path(folder: Path) -> Path:
+    return folder / "job.secret"
+
+
+def rank_path(folder: Path, rank: int) -> Path:
+    return folder / f"rank-{rank:04d}.ledger"
+
+
+def rank_origin(job: str, rank: int) -> str:
+    return f"{job}/rank-{rank}"
+
+
+def ranks_found(folder: Path) -> Iterator[int]:
+    """Yield the numbers of the ranks that have a ledger in a folder, in order."""
+    names = sorted(path.name for path in folder.iterdir())
+    yield from sorted(int(found[1]) for name in names if (found := _RANK_FILE.fullmatch(name)))
+
+
+def home(commitment: bytes, ranks: int) -> int:
+    """Return the rank that an example belongs to under the placement `by_example`.
+
+    The first eight bytes of its commitment as a number, modulo the number of ranks. Commitments are salted
+    hashes, so examples spread evenly, and a verifier can check it without knowing any id.
+    """
+    return int.from_bytes(commitment[:8], "big") % ranks

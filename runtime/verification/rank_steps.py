@@ -1,0 +1,232 @@
+"""What one rank's ledger says of each step of a job, in columns, so that ranks can be compared.
+
+Some 60 bytes a step are kept. Everything here is as recorded; whether it is what the policy gives is for the
+replay of the same ledger to say.
+"""
+
+from __future__ import annotations
+
+from array import array
+from binascii import a2b_base64
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from gradwarden.policy.frozen import frozen
+from gradwarden.runtime.commitments import SIZE
+from gradwarden.runtime.errors import NoteError
+from gradwarden.runtime.ledger.entries import HEAD, SEALED, Entry
+from gradwarden.runtime.ledger.lines import Part
+from gradwarden.runtime.ledger.note import parse_checkpoint, parse_note
+from gradwarden.runtime.ledger.turns import Turns
+
+Numbers = npt.NDArray[np.int64]
+
+ABSENT, PROPOSED, REFUSED, COMMITTED = range(4)
+"""What became of a step here: nothing is known of it, it has no outcome, it was refused, or committed."""
+
+NO_DAY = -(2**62)
+"""The day of a step that has none."""
+
+_MOVED = 16
+"""Bytes of the digest of what a committed step moved."""
+
+
+@frozen
+class Clash:
+    """The first step of which two ranks say different things. theirs: what the other says, to compare."""
+
+    step: int
+    what: str
+    theirs: bytes
+
+
+@frozen
+class Columns:
+    """What one rank says of each step, by step.
+
+    outcomes: uint8. counts: the rank's own examples. batches: those of all ranks, 0 unless committed. epochs,
+    days: int64. moved: digests of what a committed step moved, uint8 [steps, 16].
+    """
+
+    outcomes: npt.NDArray[np.uint8]
+    counts: Numbers
+    batches: Numbers
+    epochs: Numbers
+    days: Numbers
+    moved: npt.NDArray[np.uint8]
+
+
+class RankSteps:
+    """A listener that notes the steps of one rank's ledger."""
+
+    def __init__(self) -> None:
+        self.opened: Mapping[str, Any] | None = None
+        self.sealed: Mapping[str, Any] | None = None
+        self.heads: dict[int, tuple[str, int]] = {}
+        """By size: the root (hex) of each head in the ledger, and the number of the next step there."""
+        self.programs: list[tuple[int, str]] = []
+        """From which step on which program was in force, by its digest."""
+        self.weights: dict[int, list[str]] = {}
+        """The digests of the weights saved at each step."""
+        self.misplaced: tuple[int, int] | None = None
+        """The index and the step of the first example that belongs to another rank."""
+        self._outcomes = bytearray()
+        self._counts, self._batches = array("q"), array("q")
+        self._epochs, self._days = array("q"), array("q")
+        self._moved = bytearray()
+        self._parts: list[str] = []
+        self._rank = self._ranks = 0
+
+    def accept(self, part: Part) -> None:
+        """Take the next part of the chain."""
+        if isinstance(part, Turns):
+            self._accept_turns(part)
+        else:
+            self._accept(part)
+
+    def _accept(self, entry: Entry) -> None:
+        body = entry.body
+        match entry.kind:
+            case "opened":
+                self.opened = body
+                self.programs.append((0, body["policy"]["digest"]))
+                member = body.get("job")
+                if member is not None and member["placement"] == "by_example":
+                    self._rank, self._ranks = member["rank"], member["ranks"]
+            case "policy_changed":
+                self.programs.append((body["step"], body["policy"]["digest"]))
+            case "examples":
+                self._parts.append(body["commitments"])
+            case "step":
+                self._look(entry.index, body["step"], [*self._parts, body["commitments"]])
+                self._parts.clear()
+                self._propose(body["step"], body["count"], body["epoch"], body["today"])
+            case "committed" | "refused":
+                self._conclude(entry.kind, body)
+            case "skipped":
+                self._fill(body["until"])
+            case "checkpoint":
+                self.weights.setdefault(body["step"], []).append(body["digest"])
+            case _ if entry.kind == SEALED:
+                self.sealed = body
+            case _ if entry.kind == HEAD:
+                self._take_head(body["note"])
+
+    def _accept_turns(self, turns: Turns) -> None:
+        steps = zip(turns.numbers, turns.counts, turns.epochs, turns.todays, strict=True)
+        outcomes = zip(turns.committed, turns.results(), strict=True)
+        for place, (step, (committed, result)) in enumerate(zip(steps, outcomes, strict=True)):
+            self._look(turns.first + 2 * place, step[0], [turns.commitments[place]])
+            self._propose(*step)
+            self._conclude("committed" if committed else "refused", result)
+
+    def _propose(self, step: int, count: int, epoch: int, today: int | None) -> None:
+        if step < len(self._outcomes) or step > len(self._outcomes) + 1_000_000:
+            return  # out of turn: the replay of this ledger names it
+        self._fill(step)
+        self._outcomes.append(PROPOSED)
+        self._counts.append(count)
+        self._epochs.append(epoch)
+        self._days.append(NO_DAY if today is None else today)
+        self._batches.append(0)
+        self._moved += bytes(_MOVED)
+
+    def _fill(self, until: int) -> None:
+        """Note steps that this rank had no part in."""
+        missing = min(until - len(self._outcomes), 1_000_000)
+        if missing > 0:
+            self._outcomes += bytes([ABSENT]) * missing
+            self._moved += bytes(_MOVED * missing)
+            for column in (self._counts, self._epochs, self._days, self._batches):
+                column.extend([0] * missing)
+
+    def _conclude(self, kind: str, body: Mapping[str, Any]) -> None:
+        if body["step"] != len(self._outcomes) - 1:
+            return
+        self._outcomes[-1] = COMMITTED if kind == "committed" else REFUSED
+        if kind == "committed":
+            self._batches[-1] = body.get("batch", 0)
+            moved = orjson.dumps([body["active"], body["norms"]], option=orjson.OPT_SORT_KEYS)
+            self._moved[-_MOVED:] = blake2b(moved, digest_size=_MOVED).digest()
+
+    def _take_head(self, note: str) -> None:
+        try:
+            head = parse_checkpoint(parse_note(note.encode()).text)
+        except NoteError:
+            return
+        self.heads[head.size] = (head.root.hex(), len(self._outcomes))
+
+    def _look(self, index: int, step: int, packed: Sequence[str | bytes]) -> None:
+        """Find an example that belongs to another rank, where each has a home."""
+        if not self._ranks or self.misplaced is not None:
+            return
+        words = np.frombuffer(b"".join(map(a2b_base64, packed)), ">u8")[:: SIZE // 8]
+        if np.any(words % np.uint64(self._ranks) != self._rank):
+            self.misplaced = (index, step)
+
+    @property
+    def steps(self) -> int:
+        """The number of the next step."""
+        return len(self._outcomes)
+
+    @property
+    def unfinished(self) -> int | None:
+        """The last step, where it has no outcome."""
+        return self.steps - 1 if self._outcomes and self._outcomes[-1] == PROPOSED else None
+
+    def columns(self, size: int) -> Columns:
+        """Return what is known of the first `size` steps."""
+        numbers = (self._counts, self._batches, self._epochs, self._days)
+        return Columns(
+            np.frombuffer(bytes(self._outcomes[:size]), np.uint8),
+            *(np.array(column[:size], np.int64) for column in numbers),
+            np.frombuffer(bytes(self._moved[: size * _MOVED]), np.uint8).reshape(-1, _MOVED),
+        )
+
+
+def first_clash(one: RankSteps, other: RankSteps) -> Clash | None:
+    """Return the first step of which two ranks say different things, as far as both go.
+
+    A step without an outcome on one rank contradicts nothing: a crash leaves it so. Days may differ by one:
+    clocks do not pass midnight together.
+    """
+    size = min(one.steps, other.steps)
+    ours, theirs = one.columns(size), other.columns(size)
+    both = (ours.outcomes != ABSENT) & (theirs.outcomes != ABSENT)
+    committed = (ours.outcomes == COMMITTED) & (theirs.outcomes == COMMITTED)
+    dated = both & (ours.days != NO_DAY) & (theirs.days != NO_DAY)
+    settled = both & (ours.outcomes >= REFUSED) & (theirs.outcomes >= REFUSED)
+    places: dict[str, tuple[npt.NDArray[np.bool_], npt.NDArray[Any]]] = {
+        "epoch": (both & (ours.epochs != theirs.epochs), theirs.epochs),
+        "day": (dated & (np.abs(ours.days - theirs.days) > 1), theirs.days),
+        "outcome": (settled & (ours.outcomes != theirs.outcomes), theirs.outcomes),
+        "gradient": (committed & (ours.moved != theirs.moved).any(axis=1), theirs.moved),
+        "size of the whole batch": (committed & (ours.batches != theirs.batches), theirs.batches),
+    }
+    found = [
+        Clash(int(step := np.flatnonzero(where)[0]), what, values[step].tobytes())
+        for what, (where, values) in places.items()
+        if where.any()
+    ]
+    program = _program_clash(one, other, size)
+    return min([*found, *([program] if program else [])], key=lambda clash: clash.step, default=None)
+
+
+def _program_clash(one: RankSteps, other: RankSteps, size: int) -> Clash | None:
+    """Return the first step that the ranks took under different programs."""
+    changes = sorted({step for steps in (one, other) for step, _ in steps.programs if step < max(size, 1)})
+    for step in changes:
+        ours, theirs = (in_force(steps.programs, step) for steps in (one, other))
+        if ours != theirs:
+            return Clash(step, "program", theirs.encode())
+    return None
+
+
+def in_force(programs: Sequence[tuple[int, str]], step: int) -> str:
+    """Return the program that is in force at a step, by its digest; empty where none is."""
+    return next((digest for since, digest in reversed(programs) if since <= step), "")

@@ -1,0 +1,72 @@
+"""`gradwarden verify FOLDER`: a job of many ranks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gradwarden.runtime.jobs.layout import log_path, rank_path
+from gradwarden.runtime.ledger.keys import Signer
+from tests.cli.conftest import Run
+from tests.runtime.jobs.simulated import sealed_job
+
+
+@pytest.fixture
+def job(here: Path, signer: Signer) -> Path:
+    signer.public.save(here / "run.pub")
+    return sealed_job(here / "job", signer)
+
+
+def test_a_job_is_verified_as_a_whole(run: Run, job: Path) -> None:
+    result = run("verify", "job", "--key", "run.pub")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("OK job")
+    assert "rank 2: OK" in result.stdout
+    assert "that they agree" in result.stdout
+
+
+def test_a_rank_that_is_missing_is_named(run: Run, job: Path) -> None:
+    rank_path(job, 1).unlink()
+    result = run("verify", "job", "--key", "run.pub")
+    assert result.exit_code == 1
+    assert result.stdout.startswith("ROLLBACK")
+    assert "error[lost_rank]: the ledger of rank 1 is missing" in result.stderr
+    told = json.loads(run("verify", "job", "--key", "run.pub", "--format", "json").stdout)
+    assert (told["ok"], told["status"], told["findings"][0]["ranks"]) == (False, "ROLLBACK", [1])
+    assert sorted(told["facts"]["members"]) == ["0", "2"]
+
+
+def test_one_head_kept_elsewhere_holds_the_whole_job(run: Run, job: Path, here: Path, signer: Signer) -> None:
+    head = here / "kept.note"
+    head.write_bytes(log_path(job).with_name("job.ledger.head").read_bytes())
+    verify = ("verify", "job", "--key", "run.pub", "--checkpoint", "kept.note")
+    assert run(*verify).exit_code == 0
+    for path in job.iterdir():
+        path.unlink()
+    sealed_job(job, signer)  # the same again, by a holder of the key: another history
+    result = run(*verify)
+    assert result.exit_code == 1
+    assert result.stdout.startswith("TAMPERED")  # another origin: each log of logs has one of its own
+
+
+def test_what_is_about_one_rank_is_misuse_with_a_job(run: Run, job: Path) -> None:
+    assert run("verify", "job/job.ledger", "--key", "run.pub").exit_code == 2
+    assert run("verify", "job", "--key", "run.pub", "--checkpoint-weights", "run.pub").exit_code == 2
+
+
+def test_a_ledger_of_a_rank_verifies_alone(run: Run, job: Path) -> None:
+    assert run("verify", "job/rank-0001.ledger", "--key", "run.pub").exit_code == 0
+
+
+def test_an_empty_folder_is_no_job(run: Run, job: Path, here: Path) -> None:
+    (here / "nothing").mkdir()
+    result = run("verify", "nothing", "--key", "run.pub")
+    assert result.exit_code == 1
+    assert "no_log_of_logs" in result.stderr
+
+
+def test_the_log_shows_bindings(run: Run, job: Path) -> None:
+    result = run("log", "job/job.ledger", "--kind", "bound")
+    assert "binding 0 of 3 ranks, at steps 2 to 2" in result.stdout

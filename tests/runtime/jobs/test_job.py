@@ -1,0 +1,434 @@
+"""A job of many ranks: each with its own ledger, and a log of logs that holds them to what they signed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gradwarden.runtime.errors import JobError, LedgerBusy
+from gradwarden.runtime.jobs import binder as binder_module
+from gradwarden.runtime.jobs.binder import Binder
+from gradwarden.runtime.jobs.layout import home, log_path, rank_path
+from gradwarden.runtime.ledger.keys import Signer
+from gradwarden.runtime.ledger.reader import read_entries
+from gradwarden.runtime.verification.job_report import JobReport
+from gradwarden.runtime.verification.job_verify import verify_job
+from tests.runtime.jobs.simulated import SECRET, TODAY, Job, program, sealed_job
+
+RANKS = 4
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def signer() -> Signer:
+    return Signer.generate("run")
+
+
+@pytest.fixture(scope="module")
+def genuine(tmp_path_factory: pytest.TempPathFactory, signer: Signer) -> Path:
+    """A sealed job, for tests to copy and spoil."""
+    return sealed_job(tmp_path_factory.mktemp("job") / "job", signer, RANKS, STEPS)
+
+
+@pytest.fixture
+def job(tmp_path: Path, signer: Signer) -> Job:
+    return Job(tmp_path / "job", signer)
+
+
+def verified(folder: Path, signer: Signer) -> JobReport:
+    return verify_job(folder, [signer.public])
+
+
+def codes(report: JobReport) -> set[str]:
+    return {finding.code for finding in report.findings}
+
+
+def named(report: JobReport, *of: str) -> set[int]:
+    """The ranks that findings name, of some codes or of all."""
+    return {rank for finding in report.findings if not of or finding.code in of for rank in finding.ranks}
+
+
+def test_a_genuine_job_holds(genuine: Path, signer: Signer) -> None:
+    report = verified(genuine, signer)
+    assert (report.status, report.findings) == ("OK", ())
+    assert report.facts["exposures"] == RANKS * STEPS * 3
+    assert report.facts["bound_to_step"] == STEPS
+    assert {found.status for found in report.ranks.values()} == {"OK"}
+
+
+def test_a_ledger_of_a_rank_is_an_ordinary_one(genuine: Path, signer: Signer) -> None:
+    """It names its place in the job, and verifies without the others."""
+    entries = list(read_entries(rank_path(genuine, 2)))
+    member = entries[0].body["job"]
+    assert (member["id"], member["rank"], member["ranks"]) == (_origin(genuine), 2, RANKS)
+    assert verified(genuine, signer).ranks[2].ok
+
+
+def _origin(folder: Path) -> str:
+    origin: str = next(read_entries(log_path(folder))).body["origin"]
+    return origin
+
+
+# --- dropped, cut, forked, swapped --------------------------------------------------------------------------
+
+
+def drop(folder: Path, rank: int, other: int, draw: Callable[[int], int]) -> None:
+    rank_path(folder, rank).unlink()
+
+
+def cut(folder: Path, rank: int, other: int, draw: Callable[[int], int]) -> None:
+    """Cut a ledger after some line, or in the middle of it; the head beside it goes, too, or stays."""
+    path = rank_path(folder, rank)
+    content = path.read_bytes()
+    lines = content.splitlines(keepends=True)
+    kept = b"".join(lines[: draw(len(lines) - 1)])
+    path.write_bytes(kept + lines[-1][: draw(3)])
+    if draw(1):
+        path.with_name(f"{path.name}.head").unlink()
+
+
+def fork(folder: Path, rank: int, other: int, draw: Callable[[int], int]) -> None:
+    """Write a rank's whole history anew, with the true key: in one step it has other examples."""
+    signer = fork.signer  # type: ignore[attr-defined]
+    lie = draw(STEPS - 1)
+    apart = Job.__new__(Job)
+    apart.folder, apart.signer, apart.size = folder, signer, RANKS
+    apart.placement, apart.program = "anywhere", program()
+    apart.binder = type("Named", (), {"job": _origin(folder)})()  # type: ignore[assignment]
+    path = rank_path(folder, rank)
+    path.unlink()
+    path.with_name(f"{path.name}.head").unlink()
+    forged = apart.rank(rank)
+    apart.ranks = [forged] * RANKS
+    for step in range(STEPS):
+        names = [f"{name}!" if step == lie else name for name in apart.batches(step)[rank]]
+        forged.commit(forged.propose(names), 3 * RANKS)
+        if step % 2:
+            forged.sign()
+    forged.seal()
+
+
+def swap(folder: Path, rank: int, other: int, draw: Callable[[int], int]) -> None:
+    one, two = rank_path(folder, rank), rank_path(folder, other)
+    for suffix in ("", ".head"):
+        aside = folder / "aside"
+        shutil.move(f"{one}{suffix}", aside)
+        shutil.move(f"{two}{suffix}", f"{one}{suffix}")
+        shutil.move(aside, f"{two}{suffix}")
+
+
+CODES = {
+    drop: {"lost_rank"},
+    cut: {"cut_rank", "rank", "cut_off"},
+    fork: {"forked_rank"},
+    swap: {"other_rank"},
+}
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+def test_a_rank_whose_ledger_was_dropped_cut_forked_or_swapped_is_named(
+    tmp_path_factory: pytest.TempPathFactory, genuine: Path, signer: Signer, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("spoilt") / "job"
+    shutil.copytree(genuine, folder)
+    rank, other = data.draw(st.permutations(range(RANKS)))[:2]
+    spoil = data.draw(st.sampled_from(list(CODES)))
+    fork.signer = signer  # type: ignore[attr-defined]
+    spoil(folder, rank, other, lambda most: data.draw(st.integers(0, most)))
+    report = verified(folder, signer)
+    assert report.status not in ("OK", "LAGGING")
+    assert named(report) == ({rank, other} if spoil is swap else {rank})
+    assert codes(report) & CODES[spoil]
+    shutil.rmtree(folder)
+
+
+# --- what the ranks say together ----------------------------------------------------------------------------
+
+
+def test_a_step_under_another_program_is_found(job: Job, signer: Signer) -> None:
+    job.run(2)
+    for rank in job.ranks[:2]:
+        rank.change_policy(program(2))
+    job.run(2)
+    job.seal()
+    report = verified(job.folder, signer)
+    assert (report.status, codes(report), named(report)) == ("VIOLATION", {"contradiction"}, {2})
+    assert "step 2" in report.findings[0].message
+    assert "program" in report.findings[0].message
+
+
+def test_a_policy_that_all_change_together_is_no_contradiction(job: Job, signer: Signer) -> None:
+    job.run(2)
+    for rank in job.ranks:
+        rank.change_policy(program(2))
+    job.run(2)
+    job.seal()
+    assert verified(job.folder, signer).ok
+
+
+def test_another_gradient_is_found(job: Job, signer: Signer) -> None:
+    job.run(2)
+    reached = [rank.propose(part) for rank, part in zip(job.ranks, job.batches(2), strict=True)]
+    for rank, norm in zip(job.ranks, ("0.25", "0.26", "0.25"), strict=True):
+        rank.commit(set().union(*reached), 9, norm)
+    job.seal()
+    report = verified(job.folder, signer)
+    assert (report.status, codes(report), named(report)) == ("VIOLATION", {"contradiction"}, {1})
+    assert "step 2" in report.findings[0].message
+
+
+def test_where_all_others_agree_the_first_rank_is_the_odd_one(job: Job, signer: Signer) -> None:
+    reached = [rank.propose(part) for rank, part in zip(job.ranks, job.batches(0), strict=True)]
+    job.ranks[0].refuse()
+    for rank in job.ranks[1:]:
+        rank.commit(set().union(*reached), 9)
+    job.seal()
+    report = verified(job.folder, signer)
+    assert named(report, "contradiction") == {0}
+    assert "outcome" in report.findings[0].message
+
+
+def test_of_two_ranks_that_contradict_each_other_both_are_named(tmp_path: Path, signer: Signer) -> None:
+    job = Job(tmp_path / "job", signer, 2)
+    for rank, epoch in zip(job.ranks, (0, 1), strict=True):
+        rank.commit(rank.propose(["a"], epoch=epoch), 2)
+    job.seal()
+    assert named(verified(job.folder, signer), "contradiction") == {0, 1}
+
+
+def test_shares_that_do_not_add_up_are_found(job: Job, signer: Signer) -> None:
+    """A rank records an example more than it told the others of."""
+    job.run(3)
+    parts = [*job.batches(3)[:2], [*job.batches(3)[2], "padding"]]
+    reached = [rank.propose(part) for rank, part in zip(job.ranks, parts, strict=True)]
+    for rank in job.ranks:
+        rank.commit(set().union(*reached), 9)
+    job.seal()
+    report = verified(job.folder, signer)
+    assert (report.status, codes(report)) == ("VIOLATION", {"wrong_shares"})
+    assert "step 3" in report.findings[0].message
+
+
+def test_days_may_differ_by_one(job: Job, signer: Signer) -> None:
+    for days, found in ((1, set()), (2, {"contradiction"})):
+        late = TODAY + timedelta(days=days)
+        for rank in job.ranks:
+            rank.commit(rank.propose([f"x{days}"], today=late if rank.rank == 2 else TODAY), 3)
+            rank.sign()
+        assert codes(verified(job.folder, signer)) & {"contradiction"} == found
+    job.leave()
+
+
+@pytest.mark.parametrize(
+    ("facts", "code"),
+    [({"weights": "cd" * 32}, "other_weights"), ({"normaliser": "8.0"}, "other_terms")],
+)
+def test_a_rank_that_began_otherwise_is_named(
+    tmp_path: Path, signer: Signer, facts: dict[str, str], code: str
+) -> None:
+    job = Job(tmp_path / "job", signer)
+    job.again(1, **facts)
+    job.run(2)
+    job.seal()
+    report = verified(job.folder, signer)
+    assert (report.status, codes(report), named(report)) == ("VIOLATION", {code}, {1})
+
+
+def test_other_weights_saved_are_found(job: Job, signer: Signer) -> None:
+    job.run(2)
+    for rank, digest in zip(job.ranks, ("ab", "ab", "cd"), strict=True):
+        body = {"step": 2, "file": "model.safetensors", "digest": digest * 32, "tensors": None}
+        rank.recorder.event("checkpoint", body)
+    job.seal()
+    report = verified(job.folder, signer)
+    assert (codes(report), named(report)) == ({"other_weights"}, {2})
+
+
+def test_an_example_counted_on_two_ranks_is_found(tmp_path: Path, signer: Signer) -> None:
+    """Where exposures are limited an example has one home, so that one ledger counts it."""
+    from gradwarden.runtime.commitments import Committer
+
+    limited = program(rules="retain few { when kind == surface  at most 1 exposures }")
+    committer = Committer(SECRET)
+    for spoil in (False, True):
+        job = Job(tmp_path / str(spoil), signer, 2, placement="by_example", governed_by=limited)
+        own = [[f"e{n}" for n in range(30) if home(committer.commit(f"e{n}"), 2) == rank] for rank in (0, 1)]
+        job.step([own[0][:4], own[1][:4]])
+        job.step([own[0][4:6], [*own[1][4:6], *own[0][:1]] if spoil else own[1][4:6]])
+        job.seal()
+        report = verified(job.folder, signer)
+        assert report.ok != spoil
+        assert named(report, "misplaced_example") == ({1} if spoil else set())
+
+
+# --- lagging, missing, killed -------------------------------------------------------------------------------
+
+
+def test_a_rank_that_lags_at_a_binding_is_named(job: Job, signer: Signer) -> None:
+    job.run(2)
+    for _ in range(5):
+        job.step()
+    for rank in job.ranks[:2]:
+        rank.sign()
+    job.binder.bind()  # rank 2 has signed nothing since step 2: five behind, four are allowed
+    job.seal()
+    report = verified(job.folder, signer)
+    assert (report.status, codes(report), named(report)) == ("LAGGING", {"lagging_rank"}, {2})
+
+
+def test_a_rank_behind_by_no_more_than_the_job_allows_is_not(job: Job, signer: Signer) -> None:
+    job.run(2)
+    for _ in range(4):
+        job.step()
+    for rank in job.ranks[:2]:
+        rank.sign()
+    job.binder.bind()
+    job.seal()
+    assert verified(job.folder, signer).ok
+
+
+def test_a_rank_that_never_wrote_is_missing(tmp_path: Path, signer: Signer) -> None:
+    job = Job(tmp_path / "job", signer)
+    job.without(2)
+    job.ranks.pop()
+    job.run(2)
+    with pytest.raises(JobError, match="rank 2"):
+        job.seal()
+    job.leave()
+    report = verified(job.folder, signer)
+    assert (report.status, named(report, "missing_rank")) == ("INCOMPLETE", {2})
+
+
+def test_a_rank_that_was_killed_is_named(tmp_path: Path, signer: Signer) -> None:
+    job = Job(tmp_path / "job", signer)
+    job.run(3)
+    for rank in job.ranks:
+        rank.propose([f"x{rank.rank}"])
+        rank.ledger.flush()
+    killed = job.folder.with_name("killed")
+    shutil.copytree(job.folder, killed)  # as SIGKILL leaves the ledger of rank 1
+    job.leave()
+    for rank in (0, 2):
+        shutil.copy(rank_path(job.folder, rank), rank_path(killed, rank))
+    shutil.copy(log_path(job.folder), log_path(killed))
+    report = verified(killed, signer)
+    assert (report.status, named(report, "cut_off")) == ("INCOMPLETE", {1})
+    assert named(report, "unsealed_rank") == {0, 2}
+    assert any("step 3 has no outcome" in finding.message for finding in report.findings)
+
+
+def test_a_rank_that_missed_steps_in_a_crash_says_so(tmp_path: Path, signer: Signer) -> None:
+    """Two ranks began a step that the third did not come to; resumed, it leaves that step out."""
+    job = Job(tmp_path / "job", signer)
+    job.run(2)
+    for rank in job.ranks[:2]:
+        rank.propose([f"x{rank.rank}"])
+        rank.refuse()
+    for rank in job.ranks:
+        rank.ledger.close()
+    late = job.ranks[2]
+    for rank in job.ranks:
+        rank.ledger = late.ledger.open(rank_path(job.folder, rank.rank), signer, "os")
+        rank.recorder = type(rank.recorder)(rank.ledger)
+        rank.roster.change_program(job.program)
+        if rank is late:
+            rank.recorder.event("skipped", {"step": 2, "until": 3})
+            rank.next_step = 3
+    job.step([["x0"], ["x1"], ["x2"]])
+    job.seal()
+    assert verified(job.folder, signer).ok
+
+
+# --- the one who binds --------------------------------------------------------------------------------------
+
+
+def test_the_binder_refuses_what_is_not_a_continuation(tmp_path: Path, signer: Signer) -> None:
+    for number, (spoil, words) in enumerate(
+        [(drop, "is gone"), (cut, "rank 1"), (fork, "was rewritten"), (swap, "of another rank")]
+    ):
+        folder = tmp_path / str(number)
+        job = Job(folder, signer, RANKS)
+        job.run(STEPS)
+        job.leave()
+        fork.signer = signer  # type: ignore[attr-defined]
+        spoil(folder, 1, 2, lambda most: min(most, 9))
+        with (
+            Binder.open(folder, signer, ranks=RANKS, every=2, lag=4) as binder,
+            pytest.raises(JobError, match=words),
+        ):
+            binder.bind()
+
+
+def test_binding_goes_on_after_a_restart(job: Job, signer: Signer) -> None:
+    job.run(4)
+    job.binder.close()
+    job.binder = Binder.open(job.folder, signer, ranks=3, every=2, lag=4)
+    job.run(2)
+    assert not job.binder.bind()  # nothing is new
+    job.seal()
+    report = verified(job.folder, signer)
+    assert report.ok
+    assert report.facts["bindings"] == 4
+
+
+def test_a_job_keeps_its_terms_and_has_one_binder(job: Job, signer: Signer) -> None:
+    with pytest.raises(LedgerBusy):
+        Binder.open(job.folder, signer, ranks=3, every=2, lag=4)
+    job.leave()
+    with pytest.raises(JobError, match="ranks = 3, not 2"):
+        Binder.open(job.folder, signer, ranks=2, every=2, lag=4)
+
+
+def test_many_ranks_are_bound_in_parts(
+    tmp_path: Path, signer: Signer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(binder_module, "HEADS_PER_ENTRY", 2)
+    folder = sealed_job(tmp_path / "job", signer, 3, 2)
+    bound = [entry.body for entry in read_entries(log_path(folder)) if entry.kind == "bound"]
+    assert [(body["part"], body["parts"], len(body["heads"])) for body in bound[:2]] == [(0, 2, 2), (1, 2, 1)]
+    assert verified(folder, signer).ok
+
+
+def test_a_log_of_logs_that_no_binder_writes_is_found(job: Job, signer: Signer) -> None:
+    """A second binding of fewer entries than the first, signed with the true key."""
+    job.run(4)
+    entries = [
+        e.body for e in read_entries(log_path(job.folder), allow_partial_tail=True) if e.kind == "bound"
+    ]
+    job.binder._ledger.append("bound", {**entries[0], "binding": 2})
+    job.leave()
+    report = verified(job.folder, signer)
+    assert (report.status, codes(report) & {"wrong_binding"}) == ("VIOLATION", {"wrong_binding"})
+
+
+def test_a_log_of_logs_that_is_missing_or_another_ledger_is_told(
+    tmp_path: Path, genuine: Path, signer: Signer
+) -> None:
+    folder = tmp_path / "job"
+    shutil.copytree(genuine, folder)
+    log_path(folder).unlink()
+    assert codes(verified(folder, signer)) == {"no_log_of_logs"}
+    shutil.copy(rank_path(folder, 0), log_path(folder))
+    log_path(folder).with_name("job.ledger.head").unlink()
+    report = verified(folder, signer)
+    assert "not_a_job" in codes(report)
+    assert not report.ok
+
+
+def test_a_ledger_beyond_the_ranks_of_the_job_is_named(tmp_path: Path, genuine: Path, signer: Signer) -> None:
+    folder = tmp_path / "job"
+    shutil.copytree(genuine, folder)
+    shutil.copy(rank_path(folder, 0), rank_path(folder, RANKS))
+    assert named(verified(folder, signer), "unnamed_rank") == {RANKS}
+
+
+def test_nobody_answers_for_a_job_under_other_keys(genuine: Path) -> None:
+    report = verify_job(genuine, [Signer.generate("run").public])
+    assert report.status == "UNTRUSTED"
