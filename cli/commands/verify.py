@@ -139,15 +139,15 @@ def command(
     if ledger.is_dir():
         if checkpoint_weights or authority_files or data or secret or what_if or only:
             raise click.UsageError(f"`{ledger}` is a job: verify a rank's ledger by itself for that")
-        found = judge_job(
+        job = judge_job(
             ledger,
             trust,
             programs=[load_program(policy, model_map) for policy in policies],
             approvers=_approvers(approver_files, policy_signers),
             checkpoints=checkpoints,
         )
-        emit_json(found.to_json()) if output_format == "json" else show_job(found)
-        return int(not found.ok)
+        emit_json(job.to_json()) if output_format == "json" else show_job(job)
+        return int(not job.ok)
     if ledger.suffix == ".json":
         if policies or checkpoints or checkpoint_weights or authority_files or approver_files or data:
             raise click.UsageError(f"`{ledger}` is a program: only its signature is checked")

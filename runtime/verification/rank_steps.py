@@ -181,11 +181,13 @@ class RankSteps:
 
     def columns(self, size: int) -> Columns:
         """Return what is known of the first `size` steps."""
-        numbers = (self._counts, self._batches, self._epochs, self._days)
         return Columns(
-            np.frombuffer(bytes(self._outcomes[:size]), np.uint8),
-            *(np.array(column[:size], np.int64) for column in numbers),
-            np.frombuffer(bytes(self._moved[: size * _MOVED]), np.uint8).reshape(-1, _MOVED),
+            outcomes=np.frombuffer(bytes(self._outcomes[:size]), np.uint8),
+            counts=np.array(self._counts[:size], np.int64),
+            batches=np.array(self._batches[:size], np.int64),
+            epochs=np.array(self._epochs[:size], np.int64),
+            days=np.array(self._days[:size], np.int64),
+            moved=np.frombuffer(bytes(self._moved[: size * _MOVED]), np.uint8).reshape(-1, _MOVED),
         )
 
 

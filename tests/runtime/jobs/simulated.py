@@ -108,7 +108,7 @@ class Rank:
             if column.any()
         }
 
-    def commit(self, active: set[str], batch: int, norm: str = "0.25") -> None:
+    def commit(self, active: set[str], batch: int | None, norm: str = "0.25") -> None:
         names = [band for band in self.program.band_names if band in active]
         norms = {band: norm if band in active else None for band in self.program.band_names}
         self.recorder.commit(self.next_step - 1, names, norms, "2.5", {}, batch)

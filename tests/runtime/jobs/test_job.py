@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
+import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,10 +17,13 @@ from gradwarden.runtime.errors import JobError, LedgerBusy
 from gradwarden.runtime.jobs import binder as binder_module
 from gradwarden.runtime.jobs.binder import Binder
 from gradwarden.runtime.jobs.layout import home, log_path, rank_path
+from gradwarden.runtime.ledger.entries import schema
 from gradwarden.runtime.ledger.keys import Signer
+from gradwarden.runtime.ledger.ledger import Ledger
 from gradwarden.runtime.ledger.reader import read_entries
 from gradwarden.runtime.verification.job_report import JobReport
 from gradwarden.runtime.verification.job_verify import verify_job
+from gradwarden.runtime.verification.verify import verify_ledger
 from tests.runtime.jobs.simulated import SECRET, TODAY, Job, program, sealed_job
 
 RANKS = 4
@@ -73,6 +78,42 @@ def test_a_ledger_of_a_rank_is_an_ordinary_one(genuine: Path, signer: Signer) ->
 def _origin(folder: Path) -> str:
     origin: str = next(read_entries(log_path(folder))).body["origin"]
     return origin
+
+
+def test_every_entry_fits_the_published_schema(genuine: Path) -> None:
+    validator = jsonschema.Draft202012Validator(schema())
+    for path in (log_path(genuine), rank_path(genuine, 0)):
+        for entry in read_entries(path):
+            validator.validate(json.loads(entry.line))
+
+
+@pytest.mark.parametrize("batch", [2, None])
+def test_a_batch_that_is_smaller_than_a_share_or_not_stated_is_found(
+    job: Job, signer: Signer, batch: int | None
+) -> None:
+    """In the middle of many steps, which a verifier judges together first."""
+    for step in range(30):
+        reached = [rank.propose(part) for rank, part in zip(job.ranks, job.batches(step), strict=True)]
+        for rank in job.ranks:
+            rank.commit(set().union(*reached), batch if (step, rank.rank) == (19, 1) else 9)
+    job.leave()
+    found = [f for f in verified(job.folder, signer).ranks[1].findings if f.severity == "error"]
+    assert [f.code for f in found] == ["wrong_outcome"]
+    assert "step 19" in found[0].message
+
+
+def test_a_run_of_no_job_states_no_batch(tmp_path: Path, signer: Signer) -> None:
+    job = Job(tmp_path / "job", signer, 1)
+    job.step()
+    job.leave()
+    alone = tmp_path / "run.ledger"
+    with Ledger.open(alone, signer, origin=job.ranks[0].ledger.origin) as ledger:
+        for entry in read_entries(rank_path(job.folder, 0)):
+            if entry.kind != "head":
+                body = {name: value for name, value in entry.body.items() if name != "job"}
+                ledger.append(entry.kind, body)
+    report = verify_ledger(alone, [signer.public])
+    assert [finding.code for finding in report.findings if finding.severity == "error"] == ["wrong_outcome"]
 
 
 # --- dropped, cut, forked, swapped --------------------------------------------------------------------------
