@@ -57,6 +57,7 @@ HELP = {
     "wrong_decision": "`gradwarden log LEDGER --steps N --format jsonl` shows the step as it was recorded",
     "unmarked_restart": "`Governor.rewind` says so in the ledger where a run goes back to earlier weights",
     "weights_mismatch": "`gradwarden log LEDGER --kind checkpoint` lists the weights that were saved",
+    "frozen_moved": "something else than a step changed the weights: does the loop load or edit them?",
     "drift_unmeasured": "keep the files `LEDGER.anchor-*` with the ledger, and hand them on with it",
     "checkpoint_mismatch": "each ledger has an origin of its own: is this the right one?",
     "rolled_back": "ask for the whole ledger; the checkpoint shows that there was more",
@@ -90,7 +91,7 @@ class Verdict:
     policy_given: bool
     heads_compared: int
     assurance: Assurance | None
-    weights: Path | None
+    weights: tuple[Path, ...]
     signatures: tuple[Signature, ...]
 
     @property
@@ -100,7 +101,7 @@ class Verdict:
     @property
     def weights_compared(self) -> bool:
         """Whether weights were given, and the ledger is sound enough to say which it names last."""
-        return self.weights is not None and self.status != "TAMPERED"
+        return bool(self.weights) and self.status != "TAMPERED"
 
     @property
     def first(self) -> Finding | None:
@@ -153,8 +154,7 @@ class Verdict:
         for stamp in facts.get("timestamps", ()):
             when, by = stamp["time"], stamp["authority"]
             yield printable(f"the first {stamp['entries']:,} entries existed at {when}, says {by}")
-        if self.weights_compared and "weights_mismatch" not in codes:
-            yield f"`{self.weights}` holds the weights that the ledger names last"
+        yield from _weights_lines(facts)
         for rule, bounds in facts.get("epsilon_bounds", {}).items():
             spent = facts["privacy"][rule]
             yield printable(
@@ -186,7 +186,7 @@ class Verdict:
         elif self.assurance is None:
             yield "whether others were shown the same: no witness was asked for (--witness)"
         if not self.weights_compared:
-            yield "the weights" + (" (--checkpoint-weights)" if self.weights is None else "")
+            yield "the weights" + ("" if self.weights else " (--checkpoint-weights)")
         if self.facts.get("budgets_recomputed") is False:
             yield "to the very step, how long privacy budgets last: that needs gradwarden[privacy]"
         trusted = self.facts.get("on_trust", ())
@@ -258,6 +258,20 @@ def show(verdict: Verdict) -> None:
         remedy = help_for(finding)
         if remedy:
             click.echo(f"  {click.style('= help:', fg='cyan')} {remedy}", err=True)
+
+
+def _weights_lines(facts: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is known of the weights that were given, and of those that the ledger lists."""
+    for given in facts.get("weights", ()):
+        which = "that the ledger names last" if given["last"] else "of an earlier checkpoint"
+        how = "" if given["same_file"] else ", tensor by tensor, in another file"
+        where = f"step {given['step']:,}, entry {given['entry']:,}"
+        yield printable(f"`{given['path']}` holds the weights {which} ({where}){how}")
+    steady = facts.get("unchanged")
+    if steady:
+        bands = ", ".join(f"`{band}`" for band in steady["bands"]) or "none"
+        span = f"from the checkpoint at step {steady['from']:,} to that at step {steady['to']:,}"
+        yield printable(f"bands that stayed the same to the bit, by the ledger, {span}: {bands}")
 
 
 def _run_lines(facts: Mapping[str, Any]) -> Iterator[str]:

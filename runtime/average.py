@@ -7,7 +7,7 @@ bands only; the others keep their bits.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -15,6 +15,14 @@ from torch import Tensor, nn
 
 from gradwarden.policy.program import Band
 from gradwarden.runtime.errors import MaskError
+
+_APPLIED: set[int] = set()
+"""The parameters (by identity) that hold an average for the length of a `with` block."""
+
+
+def holds_average(parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether some of these parameters hold an average now (`GovernedAverage.applied`)."""
+    return not _APPLIED.isdisjoint(map(id, parameters))
 
 
 class GovernedAverage:
@@ -50,10 +58,13 @@ class GovernedAverage:
     def applied(self) -> Iterator[None]:
         """Put the averages in the model for the length of a `with` block, then the parameters back."""
         kept = {name: p.detach().clone() for name, p in self._parameters.items()}
+        own = set(map(id, self._parameters.values())) - _APPLIED
         self._write(self._average)
+        _APPLIED.update(own)
         try:
             yield
         finally:
+            _APPLIED.difference_update(own)
             self._write(kept)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -1,4 +1,5 @@
-"""Saves a model's weights so that the ledger can name them: safetensors, and the SHA-256 of the file.
+"""Saves a model's weights so that the ledger can name them: as safetensors, with the SHA-256 of the file and
+the digest of its tensors (`weights.tree`).
 
 A model that is sharded over processes is saved whole: the file is the one that the same model would give in a
 single process, so that any number of processes can go on from it.
@@ -8,14 +9,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
+from safetensors.numpy import save_file
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
+from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.digests import file_digest
 from gradwarden.runtime.errors import RuntimeGovernanceError
+from gradwarden.runtime.weights.leaves import LEAVES_SUFFIX, leaf_tensors
+from gradwarden.runtime.weights.stored import StoredWeights
+from gradwarden.runtime.weights.tree import WeightTree, hash_weights
+
+T = TypeVar("T")
+
+
+@frozen
+class SavedWeights:
+    """Weights that were saved. digest: the hex SHA-256 of the file. tree: the digest of its tensors."""
+
+    digest: str
+    tree: WeightTree
 
 
 def gathered(model: nn.Module) -> nn.Module:
@@ -48,24 +66,42 @@ class _Weights(nn.Module):
         return self._state
 
 
-def save_checkpoint(model: nn.Module, path: Path) -> str:
-    """Write the weights (tied tensors once) as `save_whole` does; return the hex SHA-256 of the file."""
-    return save_whole(path, "checkpoint", lambda draft: save_model(model, str(draft)))
+def save_checkpoint(model: nn.Module, path: Path) -> SavedWeights:
+    """Write the weights (tied tensors once) as `save_whole` does, and hash them."""
+    return save_whole(path, "checkpoint", lambda draft: save_model(model, str(draft)), measure_weights)
 
 
-def save_whole(path: Path, what: str, write: Callable[[Path], object]) -> str:
-    """Write a file durably and return its hex SHA-256. It appears whole or not at all.
+def measure_weights(path: Path, threads: int | None = None) -> SavedWeights:
+    """Hash a file of weights, as it is and tensor by tensor at once. threads: as of `hash_weights`."""
+    with StoredWeights([path]) as weights, ThreadPoolExecutor(1) as beside:
+        digest = beside.submit(file_digest, path)
+        tree = hash_weights(weights, threads)
+        return SavedWeights(digest.result(), tree)
+
+
+def save_leaves(tree: WeightTree, weights: Path) -> None:
+    """Write the hashes of all chunks beside a file of weights (`weights.leaves`), as `save_whole` does."""
+    found = {
+        name: np.frombuffer(hashes, np.uint8).reshape(rows, width)
+        for name, (rows, width, hashes) in leaf_tensors(tree.leaves).items()
+    }
+    path = weights.with_suffix(LEAVES_SUFFIX)
+    save_whole(path, "hashes of the checkpoint", lambda draft: save_file(found, draft), lambda _: None)
+
+
+def save_whole(path: Path, what: str, write: Callable[[Path], object], measure: Callable[[Path], T]) -> T:
+    """Write a file durably and return what measuring it gives. It appears whole or not at all.
 
     what: it is, in words. write: writes the draft. Raises RuntimeGovernanceError where it cannot be written.
     """
     draft = path.with_name(f".{path.name}.partial")
     try:
         write(draft)
-        digest = file_digest(draft)
+        measured = measure(draft)
         with draft.open("rb") as file:
             os.fsync(file.fileno())
         draft.replace(path)
     except OSError as error:
         draft.unlink(missing_ok=True)
         raise RuntimeGovernanceError(f"cannot write the {what} `{path}`: {error}") from error
-    return digest
+    return measured

@@ -151,6 +151,12 @@ class JobError(LedgerError):
     code = "GW617"
 
 
+class WeightsError(LedgerError):
+    """Weights that cannot be read as such: a safetensors file that is malformed, or files of two models."""
+
+    code = "GW618"
+
+
 class KeyFileError(RuntimeGovernanceError):
     """A key file that is missing, unreadable, malformed, unsafe, or protected by another passphrase."""
 

@@ -30,10 +30,11 @@ from gradwarden.policy.combine import QUARANTINE
 from gradwarden.policy.context import Context, IntArray
 from gradwarden.policy.decision import VERDICTS, step_verdict
 from gradwarden.policy.program import Program
+from gradwarden.runtime.average import holds_average
 from gradwarden.runtime.base_run import describe_base
 from gradwarden.runtime.binding import bind_model
 from gradwarden.runtime.branches import REWOUND, STATE_SUFFIX
-from gradwarden.runtime.checkpoints import gathered, save_checkpoint
+from gradwarden.runtime.checkpoints import gathered, save_checkpoint, save_leaves
 from gradwarden.runtime.data_parallel import (
     check_equal,
     check_replica,
@@ -553,7 +554,9 @@ class Governor:
             self._draws.cover(len(self.roster.known()), self._units())
 
     def checkpoint(self, path: Path | str, *, state: bool = False) -> str:
-        """Save the model's weights (safetensors), record their digest, and return it (hex SHA-256).
+        """Save the model's weights (safetensors), record their digests, and return the file's (hex SHA-256).
+
+        The hashes of their parts are saved too, as `NAME.leaves`, so that a difference can be located.
 
         state: save and record the state of training too, as `NAME.state`, so that what follows can be
         executed again (`reexecution`); for a single process.
@@ -577,11 +580,12 @@ class Governor:
             found = save_training_state(self.optimizer, beside)
             body = {"step": self.next_step, "file": beside.name, "digest": found, "tensors": None}
             self.recorder.event("checkpoint", body)
-        digest = save_checkpoint(whole, target)
-        body = {"step": self.next_step, "file": target.name, "digest": digest, "tensors": None}
-        self.recorder.event("checkpoint", body)
+        saved = save_checkpoint(whole, target)
+        save_leaves(saved.tree, target)
+        averaged = holds_average(self.every_parameter())
+        self.recorder.checkpoint(self.next_step, target.name, saved.digest, saved.tree, averaged=averaged)
         self.ledger.flush()
-        return digest
+        return saved.digest
 
     def derive(self, base: Path) -> None:
         """Record, before the first step, that training goes on from the weights that a ledger names last.

@@ -24,6 +24,9 @@ from gradwarden.runtime.errors import EntryInvalid
 from gradwarden.runtime.ledger.entries import encode_body
 from gradwarden.runtime.ledger.ledger import Ledger
 from gradwarden.runtime.ledger.unwritten import Unwritten
+from gradwarden.runtime.weights.record import KIND as TENSORS
+from gradwarden.runtime.weights.record import part_bodies, summary
+from gradwarden.runtime.weights.tree import WeightTree
 
 FORMAT = "gradwarden/ledger/1"
 
@@ -176,6 +179,15 @@ class Recorder:
     def event(self, kind: str, body: Mapping[str, Any]) -> None:
         """Record an event beside the steps: `starved`, `halted`, `expired`, `checkpoint`."""
         self._ledger.append(kind, dict(body))
+
+    def checkpoint(
+        self, step: int, file: str, digest: str, tree: WeightTree, *, averaged: bool = False
+    ) -> None:
+        """Record weights that were saved before a step, tensor by tensor. averaged: they are an average."""
+        for body in part_bodies(tree, step):
+            self._ledger.append(TENSORS, body)
+        told = summary(tree, averaged=averaged)
+        self._ledger.append("checkpoint", {"step": step, "file": file, "digest": digest, "tensors": told})
 
     def _decisions(self, admitted: Admitted) -> list[int]:
         """Return the number of each example's decision; those not met before are recorded first."""

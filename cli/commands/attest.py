@@ -89,6 +89,11 @@ def command(
     if not weights.is_file():
         raise InputError(f"`{weights}` is no file")
     report = verify_ledger(ledger, keys, program=programs or None, weights=weights)
+    if report.ok and not all(given["same_file"] for given in report.facts["weights"]):
+        raise InputError(
+            f"`{weights}` holds the tensors that the ledger names, in another file",
+            help="give the file as it was saved: its digest is what the attestation is about",
+        )
     if not report.ok:
         return _refuse_ledger(ledger, report, output_format)
     under = under or last_head(ledger)

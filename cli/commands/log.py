@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 KINDS = (
     "opened", "program", "approved", "classes", "decisions", "examples", "step", "committed", "refused",
-    "anchored", "maintained", "starved", "halted", "expired", "policy_changed", "checkpoint", "rewound",
+    "anchored", "maintained", "starved", "halted", "expired", "policy_changed", "tensors", "checkpoint",
+    "rewound",
     "resumed", "derived", "tallied", "skipped", "job_opened", "bound", "sealed", "rotated", "revoked", "head",
 )  # fmt: skip
 
@@ -333,6 +334,7 @@ _CONTENTS = {
     "halted": lambda body: f"the budget of {body['rule']} is spent after {body['steps']} steps",
     "expired": lambda body: f"{body['rule']}: {body['count']} examples",
     "policy_changed": lambda body: f"{body['policy']['name']} version {body['policy']['version']}",
+    "tensors": lambda body: f"{len(body['tensors'])} tensors of the checkpoint that follows",
     "checkpoint": lambda body: f"{body['file']}, sha256 {body['digest'][:12]}",
     "rewound": _rewound,
     "resumed": lambda body: f"after entry {body['from_size']}, {body['cut']} bytes set aside",

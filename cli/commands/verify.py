@@ -51,8 +51,11 @@ if TYPE_CHECKING:
     help="A signed head of this ledger, kept elsewhere or cosigned; repeatable.",
 )  # fmt: skip
 @click.option(
-    "--checkpoint-weights", type=FILE, metavar="FILE", help="The weights that the ledger names last."
-)
+    "--checkpoint-weights", type=FILE, multiple=True, metavar="FILE|FOLDER",
+    help="Weights that the ledger names, in safetensors or in a folder of shards; repeatable, the last among "
+    "them.",
+)  # fmt: skip
+@click.option("--earlier", is_flag=True, help="Weights of earlier checkpoints will do.")
 @click.option(
     "--tsa", "authority_files", type=FILE, multiple=True, metavar="CERT",
     help="Check time stamps beside heads by this certificate of an authority, or its issuer's; repeatable.",
@@ -77,7 +80,8 @@ def command(
     approver_files: tuple[Path, ...],
     policy_signers: int | None,
     checkpoints: tuple[Path, ...],
-    checkpoint_weights: Path | None,
+    checkpoint_weights: tuple[Path, ...],
+    earlier: bool,
     authority_files: tuple[Path, ...],
     data: Path | None,
     secret: Path | None,
@@ -97,6 +101,11 @@ def command(
     by that witness (`gradwarden witness`), and cover all that is signed. With --tsa the time stamps of the
     heads given, and of the one beside the ledger, must hold (`gradwarden timestamp`). With --policy-key every
     program must have been signed by those keys (`gradwarden approve`) before a step was taken under it.
+
+    With --checkpoint-weights the weights must be those that the ledger names last, file by file or tensor by
+    tensor; tensors that differ are named, and where the hashes that were saved with them (NAME.leaves) lie
+    beside them, so are the first bytes that do. Earlier checkpoints may be given too; with --earlier, alone.
+    Bands that no step may shape must be the same to the bit from one checkpoint to the next.
 
     With --data and --secret, which only the trainer can hand over, the commitments are opened: every example
     of every step must be one of the data set, with the class that its metadata give. With --what-if those
@@ -120,6 +129,7 @@ def command(
     Examples:
       gradwarden verify run.ledger --key run.pub
       gradwarden verify run.ledger --key run.pub --policy clinical.json --checkpoint-weights model.safetensors
+      gradwarden verify run.ledger --key run.pub --earlier --checkpoint-weights step-0.safetensors
       gradwarden verify run.ledger --key run.pub --checkpoint archived.note --format json
       gradwarden verify run.ledger --key run.pub --checkpoint cosigned.note --witness witness.pub
       gradwarden verify run.ledger --trust auditors.trust --checkpoint cosigned.note
@@ -166,6 +176,10 @@ def command(
     programs = [load_program(policy, model_map) for policy in policies]
     signatures = [_signature(*pair, keys) for pair in zip(policies, programs, strict=True)]
     known = [signature for signature in signatures if signature is not None]
+    if earlier and not checkpoint_weights:
+        raise click.UsageError(
+            "--earlier says which weights will do, and there are none: --checkpoint-weights"
+        )
     if trust.witnesses and not checkpoints:
         raise click.UsageError("witnesses vouch for a head that they cosigned: give it with --checkpoint")
     verdict = judge(
@@ -175,6 +189,7 @@ def command(
         approvers=_approvers(approver_files, policy_signers),
         checkpoints=checkpoints,
         weights=checkpoint_weights,
+        earlier=earlier,
         signatures=known,
         authority_files=authority_files,
         only=only,
@@ -235,7 +250,8 @@ def judge(
     programs: Sequence[Program] = (),
     approvers: Approvers | None = None,
     checkpoints: Sequence[Path] = (),
-    weights: Path | None = None,
+    weights: Sequence[Path] = (),
+    earlier: bool = False,
     signatures: Sequence[Signature] = (),
     authority_files: Sequence[Path] = (),
     only: Only | None = None,
@@ -243,8 +259,9 @@ def judge(
     """Verify a ledger, and compare it with heads and weights that were kept elsewhere.
 
     programs, approvers: what must have governed the run, and who must have signed it; see `verify_ledger`.
-    checkpoints: notes with such heads. signatures: of the programs, as far as they are known.
-    authority_files: certificates by which time stamps beside heads are checked. only: where to stop.
+    checkpoints: notes with such heads. weights, earlier: as of `verify_ledger`. signatures: of the programs,
+    as far as they are known. authority_files: certificates by which time stamps beside heads are checked.
+    only: where to stop.
     """
     from gradwarden.runtime.evidence.stamped import check_stamps
     from gradwarden.runtime.evidence.witnessed import compare_notes
@@ -254,9 +271,10 @@ def judge(
     paths = [*checkpoints, *_stamped(ledger, checkpoints, authority_files)]
     notes = [read_note(path) for path in paths]
     authorities = load_authorities(authority_files)
-    if weights is not None:
-        with weights.open("rb"):
-            pass  # a file that cannot be read is told before the ledger is gone through
+    for path in weights:
+        if not path.is_dir():
+            with path.open("rb"):
+                pass  # a file that cannot be read is told before the ledger is gone through
     with progress(f"verifying {ledger.name}", ledger.stat().st_size, "bytes") as advance:
         report = verify_ledger(
             ledger,
@@ -265,6 +283,7 @@ def judge(
             approvers=approvers or NOBODY,
             weights=weights,
             only=only,
+            earlier=earlier,
             progress=arrived(advance),
         )
     known = compare_notes(ledger, notes, trust, report.facts)
@@ -283,7 +302,7 @@ def judge(
         policy_given=bool(programs),
         heads_compared=len(checkpoints),
         assurance=known.assurance,
-        weights=weights,
+        weights=tuple(weights),
         signatures=tuple(signatures),
     )
 

@@ -27,9 +27,9 @@ from typing import Any
 import orjson
 
 from gradwarden.runtime.digests import file_digest
-from gradwarden.runtime.errors import EvidenceError, ProofError
+from gradwarden.runtime.errors import EvidenceError, ProofError, WeightsError
 from gradwarden.runtime.evidence.prover import SignedHead, entries_of, prove_inclusion
-from gradwarden.runtime.verification.drift_measure import FAULTS, StoredTensors
+from gradwarden.runtime.weights.stored import StoredWeights
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://gradwarden.dev/attestation/training/v1"
@@ -77,12 +77,14 @@ def subjects(weights: Path) -> list[dict[str, Any]]:
 def tensor_digests(weights: Path) -> dict[str, str]:
     """Return the hex SHA-256 of each tensor's stored bytes, by name; none where it is no safetensors file."""
     try:
-        stored = StoredTensors(weights)
-        names = stored.names()
-        if len(names) > MAX_TENSORS:
-            raise EvidenceError(f"`{weights.name}` has more than {MAX_TENSORS:,} tensors")
-        return {name: sha256(stored.raw(name)).hexdigest() for name in names}
-    except FAULTS:
+        with StoredWeights([weights]) as stored:
+            if len(stored.tensors) > MAX_TENSORS:
+                raise EvidenceError(f"`{weights.name}` has more than {MAX_TENSORS:,} tensors")
+            return {
+                name: sha256(stored.data(tensor, 0, tensor.size)).hexdigest()
+                for name, tensor in stored.tensors.items()
+            }
+    except (OSError, WeightsError):
         return {}
 
 

@@ -25,6 +25,7 @@ _MAYBE_TEXT = frozenset({str, type(None)})
 _SCALAR: frozenset[type] = frozenset({int, str, bool, type(None)})
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _GATES = frozenset({"admission", "gradient", "commit"})
+_WEIGHTS = frozenset({"average", "model"})
 _ACTIONS = frozenset({"report", "halt", "accept"})
 _VERDICTS = frozenset({"admit", "limit", "defer", "refuse", "invalid"})
 
@@ -199,6 +200,25 @@ def _examples(body: Any) -> bool:
     return _record(fields, body) and _packed(body["commitments"]) is not None
 
 
+def _tensor(value: Any) -> bool:
+    """A tensor of a checkpoint: its name, type, shape and root."""
+    if type(value) is not list or len(value) != 4:
+        return False
+    name, dtype, shape, root = value
+    return type(name) is type(dtype) is str and _counts(shape) and _digest(root)
+
+
+def _checkpoint_tensors(value: Any) -> bool:
+    """What a checkpoint says of its tensors: of all, or, as the first form of the format had it, of each."""
+    whole: dict[str, Shape] = {
+        "chunk": _count,
+        "count": _count,
+        "of": partial(_one_of, _WEIGHTS),
+        "root": _digest,
+    }
+    return _record(whole, value) or _map(_digest, value)
+
+
 _POLICY: dict[str, Shape] = {"name": _text, "version": _count, "digest": _digest}
 _DATASET: dict[str, Shape] = {"digest": _digest, "count": _count}
 _TERMS = (
@@ -295,7 +315,13 @@ _CHECKPOINT: dict[str, Shape] = {
     "step": _count,
     "file": _text,
     "digest": _digest,
-    "tensors": partial(_maybe, partial(_map, _digest)),
+    "tensors": partial(_maybe, _checkpoint_tensors),
+}
+_TENSORS: dict[str, Shape] = {
+    "step": _count,
+    "part": _count,
+    "tensors": partial(_list, _tensor),
+    "tied": partial(_list, _pair),
 }
 _REWOUND: dict[str, Shape] = {
     "step": _count,
@@ -329,6 +355,7 @@ SHAPES: dict[str, Shape] = {
     "halted": partial(_record, {"step": _count, "rule": _text, "steps": _count}),
     "expired": partial(_record, {"step": _count, "rule": _text, "count": _count}),
     "policy_changed": partial(_record, {"policy": partial(_record, _POLICY), "step": _count}),
+    "tensors": partial(_record, _TENSORS),
     "checkpoint": partial(_record, _CHECKPOINT),
     "rewound": partial(_record, _REWOUND),
     "resumed": partial(_record, _RESUMED),

@@ -139,7 +139,7 @@ def reexecute(
             model = _train_again(ledger, again, segment, rebuild(), start, state, secret)
             _compare_steps(ledger, again, segment, exact=tolerance is None)
             saved = Path(scratch) / "again.safetensors"
-            digest = save_checkpoint(model, saved)
+            digest = save_checkpoint(model, saved).digest
             if end is None or tolerance is None:
                 _compare_digests(segment, digest)
                 return SegmentReport(segment, (), digest)

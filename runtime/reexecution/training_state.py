@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from gradwarden.runtime.checkpoints import save_whole
+from gradwarden.runtime.digests import file_digest
 from gradwarden.runtime.errors import RuntimeGovernanceError
 
 FORMAT = "gradwarden/training-state/1"
@@ -34,7 +35,7 @@ def save_training_state(optimizer: torch.optim.Optimizer, path: Path) -> str:
         "threads": torch.get_num_threads(),
         "version": str(torch.__version__),
     }
-    return save_whole(path, "state of training", lambda draft: torch.save(state, draft))
+    return save_whole(path, "state of training", lambda draft: torch.save(state, draft), file_digest)
 
 
 class TrainingState:

@@ -55,6 +55,7 @@ def render(account: Account, verdict: Mapping[str, Any], meaning: str) -> str:
             guards=of_kind(account.rules, "memorization"),
             events=[(event, describe(event)) for event in shown],
             left_out=left_out,
+            saved=verdict["facts"].get("checkpoints", [])[-MOST_EVENTS:],
             colours=COLOURS,
         )
     )

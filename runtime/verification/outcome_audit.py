@@ -48,10 +48,7 @@ class OutcomeAudit:
         reached: the bands (bit i: band i) in which some example has weight. spent: privacy rules that add no
         noise any more. Raises ViolationError: `wrong_outcome`.
         """
-        for rule, bands in self._noised:
-            if rule not in spent:
-                reached |= bands
-        active = self._moved(body, reached)
+        active = self._moved(body, self._with_noise(reached, spent))
         if not active:
             raise _violation(f"step {body['step']} was committed, and reaches nothing")
         if body["active"] != active:
@@ -69,7 +66,7 @@ class OutcomeAudit:
             )
         if self._together:
             reached |= sum(self._bits.get(name, 0) for name in set(body["active"]))
-        return self._named(reached)
+        return self.named(reached)
 
     def check_batch(self, body: Mapping[str, Any], count: int) -> None:
         """Check that a committed step had no fewer examples on all ranks than on this one, which has `count`.
@@ -97,7 +94,7 @@ class OutcomeAudit:
             ]
         elif any("batch" in body for body in bodies):
             return False
-        lists = {bands: self._named(bands) for bands in set(reached)}
+        lists = {bands: self.named(bands) for bands in set(reached)}
         if 0 in lists or [body["active"] for body in bodies] != [lists[bands] for bands in reached]:
             return False
         norms = [body["norms"] for body in bodies]
@@ -119,7 +116,18 @@ class OutcomeAudit:
             hypot(*whole) <= self._greatest for whole in zip(*columns, strict=True)
         )
 
-    def _named(self, bands: int) -> list[str]:
+    def movable(self, reached: int, spent: Collection[str]) -> list[str]:
+        """Return the bands that a step whose outcome was lost may have moved; arguments as of `check`."""
+        return list(self._bits) if self._together else self.named(self._with_noise(reached, spent))
+
+    def _with_noise(self, reached: int, spent: Collection[str]) -> int:
+        for rule, bands in self._noised:
+            if rule not in spent:
+                reached |= bands
+        return reached
+
+    def named(self, bands: int) -> list[str]:
+        """Return the names of bands (bit i: band i)."""
         return [name for name, bit in self._bits.items() if bands & bit]
 
     def _check_norms(self, body: Mapping[str, Any], active: Sequence[str]) -> None:

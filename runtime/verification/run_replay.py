@@ -5,8 +5,8 @@ exposures and spent budgets are what earlier entries add up to, and its outcome 
 allow. The first entry that does not fit is named (`Finding.code`): `policy_mismatch` (another policy than
 the one given), `program_damaged`, `unapproved_policy`, `wrong_approval`, `wrong_classes`, `wrong_step`,
 `wrong_decision`, `wrong_exposures`, `wrong_budget`, `wrong_anchor`, `wrong_drift`, `wrong_rehearsal`,
-`wrong_outcome`, `wrong_totals`,
-`wrong_base`, `wrong_tally`, `wrong_rewind`.
+`wrong_outcome`, `wrong_totals`, `wrong_base`, `wrong_tally`, `wrong_rewind`, `wrong_tensors`,
+`frozen_moved`.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ from gradwarden.runtime.verification.stretch import (
     judge_stretch,
 )
 from gradwarden.runtime.verification.violation import ViolationError, number
+from gradwarden.runtime.verification.weight_audit import WeightAudit
 
 _UNFIT = {"opened": "wrong_budget", "classes": "wrong_classes", "step": "wrong_step"}
 """What is wrong with an entry of a kind that the program, or the accountant, cannot make sense of."""
@@ -107,6 +108,7 @@ class RunReplay:
         self._audit = BudgetAudit((), None)
         self._maintained = MaintenanceAudit()
         self._restarts = RestartAudit()
+        self.weights = WeightAudit()
         self._clip_norm = inf
         self._policy: Mapping[str, Any] = {}
         self._member: Mapping[str, Any] | None = None
@@ -150,6 +152,7 @@ class RunReplay:
             return False
         self._restarts.step(history.next_step)
         history.advance(stretch.steps, stretch.committed, stretch.learned)
+        self.weights.move(stretch.active)
         for decision, times in enumerate(stretch.decisions):
             if times:
                 self._tally(decision, times)
@@ -159,7 +162,7 @@ class RunReplay:
         if self._first is not None:
             return
         try:
-            self._before(kind, body)
+            self._before(index, kind, body)
             self._restarts.accept(index, kind, body, self._history)
             if kind == "tallied":
                 self.tallies.append((index, body))
@@ -215,6 +218,7 @@ class RunReplay:
             "drift": self._maintained.drift,
             "drift_measured": self.measured,
             "budgets_recomputed": self._audit.to_the_step,
+            **self.weights.facts(),
         }
 
     def _epsilon_bounds(self) -> dict[str, dict[str, str]]:
@@ -225,7 +229,7 @@ class RunReplay:
             for rule, between in bounds.items()
         }
 
-    def _before(self, kind: str, body: Mapping[str, Any]) -> None:
+    def _before(self, index: int, kind: str, body: Mapping[str, Any]) -> None:
         """Check an entry against what came before it."""
         match kind:
             case "step":
@@ -264,13 +268,15 @@ class RunReplay:
             case "policy_changed":
                 self._check_change(body)
             case "resumed":
-                self._forget_numbers()
-                self._maintained.forget()
-                self._may_skip = self._member is not None
+                self._resume()
             case "skipped":
                 self._check_skipped(body)
+            case "rewound":
+                self.weights.rewind(body["checkpoint"]["digest"])
+            case "tensors":
+                self.weights.add_part(body)
             case "checkpoint":
-                self._check_checkpoint(body)
+                self._check_checkpoint(index, body)
             case "derived":
                 if self._history.next_step or self.base is not None:
                     raise ViolationError("wrong_base", "a base is named twice, or after the first step")
@@ -296,6 +302,16 @@ class RunReplay:
         if self._in_force is not None:
             self._in_force.replayer.forget()
 
+    def _resume(self) -> None:
+        pending, force = self._history.pending, self._in_force
+        lost: list[str] = []
+        if pending is not None and force is not None:
+            lost = force.outcomes.movable(self._reached, pending.body["spent"])
+        self.weights.resume(lost)
+        self._forget_numbers()
+        self._maintained.forget()
+        self._may_skip = self._member is not None
+
     def _check_change(self, body: Mapping[str, Any]) -> None:
         if body["step"] != self._history.next_step or self._history.pending is not None:
             raise ViolationError("wrong_step", "the policy changes in the middle of a step or at another one")
@@ -314,6 +330,7 @@ class RunReplay:
         self._check_expected(program)
         self._audit.check_terms(program)
         self._maintained.take_program(program)
+        self.weights.take_program(program)
         self._approvals.take_program(program)
         self._in_force = _InForce(
             Replayer(program),
@@ -390,6 +407,7 @@ class RunReplay:
             raise ViolationError(
                 "wrong_step", f"steps from {body['step']} on are left out where step {due} was due"
             )
+        self.weights.move_all()
 
     def _check_part(self, body: Mapping[str, Any]) -> None:
         history = self._history
@@ -489,13 +507,15 @@ class RunReplay:
         active = outcomes.check(body, self._reached, spent)
         outcomes.check_batch(body, intent["count"])
         self._maintained.check_outcome(body["step"], active)
+        self.weights.move(active)
         self._audit.check_charge(body, spent, self._history.private_steps)
 
-    def _check_checkpoint(self, body: Mapping[str, Any]) -> None:
+    def _check_checkpoint(self, index: int, body: Mapping[str, Any]) -> None:
         if body["step"] != self._history.next_step or self._history.pending is not None:
             raise ViolationError(
                 "wrong_step", "a checkpoint was saved in the middle of a step or at another one"
             )
+        self.weights.take_checkpoint(index, body)
         self.checkpoint, self.anchored = body, self._maintained.standing()
 
     def _check_sealed(self, body: Mapping[str, Any]) -> None:

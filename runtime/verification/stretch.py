@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, compress, groupby
+from itertools import accumulate, chain, compress, groupby
 from operator import itemgetter
 from typing import Any, TypeAlias
 
@@ -60,13 +60,14 @@ class Tables:
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Steps with which all is well. learned: examples that shaped some band. decisions: how often each was
-    taken, by number.
+    """Steps with which all is well. learned: examples that shaped some band. active: the bands that
+    some committed step has moved. decisions: how often each was taken, by number.
     """
 
     steps: int
     committed: int
     learned: int
+    active: frozenset[str]
     decisions: list[int]
 
 
@@ -105,7 +106,8 @@ def judge_stretch(
         return None
     weighty = np.array(tables.reach, np.int64)[decisions] != 0
     learned = int((weighty & np.repeat(turns.committed, turns.counts)).sum())
-    return Stretch(steps, len(committed), learned, np.bincount(decisions).tolist())
+    active = frozenset(chain.from_iterable(body["active"] for body in committed))
+    return Stretch(steps, len(committed), learned, active, np.bincount(decisions).tolist())
 
 
 def _joined(marks: Numbers, counts: Sequence[int]) -> list[int]:

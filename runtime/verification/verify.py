@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from gradwarden.policy.program import Program
-from gradwarden.runtime.digests import file_digest
 from gradwarden.runtime.evidence.tally import tally_ledger
 from gradwarden.runtime.ledger.chain import ChainReport, Finding, Listener, verify_chain
 from gradwarden.runtime.ledger.key_changes import KeyChange, Rotation
@@ -22,6 +21,7 @@ from gradwarden.runtime.ledger.lines import Part
 from gradwarden.runtime.ledger.program_signature import NOBODY, Approvers
 from gradwarden.runtime.verification.drift_measure import measure
 from gradwarden.runtime.verification.run_replay import RunReplay
+from gradwarden.runtime.verification.weights_check import WeightsReport, check_weights
 
 Only: TypeAlias = Literal["chain", "entries"]
 """How far a verification goes that stops short of decisions: to the chain, its tree and the signatures; or
@@ -48,7 +48,8 @@ def verify_ledger(
     *,
     program: Program | Sequence[Program] | None = None,
     approvers: Approvers = NOBODY,
-    weights: Path | None = None,
+    weights: Path | Sequence[Path] | None = None,
+    earlier: bool = False,
     only: Only | None = None,
     beside: Callable[[], Listener] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -57,13 +58,16 @@ def verify_ledger(
 
     program: what the run must have been governed by, bound to a model or not; several where the policy
     changed during the run; None: what the ledger holds is taken at its word. approvers: who must have signed
-    each program before a step was taken under it. weights: a checkpoint file that
-    the ledger must name last; how far its maintained bands are from the anchors beside the ledger is
-    measured. only: where to stop; decisions are replayed where it is None. beside: gives who else is told of
-    each entry while they are, see `verify_chain`. progress: called with (bytes done, bytes in all).
+    each program before a step was taken under it. weights: checkpoints (files, or folders of shards), one of
+    which the ledger must name last, unless `earlier` ones will do; how far the maintained bands of the last
+    one are from the anchors beside the ledger is measured. only: where to stop; decisions are replayed where
+    it is None. beside: gives who else is told of each entry while they are, see `verify_chain`. progress:
+    called with (bytes done, bytes in all).
 
     Raises LedgerError only where the file cannot be read.
     """
+    given = () if weights is None else (weights,) if isinstance(weights, Path) else tuple(weights)
+    checked = WeightsReport((), ())
     expected = () if program is None else (program,) if isinstance(program, Program) else program
     replay = None
 
@@ -77,7 +81,9 @@ def verify_ledger(
     if replay is not None:
         findings += replay.findings(chain)
         if chain.status != "TAMPERED":  # what such a ledger names last is not known
-            findings += _weights_findings(replay, Path(path), weights, chain.size)
+            if given and not any(finding.code == "wrong_tensors" for finding in findings):
+                checked = _check_weights(replay, Path(path), given, chain.size, earlier)
+                findings += checked.findings
             if not any(finding.severity == "error" for finding in findings):
                 findings += _tally_findings(replay, path)
     violated = any(f.severity == "error" for f in findings[len(chain.findings) :])
@@ -86,7 +92,7 @@ def verify_ledger(
         status=status,
         ok=status == "OK",
         findings=tuple(sorted(findings, key=lambda finding: finding.index)),
-        facts={**_facts(chain, replay), "only": only},
+        facts={**_facts(chain, replay), "weights": _weights_facts(given, checked), "only": only},
     )
 
 
@@ -105,20 +111,34 @@ def _tally_findings(replay: RunReplay, path: str | Path) -> Iterator[Finding]:
             yield Finding("wrong_tally", index, "the tally of examples is not what the entries add up to")
 
 
-def _weights_findings(replay: RunReplay, ledger: Path, weights: Path | None, size: int) -> Iterator[Finding]:
-    if weights is None:
-        return
+def _check_weights(
+    replay: RunReplay, ledger: Path, given: Sequence[Path], size: int, earlier: bool
+) -> WeightsReport:
+    """Hold weights against the checkpoints of a ledger; measure the maintained bands of the last one."""
     if replay.checkpoint is None:
-        yield Finding("weights_mismatch", size - 1, "the ledger names no checkpoint")
-    elif file_digest(weights) != replay.checkpoint["digest"]:
-        named = replay.checkpoint["file"]
-        yield Finding(
-            "weights_mismatch",
-            size - 1,
-            f"`{weights.name}` is not the last checkpoint that the ledger names, `{named}`",
-        )
-    else:
-        yield from measure(ledger, weights, replay.anchored, size - 1, replay.measured)
+        return WeightsReport((Finding("weights_mismatch", size - 1, "the ledger names no checkpoint"),), ())
+    report = check_weights(ledger, given, size, listed=replay.weights.count > 0, earlier=earlier)
+    drifts: list[Finding] = []
+    for path, match in zip(given, report.matches, strict=True):
+        if match is not None and match.last:
+            drifts += measure(ledger, path, replay.anchored, size - 1, replay.measured)
+    return WeightsReport((*report.findings, *drifts), report.matches)
+
+
+def _weights_facts(given: Sequence[Path], report: WeightsReport) -> list[dict[str, Any]]:
+    """Say which checkpoints weights are; none of those that were not held against any."""
+    return [
+        {
+            "path": str(path),
+            "step": match.step,
+            "entry": match.entry,
+            "file": match.file,
+            "same_file": match.same_file,
+            "last": match.last,
+        }
+        for path, match in zip(given, report.matches, strict=False)
+        if match is not None
+    ]
 
 
 def _facts(chain: ChainReport, replay: RunReplay | None) -> dict[str, Any]:

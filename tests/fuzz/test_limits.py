@@ -36,6 +36,7 @@ from gradwarden.runtime.ledger.keys import Signer
 from gradwarden.runtime.ledger.merkle import EMPTY_ROOT
 from gradwarden.runtime.ledger.note import Checkpoint, parse_note, sign_note
 from gradwarden.runtime.memorization.content import ContentIndex
+from gradwarden.runtime.weights.stored import StoredWeights
 from tests.fuzz.targets import ROOT
 
 PAGE = (ROOT / "docs" / "limits.md").read_text("utf-8")
@@ -68,6 +69,8 @@ SMALL = {
     "runtime.evidence.dsse.MAX_ENVELOPE": 100,
     "runtime.evidence.statement.MAX_TENSORS": 3,
     "runtime.evidence.trust_policy.MAX_POLICY": 200,
+    "runtime.weights.stored.MAX_HEADER": 100,
+    "runtime.weights.stored.MAX_TENSORS": 3,
 }
 """Limits that are lowered before they are exceeded, since exceeding them as they are takes long."""
 
@@ -179,6 +182,18 @@ def _trusted(logs: int) -> bytes:
     return "".join([*(f"log {key}\n" for key in keys), "quorum none\n"]).encode()
 
 
+def _weights(folder: Path, shapes: dict[str, list[int]]) -> Any:
+    """Read a file of weights of one byte each."""
+    header = {
+        name: {"dtype": "U8", "shape": shape, "data_offsets": [at, at + 1]}
+        for at, (name, shape) in enumerate(shapes.items())
+    }
+    told = json.dumps(header).encode()
+    path = folder / "w.safetensors"
+    path.write_bytes(len(told).to_bytes(8, "little") + told + bytes(len(shapes)))
+    return StoredWeights([path])
+
+
 def _tensors(limit: int, folder: Path) -> Any:
     place = {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}
     header = json.dumps({f"t{number}": place for number in range(limit + 1)}).encode()
@@ -266,6 +281,11 @@ EXCEED: dict[str, Exceed] = {
     "runtime.evidence.dsse.MAX_ENVELOPE": lambda n, _: parse_envelope(_envelope(1) + b" " * n),
     "runtime.evidence.dsse.MAX_SIGNATURES": lambda n, _: parse_envelope(_envelope(n + 1)),
     "runtime.evidence.statement.MAX_TENSORS": _tensors,
+    "runtime.weights.stored.MAX_HEADER": lambda n, folder: _weights(folder, {"a" * n: [1]}),
+    "runtime.weights.stored.MAX_TENSORS": lambda n, folder: _weights(
+        folder, {f"t{number}": [1] for number in range(n + 1)}
+    ),
+    "runtime.weights.stored.MAX_DIMENSIONS": lambda n, folder: _weights(folder, {"a": [1] * (n + 1)}),
     "runtime.evidence.timestamp.MAX_STAMP": lambda n, _: check_stamp(bytes(n + 1), b"", []),
     "runtime.evidence.trust_policy.MAX_POLICY": lambda n, _: parse_trust_policy(_trusted(1) + b"#" * n),
     "runtime.evidence.trust_policy.MAX_DEFINED": lambda n, _: parse_trust_policy(_trusted(n + 1)),

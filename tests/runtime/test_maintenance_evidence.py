@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gradwarden.runtime.maintenance import Maintainer, Measured
-from gradwarden.runtime.verification.drift_measure import FAULTS, StoredTensors
+from gradwarden.runtime.verification import drift_measure
+from gradwarden.runtime.verification.drift_measure import FAULTS
+from gradwarden.runtime.weights.stored import StoredWeights
 from tests.runtime.maintained import BOUND, anchor_files, values
 
 # --- forgeries ----------------------------------------------------------------------------------------------
@@ -223,7 +225,8 @@ def test_a_tied_parameter_is_found_under_the_name_that_was_stored(lab):
     model = Tied()
     path = saved(lab, model)
     for name in ("a.weight", "b.weight"):
-        (found,) = StoredTensors(path).chunks(name)
+        with StoredWeights([path]) as weights:
+            (found,) = drift_measure.values(weights, name)
         assert found.tolist() == model.a.weight.flatten().tolist()
     report = lab.verify(weights=path)
     assert report.ok
@@ -268,6 +271,6 @@ def test_no_file_makes_the_reader_of_weights_fail_otherwise_than_it_says(tmp_pat
     length = data.draw(st.just(len(text)) | st.integers(0, 2**64 - 1)).to_bytes(8, "little")
     path = tmp_path_factory.mktemp("file") / "w.safetensors"
     path.write_bytes(length + text + data.draw(st.binary(max_size=40)))
-    with suppress(*FAULTS):
-        for chunk in StoredTensors(path).chunks("w"):
+    with suppress(*FAULTS), StoredWeights([path]) as weights:
+        for chunk in drift_measure.values(weights, "w"):
             assert chunk.dtype == "float64"

@@ -100,9 +100,18 @@ class Cases:
                     "effective": 9,
                 }
             ],
+            "tensors": [
+                {"step": 9, "part": 0, "tensors": [["a.\u00e9", "F32", [2, 0], ZERO]], "tied": [["b", "a"]]}
+            ],
             "checkpoint": [
                 {"step": 9, "file": "model.pt", "digest": ZERO, "tensors": {"a.weight": ZERO}},
                 {"step": 9, "file": "model.pt", "digest": ZERO, "tensors": None},
+                {
+                    "step": 9,
+                    "file": "model.safetensors",
+                    "digest": ZERO,
+                    "tensors": {"chunk": 1 << 20, "count": 1, "of": "model", "root": ZERO},
+                },
             ],
         }
 

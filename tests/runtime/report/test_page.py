@@ -129,7 +129,7 @@ def test_headings_are_in_order_and_landmarks_are_there(text: str) -> None:
     assert [len(page.root.all(tag)) for tag in ("header", "nav", "footer")] == [1, 1, 1]
     assert all(section.attributes["aria-labelledby"] in page.ids for section in main.all("section"))
     assert page.root.all("html")[0].attributes["lang"] == "en"
-    assert len(main.all("section")) == 7
+    assert len(main.all("section")) == 8
 
 
 def test_every_figure_has_a_text_alternative_and_a_table(text: str) -> None:

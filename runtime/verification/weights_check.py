@@ -1,0 +1,215 @@
+"""Finds which of a ledger's checkpoints some weights are, and where they differ from the one that is closest.
+
+Weights are a file, or a folder of safetensors files (shards). A checkpoint is known by the SHA-256 of its
+file, and where the ledger lists its tensors by these, so that the same tensors in another file, or in
+several, are found to be the same. Where weights are no checkpoint, the tensors that differ are named; where
+the hashes of the checkpoint's chunks lie beside them (`weights.leaves`), so are the first bytes that differ,
+to the MiB.
+
+Codes of what is found: `weights_mismatch`; `wrong_tensors` where the ledger lists other tensors than those of
+the very file that it names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from gradwarden.policy.frozen import frozen
+from gradwarden.runtime.branches import STATE_SUFFIX
+from gradwarden.runtime.digests import file_digest
+from gradwarden.runtime.errors import WeightsError
+from gradwarden.runtime.evidence.prover import entries_of
+from gradwarden.runtime.ledger.chain import Finding
+from gradwarden.runtime.weights.leaves import chunk_bytes, first_difference, leaves_beside, recorded_leaves
+from gradwarden.runtime.weights.record import KIND, PartsReader, RecordedTensors
+from gradwarden.runtime.weights.stored import StoredTensor, StoredWeights
+from gradwarden.runtime.weights.tree import TensorDigest, WeightTree, hash_weights
+
+MOST_NAMED = 5
+"""Tensors that a finding names."""
+
+
+@frozen
+class Match:
+    """A checkpoint that weights are. same_file: byte for byte, and not tensor by tensor alone."""
+
+    step: int
+    entry: int
+    file: str
+    same_file: bool
+    last: bool = False
+
+
+@frozen
+class _Saved:
+    """A checkpoint of the ledger. recorded: its tensors, None where they are not listed."""
+
+    index: int
+    body: Mapping[str, Any]
+    recorded: RecordedTensors | None
+
+
+class GivenWeights:
+    """Weights that somebody has given, hashed. match: the last checkpoint that they are, None where none.
+
+    Raises OSError where they cannot be read.
+    """
+
+    def __init__(self, path: Path, *, tensors: bool) -> None:
+        """tensors: whether some checkpoint lists its tensors, so that those of the weights are hashed."""
+        self.path = path
+        self.match: Match | None = None
+        self._digest: str | None = None
+        self._tree: WeightTree | None = None
+        self._tensors: frozenset[TensorDigest] = frozenset()
+        self._stored: Mapping[str, StoredTensor] = {}
+        self._problem = "only its files have digests in the ledger, and they are in a folder"
+        self._closest: tuple[int, _Saved] | None = None
+        with ThreadPoolExecutor(1) as beside:
+            digest = None if path.is_dir() else beside.submit(file_digest, path)
+            if tensors:
+                self._hash()
+            self._digest = None if digest is None else digest.result()
+
+    def _hash(self) -> None:
+        try:
+            with StoredWeights.open(self.path) as stored:
+                self._stored = stored.tensors
+                self._tree = hash_weights(stored)
+                self._tensors = frozenset(self._tree.tensors)
+        except WeightsError as error:
+            self._problem = error.message
+
+    def hold(self, saved: _Saved) -> Iterator[Finding]:
+        """Compare with a checkpoint; yield what the ledger says wrongly of it."""
+        same_file = self._digest == saved.body["digest"]
+        recorded = saved.recorded
+        same_tensors = recorded is not None and self._tensors == frozenset(recorded.tensors)
+        if same_file and recorded is not None and not (same_tensors and self._tied_as(recorded)):
+            what = f"the ledger lists other tensors for `{saved.body['file']}` than that file holds"
+            yield Finding("wrong_tensors", saved.index, what)
+        elif same_file or (same_tensors and self._tree is not None):
+            self.match = Match(saved.body["step"], saved.index, saved.body["file"], same_file)
+        elif recorded is not None and self._tree is not None:
+            different = len(self._tensors.symmetric_difference(recorded.tensors))
+            if self._closest is None or different <= self._closest[0]:
+                self._closest = different, saved
+
+    def _tied_as(self, recorded: RecordedTensors) -> bool:
+        return self._tree is not None and dict(self._tree.tied) == dict(recorded.tied)
+
+    def difference(self) -> str:
+        """Say how weights that are no checkpoint differ from the closest one."""
+        if self._tree is None:
+            return f"; {self._problem}" if self._stored or self._digest is None else ""
+        if self._closest is None:
+            return ""
+        _, saved = self._closest
+        assert saved.recorded is not None
+        wanted = {tensor.name: tensor for tensor in saved.recorded.tensors}
+        found = {tensor.name: tensor for tensor in self._tree.tensors}
+        names = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+        told = [self._of_tensor(name, wanted.get(name), found.get(name)) for name in names[:MOST_NAMED]]
+        more = f"; and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
+        return (
+            f"; {len(names):,} of {len(wanted):,} tensors differ from the checkpoint at step "
+            f"{saved.body['step']} (entry {saved.index}): {'; '.join(told)}{more}"
+        )
+
+    def _of_tensor(self, name: str, wanted: TensorDigest | None, found: TensorDigest | None) -> str:
+        """Say how a tensor differs from the recorded one."""
+        if wanted is None or found is None:
+            return f"`{name}` is {'not in the checkpoint' if wanted is None else 'missing'}"
+        if (wanted.dtype, wanted.shape) != (found.dtype, found.shape):
+            return (
+                f"`{name}` is {found.dtype} {list(found.shape)} and not {wanted.dtype} {list(wanted.shape)}"
+            )
+        return f"`{name}`{self._first_bytes(name, wanted.root)}"
+
+    def _first_bytes(self, name: str, root: bytes) -> str:
+        assert self._tree is not None
+        leaves = recorded_leaves(leaves_beside(self.path), name, root)
+        chunk = None if leaves is None else first_difference(leaves, self._tree.leaves[name])
+        if chunk is None:
+            return ""
+        stored = self._stored[name]
+        begin, end = chunk_bytes(chunk, stored.size)
+        return f" within bytes {begin} to {end - 1} (from byte {stored.begin + begin} of the file)"
+
+
+@frozen
+class WeightsReport:
+    """What was found of weights. matches: by the order in which they were given, None for no checkpoint."""
+
+    findings: tuple[Finding, ...]
+    matches: tuple[Match | None, ...]
+
+
+def check_weights(
+    ledger: Path, given: Sequence[Path], size: int, *, listed: bool, earlier: bool = False
+) -> WeightsReport:
+    """Find the checkpoints of a sound ledger that weights are.
+
+    given: files and folders; one of them must be the last checkpoint, unless `earlier`. size: entries of the
+    ledger. listed: whether some checkpoint lists its tensors. Raises OSError where weights cannot be read.
+    """
+    weights = [GivenWeights(path, tensors=listed) for path in given]
+    findings: list[Finding] = []
+    last: _Saved | None = None
+    with closing(_checkpoints(ledger, size)) as saved:
+        for last in saved:
+            findings += [finding for one in weights for finding in one.hold(last)]
+    matches = tuple(_told(one.match, last) for one in weights)
+    at_fault = {finding.index for finding in findings}
+    for one, match in zip(weights, matches, strict=True):
+        if match is None and not at_fault:
+            findings.append(Finding("weights_mismatch", size - 1, _mismatch(one, last)))
+    if (
+        not findings
+        and last is not None
+        and not earlier
+        and not any(m is not None and m.last for m in matches)
+    ):
+        findings += [
+            Finding(
+                "weights_mismatch",
+                size - 1,
+                f"`{one.path.name}` is the checkpoint at step {match.step} (entry {match.entry}), not the "
+                f"last that the ledger names, `{last.body['file']}` at step {last.body['step']}",
+            )
+            for one, match in zip(weights, matches, strict=True)
+            if match is not None
+        ]
+    return WeightsReport(tuple(findings), matches)
+
+
+def _told(match: Match | None, last: _Saved | None) -> Match | None:
+    if match is None or last is None:
+        return None
+    return Match(match.step, match.entry, match.file, match.same_file, match.entry == last.index)
+
+
+def _mismatch(given: GivenWeights, last: _Saved | None) -> str:
+    if last is None:
+        return "the ledger names no checkpoint"
+    named = f"`{given.path.name}` is not the last checkpoint that the ledger names, `{last.body['file']}`"
+    return f"{named}, nor an earlier one{given.difference()}"
+
+
+def _checkpoints(ledger: Path, size: int) -> Generator[_Saved, None, None]:
+    """Yield the checkpoints of weights among the first entries of a ledger whose lists of tensors hold."""
+    reader = PartsReader()
+    with closing(entries_of(ledger, {KIND, "checkpoint", "resumed"})) as entries:
+        for index, kind, body in entries:
+            if index >= size:
+                return
+            if kind == KIND:
+                reader.add(body)
+            elif kind == "resumed":
+                reader.clear()
+            elif not body["file"].endswith(STATE_SUFFIX):
+                yield _Saved(index, body, reader.take(body))
