@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.errors import MemorizationError
@@ -20,10 +20,13 @@ BLANK = "\0"
 
 @frozen
 class CanaryFormat:
-    """A text in which every BLANK is one letter of `alphabet`, drawn independently and uniformly."""
+    """A text in which every BLANK is one member of `alphabet`, drawn independently and uniformly.
+
+    alphabet: letters, or words of one length.
+    """
 
     text: str
-    alphabet: str = "abcdefghijklmnopqrstuvwxyz0123456789"
+    alphabet: Sequence[str] = "abcdefghijklmnopqrstuvwxyz0123456789"
 
     @property
     def bits(self) -> float:
@@ -34,12 +37,13 @@ class CanaryFormat:
         """Return so many texts, all different. The same seed gives the same ones, and a longer list begins
         with a shorter one.
 
-        Raises MemorizationError where the format has not so many fillings, or its alphabet repeats a letter.
+        Raises MemorizationError where the format has not so many fillings, or they are not equally likely.
         """
         letters, blanks = self.alphabet, self.text.count(BLANK)
-        if len(set(letters)) != len(letters):
+        if len(set(letters)) != len(letters) or len(set(map(len, letters))) > 1:
             raise MemorizationError(
-                "the alphabet of a canary repeats a letter: fillings are not equally likely"
+                "the alphabet of a canary repeats a letter, or has words of several lengths: fillings are "
+                "not equally likely"
             )
         if count > len(letters) ** blanks:
             raise MemorizationError(

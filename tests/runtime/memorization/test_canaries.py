@@ -41,3 +41,11 @@ def test_every_filling_of_a_small_format_can_be_had_and_no_more():
 def test_letters_that_are_likelier_than_others_are_refused():
     with pytest.raises(MemorizationError, match="repeats a letter"):
         CanaryFormat(BLANK, "aab").fill(1, 0)
+    with pytest.raises(MemorizationError, match="several lengths"):
+        CanaryFormat(BLANK, ("a", "b", "ab")).fill(1, 0)
+
+
+def test_blanks_are_filled_with_words_too():
+    words = CanaryFormat(f"{BLANK}{BLANK};", ("get_", "set_"))
+    assert sorted(words.fill(4, 0)) == ["get_get_;", "get_set_;", "set_get_;", "set_set_;"]
+    assert words.bits == 2.0
