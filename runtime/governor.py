@@ -104,7 +104,7 @@ class Governor:
     clock: gives the calendar day of a step, by default in UTC. secret: the file with the secret of the
     example commitments, made where it is missing; None: `<ledger path>.secret`. noise_seed: fixes the privacy
     noise, for tests. clipping: over what a privacy unit's gradient is clipped jointly, see `clip_groups`.
-    secure_noise: draw the privacy noise from a cryptographic generator, see `SecureNoise`.
+    secure_noise: draw the privacy noise so that its low bits give nothing away, see `SecureNoise`.
     sampler: what private examples are drawn by; each step is then held to its draw. Its rows are places in
     `dataset`. on_trust: conditions of the privacy claim that the caller answers for, see `Trust`.
     withhold_private: leave examples under privacy rules out of the ledger.

@@ -1,8 +1,7 @@
 """Gaussian noise for a sum of gradients, and the way of the noised sum to the optimizer.
 
-torch's generator (a Mersenne twister, seeded with 64 bits) is fast, and not made for secrets: who knows
-enough of its output can tell the rest. `SecureNoise` draws from AES-256 in counter mode (NIST SP 800-38A)
-under a key of the operating system.
+Random bits come from AES-256 in counter mode (NIST SP 800-38A) under a key of the operating system, normal
+numbers from these by the transform of Box and Muller.
 
 Floating-point noise has gaps: from the low bits of a noised number it may show which numbers it cannot have
 come from (Mironov, "On significance of the least significant bits for differential privacy", CCS 2012).
@@ -13,7 +12,10 @@ infeasible, not impossible.
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
@@ -25,52 +27,82 @@ from gradwarden.policy.context import FloatArray
 from gradwarden.runtime.privacy.clipping import GradientSum
 
 _SUMMANDS = 4
-_CHUNK = 1 << 16
+_KEY, _BLOCK = 32, 16
+"""Bytes of a key, and of what the cipher works on."""
+_CHUNK = 1 << 17
 """Numbers drawn at once: they and what they are made from stay in the cache."""
 
 
 class NoiseSource(Protocol):
     """Draws standard normal numbers."""
 
-    def normal(self, total: Tensor) -> Tensor:
-        """Return numbers of the shape, precision and device of a tensor."""
+    def fill(self, target: Tensor) -> None:
+        """Fill a contiguous vector on the CPU, float32 or float64."""
 
 
 class FastNoise:
-    """Noise of a torch generator on the CPU. seed: None for one from the operating system."""
+    """Noise at the precision of the sum. seed: None for a key from the operating system.
+
+    The same seed gives the same numbers for sums of the same sizes, however many threads torch uses.
+    """
 
     def __init__(self, seed: int | None = None) -> None:
-        self._generator = torch.Generator()
-        if seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(seed)
+        self._bits = _Bits(os.urandom(_KEY) if seed is None else hashlib.sha256(b"%d" % seed).digest())
+        self._uniform = torch.empty(_CHUNK, dtype=torch.float32, device="cpu")
 
-    def normal(self, total: Tensor) -> Tensor:
+    def fill(self, target: Tensor) -> None:
         """See `NoiseSource`."""
-        drawn = torch.randn(total.shape, generator=self._generator, dtype=total.dtype, device="cpu")
-        return drawn.to(total.device)
+        for part in _chunks(target):
+            if part.dtype == torch.float32:
+                self._fill(part)
+            else:
+                part.copy_(torch.from_numpy(self._bits.gaussians(len(part))))
+
+    def _fill(self, part: Tensor) -> None:
+        """Fill with numbers up to sqrt(2 ln 2^31) = 6.6: one in 2e10 would be greater."""
+        pairs = (len(part) + 1) // 2
+        words = torch.frombuffer(self._bits.draw(8 * pairs), dtype=torch.int32)
+        radius, angle = self._uniform[: 2 * pairs].copy_(words).view(2, pairs)
+        # In [2^-31, 1], closely spaced near 0: the logarithm of 0 is not finite.
+        radius.abs_().add_(1.0).mul_(2.0**-31).log_().mul_(-2.0).sqrt_()
+        angle.mul_(math.pi * 2.0**-31)
+        rest = len(part) - pairs
+        torch.cos(angle, out=part[:pairs]).mul_(radius)
+        torch.sin(angle[:rest], out=part[pairs:]).mul_(radius[:rest])
 
 
 class SecureNoise:
-    """Noise of a cryptographic generator, by the transform of Box and Muller in float64."""
+    """Noise against attacks on its low bits, in float64."""
 
     def __init__(self) -> None:
-        cipher = Cipher(algorithms.AES256(os.urandom(32)), modes.CTR(os.urandom(16)))
-        self._stream = cipher.encryptor()
+        self._bits = _Bits(os.urandom(_KEY))
 
-    def normal(self, total: Tensor) -> Tensor:
+    def fill(self, target: Tensor) -> None:
         """See `NoiseSource`."""
-        count = total.numel()
-        drawn = np.empty(count)
-        for start in range(0, count, _CHUNK):
-            size = min(_CHUNK, count - start)
-            drawn[start : start + size] = sum(self._gaussians(size) for _ in range(_SUMMANDS)) / 2.0
-        return torch.from_numpy(drawn).to(total).view(total.shape)
+        for part in _chunks(target):
+            summands = [self._bits.gaussians(len(part)) for _ in range(_SUMMANDS)]
+            part.copy_(torch.from_numpy(sum(summands) / 2.0))
 
-    def _gaussians(self, count: int) -> FloatArray:
+
+class _Bits:
+    """Random bits of a cipher; a key is used for one stream only."""
+
+    def __init__(self, key: bytes) -> None:
+        self._stream = Cipher(algorithms.AES256(key), modes.CTR(bytes(_BLOCK))).encryptor()
+        self._zeros, self._drawn = b"", bytearray()
+
+    def draw(self, count: int) -> memoryview:
+        """Return so many random bytes; the next call overwrites them."""
+        if len(self._zeros) < count:
+            self._zeros, self._drawn = bytes(count), bytearray(count + _BLOCK)
+        drawn = memoryview(self._drawn)
+        self._stream.update_into(memoryview(self._zeros)[:count], drawn[: count + _BLOCK])
+        return drawn[:count]
+
+    def gaussians(self, count: int) -> FloatArray:
+        """Return normal numbers, float64."""
         pairs = (count + 1) // 2
-        words = np.frombuffer(self._stream.update(bytes(16 * pairs)), dtype=np.uint64) >> np.uint64(11)
+        words = np.frombuffer(self.draw(16 * pairs), dtype=np.uint64) >> np.uint64(11)
         # In (0, 1]: the logarithm of 0 is not finite.
         uniform = (words.astype(np.float64) + 1.0) * 2.0**-53
         radius = np.sqrt(-2.0 * np.log(uniform[:pairs]))
@@ -84,7 +116,16 @@ def add_noise(sums: GradientSum, sigma: float, source: NoiseSource) -> None:
     Call it in every step, whether or not the batch held private rows. What the source draws must be secret.
     """
     for total in sums.values():
-        total.add_(source.normal(total), alpha=sigma)
+        if total.device.type == "cpu" and total.is_contiguous():
+            memory = torch.empty(min(_CHUNK, total.numel()), dtype=total.dtype, device="cpu")
+            for part in _chunks(total.view(-1)):
+                drawn = memory[: len(part)]
+                source.fill(drawn)
+                part.add_(drawn, alpha=sigma)
+        else:
+            drawn = torch.empty(total.numel(), dtype=total.dtype, device="cpu")
+            source.fill(drawn)
+            total.add_(drawn.view(total.shape).to(total.device), alpha=sigma)
 
 
 def add_to_gradients(sums: GradientSum, normaliser: float) -> None:
@@ -100,3 +141,7 @@ def add_to_gradients(sums: GradientSum, normaliser: float) -> None:
             parameter.grad = share
         else:
             parameter.grad.add_(share).clamp_(-greatest, greatest)
+
+
+def _chunks(vector: Tensor) -> Iterator[Tensor]:
+    return (vector[start : start + _CHUNK] for start in range(0, len(vector), _CHUNK))

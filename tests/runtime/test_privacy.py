@@ -267,12 +267,24 @@ def test_noised_gradients_never_overflow_so_that_no_refusal_tells_of_them():
     assert parameter.grad.tolist() == [65504.0, -65504.0, 3.0]
 
 
-def test_secure_noise_is_normal_and_never_the_same():
-    drawn = SecureNoise().normal(torch.empty(301, 1000))
-    assert drawn.dtype == torch.float32
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("source", [FastNoise, SecureNoise])
+def test_noise_is_normal_and_never_the_same(source, dtype):
+    drawn, other = torch.empty(301_001, dtype=dtype), torch.empty(301_001, dtype=dtype)
+    source().fill(drawn)
     # With a right generator this fails once in a million runs.
-    assert kstest(drawn.flatten().numpy(), "norm").pvalue > 1e-6
-    neighbours = float((drawn[:, :-1] * drawn[:, 1:]).mean())
-    assert abs(neighbours) < 5.0 / 301_000**0.5
-    assert not torch.equal(SecureNoise().normal(torch.empty(3)), SecureNoise().normal(torch.empty(3)))
-    assert SecureNoise().normal(torch.empty(2, 3, dtype=torch.float64)).shape == (2, 3)
+    assert kstest(drawn.numpy(), "norm").pvalue > 1e-6
+    # What is drawn from one pair of uniform numbers lies half a chunk, or half of the rest, apart.
+    for distance in (1, 1 << 16, (301_001 - (2 << 17) + 1) // 2):
+        neighbours = float((drawn[:-distance] * drawn[distance:]).mean())
+        assert abs(neighbours) < 5.0 / 301_001**0.5
+    assert drawn.abs().max() < 6.7
+    source().fill(other)
+    assert not torch.equal(drawn, other)
+
+
+def test_noise_of_sums_on_whatever_layout_is_the_same():
+    rows, columns = torch.zeros(300, 500), torch.zeros(500, 300).t()
+    for total in (rows, columns):
+        add_noise({total: total}, 2.0, FastNoise(7))
+    assert torch.equal(rows, columns)

@@ -19,6 +19,7 @@ from torch.nn import functional
 from gradwarden.policy.program import Band
 from gradwarden.runtime.errors import PrivacyError
 from gradwarden.runtime.masks.engine import Engine, make_engine
+from gradwarden.runtime.masks.layers import row_convolution
 from gradwarden.runtime.privacy.clipping import Clipping, Group, Unit, clip_groups
 from gradwarden.runtime.privacy.units import UnitSums, add_units
 
@@ -217,6 +218,18 @@ def test_no_pass_is_made_for_single_units(name, monkeypatch):
     units = [Unit((row,), 1.0) for row in range(1, ROWS)]
     sink, _ = Bench(name).sums(units, torch.ones(ROWS, 2, dtype=torch.float64), [0, 1], "flat")
     assert any(bool(total.any()) for total in sink.sums.values())
+
+
+@pytest.mark.parametrize("clipping", ["flat", "layer"])
+def test_gradients_of_convolutions_too_large_to_keep_are_clipped_one_by_one(clipping, monkeypatch):
+    monkeypatch.setattr(row_convolution, "_LARGE", 0)
+    bench, weights = bench_of("wide", mixed=False), torch.ones(ROWS, 2, dtype=torch.float64)
+    columns = dict(enumerate(bench.members))
+    units = [Unit((0,), 0.01), Unit((1, 4), 0.01), Unit((2,), 100.0)]
+    wanted = plain(bench, units, weights, columns, clip_groups(bench.model, columns, clipping))
+    sink, _ = bench.sums(units, weights, [0, 1], clipping)
+    for p, total in wanted.items():
+        torch.testing.assert_close(sink.sums[p], total, rtol=1e-9, atol=1e-13)
 
 
 @pytest.mark.parametrize("clipping", ["flat", "band", "layer"])

@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from gradwarden.runtime.masks.call import Call, at_its_precision, autocast_dtype, differentiable_once, scaled
 from gradwarden.runtime.masks.layers.operation import stock_forward
-from gradwarden.runtime.masks.layers.row_convolution import convolution_gradients, row_gradients
+from gradwarden.runtime.masks.layers.row_convolution import convolution_gradients, gradients_by_unit
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.rows import Rows
 from gradwarden.runtime.masks.unitwise import Owners, Stacked, Unitwise
@@ -80,7 +80,7 @@ class _Parameters:
         if owners is None:
             return None, bias
         x = rows.pick(self.x, self.call.layout)
-        return Stacked(row_gradients(grad, x, self.weight, self.call.options), owners), bias
+        return gradients_by_unit(grad, x, self.weight, self.call.options, owners), bias
 
 
 def _weight_gradient(call: Call, rows: Rows, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:

@@ -73,16 +73,19 @@ class _Parameters:
         self, rows: Rows, owners: Owners | None, bias_owners: Owners | None
     ) -> tuple[Unitwise | None, Unitwise | None]:
         rank = self.affine[0].dim()
-        parts = [rows_first(tensor, rows, self.layout, rank) for tensor in (self.grad, *self.row_wise)]
-        wanted = [False, owners is not None, bias_owners is not None]
-        each = [
-            _gradients(grad, own, self.affine, wanted)
-            for grad, *own in zip(*(part.unbind() for part in parts), strict=True)
-        ]
-        return (
-            None if owners is None else Stacked(torch.stack([found[1] for found in each]), owners),
-            None if bias_owners is None else Stacked(torch.stack([found[2] for found in each]), bias_owners),
+        grad, x, mean, rstd = (
+            rows_first(tensor, rows, self.layout, rank) for tensor in (self.grad, *self.row_wise)
         )
+        dtype = torch.promote_types(mean.dtype, torch.float32)
+        weight = bias = None
+        if owners is not None:
+            centred = x.to(dtype).sub(mean).mul_(grad).flatten(2)
+            weight = Stacked(
+                torch.bmm(rstd.to(dtype).flatten(1)[:, None], centred).view(-1, *x.shape[2:]), owners
+            )
+        if bias_owners is not None:
+            bias = Stacked(grad.sum(1, dtype=dtype), bias_owners)
+        return weight, bias
 
 
 def _gradients(
