@@ -41,7 +41,7 @@ def test_each_requirement_names_tests() -> None:
     policy = ["R6", "R9", "R10", "R11", "R12", "R13", "R14", "R50", "R51"]
     masks = ["R2", "R3", "R4", "R27", "R28", "R29", "R30", "R31", "R34"]
     memory = ["R41", "R42", "R43", "R44", "R45", "R46"]
-    privacy = ["R47", "R48", "R49"]
+    privacy = ["R25", "R47", "R48", "R49"]
     evidence = ["R54", "R55", "R57", "R58", "R59", "R60", "R61", "R62", "R63", "R64", "R65", "R66"]
     assert [number for number, _ in rows] == [*policy, *masks, *memory, *privacy, *evidence]
     assert all("::" in tests for _, tests in rows)
