@@ -36,6 +36,7 @@ VERBS = {
     "timestamp": "Have a signed head stamped by a time-stamping authority, and keep the stamp.",
     "rotate": "Hand a ledger over to another key.",
     "revoke": "Declare that a key of a ledger signs no more.",
+    "archive": "Compress the older entries of a ledger, and keep them beside it.",
     "log": "Show, filter and follow the entries of a ledger.",
     "history": "Say which steps led to the weights of a checkpoint, and which were abandoned.",
     "trace": "Say what shaped the model, what became of an example, what a rule refused.",

@@ -56,6 +56,8 @@ HELP = {
     "policy_mismatch": "give the program that the run was started with, or drop --policy to check the rest",
     "wrong_decision": "`gradwarden log LEDGER --steps N --format jsonl` shows the step as it was recorded",
     "unmarked_restart": "`Governor.rewind` says so in the ledger where a run goes back to earlier weights",
+    "archive_missing": "put the archives beside the ledger, and `LEDGER.archived` with them",
+    "archive_damaged": "restore the archive from a copy: its own checksum says that it was changed",
     "weights_mismatch": "`gradwarden log LEDGER --kind checkpoint` lists the weights that were saved",
     "frozen_moved": "something else than a step changed the weights: does the loop load or edit them?",
     "drift_unmeasured": "keep the files `LEDGER.anchor-*` with the ledger, and hand them on with it",
@@ -101,7 +103,7 @@ class Verdict:
     @property
     def weights_compared(self) -> bool:
         """Whether weights were given, and the ledger is sound enough to say which it names last."""
-        return bool(self.weights) and self.status != "TAMPERED"
+        return bool(self.weights) and self.status != "TAMPERED" and not self.facts["archived"]
 
     @property
     def first(self) -> Finding | None:
@@ -113,7 +115,8 @@ class Verdict:
         """Yield what was checked."""
         facts = self.facts
         form = "" if facts["only"] == "chain" else "form, "
-        yield f"{plural(facts['entries'], 'entry', 'entries')}: {form}order, links and tree"
+        read = facts["entries"] - facts["archived"]
+        yield f"{plural(read, 'entry', 'entries')}: {form}order, links and tree"
         names = sorted({vkey.split("+")[0] for vkey in facts["keys_used"]})
         if names:
             yield f"signed heads by {', '.join(names)} over the first {facts['signed_entries']:,} entries"
@@ -167,6 +170,11 @@ class Verdict:
     def unchecked(self) -> Iterator[str]:
         """Yield what was not checked, or cannot be."""
         only = self.facts["only"]
+        if self.facts["archived"]:
+            yield (
+                f"the first {plural(self.facts['archived'], 'entry', 'entries')}, and the decisions, "
+                "exposures, budgets and outcomes of the whole run: the archive is missing"
+            )
         if only == "chain":
             yield f"whether every line is an entry, and what it says (--only {only})"
         if only:

@@ -102,6 +102,12 @@ class EntryInvalid(LedgerError):
     code = "GW604"
 
 
+class ArchiveMissing(LedgerError):
+    """Entries that are asked for lie in an archive that is not there."""
+
+    code = "GW605"
+
+
 NoteFault = Literal["malformed", "unknown_key", "bad_signature", "ambiguous_key"]
 
 

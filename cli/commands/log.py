@@ -195,7 +195,7 @@ def _entries(ledger: Path, *, follow: bool) -> Iterator[Entry | None]:
     from gradwarden.runtime.errors import LedgerDamaged
     from gradwarden.runtime.ledger.entries import HEAD, SEALED, ZERO_HASH
     from gradwarden.runtime.ledger.merkle import leaf_hash
-    from gradwarden.runtime.ledger.reader import open_ledger, pieces, read_line
+    from gradwarden.runtime.ledger.reader import open_ledger, pieces, read_line, size_of
 
     index, prev, offset = 0, ZERO_HASH, 0
     sealed = ended = False
@@ -212,7 +212,7 @@ def _entries(ledger: Path, *, follow: bool) -> Iterator[Entry | None]:
             if not follow or ended:
                 return
             time.sleep(POLL_SECONDS)
-            if ledger.stat().st_size < offset:
+            if size_of(file) < offset:
                 raise LedgerDamaged(
                     f"the ledger became shorter than {offset:,} bytes while it was followed",
                     index=index,

@@ -17,10 +17,13 @@ from typing import Any
 from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.errors import HeadMismatch, LedgerDamaged, ProofError
 from gradwarden.runtime.evidence.proof_file import ConsistencyProof, InclusionProof
+from gradwarden.runtime.ledger.archive import Archives, missing_error
 from gradwarden.runtime.ledger.entries import HEAD, MalformedLineError, decode
 from gradwarden.runtime.ledger.merkle import (
     EMPTY_ROOT,
+    HASH_SIZE,
     Range,
+    Tree,
     consistency_ranges,
     inclusion_ranges,
     leaf_hash,
@@ -30,7 +33,7 @@ from gradwarden.runtime.ledger.merkle import (
     verify_inclusion,
 )
 from gradwarden.runtime.ledger.note import Checkpoint, parse_checkpoint, parse_note
-from gradwarden.runtime.ledger.reader import open_ledger, pieces
+from gradwarden.runtime.ledger.reader import absent, open_ledger, pieces, readable_from, size_of
 
 NEAR_END = 4 << 20
 """Bytes at the end of a ledger in which its last head is looked for first."""
@@ -68,8 +71,9 @@ def last_head(path: str | os.PathLike[str]) -> SignedHead:
 def _near_end(path: str | os.PathLike[str]) -> str | None:
     """Return the note of the last head if it is well formed and where it usually is."""
     with open_ledger(path) as file:
-        start = max(os.fstat(file.fileno()).st_size - NEAR_END, 0)
-        lines = [line for piece in pieces(file, start) for line in piece.lines][bool(start) :]
+        first = readable_from(file)
+        start = max(size_of(file) - NEAR_END, first)
+        lines = [line for piece in pieces(file, start) for line in piece.lines][start > first :]
     for line in reversed(lines):
         if kind_of(line) == HEAD:
             try:
@@ -188,6 +192,9 @@ def _roots(
 
     Raises HeadMismatch where there are not so many.
     """
+    missing = absent(path)
+    if missing is not None:
+        return _roots_beyond(path, missing, size, ranges, wanted)
     kept, count = b"", 0
 
     def leaves() -> Iterator[bytes]:
@@ -209,6 +216,47 @@ def _roots(
             help="the ledger was cut, or the head is of another one",
         )
     return roots, kept
+
+
+def _roots_beyond(
+    path: str | os.PathLike[str], missing: Archives, size: int, ranges: Sequence[Range], wanted: int
+) -> tuple[list[bytes], bytes]:
+    """Return what `_roots` does where archives are missing, from what is kept of them.
+
+    Raises ArchiveMissing where that does not suffice, as for an archived entry; also HeadMismatch.
+    """
+    count = missing.end
+    trees = [_begun(missing, one) for one in ranges]
+    line_found = b""
+    with open_ledger(path) as file:
+        for piece in pieces(file, readable_from(file)):
+            lines = piece.lines[: size - count]
+            if 0 <= wanted - count < len(lines):
+                line_found = lines[wanted - count]
+            hashes = leaf_hashes(lines)
+            for (start, stop), tree in zip(ranges, trees, strict=True):
+                first = max(start - count, 0) * HASH_SIZE
+                tree.extend(hashes[first : max(stop - count, 0) * HASH_SIZE])
+            count += len(lines)
+    if count < size:
+        raise HeadMismatch(f"the head covers {size:,} entries; `{os.fspath(path)}` has {count:,}")
+    if 0 <= wanted < missing.end:
+        raise missing_error(missing)
+    return [tree.root() for tree in trees], line_found
+
+
+def _begun(missing: Archives, leaves: Range) -> Tree:
+    """Return the tree over the archived leaves of a range. Raises ArchiveMissing where it is not known."""
+    start, stop = leaves[0], min(leaves[1], missing.end)
+    place, peaks = 0, []
+    for level in reversed(range(missing.end.bit_length())):
+        if missing.end >> level & 1:
+            if start <= place and place + (1 << level) <= stop:
+                peaks.append(missing.kept.peaks[(missing.end >> level + 1).bit_count()])
+            elif place < stop and start < place + (1 << level):
+                raise missing_error(missing)
+            place += 1 << level
+    return Tree.of(max(stop - start, 0), peaks)
 
 
 def stored_lines(path: str | os.PathLike[str]) -> Generator[list[bytes], None, None]:

@@ -11,11 +11,12 @@ import os
 from collections.abc import Sequence
 
 from gradwarden.runtime.errors import NoteError
+from gradwarden.runtime.ledger.archive import missing_error
 from gradwarden.runtime.ledger.chain import Finding
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.merkle import Tree, leaf_hash
 from gradwarden.runtime.ledger.note import Checkpoint, open_note, parse_checkpoint, parse_note
-from gradwarden.runtime.ledger.reader import open_ledger, pieces
+from gradwarden.runtime.ledger.reader import absent, open_ledger, pieces, readable_from
 
 
 def compare_head(
@@ -50,9 +51,12 @@ def compare_head(
 
 def _prefix(path: str | os.PathLike[str], size: int) -> tuple[int, bytes]:
     """Return how many of the first `size` lines there are, and the root over them."""
-    tree, count = Tree(), 0
+    missing = absent(path)
+    if missing is not None and size < missing.end:
+        raise missing_error(missing)
+    tree, count = (Tree(), 0) if missing is None else (missing.kept.tree(), missing.end)
     with open_ledger(path) as file:
-        for piece in pieces(file):
+        for piece in pieces(file, readable_from(file)):
             for line in piece.lines[: size - count]:
                 tree.append(leaf_hash(line))
                 count += 1

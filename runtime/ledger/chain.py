@@ -15,6 +15,8 @@ What is found, each at the index of an entry (`Finding.code`):
 - an order that no writer produces: `no_opening`, `second_opening`, `after_seal`
 - against the sidecar `<ledger>.head`: `truncated`, `sidecar_mismatch`, `sidecar_malformed`,
   `sidecar_signature`, and the warning `stale_sidecar`
+- archives (`archive`): `archive_damaged`, `archive_mismatch` (what is kept of missing ones does not hold),
+  and the warning `archive_missing`
 - `torn_tail`: an unfinished last line, as a crash leaves it; `unsigned`: no head by a known key
 
 What lies after the last head is protected by links alone: whoever can write the file can cut it off, and the
@@ -30,14 +32,15 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, TypeAlias
 
-from gradwarden.runtime.errors import LedgerError
+from gradwarden.runtime.errors import LedgerDamaged, LedgerError
+from gradwarden.runtime.ledger.archive import Archives, WholeFile
 from gradwarden.runtime.ledger.authority import Change
 from gradwarden.runtime.ledger.blocks import Reading
 from gradwarden.runtime.ledger.entries import ZERO_HASH, Entry
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.lines import Part
 from gradwarden.runtime.ledger.links import Fault, Links, Stage
-from gradwarden.runtime.ledger.reader import open_ledger, pieces
+from gradwarden.runtime.ledger.reader import absent, open_ledger, pieces, readable_from, size_of
 from gradwarden.runtime.ledger.sharing import check_blocks
 from gradwarden.runtime.ledger.sidecar import Sidecar, read_sidecar
 from gradwarden.runtime.ledger.turns import OddBlockError
@@ -68,7 +71,8 @@ class ChainReport:
     the tree's root (hex) over them. first_bad: the index of the first entry at fault. signed_size: entries
     covered by the last verified head. keys_used: vkeys of the given keys, and of those that they handed over
     to, whose signatures were found. changes: of keys, in order. end: the byte after those entries. tip: the
-    leaf hash (hex) of the last of them; zeros where there is none.
+    leaf hash (hex) of the last of them; zeros where there is none. archived: the first so many entries lie in
+    archives that are missing: nobody was told of any entry.
     """
 
     status: Status
@@ -83,6 +87,7 @@ class ChainReport:
     changes: tuple[Change, ...] = ()
     end: int = 0
     tip: str = ZERO_HASH
+    archived: int = 0
 
 
 def verify_chain(
@@ -105,17 +110,23 @@ def verify_chain(
     sidecar = read_sidecar(path)
     watch = sidecar.size if sidecar else None
     links = Links(keys, watch)
-    tail = _run_blocks(links, path, reading, None if listen is None else listen(), progress)
+    missing = absent(path)
+    if missing is not None:
+        tail = run_links(links, path, None, progress)
+    else:
+        tail = _run_blocks(links, path, reading, None if listen is None else listen(), progress)
     if tail is None:
         links = Links(keys, watch)
         tail = run_links(links, path, None if listen is None else listen(), progress)
     findings = [*_chain_findings(links, tail), *_sidecar_findings(links, sidecar)]
+    if missing is not None:
+        findings.append(_missing(missing))
     errors = [finding for finding in findings if finding.severity == "error"]
     if links.last_head is None and not links.signed_size and not errors:
         errors = [Finding("unsigned", 0, "no entry of the ledger is signed")]
         findings += errors
     return ChainReport(
-        status=_status(links, errors),
+        status=_status(links, errors, whole=missing is None),
         size=links.size,
         root=links.tree.root().hex(),
         first_bad=min((finding.index for finding in errors), default=None),
@@ -127,6 +138,7 @@ def verify_chain(
         origin=links.origin,
         end=links.offset,
         tip=links.prev,
+        archived=0 if missing is None else missing.end,
     )
 
 
@@ -140,8 +152,9 @@ def _run_blocks(
     """Feed a sound file to `links` block by block; None where that cannot be done and `links` is spoilt."""
     tail = b""
     blocks = check_blocks(path, reading=reading)
-    with closing(blocks), suppress(OddBlockError, OSError):
-        total = os.stat(path).st_size
+    with closing(blocks), suppress(OddBlockError, OSError, LedgerDamaged):
+        with open_ledger(path) as file:
+            total = size_of(file)
         for block in blocks:
             if not links.absorb(block):
                 return None
@@ -165,7 +178,10 @@ def run_links(
     tail = bytearray()
     with open_ledger(path) as file:
         try:
-            lines = _lines(file, tail, progress)
+            start = readable_from(file)
+            if start and isinstance(file, WholeFile) and not links.go_on(file.archives.kept, start):
+                return b""
+            lines = _lines(file, tail, progress, start)
             for line in lines:
                 accepted = links.accept(line)
                 if accepted is None:
@@ -173,14 +189,19 @@ def run_links(
                     return b""
                 if listener is not None:
                     listener(Entry(links.size - 1, *accepted, line))
+        except LedgerDamaged as damage:
+            links.fault = Fault(damage.problem, links.size, links.offset, damage.message)
+            return b""
         except OSError as error:
             raise LedgerError(f"cannot read the ledger `{os.fspath(path)}`: {error.strerror}") from error
     return bytes(tail)
 
 
-def _lines(file: BinaryIO, tail: bytearray, progress: Callable[[int, int], None] | None) -> Iterator[bytes]:
-    total = os.fstat(file.fileno()).st_size
-    for piece in pieces(file):
+def _lines(
+    file: BinaryIO, tail: bytearray, progress: Callable[[int, int], None] | None, start: int
+) -> Iterator[bytes]:
+    total = size_of(file)
+    for piece in pieces(file, start):
         yield from piece.lines
         tail += piece.rest or b""
         if progress is not None:
@@ -205,6 +226,15 @@ def _chain_findings(links: Links, tail: bytes) -> Iterator[Finding]:
         yield Finding("not_sealed", links.size, message, "warning", links.offset)
 
 
+def _missing(archives: Archives) -> Finding:
+    names = ", ".join(f"`{one.file}`" for one in archives.missing())
+    message = (
+        f"entries 0 to {archives.end - 1:,} are archived, and {names} is missing: that they are those under "
+        "the heads after them was checked, by their roots; what they say was not"
+    )
+    return Finding("archive_missing", 0, message, "warning")
+
+
 def _finding(fault: Fault) -> Finding:
     return Finding(fault.code, fault.index, fault.message, offset=fault.offset)
 
@@ -214,6 +244,8 @@ def _sidecar_findings(links: Links, sidecar: Sidecar | None) -> Iterator[Finding
     if sidecar is None:
         return
     head = sidecar.checkpoint
+    if head is not None and head.size < links.begun:
+        return
     if head is None:
         yield Finding("sidecar_malformed", links.size, "the file beside the ledger is not a signed head")
         return
@@ -233,9 +265,9 @@ def _sidecar_findings(links: Links, sidecar: Sidecar | None) -> Iterator[Finding
         yield Finding("stale_sidecar", head.size, message, "warning")
 
 
-def _status(links: Links, errors: Sequence[Finding]) -> Status:
+def _status(links: Links, errors: Sequence[Finding], *, whole: bool) -> Status:
     if any(error.code not in ("unknown_key", "unsigned") for error in errors):
         return "TAMPERED"
     if errors:
         return "TAMPERED" if links.signed_size else "UNTRUSTED"
-    return "OK" if links.stage is Stage.CLOSED else "INCOMPLETE"
+    return "OK" if links.stage is Stage.CLOSED and whole else "INCOMPLETE"

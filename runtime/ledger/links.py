@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from gradwarden.runtime.errors import NoteError
+from gradwarden.runtime.ledger.archive import Kept
 from gradwarden.runtime.ledger.authority import Authority, UnauthorisedError
 from gradwarden.runtime.ledger.blocks import Block
 from gradwarden.runtime.ledger.entries import (
@@ -32,7 +33,7 @@ from gradwarden.runtime.ledger.entries import (
 )
 from gradwarden.runtime.ledger.key_changes import Revocation, parse_change
 from gradwarden.runtime.ledger.keys import PublicKey
-from gradwarden.runtime.ledger.merkle import HASH_SIZE, Tree
+from gradwarden.runtime.ledger.merkle import HASH_SIZE, Tree, leaf_hash, verify_inclusion
 from gradwarden.runtime.ledger.note import Checkpoint, open_note, parse_checkpoint, parse_note
 
 
@@ -76,6 +77,8 @@ class Links:
         """The first head since the last verified one that no known key has signed."""
         self.watch = watch
         self.watched: bytes | None = None
+        self.begun = 0
+        """Entries that were not read: they are archived, and only what is kept of them is known."""
         self._line_before = 0
         self._doubtful: tuple[str, dict[str, Any]] | None = None
 
@@ -86,6 +89,34 @@ class Links:
     @property
     def origin(self) -> str | None:
         return None if self.opened is None else self.opened["origin"]
+
+    def go_on(self, kept: Kept, offset: int) -> bool:
+        """Begin after entries of which only this is known; return whether it fits together.
+
+        offset: the byte at which the next line begins. That these are the entries which were signed is seen
+        at the next head, whose root is over them, too.
+        """
+        self.tree, self.prev, self.offset, self.begun = kept.tree(), kept.prev, offset, kept.size
+        root = self.tree.root()
+        for one in kept.lines:
+            try:
+                index, kind, _, body = decode(one.line)
+            except MalformedLineError:
+                index, kind, body = -1, "", {}
+            proved = verify_inclusion(one.index, kept.size, leaf_hash(one.line), one.path, root)
+            known = kind == OPENING if one.index == 0 else kind in (ROTATED, REVOKED)
+            if index != one.index or not proved or not known:
+                return self._refuse("archive_mismatch", f"what is kept of entry {one.index} does not hold")
+            if kind == OPENING:
+                self.opened = body
+                self.authority.open(body["keys"])
+                continue
+            note = body["note"].encode()
+            try:
+                self.authority.accept(parse_change(note), note, index)
+            except (NoteError, UnauthorisedError) as error:
+                return self._refuse("archive_mismatch", f"the change of keys in entry {index}: {error}")
+        return True
 
     def accept(self, line: bytes) -> tuple[str, dict[str, Any]] | None:
         """Advance by one line. Return its kind and body, None where it is at fault (`fault`, `settle`)."""

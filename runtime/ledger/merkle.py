@@ -44,6 +44,18 @@ class Tree:
         self.size = 0
         self._peaks: list[bytes] = []
 
+    @classmethod
+    def of(cls, size: int, peaks: Iterable[bytes]) -> Tree:
+        """Return a tree of so many leaves, of which the roots of complete subtrees are known (`peaks`)."""
+        tree = cls()
+        tree.size, tree._peaks = size, list(peaks)
+        return tree
+
+    @property
+    def peaks(self) -> tuple[bytes, ...]:
+        """The roots of the complete subtrees, the greatest first."""
+        return tuple(self._peaks)
+
     def append(self, leaf: bytes) -> None:
         """Add a leaf hash."""
         peaks = self._peaks

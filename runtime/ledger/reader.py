@@ -9,9 +9,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from gradwarden.runtime.errors import LedgerDamaged, LedgerError
+from gradwarden.runtime.ledger.archive import Archives, WholeFile, find_archives
 from gradwarden.runtime.ledger.entries import MAX_LINE, ZERO_HASH, Entry, MalformedLineError, decode
 
 CHUNK = 1 << 20
@@ -31,11 +32,33 @@ class Piece:
 
 
 def open_ledger(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a ledger for reading. Raises LedgerError for anything that cannot be read as a file."""
+    """Open a ledger for reading, its archives included (`archive`).
+
+    Raises LedgerError for anything that cannot be read as a file.
+    """
     try:
-        return open(path, "rb", buffering=0)
+        file = open(path, "rb", buffering=0)  # noqa: SIM115 - the caller closes it
     except OSError as error:
         raise LedgerError(f"cannot read the ledger `{os.fspath(path)}`: {error.strerror}") from error
+    try:
+        archives = find_archives(path, file)
+    except BaseException:
+        file.close()
+        raise
+    return file if archives is None else cast(BinaryIO, WholeFile(file, archives))
+
+
+def size_of(file: BinaryIO) -> int:
+    """Return how many bytes an open ledger has, archives included; 0 where that cannot be told."""
+    try:
+        return file.seek(0, os.SEEK_END)
+    except OSError:
+        return 0
+
+
+def readable_from(file: BinaryIO) -> int:
+    """Return the byte from which on an open ledger can be read: beyond 0 where archives are missing."""
+    return file.start if isinstance(file, WholeFile) else 0
 
 
 def pieces(file: BinaryIO, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
@@ -58,6 +81,18 @@ def pieces(file: BinaryIO, start: int = 0, stop: int | None = None) -> Iterator[
             return
         yield Piece(lines, offset)
         offset += sum(map(len, lines)) + len(lines)
+
+
+def archives_of(path: str | os.PathLike[str]) -> Archives | None:
+    """Return the archives of a ledger, None where it has none. Raises as `open_ledger`."""
+    with open_ledger(path) as file:
+        return file.archives if isinstance(file, WholeFile) else None
+
+
+def absent(path: str | os.PathLike[str]) -> Archives | None:
+    """Return the archives of a ledger where some of their files are missing, else None."""
+    archives = archives_of(path)
+    return archives if archives is not None and archives.missing() else None
 
 
 def read_entries(path: str | os.PathLike[str], *, allow_partial_tail: bool = False) -> Iterator[Entry]:

@@ -15,10 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gradwarden.runtime.errors import LedgerDamaged, LedgerError, LedgerRollback
+from gradwarden.runtime.ledger.archive import missing_error
 from gradwarden.runtime.ledger.chain import run_links
 from gradwarden.runtime.ledger.entries import HEAD, MalformedLineError, decode
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.links import Fault, Links
+from gradwarden.runtime.ledger.reader import archives_of
 from gradwarden.runtime.ledger.sidecar import Sidecar, read_sidecar, sync_directory
 from gradwarden.runtime.ledger.storage import LedgerFile
 
@@ -45,6 +47,11 @@ def recover(file: LedgerFile, key: PublicKey, others: Sequence[PublicKey] = ()) 
 
     Raises LedgerDamaged, LedgerRollback or LedgerError where it may not be continued; then nothing changes.
     """
+    archives = archives_of(file.path)
+    if archives is not None:
+        if archives.missing():
+            raise missing_error(archives)
+        file.base = archives.size
     sidecar = read_sidecar(file.path)
     links = Links([key, *others], watch=sidecar.size if sidecar else None)
     tail = run_links(links, file.path)
@@ -63,7 +70,7 @@ def recover(file: LedgerFile, key: PublicKey, others: Sequence[PublicKey] = ()) 
 
 def _is_torn(file: LedgerFile, fault: Fault) -> bool:
     """Return whether the fault is garbage with no valid entry anywhere after it, or a block that was lost."""
-    if fault.code not in TORN:
+    if fault.code not in TORN or fault.offset < file.base:
         return False
     rest = file.read(fault.offset)
     kinds, broken = set(), []
@@ -76,7 +83,11 @@ def _is_torn(file: LedgerFile, fault: Fault) -> bool:
         return True
     # The last is what follows the last newline.
     whole = broken[:-1] if not rest.endswith(b"\n") else [line for line in broken if line]
-    return HEAD not in kinds and all(b"\0" in line for line in whole) and _lost_blocks(rest, fault.offset)
+    return (
+        HEAD not in kinds
+        and all(b"\0" in line for line in whole)
+        and _lost_blocks(rest, fault.offset - file.base)
+    )
 
 
 def _lost_blocks(rest: bytes, offset: int) -> bool:

@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 
 from gradwarden.runtime.ledger import blocks
 from gradwarden.runtime.ledger.blocks import READINGS, Block, BlockReader, Reading
-from gradwarden.runtime.ledger.reader import open_ledger
+from gradwarden.runtime.ledger.reader import open_ledger, size_of
 from gradwarden.runtime.ledger.turns import OddBlockError
 
 SMALLEST = 12 << 20
@@ -54,7 +54,7 @@ def check_blocks(
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OddBlockError
-        total = status.st_size
+        total = size_of(file)
         if start > total:
             raise OddBlockError
         if total - start >= SMALLEST and _processors() > 1:

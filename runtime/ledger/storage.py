@@ -18,12 +18,16 @@ class LedgerFile:
     def __init__(self, path: str) -> None:
         """Open or create. Raises LedgerBusy where another writer holds it, else LedgerError."""
         self.path = path
+        self.base = 0
+        """Bytes of archived entries: offsets are those of the whole ledger."""
         try:
             self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as error:
             raise LedgerError(f"cannot open the ledger `{path}`: {error.strerror}") from error
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(self._handle), os.stat(path)):
+                raise BlockingIOError  # it was archived in between, and another file took its place
             sync_directory(path)
         except BlockingIOError:
             os.close(self._handle)
@@ -46,11 +50,12 @@ class LedgerFile:
 
     def cut(self, size: int) -> None:
         """Drop everything past `size` bytes, durably."""
-        os.ftruncate(self._handle, size)
+        os.ftruncate(self._handle, size - self.base)
         os.fsync(self._handle)
 
     def read(self, start: int) -> bytes:
         """Return the bytes from `start` to the end."""
+        start -= self.base
         size = os.fstat(self._handle).st_size
         parts = []
         while start < size and (part := os.pread(self._handle, size - start, start)):

@@ -27,7 +27,7 @@ from gradwarden.runtime.ledger.chain import ChainReport, Listener, verify_chain
 from gradwarden.runtime.ledger.entries import MAX_LINE
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.merkle import leaf_hash
-from gradwarden.runtime.ledger.reader import open_ledger
+from gradwarden.runtime.ledger.reader import open_ledger, size_of
 from gradwarden.runtime.provenance.collect import Collector
 from gradwarden.runtime.provenance.tables import TABLES, Made, Tables, arrow
 
@@ -73,7 +73,8 @@ class Index:
     @property
     def behind(self) -> int:
         """Bytes that the ledger has grown since."""
-        return self.ledger.stat().st_size - self.end
+        with open_ledger(self.ledger) as file:
+            return size_of(file) - self.end
 
     def paths(self, table: str, blocks: range | None = None) -> list[str]:
         """Return the files of a table; of one that is partitioned, of some blocks only."""

@@ -147,6 +147,7 @@ def _facts(chain: ChainReport, replay: RunReplay | None) -> dict[str, Any]:
         "root": chain.root,
         "origin": chain.origin,
         "sealed": chain.sealed,
+        "archived": chain.archived,
         "signed_entries": chain.signed_size,
         "keys_used": list(chain.keys_used),
         "key_changes": [_key_change(change.index, change.change) for change in chain.changes],

@@ -142,6 +142,7 @@ def test_the_verbs_of_an_author_are_all_in_it() -> None:
         "approve",
         "trace",
         "history",
+        "archive",
         "memorized",
         "report",
         "receipt",
