@@ -28,7 +28,7 @@ from gradwarden.runtime.ledger.archive import (
     missing_error,
 )
 from gradwarden.runtime.ledger.chain import ChainReport, verify_chain
-from gradwarden.runtime.ledger.entries import HEAD, OPENING, REVOKED, ROTATED
+from gradwarden.runtime.ledger.entries import HEAD, OPENINGS, REVOKED, ROTATED
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.merkle import inclusion_ranges, leaf_hash, leaf_hashes, range_roots
 from gradwarden.runtime.ledger.reader import archives_of, open_ledger, pieces
@@ -173,7 +173,7 @@ def _read_back(target: Path, segment: Segment) -> None:
 
 def _kept(path: str, end: int) -> Kept:
     """Return what is kept of the first entries of a ledger."""
-    with closing(entries_of(path, {OPENING, ROTATED, REVOKED})) as found:
+    with closing(entries_of(path, OPENINGS | {ROTATED, REVOKED})) as found:
         places = [index for index, *_ in found if index < end]
     paths = [inclusion_ranges(index, end) for index in places]
     lines: dict[int, bytes] = {}

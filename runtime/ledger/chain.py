@@ -111,6 +111,7 @@ def verify_chain(
     watch = sidecar.size if sidecar else None
     links = Links(keys, watch)
     missing = absent(path)
+    tail: bytes | None
     if missing is not None:
         tail = run_links(links, path, None, progress)
     else:

@@ -104,10 +104,10 @@ class Links:
             except MalformedLineError:
                 index, kind, body = -1, "", {}
             proved = verify_inclusion(one.index, kept.size, leaf_hash(one.line), one.path, root)
-            known = kind == OPENING if one.index == 0 else kind in (ROTATED, REVOKED)
+            known = kind in (OPENINGS if one.index == 0 else (ROTATED, REVOKED))
             if index != one.index or not proved or not known:
                 return self._refuse("archive_mismatch", f"what is kept of entry {one.index} does not hold")
-            if kind == OPENING:
+            if one.index == 0:
                 self.opened = body
                 self.authority.open(body["keys"])
                 continue
