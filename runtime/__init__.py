@@ -10,13 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradwarden.runtime.governor import Governor
+    from gradwarden.runtime.jobs.job import Job
     from gradwarden.runtime.ledger.keys import Signer
     from gradwarden.runtime.ledger.ledger import Ledger
     from gradwarden.runtime.model_map import ModelMap
 
-__all__ = ["Governor", "Ledger", "ModelMap", "Signer"]
+__all__ = ["Governor", "Job", "Ledger", "ModelMap", "Signer"]
 
-_HOMES = {"Governor": "governor", "Ledger": "ledger.ledger", "ModelMap": "model_map", "Signer": "ledger.keys"}
+_HOMES = {
+    "Governor": "governor",
+    "Job": "jobs.job",
+    "Ledger": "ledger.ledger",
+    "ModelMap": "model_map",
+    "Signer": "ledger.keys",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -96,6 +96,13 @@ def check_reach(norms: Mapping[str, float | None], active: Collection[str]) -> t
     )
 
 
+def divide(parameters: Iterable[Tensor], divisor: float) -> None:
+    """Divide gradients in place."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            gradient_values(parameter).div_(divisor)
+
+
 class ForeignWatch:
     """Notices gradients that `Tensor.backward` adds to parameters: those of the masks come another way."""
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, date, datetime
 from functools import partial, reduce
 from operator import or_
@@ -30,11 +31,12 @@ from gradwarden.policy.combine import QUARANTINE
 from gradwarden.policy.context import Context, IntArray
 from gradwarden.policy.decision import VERDICTS, step_verdict
 from gradwarden.policy.program import Program
+from gradwarden.runtime.agreement import Agreement, Stance
 from gradwarden.runtime.average import holds_average
 from gradwarden.runtime.base_run import describe_base
 from gradwarden.runtime.binding import bind_model
 from gradwarden.runtime.branches import REWOUND, STATE_SUFFIX
-from gradwarden.runtime.checkpoints import gathered, save_checkpoint, save_leaves
+from gradwarden.runtime.checkpoints import SavedWeights, gathered, save_checkpoint, save_leaves
 from gradwarden.runtime.data_parallel import (
     check_equal,
     check_replica,
@@ -42,7 +44,14 @@ from gradwarden.runtime.data_parallel import (
     names_digest,
     weights_digest,
 )
-from gradwarden.runtime.errors import LedgerError, MaskError, PrivacyError, RankError, StarvationHalt
+from gradwarden.runtime.errors import (
+    ExampleError,
+    LedgerError,
+    MaskError,
+    PrivacyError,
+    RankError,
+    StarvationHalt,
+)
 from gradwarden.runtime.evidence.tally import tally_ledger
 from gradwarden.runtime.expiry import ExpiryWatch
 from gradwarden.runtime.gates import (
@@ -53,12 +62,16 @@ from gradwarden.runtime.gates import (
     check_gradients,
     check_reach,
     clip_whole,
+    divide,
     raised,
 )
 from gradwarden.runtime.history import NOTHING_YET, Counts, read_history
+from gradwarden.runtime.jobs.job import Job
+from gradwarden.runtime.keeping import deserting, keeping_of
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.ledger import Ledger
 from gradwarden.runtime.ledger.program_signature import Approvers
+from gradwarden.runtime.ledger.unwritten import Unwritten
 from gradwarden.runtime.loss_scaling import LossScaling
 from gradwarden.runtime.maintenance import Maintainer, Standing
 from gradwarden.runtime.masks import Engine, LayerRules, make_engine
@@ -76,7 +89,7 @@ from gradwarden.runtime.reexecution.training_state import save_training_state
 from gradwarden.runtime.rewinding import going_back
 from gradwarden.runtime.roster import Examples, Roster
 from gradwarden.runtime.starvation import StarvationGuard
-from gradwarden.runtime.terms import RunTerms, committer_of, ledger_of
+from gradwarden.runtime.terms import RunTerms, committer_of
 from gradwarden.runtime.wrapping import is_sharded
 
 if TYPE_CHECKING:
@@ -112,7 +125,8 @@ class Governor:
     model: as the loop calls it: bare, in DistributedDataParallel or under `fully_shard`.
     group: the processes that train this model together, each with its own part of every batch; that of the
     wrapper where there is one. Rank 0 has the ledger, the others pass None. All of them call every method
-    alike.
+    alike. job: in the place of the ledger, on all of them: each decides and records its own part, in a ledger
+    of its own, and tells the others nothing of it (`Job`).
     reference_losses, clusters, measure_every: for the signals that the governor measures itself
     (`gradwarden.policy.known_signals`): the loss of a model that never saw the example, by id; which
     examples are copies of one text, by id; how many steps come to one in which depth is measured.
@@ -155,6 +169,7 @@ class Governor:
         trusted: Sequence[PublicKey] = (),
         signers: int = 1,
         signature: bytes | None = None,
+        job: Job | None = None,
     ) -> None:
         for name, value in (("normaliser", normaliser), ("clip norm", clip_norm)):
             if value is not None and not 0.0 < value < float("inf"):
@@ -162,7 +177,8 @@ class Governor:
         self.optimizer = optimizer
         self.foreign = ForeignWatch()
         self.reduction = reduction_of(model, group, self.foreign)
-        self.ranks = self.reduction.ranks
+        self.keeping = keeping_of(self.reduction.ranks, job)
+        self.ranks, self.peers = self.keeping.ranks, self.keeping.peers
         self.model = self.reduction.module
         self.normaliser, self.clip_norm = normaliser, clip_norm
         self.holdout_key = holdout_key
@@ -187,48 +203,63 @@ class Governor:
             private = PrivateWays(
                 noise_seed, clipping, secure_noise, frozenset(on_trust), sampler is not None, withhold_private
             )
-            self._attach(program, ledger, privacy, secret, private, dataset, clusters)
+            self._attach(program, self.keeping.open(ledger), privacy, secret, private, dataset, clusters)
             self.measures = Measures(self.roster, reference_losses, measure_every)
             self.references = self.measures.references
             self._draws = self._watch_draws(sampler, dataset is not None)
 
-        check_equal(self.ranks, "join the run", lambda: {"parameters": names_digest(self.model)}, WHOLE)
-        self.ranks.collect("join the run", join)
+        check_equal(self.peers, "join the run", lambda: {"parameters": names_digest(self.model)}, WHOLE)
+        self.keeping.prepare(secret)
+        try:
+            self.peers.collect("join the run", join)
+        except BaseException:
+            self._give_up()
+            raise
         self.engine = self._make_engine(self.program)
         self.measures.follow(self.program, self.model)
         try:
-            check_equal(self.ranks, "join the run", self._replica)
-            standing, anchored = self.ranks.lead("join the run", self._begin, lambda: None)
+            check_equal(self.peers, "join the run", self._replica)
+            standing, anchored = self.keeping.begin(self._begin, self.recorder)
             self.maintainer.begin(self.program, self.parameters, standing[0], anchored)
         except BaseException:
             self.engine.close()
             self.measures.close()
+            self._give_up()
             raise
         self.next_step, self.committed, self.refused, self.exposed, self._abandoned = standing
+
+    def _give_up(self) -> None:
+        """Leave what was opened for a governor that could not be made; a ledger that was given stays open."""
+        if self.keeping.apart:
+            self.keeping.abandon(None)
 
     def _attach(
         self,
         program: Program,
-        ledger: Ledger | None,
+        ledger: Ledger | Unwritten,
         privacy: JointPlan | None,
         secret: Path | None,
         private: PrivateWays,
         dataset: Iterable[tuple[str, Mapping[str, Any]]] | None,
         clusters: Mapping[str, str] | None,
     ) -> None:
-        self.ledger = ledger_of(ledger, self.ranks.rank)
-        check_replica(self.model, self.ranks)
+        self.ledger = ledger
+        check_replica(self.model, self.peers)
         bound = bind_model(program, self.model, self.optimizer)
         self.program, self.parameters = bound.program, bound.parameters
         self.budgets = BudgetBook(self.program, privacy, self.normaliser, private)
-        if self.budgets and (self.ranks.size > 1 or not self.reduction.whole):
+        if self.budgets and (self.peers.size > 1 or not self.reduction.whole):
             raise PrivacyError(
                 "privacy rules need a single process: each rank would clip its own part of a unit, and add "
                 "its own noise",
                 help="train the bare model, without `group=`",
             )
         self._check_spread(self.program)
-        committer = committer_of(self.ledger, secret)
+        if self.keeping.apart and clusters is not None:
+            raise MaskError(
+                "a rank of a job cannot count copies on other ranks", help="leave `clusters=` out"
+            )
+        committer = committer_of(self.ledger, self.keeping.secret(secret))
         self.roster = Roster(self.program, committer, clusters)
         self.roster.add(dataset or ())
         self._terms = RunTerms(
@@ -279,6 +310,7 @@ class Governor:
                 f"`{program.maintained[0].name}` maintains bands, whose parameters are whole on no process",
                 help="train bare replicas, or in DistributedDataParallel",
             )
+        self.keeping.check(program, self.reduction.whole)
 
     def _make_engine(self, program: Program) -> Engine:
         choice, passes = self._engine_choice, self.reduction.passes
@@ -293,7 +325,9 @@ class Governor:
             "normaliser": repr(self.normaliser),
             "scale": repr(self.scaling.scale),
         }
-        return facts | ({"weights": weights_digest(self.model)} if self.reduction.replicated else {})
+        if self.reduction.replicated:
+            facts["weights"] = weights_digest(self.model)
+        return facts
 
     def _begin(self) -> tuple[Counts, Standing | None]:
         """Open the ledger's run or resume it; return its steps and examples so far, and its anchors."""
@@ -301,9 +335,11 @@ class Governor:
         if history.opened is None:
             self.maintainer.check(self.program, self.parameters)
             terms = self._terms.opening(self.ledger, self.engine.name)
+            terms |= self.keeping.opening(self.model)
             self.recorder.open(self.program, terms, self._signature)
             return NOTHING_YET, None
         history.resume()
+        self.keeping.check_opened(history.opened)
         self._terms.check_against(history.opened)
         self.roster.resume(history)
         self.budgets.resume(history.private_steps)
@@ -338,6 +374,25 @@ class Governor:
         self.check_idle("examples cannot be looked at")
         rows = self.roster.rows(examples)
         return self.roster.admit(rows, self.context(rows, signals or {})).micro > 0
+
+    def at_home(self, examples: Examples) -> npt.NDArray[np.bool_]:
+        """Return which examples this rank may propose: bool [N]. All of them, but in a job `by_example`.
+
+        Raises ExampleError like `step`; examples that were not known become known.
+        """
+        return self.keeping.at_home(self.roster.commitments(self.roster.rows(examples)))
+
+    def check_home(self, rows: IntArray) -> None:
+        """Raise ExampleError where an example belongs to another rank."""
+        if not self.keeping.apart:
+            return
+        own = self.keeping.at_home(self.roster.commitments(rows))
+        if not own.all():
+            name = self.roster.names(rows[~own][:1])[0]
+            raise ExampleError(
+                f"the example `{name}` belongs to another rank of the job",
+                help="propose only what `governor.at_home` says: an example's exposures are in one ledger",
+            )
 
     def check_idle(self, what: str) -> None:
         """Raise LedgerError where the governor is closed, MaskError while a step is open.
@@ -398,6 +453,9 @@ class Governor:
 
     def withdraw(self, proposal: Proposal, error: BaseException) -> None:
         """Refuse a proposal that was recorded and that not every rank could enter. Called by the proposal."""
+        if self.keeping.apart and not self._closed and self._open_step in (None, proposal):
+            self._desert(proposal, error)
+            return
         if self._open_step in (None, proposal):
             self.reduction.end()
         if self._open_step is proposal:
@@ -415,14 +473,18 @@ class Governor:
                 self._refuse(proposal, own)
                 self._abandon()
                 return
-            if proposal.active:
-                self.reduction.finish(own is None)
+            unsaid = self.keeping.settle(self.recorder)
+            if proposal.active or self.keeping.apart:
+                self.reduction.finish(own is None and unsaid is None)
             parts = self.ranks.collect(f"leave step {step}", lambda: proposal.part(own))
             proposal.take_losses(parts)
             finding = first_finding([part.finding for part in parts])
+            agreed = self._agree(proposal, finding, reduce(or_, (part.graded for part in parts)), unsaid)
+            finding = agreed.finding
             if finding is None:
-                graded = [part.graded for part in parts]
-                passed = self.ranks.collect(f"commit step {step}", lambda: self._gates(proposal, graded))
+                passed = self.ranks.collect(
+                    f"commit step {step}", lambda: self._gates(proposal, agreed.graded)
+                )
                 finding = first_finding(passed)
         except LedgerError:
             proposal.restore()
@@ -430,6 +492,11 @@ class Governor:
             self.scaling.forget()
             raise
         except BaseException as fault:
+            if self.keeping.apart:
+                # What became of the step elsewhere is not known, so it gets no outcome here.
+                proposal.restore()
+                self._abandon()
+                raise
             reason = "ranks_lost" if isinstance(fault, RankError) else "interrupted"
             self._refuse(proposal, Finding("commit", reason, raised("the step's end", fault)))
             raise
@@ -440,12 +507,45 @@ class Governor:
             return
         self._commit(proposal)
 
-    def _gates(self, proposal: Proposal, graded: Sequence[int]) -> Finding | None:
+    def _agree(
+        self, proposal: Proposal, finding: Finding | None, graded: int, unsaid: LedgerError | None
+    ) -> Agreement:
+        """Come to one outcome with ranks that were not asked yet. unsaid: why the intent is not durable."""
+        names = self.program.band_names
+        stance = Stance(
+            step=proposal.context.step,
+            epoch=proposal.context.epoch,
+            examples=len(proposal.batch),
+            active=[name in proposal.active for name in names],
+            graded=graded,
+            parameters=len(self.every_parameter()),
+            finding=finding,
+            leaving=unsaid is not None,
+        )
+        agreed = self.keeping.agree(stance, unsaid)
+        proposal.active = tuple(name for name, reached in zip(names, agreed.active, strict=True) if reached)
+        proposal.total = agreed.examples
+        return agreed
+
+    def _desert(self, proposal: Proposal, error: BaseException) -> None:
+        """Tell the other ranks of a job that this one does not come to the step; its run is over."""
+        finding = Finding("admission", "interrupted", raised("the admission", error))
+        bands, parameters = len(self.program.band_names), len(self.every_parameter())
+        with suppress(RankError, MaskError):
+            if not proposal.begun:
+                self.reduction.begin()
+            self.reduction.finish(False)
+            self.keeping.agree(deserting(self.next_step, self.epoch, bands, parameters, finding), None)
+        self.reduction.end()
+        self._open_step = None
+        self._abandon()
+
+    def _gates(self, proposal: Proposal, graded: int) -> Finding | None:
         """Pass the gradient gate with the gradients of all ranks, then wait for a durable intent.
 
-        graded: the parameters that have a gradient, by rank.
+        graded: bit i is set where parameter i has a gradient on any rank.
         """
-        finding = self._gradient_gate(proposal, reduce(or_, graded))
+        finding = self._gradient_gate(proposal, graded)
         if finding is None:
             self.recorder.settle()
         return finding
@@ -455,6 +555,8 @@ class Governor:
         try:
             self.reduction.settle(self.every_parameter(), graded)
             self.scaling.divide(self.every_parameter())
+            if self.keeping.apart and self.normaliser is None:
+                divide(self.every_parameter(), proposal.total)
             if self.budgets:
                 # Before anything private is added: a refused step is not paid for, so it may not tell of it.
                 findings = check_gradients(self.parameters)
@@ -475,6 +577,8 @@ class Governor:
             if self.clip_norm is not None:
                 proposal.norms = clip_whole(self.parameters, proposal.norms, self.clip_norm)
         except Exception as error:
+            if self.keeping.apart:
+                raise RankError(f"rank {self.peers.rank}: {raised('the gradient gate', error)}") from error
             return Finding("gradient", "gate_failed", raised("the gradient gate", error))
         return None
 
@@ -485,6 +589,7 @@ class Governor:
         self.budgets.forget()
         self.refused += 1
         self.recorder.refuse(proposal.context.step, finding.gate, finding.reason, finding.detail)
+        self.keeping.stepped(self.next_step)
 
     def _commit(self, proposal: Proposal) -> None:
         step = proposal.context.step
@@ -504,7 +609,9 @@ class Governor:
         norms = {band: _decimal(norm) for band, norm in proposal.norms.items()}
         loss = _decimal(proposal.mean_loss)
         self.maintainer.record(step, proposal.maintained)
-        self.recorder.commit(step, proposal.active, norms, loss, self.budgets.charge())
+        together = {"batch": proposal.total} if self.keeping.apart else {}
+        self.recorder.commit(step, proposal.active, norms, loss, self.budgets.charge(), **together)
+        self.keeping.stepped(self.next_step)
         for rule, steps in self.budgets.halting.items():
             self.recorder.event("halted", {"step": step, "rule": rule, "steps": steps})
         self._watch_starvation(step, proposal.active)
@@ -538,7 +645,7 @@ class Governor:
         self.engine.close()
         try:
             self.engine = self._make_engine(bound.program)
-            check_equal(self.ranks, "change the policy", lambda: {"policy": bound.program.digest})
+            check_equal(self.peers, "change the policy", lambda: {"policy": bound.program.digest})
         except BaseException:
             self.engine.close()
             self.engine = self._make_engine(self.program)
@@ -562,30 +669,38 @@ class Governor:
         executed again (`reexecution`); for a single process.
         Of several processes rank 0 saves. Raises MaskError where their weights are no longer equal.
         """
-        if state and (self.ranks.size > 1 or not self.reduction.whole):
+        if state and (self.peers.size > 1 or not self.reduction.whole):
             raise MaskError(
                 "the state of training of several processes is not saved", help="leave `state` out"
             )
         self.check_idle("a checkpoint cannot be saved")
         self.reduction.rest()
-        check_equal(self.ranks, "save a checkpoint", self._replica)
+        check_equal(self.peers, "save a checkpoint", self._replica)
         whole = gathered(self.model) if is_sharded(self.model) else self.model
-        return self.ranks.lead(
-            "save a checkpoint", lambda: self._save(whole, Path(path), state), lambda: None
-        )
-
-    def _save(self, whole: nn.Module, target: Path, state: bool) -> str:
+        target = Path(path)
         if state:
-            beside = target.with_suffix(STATE_SUFFIX)
-            found = save_training_state(self.optimizer, beside)
-            body = {"step": self.next_step, "file": beside.name, "digest": found, "tensors": None}
-            self.recorder.event("checkpoint", body)
+            self.ranks.collect("save the state of training", lambda: self._save_state(target))
+        saved = self.keeping.save(
+            lambda: self._save(whole, target),
+            lambda saved: self._record_weights(target.name, saved),
+            self.ledger,
+        )
+        return saved.digest
+
+    def _save_state(self, weights: Path) -> None:
+        beside = weights.with_suffix(STATE_SUFFIX)
+        found = save_training_state(self.optimizer, beside)
+        body = {"step": self.next_step, "file": beside.name, "digest": found, "tensors": None}
+        self.recorder.event("checkpoint", body)
+
+    def _save(self, whole: nn.Module, target: Path) -> SavedWeights:
         saved = save_checkpoint(whole, target)
         save_leaves(saved.tree, target)
+        return saved
+
+    def _record_weights(self, file: str, saved: SavedWeights) -> None:
         averaged = holds_average(self.every_parameter())
-        self.recorder.checkpoint(self.next_step, target.name, saved.digest, saved.tree, averaged=averaged)
-        self.ledger.flush()
-        return saved.digest
+        self.recorder.checkpoint(self.next_step, file, saved.digest, saved.tree, averaged=averaged)
 
     def derive(self, base: Path) -> None:
         """Record, before the first step, that training goes on from the weights that a ledger names last.
@@ -595,9 +710,7 @@ class Governor:
         self.check_idle("a base cannot be named")
         if self.next_step:
             raise LedgerError("a base is named before the first step", help="call `derive` earlier")
-        self.ranks.lead(
-            "name a base", lambda: self.recorder.event("derived", describe_base(base)), lambda: None
-        )
+        self.keeping.lead("name a base", lambda: self.recorder.event("derived", describe_base(base)))
 
     def rewind(self, checkpoint: Path | str) -> None:
         """Record that training goes on from weights that this run saved earlier, and the model holds again.
@@ -609,7 +722,7 @@ class Governor:
         """
         self.check_idle("a run cannot go back")
         self.reduction.rest()
-        check_equal(self.ranks, "go back", self._replica)
+        check_equal(self.peers, "go back", self._replica)
         whole = gathered(self.model) if is_sharded(self.model) else self.model
 
         def record() -> int:
@@ -620,7 +733,7 @@ class Governor:
             effective: int = body["effective"]
             return effective
 
-        self._abandoned = self.next_step - self.ranks.lead("go back", record, lambda: None)
+        self._abandoned = self.next_step - self.keeping.lead("go back", record)
 
     def tally(self) -> None:
         """Record the tally of all examples so far, from which their owners get receipts (`evidence.tally`).
@@ -633,7 +746,7 @@ class Governor:
             self.ledger.flush()
             self.recorder.event("tallied", tally_ledger(self.ledger.path).body())
 
-        self.ranks.lead("tally the run", record, lambda: None)
+        self.keeping.lead("tally the run", record)
 
     def close(self) -> None:
         """Seal the ledger and give the model back as it was. Safe to repeat."""
@@ -641,20 +754,19 @@ class Governor:
             return
         self.check_idle("the run cannot be closed")
         try:
-            self.ranks.collect("close the run", lambda: None)
+            self.peers.collect("close the run", lambda: None)
         except BaseException:
             self._abandon()
             raise
         self._closed = True
         self._release()
-        self.ledger.close(
-            {
-                "steps": self.next_step,
-                "committed": self.committed,
-                "refused": self.refused,
-                "examples": self.exposed,
-            }
-        )
+        totals = {
+            "steps": self.next_step,
+            "committed": self.committed,
+            "refused": self.refused,
+            "examples": self.exposed,
+        }
+        self.keeping.close(self.ledger, totals)
 
     def __enter__(self) -> Self:
         return self
@@ -671,7 +783,7 @@ class Governor:
         """Leave the run unsealed, so that it can be resumed, with everything written."""
         self._closed = True
         self._release()
-        self.ledger.close()
+        self.keeping.abandon(self.ledger)
 
     def _release(self) -> None:
         """Give the model back as it was."""

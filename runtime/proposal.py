@@ -63,8 +63,12 @@ class Proposal:
         self._signals = signals
         self.refusal: Finding | None = None
         self.committed = False
+        self.total = 0
+        """In a job, the examples of all ranks, once these have agreed on the step."""
         self.maintained = Measured({})
         self._entered = False
+        self.begun = False
+        """Whether the reduction of gradients was begun for it."""
 
     # --- admission -----------------------------------------------------------------------------------------
 
@@ -101,7 +105,9 @@ class Proposal:
             raise MaskError("a proposal is used once", help="call `governor.step` for every step")
         self._entered = True
         self.rows = governor.roster.rows(self._examples)
+        governor.check_home(self.rows)
         governor.reduction.begin()
+        self.begun = True
         examples = governor.roster.describe(self.rows) if governor.ranks.size > 1 else ()
         return Share(len(self.rows), examples, self._signals)
 
@@ -285,7 +291,7 @@ class Proposal:
         if self._done[self._part].any():
             raise MaskError("`backward` was called twice for the same examples")
         self._done[self._part] = True
-        if self._governor.ranks.size > 1:
+        if self._governor.peers.size > 1:
             refuse_sequence_split()
         if not self._due():
             return
@@ -391,8 +397,11 @@ class Proposal:
     @property
     def normaliser(self) -> float:
         """What the sum of the examples' gradients is divided by."""
-        fixed = self._governor.normaliser
-        return float(len(self.batch)) if fixed is None else fixed
+        governor = self._governor
+        if governor.normaliser is not None:
+            return governor.normaliser
+        # In a job how many examples there are is known only when all gradients are: then they are divided.
+        return 1.0 if governor.keeping.apart else float(len(self.batch))
 
     def _arm(self, owners: Tensor | None = None) -> None:
         weights = torch.from_numpy(self.weights[self._part])
@@ -455,7 +464,7 @@ class Proposal:
         foreign = self._governor.foreign.finding()
         if foreign is not None:
             return foreign
-        if not self.active:
+        if not self.active and not self._governor.keeping.apart:
             return Finding("admission", "nothing_admitted", "no example of the batch may shape any band")
         if self.weights[~self._done].any():
             return Finding("gradient", "no_backward", "`backward` was not called for every example")

@@ -106,8 +106,9 @@ def _together(
     steps: Mapping[int, RankSteps],
 ) -> JobReport:
     if log.opened is not None:
+        most = max((found.steps for found in steps.values()), default=0)
         for rank in range(log.opened["ranks"]):
-            findings += _rank_findings(log, rank, reports.get(rank), steps.get(rank))
+            findings += _rank_findings(log, rank, reports.get(rank), steps.get(rank), most)
         findings += _unnamed(folder, log.opened["ranks"])
         findings += _lagging(log)
         sound = {rank: steps[rank] for rank, report in reports.items() if report.status not in _UNSOUND}
@@ -169,8 +170,9 @@ def _totals(log: LogOfLogs, steps: Mapping[int, RankSteps]) -> Iterator[JobFindi
 
 
 def _rank_findings(
-    log: LogOfLogs, rank: int, report: VerifyReport | None, steps: RankSteps | None
+    log: LogOfLogs, rank: int, report: VerifyReport | None, steps: RankSteps | None, most: int
 ) -> Iterator[JobFinding]:
+    """Say what is wrong with one rank. most: the next step of the rank that is most advanced."""
     last = last_heads(log.bindings).get(rank)
     if report is None or steps is None:
         if last is not None and last.size:
@@ -181,7 +183,7 @@ def _rank_findings(
         return
     yield from _place(log, rank, steps)
     yield from _bound(log, rank, report, steps)
-    yield from _by_itself(log, rank, report, steps)
+    yield from _by_itself(log, rank, report, steps, most)
     if steps.misplaced is not None:
         index, step = steps.misplaced
         message = f"step {step} of rank {rank} has an example whose home is another rank"
@@ -234,28 +236,44 @@ def _broken(report: VerifyReport) -> bool:
     return report.status == "TAMPERED" and errors != {"truncated"}
 
 
-def _by_itself(log: LogOfLogs, rank: int, report: VerifyReport, steps: RankSteps) -> Iterator[JobFinding]:
+def _by_itself(
+    log: LogOfLogs, rank: int, report: VerifyReport, steps: RankSteps, most: int
+) -> Iterator[JobFinding]:
     """Say what is wrong with a ledger by itself, and with its end."""
     first = next((found for found in report.findings if found.severity == "error"), None)
+    size = report.facts["entries"]
     if report.status not in ("OK", "INCOMPLETE"):
         told = f"{first.code}: {first.message}" if first else report.status
         index = None if first is None else first.index
         yield finding("rank", f"the ledger of rank {rank}: {told}", [rank], index, report.status)
-        return
-    size, signed = report.facts["entries"], report.facts["signed_entries"]
-    last = last_heads(log.bindings).get(rank)
-    torn = any(found.code == "torn_tail" for found in report.findings)
-    if report.status == "INCOMPLETE" and (torn or size - signed > 1):
-        end = (
-            f"step {steps.unfinished} has no outcome" if steps.unfinished is not None else "it is not sealed"
-        )
-        message = f"rank {rank} was cut off in the middle: no head covers the end of its ledger, and {end}"
-        yield finding("cut_off", message, [rank], size)
     elif report.status == "INCOMPLETE":
-        yield finding("unsealed_rank", f"the ledger of rank {rank} is not sealed", [rank], size)
-    elif log.sealed is not None and (last is None or last.size != size - 1):
+        broken = _breaking_off(report, steps, most)
+        if broken is None:
+            yield finding("unsealed_rank", f"the ledger of rank {rank} is not sealed", [rank], size)
+        else:
+            yield finding("cut_off", f"rank {rank} was cut off: {broken}", [rank], size)
+    elif log.sealed is not None and not _bound_whole(log, rank, size):
         message = f"the job is sealed, and the end of the ledger of rank {rank} was not bound"
         yield finding("unbound_end", message, [rank], size - 1)
+
+
+def _bound_whole(log: LogOfLogs, rank: int, size: int) -> bool:
+    """Whether the last head of a sealed ledger, its last entry, is the one that was bound last."""
+    last = last_heads(log.bindings).get(rank)
+    return last is not None and last.size == size - 1
+
+
+def _breaking_off(report: VerifyReport, steps: RankSteps, most: int) -> str | None:
+    """Say how a ledger that is not sealed breaks off; None where it was left in order, as far as one sees."""
+    unsigned = report.facts["entries"] - report.facts["signed_entries"] - 1
+    if any(found.code == "torn_tail" for found in report.findings):
+        return "its last line is unfinished"
+    if unsigned > 0:
+        step = f", and step {steps.unfinished} has no outcome" if steps.unfinished is not None else ""
+        return f"no head covers the last {unsigned} entries{step}"
+    if steps.steps < most:
+        return f"it ends before step {steps.steps}, which others have begun"
+    return None
 
 
 def _unnamed(folder: Path, ranks: int) -> Iterator[JobFinding]:

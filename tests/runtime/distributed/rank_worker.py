@@ -9,6 +9,7 @@ import os
 import runpy
 import signal
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import date, timedelta
@@ -31,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gradwarden.policy import compile_policy, parse_policy
 from gradwarden.policy.errors import GradwardenError
-from gradwarden.runtime import Governor, Ledger, ModelMap, Signer
+from gradwarden.runtime import Governor, Job, Ledger, ModelMap, Signer
 from gradwarden.runtime.errors import MaskError
 
 OPTIMIZERS = {
@@ -153,7 +154,8 @@ def train(task: dict[str, Any], rank: int = 0, group: Any = None) -> dict[str, A
     task: `folder`, `policy`, and optionally `model`, `load` (weights), `engine`, `optimizer`, `seeds` (by
     rank), `options` (of the governor), `wrap` (`ddp`, `fsdp`) with `settings` of the wrapper, or `split`,
     `thaw` (a parameter after wrapping), `steps`, `checkpoint`, `end` (`close` or `leave`), `ends` (a rank
-    that then stops). A step has `parts` (examples by rank), and optionally `micro`, `signals` (by rank),
+    that then stops), `job` (options of a job, in the place of a ledger). A step has `parts` (examples by
+    rank) or `homed` (examples of which each rank takes its own), and optionally `micro`, `signals` (by rank),
     `rows` (`packed`, `padded`, `twice`), `sync`, `look` (evaluate before it), `policy` (from here on),
     `spoil` ([rank, how]), `bear` (go on after a MaskError), and what to tell: `count` (floating-point
     operations), `spy` (messages), `grads`.
@@ -283,8 +285,10 @@ def governed(
     program = compile_policy(parse_policy(task["policy"]), model_map)
     optimizer = OPTIMIZERS[task.get("optimizer", "sgd")](model.parameters())
     folder = Path(task["folder"])
-    ledger = None
-    if rank == 0:
+    ledger = job = None
+    if "job" in task:
+        job = Job(folder / "job", Signer.load(folder / "run.key"), durability="os", **task["job"])
+    if rank == 0 and job is None:
         ledger = Ledger.open(folder / "run.ledger", Signer.load(folder / "run.key"), durability="os")
     options = {"clock": lambda: date(2026, 1, 31 - rank), **task.get("options", {})}
     try:
@@ -295,6 +299,7 @@ def governed(
             ledger=ledger,
             group=None if task.get("wrap") else group,
             engine=task.get("engine", "fused"),
+            job=job,
             **options,
         ) as governor:
             yield governor
@@ -304,7 +309,10 @@ def governed(
 
 
 def one_step(governor: Governor, held: nn.Module, step: dict[str, Any], rank: int) -> dict[str, Any]:
-    examples = step["parts"][rank]
+    if "homed" in step:
+        examples = [e for e, own in zip(step["homed"], governor.at_home(step["homed"]), strict=True) if own]
+    else:
+        examples = step["parts"][rank]
     spoiler, how = step.get("spoil", [None, ""])
     spoil = how if spoiler in (rank, "all") else ""
     spy = step.get("spy", False)
@@ -312,8 +320,9 @@ def one_step(governor: Governor, held: nn.Module, step: dict[str, Any], rank: in
     proposal = governor.step(examples, signals=signals)
     raised = None
     count, messages = FlopCounterMode(display=False), messages_of(spy)
+    calls: Counter[str] = Counter()
     try:
-        with proposal, count if step.get("count") else nullcontext(), messages:
+        with counted(calls), proposal, count if step.get("count") else nullcontext(), messages:
             size = step.get("micro", [len(examples) or 1] * 2)[rank]
             for rows in proposal.micro_batches(size):
                 if "sync" in step:
@@ -340,6 +349,7 @@ def one_step(governor: Governor, held: nn.Module, step: dict[str, Any], rank: in
         and [proposal.refusal.gate, proposal.refusal.reason, proposal.refusal.detail],
         "loss": proposal.mean_loss,
         "messages": {str(kind): n for kind, n in messages.get_comm_counts().items()} if spy else None,
+        "calls": dict(calls),
         "norms": proposal.norms,
         "grads": [whole(p.grad) for p in governor.model.parameters() if p.grad is not None]
         if step.get("grads")
@@ -352,6 +362,28 @@ def one_step(governor: Governor, held: nn.Module, step: dict[str, Any], rank: in
             name: values.tolist() for name, values in governor.measures.signals(proposal.batch).items()
         },
     }
+
+
+@contextmanager
+def counted(calls: Counter[str]) -> Iterator[None]:
+    """Count the messages for which the governor itself calls torch, by their kind."""
+    kinds = ("all_reduce", "all_gather_object", "broadcast_object_list", "broadcast")
+    originals = {name: getattr(dist, name) for name in kinds}
+
+    def counting(name: str) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            calls[name] += 1
+            return originals[name](*args, **options)
+
+        return call
+
+    try:
+        for name in kinds:
+            setattr(dist, name, counting(name))
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(dist, name, original)
 
 
 def messages_of(spy: bool) -> Any:

@@ -365,6 +365,16 @@ def test_a_rank_that_was_killed_is_named(tmp_path: Path, signer: Signer) -> None
     assert any("step 3 has no outcome" in finding.message for finding in report.findings)
 
 
+def test_a_rank_that_ends_before_the_others_is_named(job: Job, signer: Signer) -> None:
+    """Killed before its next intent reached the disk: its ledger ends with a head, and a step too early."""
+    job.run(2)
+    for rank in job.ranks[:2]:
+        rank.propose([f"x{rank.rank}"])
+    job.leave()
+    report = verified(job.folder, signer)
+    assert (report.status, named(report, "cut_off")) == ("INCOMPLETE", {2})
+
+
 def test_a_rank_that_missed_steps_in_a_crash_says_so(tmp_path: Path, signer: Signer) -> None:
     """Two ranks began a step that the third did not come to; resumed, it leaves that step out."""
     job = Job(tmp_path / "job", signer)

@@ -1,0 +1,197 @@
+"""Two processes of a job: each decides and records its own part, and the model is that of one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gradwarden.runtime import Governor, Job, Ledger
+from gradwarden.runtime.errors import LedgerError
+from gradwarden.runtime.jobs.layout import log_path, rank_path
+from gradwarden.runtime.ledger.reader import read_entries
+from gradwarden.runtime.verification.job_report import JobReport
+from gradwarden.runtime.verification.job_verify import verify_job
+from tests.runtime.distributed.test_data_parallel import STEPS, assert_same_weights, parts
+
+EVERY = {"every": 2}
+LIMITED = "\nretain few { when kind == a  at most 1 exposures }\n"
+
+
+def folder(site: Any) -> Path:
+    return site.folder / "pair" / "job"
+
+
+def verified(site: Any) -> JobReport:
+    return verify_job(folder(site), [site.signer.public])
+
+
+def bodies(site: Any, rank: int, kind: str) -> list[dict[str, Any]]:
+    path = rank_path(folder(site), rank)
+    return [entry.body for entry in read_entries(path, allow_partial_tail=True) if entry.kind == kind]
+
+
+def codes(report: JobReport) -> set[str]:
+    return {finding.code for finding in report.findings}
+
+
+@pytest.mark.parametrize("wrap", [None, "ddp"])
+@pytest.mark.parametrize("normaliser", [None, 8.0])
+def test_two_ranks_train_what_one_process_trains_on_the_batch_of_both(lab, site, wrap, normaliser):
+    options = {"normaliser": normaliser}
+    steps = [*STEPS, {"parts": parts("ab", "", "s")}, {"parts": parts("C", "ab", "t")}]
+    first, second = site.train(lab.policy, steps, wrap=wrap, job=EVERY, options=options)
+    alone = site.alone(lab.policy, steps, options=options)
+    assert (first["error"], second["error"], alone["error"]) == (None, None, None)
+    assert first["weights"] == second["weights"]
+    assert_same_weights(first, alone, 1e-9)
+    for one, other, whole in zip(first["steps"], second["steps"], alone["steps"], strict=True):
+        assert one["active"] == other["active"] == whole["active"]
+        assert one["graded"] == other["graded"] == whole["graded"]
+        assert one["norms"] == other["norms"] == pytest.approx(whole["norms"], rel=1e-9)
+        assert one["local"] + other["local"] == whole["local"]
+    report = verified(site)
+    assert (report.status, report.findings) == ("OK", ())
+    assert report.facts["decisions_replayed"] == sum(len(part) for step in steps for part in step["parts"])
+    assert report.facts["bindings"] >= 1
+
+
+def test_no_evidence_travels_between_the_ranks(lab, site):
+    """A step costs one sum of numbers beside the gradients'; with one ledger for all, several gathers."""
+    steps = [{"parts": parts("ab", "bd")}]
+    for answer in site.train(lab.policy, steps, job=EVERY):
+        assert answer["steps"][0]["calls"] == {"all_reduce": 2}  # of numbers, and of one bucket of gradients
+    for answer in site.train(lab.policy, steps):
+        assert answer["steps"][0]["calls"] == {"all_reduce": 1, "all_gather_object": 4}
+
+
+@pytest.mark.parametrize("wrap", [None, "ddp"])
+@pytest.mark.parametrize(("how", "reason"), [("nan", "loss_not_finite"), ("raise", "interrupted")])
+def test_what_goes_wrong_on_one_rank_refuses_the_step_on_both(lab, site, wrap, how, reason):
+    steps = [{"parts": parts("ab", "a"), "spoil": [1, how]}, {"parts": parts("a", "b", "x")}]
+    answers = site.train(lab.policy, steps, wrap=wrap, job=EVERY)
+    assert [answer["error"] for answer in answers] == [None, None]
+    assert [step["committed"] for answer in answers for step in answer["steps"]] == [False, True] * 2
+    assert bodies(site, 1, "refused")[0]["reason"] == reason
+    (other,) = bodies(site, 0, "refused")
+    assert (other["reason"], other["detail"]) == ("other_rank", "rank 1 could not let the step through")
+    assert verified(site).ok
+
+
+def test_a_step_that_nothing_of_any_rank_may_shape_is_refused_on_both(lab, site):
+    answers = site.train(lab.policy, [{"parts": parts("C", "A")}], job=EVERY)
+    assert [a["steps"][0]["refusal"][1] for a in answers] == ["nothing_admitted"] * 2
+    assert verified(site).ok
+
+
+def test_where_one_ledger_cannot_be_written_no_rank_moves(lab, site):
+    steps = [{"parts": parts("ab", "a")}, {"parts": parts("a", "b", "x"), "spoil": [1, "disk"]}]
+    first, second = site.train(lab.policy, steps, job=EVERY)
+    assert [first["error"][0], second["error"][0]] == ["RankError", "LedgerError"]
+    assert first["weights"] == second["weights"] == first["steps"][0]["weights"]
+    assert "rank 1 left step 1" in first["error"][1]
+    assert verified(site).status == "INCOMPLETE"
+
+
+def test_what_is_no_batch_on_one_rank_ends_the_run_on_both(lab, site):
+    steps = [{"parts": [parts("a", "b")[0], [{"kind": "a"}]]}]
+    first, second = site.train(lab.policy, steps, job=EVERY)
+    assert [first["error"][0], second["error"][0]] == ["RankError", "ExampleError"]
+
+
+def test_a_job_that_was_left_is_resumed(lab, site):
+    steps = [{"parts": parts("a", "b")}]
+    site.train(lab.policy, steps, job=EVERY, end="leave")
+    first, second = site.train(lab.policy, [{"parts": parts("b", "a", "x")}], job=EVERY)
+    assert (first["error"], first["first"], second["first"]) == (None, 1, 1)
+    assert verified(site).ok
+
+
+def test_a_rank_that_is_killed_is_named_and_the_job_can_be_resumed(lab, site, pairs):
+    steps = [
+        *({"parts": parts("ab", "ab", f"s{number}")} for number in range(4)),
+        {"parts": parts("a", "b", "last"), "spoil": [1, "die"]},
+    ]
+    first, second = site.train(lab.policy, steps, job=EVERY)
+    assert second is None
+    assert first["error"][0] == "RankError"
+    report = verified(site)
+    assert report.status == "INCOMPLETE"
+    (killed,) = [finding for finding in report.findings if finding.code == "cut_off"]
+    assert killed.ranks == (1,)
+    assert {finding.ranks for finding in report.findings if finding.code == "unsealed_rank"} == {(0,)}
+    site.pair.stop()
+    site.pair = type(site.pair)(_fresh(site))
+    pairs.append(site.pair)
+    again, other = site.train(lab.policy, [{"parts": parts("b", "b", "more")}], job=EVERY)
+    assert (again["error"], other["error"], again["first"], other["first"]) == (None, None, 5, 5)
+    assert verified(site).ok
+
+
+def _fresh(site: Any) -> Path:
+    path: Path = site.folder / "fresh"
+    path.mkdir()
+    return path
+
+
+def test_a_checkpoint_is_recorded_by_every_rank_and_bound(lab, site):
+    site.train(lab.policy, STEPS[:1], job={"every": 1_000}, checkpoint="model.safetensors")
+    saved = [bodies(site, rank, "checkpoint") for rank in (0, 1)]
+    assert saved[0] == saved[1]
+    assert len(saved[0]) == 1
+    *bound, _end = [e.body["heads"] for e in read_entries(log_path(folder(site))) if e.kind == "bound"]
+    assert [1, 1] in [[head["step"] for head in heads] for heads in bound]
+    assert verified(site).ok
+
+
+def test_policies_that_count_exposures_give_every_example_a_home(lab, site):
+    policy = lab.policy + LIMITED
+    homed = {"every": 2, "placement": "by_example"}
+    whole = parts("aaaaaaaa", "")[0]
+    _, second = site.train(policy, [{"parts": [[], []], "homed": whole}] * 2, job=homed)
+    assert second["error"] is None
+    report = verified(site)
+    assert report.ok
+    assert report.facts["exposures"] == len(whole)  # each once, though offered twice
+    assert all(bodies(site, rank, "sealed")[0]["examples"] for rank in (0, 1))
+
+
+def test_an_example_on_another_rank_than_its_home_is_refused(lab, site):
+    homed = {"every": 2, "placement": "by_example"}
+    whole = parts("aaaaaaaa", "")[0]
+    answers = site.train(lab.policy, [{"parts": [whole, whole]}], job=homed)
+    assert sorted(answer["error"][0] for answer in answers) in (
+        ["ExampleError", "ExampleError"],
+        ["ExampleError", "RankError"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ({"wrap": "fsdp"}, "under `fully_shard`"),
+        ({"policy": "\nmaintain kept { within deep  strength 0.1 }\n"}, "maintains bands"),
+        ({"policy": LIMITED}, "at_home"),
+        ({"policy": "\nsignals { loss_ratio : number 0..10 default 1 }\n"}, "`loss_ratio` is measured"),
+    ],
+)
+def test_what_ranks_cannot_decide_apart_is_refused(lab, site, task, words):
+    policy = lab.policy + task.pop("policy", "")
+    for answer in site.train(policy, STEPS[:1], job=EVERY, **task):
+        assert words in answer["error"][1]
+
+
+def test_a_job_of_one_rank_needs_no_group_and_takes_no_ledger(lab, tmp_path):
+    model = lab.model()
+    program = lab.program(lab.policy, model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with (
+        Ledger.open(tmp_path / "run.ledger", lab.signer) as ledger,
+        pytest.raises(LedgerError, match="was given a ledger"),
+    ):
+        Governor(program, model, optimizer, ledger=ledger, job=Job(tmp_path / "job", lab.signer))
+    with Governor(program, model, optimizer, ledger=None, job=Job(tmp_path / "job", lab.signer)) as governor:
+        assert lab.step(governor, lab.batch("ab", "ab")).committed
+    assert verify_job(tmp_path / "job", [lab.signer.public]).ok
