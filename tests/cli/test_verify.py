@@ -17,11 +17,14 @@ from gradwarden.policy.context import Context
 from gradwarden.policy.evaluation.admission import Admission
 from gradwarden.policy.program import Program
 from gradwarden.runtime.commitments import Committer
+from gradwarden.runtime.digests import file_digest
 from gradwarden.runtime.ledger.keys import Signer
 from gradwarden.runtime.ledger.ledger import Ledger
 from gradwarden.runtime.ledger.merkle import leaf_hash, tree_root
 from gradwarden.runtime.ledger.note import Checkpoint, sign_note
 from gradwarden.runtime.recorder import Recorder
+from gradwarden.runtime.weights.stored import StoredWeights
+from gradwarden.runtime.weights.tree import hash_weights
 from tests.cli.conftest import POLICY, Run
 
 GOVERNED = "\n".join(line for line in POLICY.splitlines() if not line.startswith("privacy")) + "\n"
@@ -209,6 +212,64 @@ def test_other_weights_are_found(run: Run, record: Record, here: Path) -> None:
     status, document = verify(run, record(), "--checkpoint-weights", "other.bin")
     assert status == 1
     assert [f["code"] for f in document["findings"]] == ["weights_mismatch"]  # type: ignore[index, union-attr]
+
+
+def stored(path: Path, values: dict[str, list[int]]) -> Path:
+    """Write a safetensors file of bytes."""
+    header, data = {}, b""
+    for name, numbers in values.items():
+        place = [len(data), len(data) + len(numbers)]
+        header[name] = {"dtype": "U8", "shape": [len(numbers)], "data_offsets": place}
+        data += bytes(numbers)
+    told = json.dumps(header).encode()
+    path.write_bytes(len(told).to_bytes(8, "little") + told + data)
+    return path
+
+
+@pytest.fixture
+def listed(record: Record, here: Path, signer: Signer) -> Path:
+    """The ledger of a run that names `first.safetensors`, and then `last.safetensors`, tensor by tensor."""
+    ledger = Ledger.open(record(sealed=False), signer, durability="os", origin=ORIGIN)
+    for name, values in (("first", [1, 2, 3]), ("last", [1, 2, 4])):
+        path = stored(here / f"{name}.safetensors", {"a": values, "b": [7]})
+        with StoredWeights([path]) as weights:
+            Recorder(ledger).checkpoint(STEPS, path.name, file_digest(path), hash_weights(weights))
+    ledger.close({"steps": STEPS, "committed": STEPS, "refused": 0, "examples": 2 * STEPS})
+    return here / "run.ledger"
+
+
+def test_weights_are_known_tensor_by_tensor(run: Run, listed: Path, here: Path) -> None:
+    (here / "shards").mkdir()
+    stored(here / "shards" / "1.safetensors", {"b": [7]})
+    stored(here / "shards" / "2.safetensors", {"a": [1, 2, 4]})
+    first, shards = ("--checkpoint-weights", "first.safetensors"), ("--checkpoint-weights", "shards")
+    status, document = verify(run, listed, *shards, *first)
+    assert (status, document["status"]) == (0, "OK")
+    checked = "\n".join(document["checked"])  # type: ignore[arg-type]
+    assert "`shards` holds the weights that the ledger names last (step 4, entry " in checked
+    assert "tensor by tensor, in another file" in checked
+    assert "`first.safetensors` holds the weights of an earlier checkpoint (step 4, entry " in checked
+    status, document = verify(run, listed, *first)
+    assert (status, document["status"]) == (1, "VIOLATION")
+    assert verify(run, listed, *first, "--earlier")[0] == 0
+    lonely = run("verify", listed, "--key", "run.pub", "--earlier")
+    assert (lonely.exit_code, "--checkpoint-weights" in lonely.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"a": [1, 2, 5], "b": [7]}, "1 of 2 tensors differ from the checkpoint at step 4"),
+        ({"a": [1, 2, 4]}, "`b` is missing"),
+        ({"a": [1, 2, 4], "b": [7], "\x1b[31mc": [1]}, "c` is not in the checkpoint"),
+    ],
+)
+def test_the_tensors_that_differ_are_named(
+    run: Run, listed: Path, here: Path, values: dict[str, list[int]], words: str
+) -> None:
+    stored(here / "other.safetensors", values)
+    result = run("verify", listed, "--key", "run.pub", "--checkpoint-weights", "other.safetensors")
+    assert (result.exit_code, words in result.stderr, "\x1b" in result.stderr) == (1, True, False)
 
 
 def test_of_a_tampered_ledger_no_weights_are_compared(run: Run, record: Record, here: Path) -> None:
@@ -411,11 +472,12 @@ def test_the_data_set_opens_what_was_recorded(run: Run, record: Record, here: Pa
     assert run("verify", ledger, "--key", "run.pub", *opened).exit_code == 2
 
 
-def test_verifying_never_imports_torch(run: Run, record: Record) -> None:
-    ledger = record()
+def test_verifying_never_imports_torch(run: Run, listed: Path) -> None:
+    ledger = listed
     script = (
         "import sys\nfrom gradwarden.cli.app import cli\n"
-        f"try:\n    cli(['verify', {str(ledger)!r}, '--key', 'run.pub', '--policy', 'governed.policy'])\n"
+        f"try:\n    cli(['verify', {str(ledger)!r}, '--key', 'run.pub', '--policy', 'governed.policy', "
+        "'--checkpoint-weights', 'last.safetensors'])\n"
         "except SystemExit as end:\n    assert end.code == 0, end.code\n"
         "print(sorted(m for m in sys.modules if m.split('.')[0] == 'torch'))"
     )

@@ -18,7 +18,10 @@ from torch import nn
 from gradwarden.runtime.average import GovernedAverage
 from gradwarden.runtime.errors import LedgerError
 from gradwarden.runtime.ledger.ledger import Ledger
+from gradwarden.runtime.verification.outcome_audit import OutcomeAudit
+from gradwarden.runtime.verification.violation import ViolationError
 from gradwarden.runtime.verification.weight_audit import MOST_CHECKPOINTS, WeightAudit
+from gradwarden.runtime.weights.tree import CHUNK, TensorDigest, weights_root
 
 
 @pytest.fixture(scope="module")
@@ -151,9 +154,19 @@ def test_a_trainer_who_lists_other_tensors_than_were_saved_is_found_by_the_file(
     assert lab.entries()[finding.index].kind == "checkpoint"
 
 
+def out_of_order(parts: Any, told: Any, change: Callable[[list[Any]], Any]) -> None:
+    """Change a list, and name its root."""
+    listed = parts[0]["tensors"]
+    change(listed)
+    tensors = tuple(TensorDigest(n, d, tuple(s), bytes.fromhex(r)) for n, d, s, r in listed)
+    told.update(count=len(tensors), root=weights_root(tensors).hex())
+
+
 @pytest.mark.parametrize(
     "change",
     [
+        lambda parts, told: out_of_order(parts, told, lambda listed: listed.reverse()),
+        lambda parts, told: out_of_order(parts, told, lambda listed: listed.append(listed[-1])),
         lambda parts, told: parts[0]["tensors"].reverse(),
         lambda parts, told: parts[0]["tensors"].pop(),
         lambda parts, told: parts[0]["tensors"].append(parts[0]["tensors"][-1]),
@@ -247,6 +260,72 @@ def test_a_band_that_a_step_may_shape_may_move(lab: Any) -> None:
     assert saved_around(lab, "a", optimizer=_Meddling).ok
 
 
+@pytest.mark.parametrize(("kinds", "found"), [("b", ["frozen_moved"]), ("a", [])])
+def test_many_steps_at_once_are_judged_like_one(lab: Any, kinds: str, found: list[str]) -> None:
+    """Steps that stand one after the other are verified together, by columns."""
+    model = lab.model()
+    governor = lab.governor(lab.policy, model, _Meddling(model.parameters(), lr=0.1))
+    governor.checkpoint(lab.folder / "a.safetensors")
+    for step in range(12):
+        lab.step(governor, lab.batch(kinds, f"s{step}"))
+    governor.checkpoint(lab.folder / "b.safetensors")
+    governor.close()
+    assert codes(lab.verify()) == found
+
+
+@pytest.mark.parametrize(("kinds", "found"), [("b", ["frozen_moved"]), ("a", [])])
+def test_a_step_whose_outcome_was_lost_may_have_moved_its_bands(
+    lab: Any, kinds: str, found: list[str]
+) -> None:
+    class Stopping(_Meddling):
+        def step(self, closure: Any = None) -> Any:
+            super().step(closure)
+            raise KeyboardInterrupt
+
+    model = lab.model()
+    governor = lab.governor(lab.policy, model, Stopping(model.parameters(), lr=0.1))
+    governor.checkpoint(lab.folder / "a.safetensors")
+    with pytest.raises(KeyboardInterrupt):
+        lab.step(governor, lab.batch(kinds))
+    governor = lab.governor(lab.policy, model)
+    governor.checkpoint(lab.folder / "b.safetensors")
+    governor.close()
+    assert codes(lab.verify()) == found
+
+
+def test_noise_moves_a_band_that_no_example_reaches(lab: Any) -> None:
+    """Nor does a rank of a job know from its own examples what a lost step has moved."""
+    text = lab.policy + (
+        "privacy p { when has who and kind == c  within shallow  epsilon 3 delta 1e-6 clip 1.0 unit who }\n"
+    )
+    program = lab.program(text, lab.model())
+    alone, job = OutcomeAudit(program, 1.0), OutcomeAudit(program, 1.0, together=True)
+    assert alone.movable(0, ()) == ["shallow"]
+    assert alone.movable(0, ("p",)) == []
+    assert alone.movable(0b10, ("p",)) == ["deep"]
+    assert job.movable(0, ("p",)) == ["shallow", "deep"]
+
+
+def test_steps_that_a_rank_left_out_may_have_moved_anything(lab: Any) -> None:
+    def saved_twice(between: Callable[[WeightAudit], object]) -> None:
+        audit = WeightAudit()
+        audit.take_program(lab.program(model=lab.model()))
+        for fill in (1, 2):
+            tensors = tuple(
+                TensorDigest(name, "F64", (1,), bytes([fill]) * 32)
+                for name, _ in sorted(lab.model().named_parameters())
+            )
+            listed = [[one.name, one.dtype, [1], one.root.hex()] for one in tensors]
+            told = {"chunk": CHUNK, "count": 6, "of": "model", "root": weights_root(tensors).hex()}
+            audit.add_part({"step": fill, "part": 0, "tensors": listed, "tied": []})
+            audit.take_checkpoint(fill, {"step": fill, "file": "w", "digest": "", "tensors": told})
+            between(audit)
+
+    saved_twice(WeightAudit.move_all)
+    with pytest.raises(ViolationError, match="may shape the band `shallow`"):
+        saved_twice(lambda audit: audit.move(["deep"]))
+
+
 def test_a_refused_step_lets_nothing_move(lab: Any) -> None:
     report = saved_around(lab, "A", optimizer=torch.optim.SGD)
     assert report.ok
@@ -318,7 +397,7 @@ def test_an_average_is_held_against_averages(lab: Any) -> None:
 def test_after_a_stop_what_never_moved_stays_bound(lab: Any, band: str, found: list[str]) -> None:
     """Going on from other weights is told where a band is another that no step has ever moved."""
     governor = lab.governor()
-    for name, kinds in (("0", "b"), ("1", "b")):
+    for name, kinds in (("0", "b"), ("1", "B")):
         governor.checkpoint(lab.folder / f"{name}.safetensors")
         lab.step(governor, lab.batch(kinds, name))
     governor.__exit__(LedgerError, LedgerError("stop"), None)
@@ -394,8 +473,6 @@ def test_lists_that_need_many_entries_are_put_together(lab: Any) -> None:
 def test_what_is_told_of_checkpoints_is_bounded() -> None:
     audit = WeightAudit()
     root = "a" * 64
-    from gradwarden.runtime.weights.tree import CHUNK, TensorDigest, weights_root
-
     part = {"step": 0, "part": 0, "tensors": [["w", "F32", [1], root]], "tied": []}
     whole = weights_root((TensorDigest("w", "F32", (1,), bytes.fromhex(root)),)).hex()
     told = {"chunk": CHUNK, "count": 1, "of": "model", "root": whole}
