@@ -11,7 +11,6 @@ by another.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -22,8 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from gradwarden.runtime.checkpoints import save_whole
 from gradwarden.runtime.digests import file_digest
-from gradwarden.runtime.errors import LedgerError, MaskError
+from gradwarden.runtime.errors import LedgerError, MaskError, RuntimeGovernanceError
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,18 +79,19 @@ def joint_norm(norms: Sequence[Tensor]) -> float:
 
 def save_anchor(ledger: str, values: Mapping[str, Tensor]) -> tuple[str, str]:
     """Save an anchor durably beside a ledger; return the file's name and its digest. Raises LedgerError."""
-    draft = Path(f"{ledger}.anchor.partial")
+    tensors = {name: value.contiguous() for name, value in values.items()}
+
+    def named(digest: str) -> Path:
+        return Path(f"{ledger}.anchor-{digest[:16]}.safetensors")
+
+    def write(draft: Path) -> None:
+        save_file(tensors, draft)
+
     try:
-        save_file({name: value.contiguous() for name, value in values.items()}, draft)
-        with draft.open("rb") as file:
-            os.fsync(file.fileno())
-        digest = file_digest(draft)
-        target = Path(f"{ledger}.anchor-{digest[:16]}.safetensors")
-        draft.replace(target)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise LedgerError(f"cannot save the anchor of a band beside `{ledger}`: {error}") from error
-    return target.name, digest
+        digest = save_whole(Path(f"{ledger}.anchor"), "anchor of a band", write, file_digest, named)
+    except RuntimeGovernanceError as error:
+        raise LedgerError(error.message) from error
+    return named(digest).name, digest
 
 
 def load_anchor(ledger: str, file: str, digest: str) -> dict[str, Tensor]:

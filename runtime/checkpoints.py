@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.digests import file_digest
 from gradwarden.runtime.errors import RuntimeGovernanceError
+from gradwarden.runtime.ledger.sidecar import sync_directory
 from gradwarden.runtime.weights.leaves import LEAVES_SUFFIX, leaf_tensors
 from gradwarden.runtime.weights.stored import StoredWeights
 from gradwarden.runtime.weights.tree import WeightTree, hash_weights
@@ -89,10 +90,17 @@ def save_leaves(tree: WeightTree, weights: Path) -> None:
     save_whole(path, "hashes of the checkpoint", lambda draft: save_file(found, draft), lambda _: None)
 
 
-def save_whole(path: Path, what: str, write: Callable[[Path], object], measure: Callable[[Path], T]) -> T:
+def save_whole(
+    path: Path,
+    what: str,
+    write: Callable[[Path], object],
+    measure: Callable[[Path], T],
+    named: Callable[[T], Path] | None = None,
+) -> T:
     """Write a file durably and return what measuring it gives. It appears whole or not at all.
 
-    what: it is, in words. write: writes the draft. Raises RuntimeGovernanceError where it cannot be written.
+    what: it is, in words. write: writes the draft. named: gives the file's path where that depends on what
+    was measured. Raises RuntimeGovernanceError where it cannot be written.
     """
     draft = path.with_name(f".{path.name}.partial")
     try:
@@ -100,7 +108,9 @@ def save_whole(path: Path, what: str, write: Callable[[Path], object], measure: 
         measured = measure(draft)
         with draft.open("rb") as file:
             os.fsync(file.fileno())
-        draft.replace(path)
+        target = path if named is None else named(measured)
+        draft.replace(target)
+        sync_directory(target)
     except OSError as error:
         draft.unlink(missing_ok=True)
         raise RuntimeGovernanceError(f"cannot write the {what} `{path}`: {error}") from error

@@ -15,13 +15,16 @@ from gradwarden.cli.options import FILE, trust_options
 from gradwarden.cli.output import emit_json, emit_table, format_option
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from gradwarden.runtime.evidence.trust import Trust
+    from gradwarden.runtime.reexecution.challenge import Challenge
     from gradwarden.runtime.reexecution.reexecute import Rebuilt, SegmentReport
     from gradwarden.runtime.reexecution.segments import Run, Segment
 
 HEAD = "head"
+
+ALONE = "the challenge is signed by the trainer alone, who can sign until it misses: ask for a cosigned head"
 
 
 @verb("replay")
@@ -64,12 +67,14 @@ def command(
 
     With --segments N the challenge chooses N of them. A seed of the verifier's own, or a head that a witness
     cosigned after the run, cannot be foreseen by the trainer; a head that the trainer alone signs can be
-    tried out. How likely such a challenge meets a forged segment is said.
+    tried out. A note must be a signed head of the ledger behind all segments, and be cosigned by those whom
+    --witness names. How likely such a challenge meets a forged segment is said.
 
     \b
     Examples:
       gradwarden replay run.ledger --key run.pub --using train:rebuild
-      gradwarden replay run.ledger --key run.pub --using train:rebuild --segments 3 --challenge cosigned.note
+      gradwarden replay run.ledger --key run.pub --witness ann.pub --using train:rebuild --segments 3 \
+          --challenge cosigned.note
       gradwarden replay run.ledger --key run.pub --using train:rebuild --segments 5 --challenge 4261
 
     \b
@@ -93,15 +98,31 @@ def command(
     if not run.segments:
         raise InputError(f"`{ledger}` has no two checkpoints with steps between them")
     chosen: Sequence[Segment] = run.segments
+    drawn = None
     if count is not None and challenge is not None:
-        chosen = challenged(run.segments, min(count, len(run.segments)), _seed(challenge, ledger))
+        drawn = _challenge(challenge, ledger, trust, verified.facts, run.segments)
+        chosen = challenged(run.segments, min(count, len(run.segments)), drawn.seed)
     rebuild = named_object(name, path)
     reports = _reexecute(ledger, chosen, rebuild, using, files, secret, tolerance)
     if output_format == "json":
-        emit_json(_document(run, reports, verified.status, tolerance))
+        document = _document(run, reports, verified.status, tolerance)
+        emit_json({**document, "challenge": _told(challenge, drawn)})
     else:
         _show(run, reports, tolerance)
+        if drawn is not None and _is_note(challenge):
+            by = ", ".join(drawn.witnesses)
+            click.echo(f"the challenge is cosigned by {by}" if by else ALONE)
     return int(not all(report.ok for report in reports))
+
+
+def _is_note(challenge: str | None) -> bool:
+    return challenge is not None and (challenge == HEAD or Path(challenge).is_file())
+
+
+def _told(challenge: str | None, drawn: Challenge | None) -> dict[str, Any] | None:
+    if drawn is None:
+        return None
+    return {"from": "note" if _is_note(challenge) else "seed", "witnesses": list(drawn.witnesses)}
 
 
 def _count(segments: str) -> int | None:
@@ -112,13 +133,17 @@ def _count(segments: str) -> int | None:
     return int(segments)
 
 
-def _seed(challenge: str, ledger: Path) -> bytes:
-    """Return the bytes that choose: of a head beside the ledger, of a note, or of the text itself."""
-    if challenge == HEAD:
-        return read_note(ledger.with_name(f"{ledger.name}.head"))
-    if Path(challenge).is_file():
-        return read_note(Path(challenge))
-    return challenge.encode()
+def _challenge(
+    challenge: str, ledger: Path, trust: Trust, facts: Mapping[str, Any], segments: Sequence[Segment]
+) -> Challenge:
+    """Return what chooses: a head beside the ledger, a note, or the text itself."""
+    from gradwarden.runtime.reexecution.challenge import Challenge, challenge_of_note
+
+    beside = ledger.with_name(f"{ledger.name}.head")
+    note = beside if challenge == HEAD else Path(challenge)
+    if challenge != HEAD and not note.is_file():
+        return Challenge(challenge.encode())
+    return challenge_of_note(ledger, read_note(note), trust, facts, segments)
 
 
 def _reexecute(

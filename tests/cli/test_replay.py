@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from gradwarden.runtime.evidence.prover import read_head, root_over
+from gradwarden.runtime.ledger.cosignature import cosign, witness_key
 from gradwarden.runtime.ledger.keys import Signer
+from gradwarden.runtime.ledger.note import Checkpoint, sign_note
 from tests.cli.conftest import Run
 
 TRAINING = """
@@ -129,6 +132,50 @@ def test_a_forged_segment_is_caught_where_the_challenge_meets_it(
     result = run(*REPLAY, "replayed_training:rebuild", "--segments", 3, "--challenge", "head")
     assert result.exit_code == 1
     assert "error[other_steps]: step 3, taken again, has another `outcome` than recorded" in result.stderr
+
+
+def test_a_note_chooses_only_as_a_head_of_the_ledger_that_is_cosigned_as_asked(
+    run: Run, trained: dict[str, Path], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained["honest"])
+    ann, ben = Signer.generate("ann"), Signer.generate("ben")
+    for witness in (ann, ben):
+        witness_key(witness).save(here / f"{witness.name}.pub")
+    head = Path("run.ledger.head").read_bytes()
+    cosigned = cosign(head, ann, 1_700_000_000)
+    opened = read_head(head).checkpoint
+    early = Checkpoint(opened.origin, 20, root_over("run.ledger", 20))
+    notes = {
+        "head": head,
+        "cosigned": cosigned,
+        "padded": cosigned + b"\xe2\x80\x94 x AAAAAAAAAAAAAAAA\n",
+        "later": cosign(head, ann, 1_700_000_001),
+        "early": sign_note(early.text(), [Signer.load("run.key")]).encode(),
+        "foreign": sign_note("elsewhere\n5\n" + head.decode().split("\n")[2] + "\n", [ann]).encode(),
+        "broken": cosigned[:-8] + b"AAAA" + cosigned[-4:],
+    }
+    for name, note in notes.items():
+        (here / name).write_bytes(note)
+
+    def chosen(name: str, *witnesses: str) -> Any:
+        options = [part for witness in witnesses for part in ("--witness", here / f"{witness}.pub")]
+        command = (*REPLAY, "replayed_training:rebuild", "--segments", 1, "--challenge", here / name)
+        return run(*command, *options, "--format", "json")
+
+    plain, word = chosen("cosigned", "ann"), json.loads
+    assert plain.exit_code == 0
+    assert word(plain.stdout)["challenge"] == {"from": "note", "witnesses": ["ann"]}
+    assert word(chosen("padded", "ann").stdout)["executed"] == word(plain.stdout)["executed"]
+    assert word(chosen("head").stdout)["challenge"] == {"from": "note", "witnesses": []}
+    for name, witnesses, message in (
+        ("head", ("ann",), "not cosigned by the witnesses asked for"),
+        ("cosigned", ("ben",), "not cosigned by the witnesses asked for"),
+        ("foreign", (), "no head of the ledger"),
+        ("early", (), "covers 20 entries, and segment"),
+        ("broken", ("ann",), "proves nothing"),
+    ):
+        refused = chosen(name, *witnesses)
+        assert (refused.exit_code, message in refused.stderr) == (2, True), (name, refused.stderr)
 
 
 @pytest.mark.parametrize(
