@@ -85,8 +85,11 @@ class Block:
         if known is None or not known[0].fits(leaves, batch):
             fault = self.fault or "it is called otherwise than when the model was probed"
             return fault, BlockCost(self.size, 1, "cpu")
-        held = [leaf for leaf, dim in zip(leaves, known[0].dims, strict=True) if dim is not None]
-        largest = max(held, key=lambda leaf: leaf.numel())
+        if len(leaves) == 1:
+            (largest,) = leaves
+        else:
+            held = [leaf for leaf, dim in zip(leaves, known[0].dims, strict=True) if dim is not None]
+            largest = max(held, key=lambda leaf: leaf.numel())
         # [B, T, features] or [B, channels, *]: every position of an example passes through the parameters.
         positions = largest.shape[1] if largest.dim() == 3 else largest.shape[2:].numel()
         return "", BlockCost(self.size, positions, largest.device.type)

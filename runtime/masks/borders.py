@@ -12,15 +12,18 @@ That holds as long as gradients go in and out by the block's arguments and resul
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from gradwarden.policy.context import FloatArray
 from gradwarden.runtime.masks.blocks import (
     NARROW,
     Block,
@@ -50,7 +53,7 @@ class ScaledPlan(Plan):
 
     outer: Plan
 
-    def __init__(self, outer: Plan, plainly: int, scale: Sequence[float]) -> None:
+    def __init__(self, outer: Plan, plainly: int, scale: FloatArray) -> None:
         self.outer, self.plainly, self.scale = outer, plainly, scale
         self.weights, self.mode, self.whole = outer.weights, outer.mode, outer.whole
         self.every, self.rows, self.examples = outer.every, outer.rows, self
@@ -59,7 +62,7 @@ class ScaledPlan(Plan):
 
     @cached_property
     def factors(self) -> Tensor:  # type: ignore[override]  # made where it is needed only
-        return torch.tensor(self.scale, dtype=torch.float64, device="cpu")
+        return torch.from_numpy(self.scale)
 
     @cached_property
     def bands(self) -> Columns:  # type: ignore[override]
@@ -85,15 +88,15 @@ def scaled(plan: Plan, own: int, costs: Sequence[float]) -> ScaledPlan | None:
     if plan.classes is not None or plan.whole.examples is not plan.whole:
         return None
     members = [band for band in range(own.bit_length()) if own >> band & 1]
-    shaped = [band for band in members if all(plan.columns[band])]
+    shaped = [band for band in members if plan.shaped[band]]
     if not shaped:
         return None
-    scale = plan.columns[max(shaped, key=costs.__getitem__)]
-    if not all(
-        factor / LIMIT <= weight <= factor * LIMIT for weight, factor in zip(scale, plan.scale, strict=True)
-    ):
+    dearest = max(shaped, key=costs.__getitem__)
+    if not plan.near(LIMIT)[dearest]:
         return None
-    return ScaledPlan(plan, sum(1 << band for band in shaped if plan.columns[band] == scale), scale)
+    scale = plan.columns[dearest]
+    alike = [band for band in shaped if band == dearest or np.array_equal(plan.columns[band], scale)]
+    return ScaledPlan(plan, sum(1 << band for band in alike), scale)
 
 
 def scalable(block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -128,15 +131,17 @@ class Border:
     goes: ScaledPlan | None
     plan: Plan
     layout: Layout
-    ratios: Sequence[float]
+    ratios: FloatArray
 
     def turned(self, grad: Tensor) -> Tensor:
-        """Return the gradient that goes on."""
-        if self.plan.mode.raw or all(ratio == 1.0 for ratio in self.ratios):
+        """Return the gradient that goes on; in place where nobody else has it, which saves the memory."""
+        if self.plan.mode.raw or (self.ratios == 1.0).all():
             return grad
         shape = [1] * grad.dim()
         shape[self.layout.dim] = -1
-        return grad * torch.tensor(self.ratios, dtype=grad.dtype, device=grad.device).view(shape)
+        ratios = torch.from_numpy(self.ratios).to(dtype=grad.dtype, device=grad.device).view(shape)
+        own = type(grad) is Tensor and grad.is_contiguous() and holders(grad) <= alone()
+        return grad.mul_(ratios) if own else grad * ratios
 
 
 class BorderRows(Function):
@@ -152,6 +157,41 @@ class BorderRows(Function):
     @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
         return None, ctx.border.turned(grad)
+
+
+def holders(grad: Tensor) -> int:
+    """Return how many references there are to a gradient, from Python and C++, and to its memory.
+
+    It is compared with what it is for a gradient that is the caller's alone. Where this version of torch does
+    not tell, it is more than that.
+    """
+    try:
+        storage = torch._C._storage_Use_Count(grad.untyped_storage()._cdata)
+        return sys.getrefcount(grad) + int(grad._use_count()) + int(storage)  # type: ignore[attr-defined]
+    except AttributeError:
+        return sys.maxsize
+
+
+class _Counter:
+    """Stands in for a border, to count what holds a gradient that nobody else has."""
+
+    def __init__(self) -> None:
+        self.found = 0
+
+    def turned(self, grad: Tensor) -> Tensor:
+        self.found = holders(grad)
+        return grad
+
+
+@cache
+def alone() -> int:
+    """Return how many references there are, in a border, to a gradient that nobody else has."""
+    counter = _Counter()
+    with torch.enable_grad():
+        x = torch.ones(1, requires_grad=True, device="cpu")
+        y = BorderRows.apply(counter, x + 1.0)  # type: ignore[no-untyped-call]
+        torch.autograd.grad(y * 2.0, x)
+    return counter.found if counter.found < sys.maxsize else 0
 
 
 class Left:
@@ -184,9 +224,9 @@ class Left:
         self._results.clear()
 
 
-def _ratios(came: Plan, goes: Plan) -> list[float]:
+def _ratios(came: Plan, goes: Plan) -> FloatArray:
     """Return what the gradient of each example is multiplied by on its way from one plan to another."""
-    return [after / before for after, before in zip(goes.scale, came.scale, strict=True)]
+    return goes.scale / came.scale
 
 
 class ChangedInPlaceError(Exception):
@@ -206,6 +246,7 @@ def run_scaled(
     run: runs the block on (args, kwargs), under the plan. Raises ChangedInPlaceError, and UnlikePartsError
     where the result is not what the probe has seen.
     """
+    alone()  # counted now, rather than within a backward pass
     leaves, spec = flatten_call(args, kwargs)
     inputs, outputs = block.signed(spec)
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]

@@ -21,6 +21,10 @@ Backward: TypeAlias = Callable[..., tuple[Tensor | None, ...]]
 """The backward pass of an autograd function: (ctx, gradients of its outputs) -> gradients of its inputs."""
 
 
+SPARE = 0.2
+"""The share of a batch's rows for which a product costs less than to gather the others and put them back."""
+
+
 class Parameters(Protocol):
     """The gradients of a layer's weight and bias in one call, to be computed for any rows."""
 
@@ -89,15 +93,32 @@ class Call:
             return None
         return self.plan.every if self.plan.mode.raw else rows
 
+    def input_rows(self, spare: float = SPARE) -> Rows:
+        """Return the rows to compute the input's gradient for.
+
+        spare: the greatest share of the batch that is computed though nobody needs it. What could be broken
+        (the rows of examples without any weight) or must be stopped is not among it.
+        """
+        mode, every = self.plan.mode, self.plan.every
+        rows = every if mode.open else self.through if mode.raw else self.reach
+        idle = rows.batch - rows.count
+        if 0 < idle <= spare * rows.batch and rows.count and self.through.whole and self.plan.live:
+            return every
+        return rows
+
     def input_gradient(
-        self, grad: Tensor, shape: torch.Size, compute: Callable[[Callable[[Tensor], Tensor]], Tensor]
+        self,
+        grad: Tensor,
+        shape: torch.Size,
+        compute: Callable[[Callable[[Tensor], Tensor]], Tensor],
+        spare: float = SPARE,
     ) -> Tensor:
         """Return the gradient of an input of this shape: computed for the rows that are needed, else zero.
 
         `compute` is given the function that picks those rows from a tensor. grad: the output's gradient.
+        spare: see `input_rows`.
         """
-        mode = self.plan.mode
-        rows = self.plan.every if mode.open else self.through if mode.raw else self.reach
+        rows = self.input_rows(spare)
         if rows.whole:
             return compute(lambda tensor: tensor)
         result = grad.new_zeros(shape)

@@ -254,12 +254,14 @@ class Forward(Present):
             ) from None
 
     def _run_under(self, block: Block, part: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        before = self.plan
-        self.plan, self._in_part = part, True
+        before, quiet = self._plan, self.quiet.now
+        self._plan, self._in_part = part, True
+        # Scaled at its border, and in one band: nothing within the block needs an answer.
+        self.quiet.now = part.plainly != 0 and not block.own & ~part.plainly
         try:
             return block.stock(*args, **kwargs)
         finally:
-            self.plan, self._in_part = before, False
+            self._plan, self._in_part, self.quiet.now = before, False, quiet
 
     def answer_piece(self, piece: Piece, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a module that is differentiated as a piece: plainly, or by itself under the present plan."""

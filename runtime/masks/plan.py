@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from gradwarden.policy.context import FloatArray
 from gradwarden.runtime.masks.rows import Columns, Rows, relative, row_factors
 from gradwarden.runtime.masks.sink import Gauge, Sink
 from gradwarden.runtime.masks.unitwise import Owners
@@ -74,6 +76,7 @@ class Plan:
     unit_bands: frozenset[int] = frozenset()
     bands: Sequence[Rows]
     _step: Sequence[Rows]
+    _near: tuple[float, Sequence[bool]] | None = None
 
     def __init__(
         self,
@@ -161,14 +164,37 @@ class Plan:
         return len(self.weights)
 
     @cached_property
-    def columns(self) -> list[list[float]]:
-        """The weights of each band."""
-        return self.weights.t().tolist()
+    def columns(self) -> FloatArray:
+        """The weights of each band [bands, B]."""
+        return self.weights.t().contiguous().numpy()
 
     @cached_property
-    def scale(self) -> Sequence[float]:
-        """The factors as numbers."""
-        return self.factors.tolist()
+    def scale(self) -> FloatArray:
+        """The factors as an array."""
+        return self.factors.numpy()
+
+    @cached_property
+    def live(self) -> bool:
+        """Whether every row belongs to an example with some weight."""
+        return bool((self.factors > 0).all())
+
+    @cached_property
+    def shaped(self) -> Sequence[bool]:
+        """Whether every example may shape each band."""
+        return self.weights.gt(0).all(dim=0).tolist()
+
+    def near(self, limit: float) -> Sequence[bool]:
+        """Return whether the weights of each band are all within a ratio of the factors."""
+        if self._near is None or self._near[0] != limit:
+            least, most = self.scale / limit, self.scale * limit
+            within = (self.columns >= least) & (self.columns <= most)
+            self._near = (limit, np.logical_and.reduce(within, axis=1).tolist())
+        return self._near[1]
+
+    @cached_property
+    def _open(self) -> bool:
+        """Whether every example may shape every band."""
+        return all(self.shaped)
 
     @cached_property
     def rest(self) -> Rows:
@@ -250,6 +276,8 @@ class Plan:
 
     def reach(self, mask: int) -> Rows:
         """Return the examples with some weight in any of the bands whose bits are set in `mask`."""
+        if mask and self._open:
+            return self.every
         known = self._reach.get(mask)
         if known is None:
             if self._bits is None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 from gradwarden.runtime.masks.plan import Plan
@@ -64,12 +65,22 @@ def choose(name: str, plan: Plan, own: int, mask: int, cost: BlockCost, fault: s
     fault: why it cannot be run in parts, empty where it can. Splitting saves the backward pass of rows
     without a graph, input gradients included, and costs a second call.
     """
-    reach = plan.reach(mask)
-    rows, batch = reach.count, plan.batch
-    if reach.empty:
+    call = CALL_COST.get(cost.device, CALL_COST["cuda"])
+    return _cheapest(name, plan.reach(mask).count, plan.reach(own).count, plan.batch, cost, fault, call)
+
+
+@lru_cache(maxsize=4096)
+def _cheapest(
+    name: str, rows: int, learning: int, batch: int, cost: BlockCost, fault: str, call: float
+) -> Choice:
+    """Return the same.
+
+    rows: how many examples may shape it or what is before it; learning: how many itself. call: what a second
+    call costs.
+    """
+    if not rows:
         return Choice(name, "stop", 0, batch, 0.0, "no example may shape it or anything before it")
-    learning = plan.reach(own).count
-    if reach.whole:
+    if rows == batch:
         if learning == batch:
             return Choice(name, "weigh", batch, batch, 1.0, "every example may shape it")
         reason = f"{learning} may shape it, but all may shape something before it"
@@ -78,12 +89,13 @@ def choose(name: str, plan: Plan, own: int, mask: int, cost: BlockCost, fault: s
     if fault:
         return Choice(name, "slice", batch, batch, sliced, f"it is not run in parts: {fault}")
     saved = cost.forward(batch - rows)
-    if saved < CALL_COST.get(cost.device, CALL_COST["cuda"]):
+    if saved < call:
         return Choice(name, "slice", batch, batch, sliced, "a second call would cost more than it saves")
     reason = f"{batch - rows} may shape neither it nor anything before it"
     return Choice(name, "split", rows, batch, sliced, reason)
 
 
+@lru_cache(maxsize=4096)
 def scaling(choice: Choice) -> Choice:
     """Return a choice as it is for a block whose gradients are scaled at its border."""
     return replace(choice, way="scale") if choice.way == "weigh" else choice

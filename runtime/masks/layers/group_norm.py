@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -44,17 +44,23 @@ class GroupNormRows(Function):
         call, (x, mean, rstd, weight) = ctx.call, ctx.saved_tensors
         parameters = _Parameters(call.layout, x, mean, rstd, weight, grad.contiguous(), ctx.groups)
         grad_x = None
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[1] and call.input_rows(spare=1.0).whole:
+            # What the kernel finds on the way to the input's gradient is all that weight and bias need.
+            grad_x, *each = parameters.by_example(x, mean, rstd, parameters.grad, [True, True, True])
+            parameters = replace(parameters, each=tuple(each))
+        elif ctx.needs_input_grad[1]:
             grad_x = call.input_gradient(
                 parameters.grad,
                 x.shape,
                 lambda pick: parameters.run(pick, pick(rstd), [True, False, False])[0],
-            ).to(ctx.dtype)
-        return None, grad_x, *call.gradients(parameters)
+            )
+        return None, None if grad_x is None else grad_x.to(ctx.dtype), *call.gradients(parameters)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Parameters:
+    """each: the gradients of weight and bias [N, C] of every example, where they are known."""
+
     layout: Layout
     x: Tensor
     mean: Tensor
@@ -62,6 +68,7 @@ class _Parameters:
     weight: Tensor
     grad: Tensor
     groups: int
+    each: tuple[Tensor, Tensor] | None = None
 
     def run(self, pick: Callable[[Tensor], Tensor], rstd: Tensor, wanted: list[bool]) -> Any:
         """Return the gradients of input, weight and bias over picked rows, as far as wanted."""
@@ -80,6 +87,13 @@ class _Parameters:
     def summed(self, rows: Rows | None, bias_rows: Rows | None) -> tuple[Tensor | None, Tensor | None]:
         grad_weight = grad_bias = None
         layout = self.layout
+        if self.each is not None:
+            sums = (
+                None if own is None else row_sum(own, Layout(0, 2), part, 1)
+                for own, part in zip((rows, bias_rows), self.each, strict=True)
+            )
+            grad_weight, grad_bias = sums
+            return grad_weight, grad_bias
         if rows is not None:
             together = rows is bias_rows and rows.weights is None
             # The gain's gradient is the sum over examples of sum(grad * (x - mean)) * rstd, so weights can go
@@ -98,23 +112,39 @@ class _Parameters:
         x, mean, rstd, grad = (
             rows.pick(tensor, self.layout) for tensor in (self.x, self.mean, self.rstd, self.grad)
         )
-        # Channels of all rows beside each other: what the kernel sums over the batch is then one row's alone.
-        _, weight, bias = torch.ops.aten.native_group_norm_backward(
-            grad.contiguous(),
-            x.contiguous(),
-            mean.contiguous(),
-            rstd.contiguous(),
-            self.weight.repeat(rows.count),
-            1,
-            rows.count * x.shape[1],
-            x.shape[2:].numel(),
-            rows.count * self.groups,
-            [False, owners is not None, bias_owners is not None],
+        wanted = [False, owners is not None, bias_owners is not None]
+        _, weight, bias = self.by_example(
+            x.contiguous(), mean.contiguous(), rstd.contiguous(), grad.contiguous(), wanted
         )
         return (
-            None if owners is None else Stacked(weight.view(rows.count, -1), owners),
-            None if bias_owners is None else Stacked(bias.view(rows.count, -1), bias_owners),
+            None if owners is None else Stacked(weight, owners),
+            None if bias_owners is None else Stacked(bias, bias_owners),
         )
+
+    def by_example(self, x: Tensor, mean: Tensor, rstd: Tensor, grad: Tensor, wanted: list[bool]) -> Any:
+        """Return the gradients of the input, and of weight and bias [N, C] by example, as far as wanted.
+
+        All channels of the batch lie beside each other, as of one example: what the kernel sums over the
+        batch is then one example's alone.
+        """
+        rows, channels, positions = _sizes(x)
+        found = torch.ops.aten.native_group_norm_backward(
+            grad,
+            x,
+            mean,
+            rstd,
+            self.weight.repeat(rows),
+            1,
+            rows * channels,
+            positions,
+            rows * self.groups,
+            wanted,
+        )
+        shapes = (x.shape, (rows, channels), (rows, channels))
+        return [
+            part.view(shape) if want else None
+            for part, shape, want in zip(found, shapes, wanted, strict=True)
+        ]
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int]:

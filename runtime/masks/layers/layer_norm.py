@@ -41,6 +41,7 @@ class LayerNormRows(Function):
                 grad,
                 row_wise[0].shape,
                 lambda pick: _gradients(pick(grad), map(pick, row_wise), affine, [True, False, False])[0],
+                spare=1.0,
             ).to(ctx.dtype)
         parameters = _Parameters(layout, row_wise, affine, grad)
         return None, grad_x, *call.gradients(parameters)

@@ -35,7 +35,10 @@ class RMSNormRows(Function):
         grad_x = None
         if ctx.needs_input_grad[1]:
             grad_x = call.input_gradient(
-                grad, x.shape, lambda pick: _input_gradient(pick(grad), pick(x), weight, ctx.eps).to(x.dtype)
+                grad,
+                x.shape,
+                lambda pick: _input_gradient(pick(grad), pick(x), weight, ctx.eps).to(x.dtype),
+                spare=1.0,
             )
         return None, grad_x, call.gradients(_Parameters(call.layout, x, grad, weight, ctx.eps))[0]
 

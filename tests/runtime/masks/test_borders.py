@@ -246,15 +246,17 @@ def test_an_argument_that_is_changed_in_place_later_refuses_the_step_and_the_nex
 
 
 class Multiplications(TorchDispatchMode):
-    """Counts products of tensors of one shape."""
+    """Counts products of tensors of one shape; in_place: those that need no new memory."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.shape, self.count = shape, 0
+        self.shape, self.count, self.in_place = shape, 0, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        self.count += func is torch.ops.aten.mul.Tensor and tuple(result.shape) == self.shape
+        if tuple(getattr(result, "shape", ())) == self.shape:
+            self.count += func in (torch.ops.aten.mul.Tensor, torch.ops.aten.mul_.Tensor)
+            self.in_place += func is torch.ops.aten.mul_.Tensor
         return result
 
 
@@ -274,3 +276,28 @@ def test_gradients_are_multiplied_once_between_two_blocks() -> None:
     assert plain.count == 3 + 9
     blocks, stem = 4, 1  # after the last, between them, before the first; one of them may need none
     assert governed.count <= 9 + blocks + stem
+    assert governed.in_place >= blocks - 1  # nobody else has these gradients
+
+
+@pytest.mark.parametrize("where", ["argument", "inside"])
+def test_a_gradient_that_somebody_keeps_stays_as_it_was_seen(where: str) -> None:
+    model, kept = Model(), []
+
+    def keep(gradient: Tensor) -> None:
+        kept.append((gradient, gradient.clone()))
+
+    def keep_in_block(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if args[0].requires_grad:
+            args[0].register_hook(keep)
+
+    for block in model.blocks:
+        if where == "argument":
+            block.register_forward_pre_hook(keep_in_block)
+        else:
+            block.norm.register_forward_pre_hook(keep_in_block)
+    engine = make_engine(model, bands_of(model), "fused")
+    x = torch.randn(4, PLACES, WIDTH)
+    for _ in range(3):
+        step(engine, model, fractions(4), x)
+    assert len(kept) > 6
+    assert all(torch.equal(gradient, seen) for gradient, seen in kept)
