@@ -39,7 +39,7 @@ from gradwarden.policy.context import EPOCH_DAY
 from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import Program
 from gradwarden.policy.program_json import program_from_json
-from gradwarden.runtime.checkpoints import save_checkpoint
+from gradwarden.runtime.checkpoints import SavedWeights, save_checkpoint
 from gradwarden.runtime.commitments import Committer
 from gradwarden.runtime.digests import file_digest
 from gradwarden.runtime.errors import RuntimeGovernanceError
@@ -53,6 +53,7 @@ from gradwarden.runtime.ledger.reader import read_entries
 from gradwarden.runtime.maintenance import Standing
 from gradwarden.runtime.reexecution.segments import Segment
 from gradwarden.runtime.reexecution.training_state import TrainingState
+from gradwarden.runtime.verification.weights_check import different_tensors, recorded_tensors
 
 
 @dataclass(frozen=True)
@@ -139,9 +140,10 @@ def reexecute(
             model = _train_again(ledger, again, segment, rebuild(), start, state, secret)
             _compare_steps(ledger, again, segment, exact=tolerance is None)
             saved = Path(scratch) / "again.safetensors"
-            digest = save_checkpoint(model, saved).digest
+            made = save_checkpoint(model, saved)
+            digest = made.digest
             if end is None or tolerance is None:
-                _compare_digests(segment, digest)
+                _compare_digests(ledger, segment, made)
                 return SegmentReport(segment, (), digest)
             difference = _greatest_difference(saved, end)
             if not difference <= tolerance:
@@ -288,9 +290,11 @@ def _steps_of(
             ]
 
 
-def _compare_digests(segment: Segment, digest: str) -> None:
-    if digest != segment.end["digest"]:
-        _other_weights(segment, f"have the digest {digest[:16]}…")
+def _compare_digests(ledger: Path, segment: Segment, made: SavedWeights) -> None:
+    if made.digest != segment.end["digest"]:
+        recorded = recorded_tensors(ledger, segment.entries[1])
+        named = "" if recorded is None else f": {different_tensors(recorded, made.tree)}"
+        _other_weights(segment, f"have the digest {made.digest[:16]}…{named}")
 
 
 def _other_weights(segment: Segment, how: str) -> None:

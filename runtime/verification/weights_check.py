@@ -141,6 +141,20 @@ class GivenWeights:
         return f" within bytes {begin} to {end - 1} (from byte {stored.begin + begin} of the file)"
 
 
+def recorded_tensors(ledger: Path, index: int) -> RecordedTensors | None:
+    """Return the tensors of the checkpoint that the entry at an index names; None where none are listed."""
+    with closing(_checkpoints(ledger, index + 1)) as checkpoints:
+        found = {saved.index: saved.recorded for saved in checkpoints if saved.index == index}
+    return found.get(index)
+
+
+def different_tensors(recorded: RecordedTensors, tree: WeightTree) -> str:
+    """Say how many tensors are others than the recorded ones, and name some."""
+    names = sorted({tensor.name for tensor in set(recorded.tensors).symmetric_difference(tree.tensors)})
+    named = ", ".join(f"`{name}`" for name in names[:MOST_NAMED])
+    return f"{len(names):,} of {len(recorded.tensors):,} tensors differ, among them {named or 'none'}"
+
+
 @frozen
 class WeightsReport:
     """What was found of weights. matches: by the order in which they were given, None for no checkpoint."""

@@ -106,6 +106,7 @@ def test_a_segment_with_a_step_that_was_trained_on_something_else_is_caught(
     (finding,) = reports[1].findings
     wanted = ("other_weights", "checkpoint") if lied else ("other_steps", "step")
     assert (finding.code, other.entries()[finding.index].kind) == wanted
+    assert ("6 of 6 tensors differ, among them `0.bias`" in finding.message) == lied
     assert len(honest) == len(segments)
     # Every challenge of two of the four segments catches it in half of the cases.
     meets = sum(1 in chosen for chosen in combinations(range(SEGMENTS), 2)) / 6
