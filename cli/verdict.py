@@ -102,8 +102,11 @@ class Verdict:
 
     @property
     def weights_compared(self) -> bool:
-        """Whether weights were given, and the ledger is sound enough to say which it names last."""
-        return bool(self.weights) and self.status != "TAMPERED" and not self.facts["archived"]
+        """Whether weights were given, and the ledger is sound and whole enough to say which it names."""
+        told = {"weights_mismatch", "wrong_tensors"}
+        return bool(self.facts.get("weights")) or (
+            any(finding.code in told for finding in self.findings) and not self.facts["archived"]
+        )
 
     @property
     def first(self) -> Finding | None:

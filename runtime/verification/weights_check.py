@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,7 @@ class GivenWeights:
         """tensors: whether some checkpoint lists its tensors, so that those of the weights are hashed."""
         self.path = path
         self.match: Match | None = None
+        self._compared = tensors
         self._digest: str | None = None
         self._tree: WeightTree | None = None
         self._tensors: frozenset[TensorDigest] = frozenset()
@@ -87,7 +88,7 @@ class GivenWeights:
     def hold(self, saved: _Saved) -> Iterator[Finding]:
         """Compare with a checkpoint; yield what the ledger says wrongly of it."""
         same_file = self._digest == saved.body["digest"]
-        recorded = saved.recorded
+        recorded = saved.recorded if self._compared else None
         same_tensors = recorded is not None and self._tensors == frozenset(recorded.tensors)
         if same_file and recorded is not None and not (same_tensors and self._tied_as(recorded)):
             what = f"the ledger lists other tensors for `{saved.body['file']}` than that file holds"
@@ -215,15 +216,22 @@ def _mismatch(given: GivenWeights, last: _Saved | None) -> str:
 
 
 def _checkpoints(ledger: Path, size: int) -> Generator[_Saved, None, None]:
-    """Yield the checkpoints of weights among the first entries of a ledger whose lists of tensors hold."""
+    """Yield the checkpoints of weights among the first entries of a ledger, with the lists that hold.
+
+    That others do not is told where the run is replayed, as far as it is.
+    """
     reader = PartsReader()
     with closing(entries_of(ledger, {KIND, "checkpoint", "resumed"})) as entries:
         for index, kind, body in entries:
             if index >= size:
                 return
-            if kind == KIND:
-                reader.add(body)
-            elif kind == "resumed":
+            if kind == "resumed":
                 reader.clear()
+            elif kind == KIND:
+                with suppress(ValueError):
+                    reader.add(body)
             elif not body["file"].endswith(STATE_SUFFIX):
-                yield _Saved(index, body, reader.take(body))
+                recorded = None
+                with suppress(ValueError):
+                    recorded = reader.take(body)
+                yield _Saved(index, body, recorded)

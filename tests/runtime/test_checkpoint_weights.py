@@ -188,6 +188,25 @@ def test_a_list_that_contradicts_itself_is_found(forge: Any, change: Any) -> Non
     assert (report.status, codes(report)[0]) == ("VIOLATION", "wrong_tensors")
 
 
+@pytest.mark.parametrize("later", ["listed", "damaged"])
+def test_weights_are_compared_behind_a_violation(run: Any, forge: Any, later: str) -> None:
+    """The replay stops at the first step; no list of tensors has come by then."""
+
+    def violate(entries: Any) -> Any:
+        [first, *_] = [body for kind, body in entries if kind == "checkpoint" and body["tensors"]]
+        first["tensors"] = None
+        next(body for kind, body in entries if kind == "step")["verdict"] = "refuse"
+        lists = [entry for entry in entries if entry[0] == "tensors"]
+        if later == "damaged":
+            lists[-1][1]["part"] = 7
+        return [entry for entry in entries if entry is not lists[0]]
+
+    lab = forge(violate)
+    assert codes(lab.verify(weights=run.folder / "4.safetensors")) == ["wrong_decision"]
+    report = lab.verify(weights=run.folder / "2.safetensors")
+    assert codes(report) == ["wrong_decision", "weights_mismatch"]
+
+
 def test_a_ledger_that_lists_no_tensors_verifies_as_before(run: Any, forge: Any) -> None:
     def older(entries: Any) -> Any:
         for kind, body in entries:
