@@ -56,6 +56,7 @@ HELP = {
     "policy_mismatch": "give the program that the run was started with, or drop --policy to check the rest",
     "wrong_decision": "`gradwarden log LEDGER --steps N --format jsonl` shows the step as it was recorded",
     "unmarked_restart": "`Governor.rewind` says so in the ledger where a run goes back to earlier weights",
+    "rotation_overdue": "`gradwarden rotate` hands the ledger over to a fresh key",
     "archive_missing": "put the archives beside the ledger, and `LEDGER.archived` with them",
     "archive_damaged": "restore the archive from a copy: its own checksum says that it was changed",
     "weights_mismatch": "`gradwarden log LEDGER --kind checkpoint` lists the weights that were saved",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -26,8 +27,24 @@ if TYPE_CHECKING:
     from gradwarden.runtime.evidence.trust import Trust
     from gradwarden.runtime.ledger.keys import PublicKey
     from gradwarden.runtime.ledger.program_signature import Approvers
+    from gradwarden.runtime.verification.key_periods import Schedule
     from gradwarden.runtime.verification.verify import Only
     from gradwarden.runtime.verification.what_if import Difference
+
+
+class KeyAge(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click
+    """`N` entries or `Nd` days that one key may sign."""
+
+    name = "N|Nd"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Schedule:
+        from gradwarden.runtime.verification.key_periods import Schedule
+
+        found = re.fullmatch(r"([1-9][0-9]{0,11})(d?)", str(value))
+        if found is None:
+            self.fail(f"`{value}` is no number of entries such as 500000, or of days such as 90d", param, ctx)
+        most = int(found[1])
+        return Schedule(days=most) if found[2] else Schedule(entries=most)
 
 
 @verb("verify")
@@ -71,6 +88,10 @@ if TYPE_CHECKING:
     "--only", type=click.Choice(["chain", "entries"]),
     help="Replay no decision: stop at order, links, tree and signatures, or at the schema.",
 )  # fmt: skip
+@click.option(
+    "--rotate-every", "schedule", type=KeyAge(), metavar="N|Nd",
+    help="Warn where one key signed more than N entries, or more than N days.",
+)  # fmt: skip
 @click.option("--what-if", type=FILE, metavar="POLICY", help="Say what another policy would have decided.")
 @format_option("text", "json")
 def command(
@@ -86,6 +107,7 @@ def command(
     data: Path | None,
     secret: Path | None,
     only: Only | None,
+    schedule: Schedule | None,
     what_if: Path | None,
     output_format: str,
     trust: Trust,
@@ -114,6 +136,8 @@ def command(
     With --only less is asked, and answered sooner: `chain` checks order, links, the tree and every signature,
     and does not look at what most lines say; `entries` also holds each of them against the schema.
 
+    With --rotate-every a warning says where a key signed the ledger for longer than your schedule allows.
+
     Given the folder of a job of many ranks, the ledger of each is verified, the log of logs that binds them,
     and what they say together; a rank that is missing, lags or lies is named. --checkpoint is then a head of
     the log of logs.
@@ -137,6 +161,7 @@ def command(
       gradwarden verify run.ledger --key run.pub --policy-key officer.pub --policy-key owner.pub
       gradwarden verify run.ledger --key run.pub --data records.jsonl --secret run.ledger.secret
       gradwarden verify run.ledger --key run.pub --only chain
+      gradwarden verify run.ledger --key run.pub --rotate-every 90d
       gradwarden verify job/ --key run.pub --policy clinical.json
       gradwarden verify clinical.json --key release.pub
 
@@ -147,7 +172,7 @@ def command(
         raise click.UsageError("--model-map says how to bind the --policy, and there is none")
     keys = trust.keys
     if ledger.is_dir():
-        if checkpoint_weights or authority_files or data or secret or what_if or only:
+        if checkpoint_weights or authority_files or data or secret or what_if or only or schedule:
             raise click.UsageError(f"`{ledger}` is a job: verify a rank's ledger by itself for that")
         job = judge_job(
             ledger,
@@ -194,6 +219,8 @@ def command(
         authority_files=authority_files,
         only=only,
     )
+    if schedule is not None:
+        verdict = _held_to(verdict, schedule)
     difference = None
     if data is not None and secret is not None:
         verdict, difference = _with_data(verdict, data, secret, other)
@@ -205,6 +232,14 @@ def command(
     if difference is not None and what_if is not None:
         show_difference(difference, what_if)
     return int(not verdict.ok)
+
+
+def _held_to(verdict: Verdict, schedule: Schedule) -> Verdict:
+    """Add what a schedule of rotation warns of."""
+    from gradwarden.runtime.verification.key_periods import overdue
+
+    late = overdue(verdict.facts["key_periods"], schedule)
+    return replace(verdict, findings=(*verdict.findings, *late))
 
 
 def _is_log_of_logs(path: Path) -> bool:

@@ -36,6 +36,7 @@ from gradwarden.runtime.verification.approval_audit import ApprovalAudit
 from gradwarden.runtime.verification.budget_audit import BudgetAudit
 from gradwarden.runtime.verification.drift_measure import AnchoredBand
 from gradwarden.runtime.verification.example_audit import ExampleAudit, Numbers
+from gradwarden.runtime.verification.key_periods import Calendar
 from gradwarden.runtime.verification.maintenance_audit import MaintenanceAudit
 from gradwarden.runtime.verification.outcome_audit import OutcomeAudit
 from gradwarden.runtime.verification.restart_audit import RestartAudit, restart_facts
@@ -123,9 +124,11 @@ class RunReplay:
         self.anchored: tuple[AnchoredBand, ...] = ()
         """The bands that were maintained when that was saved."""
         self.measured: dict[str, str] = {}
+        self.calendar = Calendar()
 
     def accept(self, part: Part) -> None:
         """Take the next part of the chain."""
+        self.calendar.accept(part)
         if isinstance(part, Entry):
             self._accept(part.index, part.kind, part.body)
             return

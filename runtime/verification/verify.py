@@ -20,6 +20,7 @@ from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.lines import Part
 from gradwarden.runtime.ledger.program_signature import NOBODY, Approvers
 from gradwarden.runtime.verification.drift_measure import measure
+from gradwarden.runtime.verification.key_periods import key_periods
 from gradwarden.runtime.verification.run_replay import RunReplay
 from gradwarden.runtime.verification.weights_check import WeightsReport, check_weights
 
@@ -151,6 +152,7 @@ def _facts(chain: ChainReport, replay: RunReplay | None) -> dict[str, Any]:
         "signed_entries": chain.signed_size,
         "keys_used": list(chain.keys_used),
         "key_changes": [_key_change(change.index, change.change) for change in chain.changes],
+        "key_periods": key_periods(chain.changes, chain.size, None if replay is None else replay.calendar),
         "assurance": "self-attested",
         **({} if replay is None else replay.facts()),
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gradwarden.runtime.ledger.keys import FileSigner
+from tests.campaign.genuine import genuine
 from tests.cli.conftest import Run
 from tests.cli.test_verify import Record, program, record
 
@@ -79,3 +80,15 @@ def test_a_sealed_ledger_keeps_its_keys(run: Run, open_run: Path, here: Path, re
     result = run("rotate", sealed, "--sign", "run.key", "--to", "next.key")
     assert (result.exit_code, "is sealed" in result.stderr) == (2, True)
     assert sealed.read_bytes() == before
+
+
+def test_a_schedule_of_rotation_warns_and_changes_no_verdict(run: Run, tmp_path: Path) -> None:
+    base = genuine("plain")
+    path, key = tmp_path / "run.ledger", tmp_path / "run.pub"
+    path.write_bytes(base.content)
+    key.write_text(f"{base.keys[0].vkey}\n")
+    late = run("verify", path, "--key", key, "--rotate-every", 5)
+    assert (late.exit_code, "warning[rotation_overdue]" in late.stderr) == (0, True)
+    kept = run("verify", path, "--key", key, "--rotate-every", "90d")
+    assert (kept.exit_code, kept.stderr) == (0, "")
+    assert run("verify", path, "--key", key, "--rotate-every", "soon").exit_code == 2
