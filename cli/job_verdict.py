@@ -49,6 +49,10 @@ MOST_RANKS = 16
 """Ranks that are listed one by one; `--format json` has all."""
 
 
+MOST_FINDINGS = 50
+"""Findings that are shown to people."""
+
+
 @frozen
 class JobVerdict:
     """All that was found out about a job. heads_compared: of its log of logs, kept elsewhere."""
@@ -170,8 +174,10 @@ def show_job(verdict: JobVerdict) -> None:
         click.echo(click.style(heading, bold=True))
         for line in lines:
             click.echo(f"  {line}")
-    for found in report.findings:
+    for found in report.findings[:MOST_FINDINGS]:
         _show_finding(found)
+    if len(report.findings) > MOST_FINDINGS:
+        click.echo(f"and {len(report.findings) - MOST_FINDINGS:,} more: --format json has all", err=True)
 
 
 def _show_finding(found: JobFinding) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 
 from gradwarden.runtime.errors import JobError
 from gradwarden.runtime.jobs.follower import Follower, RankHead, bound_heads
-from gradwarden.runtime.jobs.layout import Placement, log_path, rank_path
+from gradwarden.runtime.jobs.layout import MOST_RANKS, Placement, log_path, rank_path
 from gradwarden.runtime.ledger.entries import JOB_OPENING
 from gradwarden.runtime.ledger.keys import PublicKey, Signer
 from gradwarden.runtime.ledger.ledger import Ledger
@@ -65,6 +65,8 @@ class Binder:
         for name in ("ranks", "every", "lag"):
             if terms[name] < (name != "lag"):  # type: ignore[operator]  # the text is the last
                 raise JobError(f"a job with {name} = {terms[name]} makes no sense")
+        if ranks > MOST_RANKS:
+            raise JobError(f"a job has at most {MOST_RANKS:,} ranks, not {ranks:,}")
         path = log_path(folder)
         ledger = Ledger.open(path, signer, durability, keys=keys)
         try:

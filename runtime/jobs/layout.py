@@ -17,6 +17,9 @@ from typing import Literal
 Placement = Literal["anywhere", "by_example"]
 """Which rank may have an example: any, or the one that its commitment says (`home`)."""
 
+MOST_RANKS = 65_536
+"""Ranks of one job."""
+
 _RANK_FILE = re.compile(r"rank-([0-9]{4,9})\.ledger")
 
 

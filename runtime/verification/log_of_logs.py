@@ -7,7 +7,7 @@ from typing import Any
 
 from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.jobs.follower import EMPTY_ROOT, RankHead
-from gradwarden.runtime.jobs.layout import rank_origin
+from gradwarden.runtime.jobs.layout import MOST_RANKS, rank_origin
 from gradwarden.runtime.ledger.entries import JOB_OPENING, RESUMED, SEALED, Entry
 from gradwarden.runtime.ledger.lines import Part
 
@@ -50,8 +50,10 @@ class LogOfLogs:
     def _accept(self, index: int, kind: str, body: Mapping[str, Any]) -> str | None:
         """Take an entry; return what is wrong with it."""
         if kind == JOB_OPENING:
+            if not 1 <= body["ranks"] <= MOST_RANKS:
+                return f"it speaks of a job with {body['ranks']} ranks"
             self.opened = body
-            return None if body["ranks"] else "it speaks of a job without ranks"
+            return None
         if self.opened is None:
             return "it is the ledger of a run, not a log of logs"
         if kind == "bound":

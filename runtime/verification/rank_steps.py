@@ -29,6 +29,9 @@ Numbers = npt.NDArray[np.int64]
 ABSENT, PROPOSED, REFUSED, COMMITTED = range(4)
 """What became of a step here: nothing is known of it, it has no outcome, it was refused, or committed."""
 
+MOST_MISSING = 1_000_000
+"""Steps that a ledger may leave out; what comes after more of them is not compared."""
+
 NO_DAY = -(2**62)
 """The day of a step that has none."""
 
@@ -79,6 +82,7 @@ class RankSteps:
         self._counts, self._batches = array("q"), array("q")
         self._epochs, self._days = array("q"), array("q")
         self._moved = bytearray()
+        self._room = MOST_MISSING
         self._parts: list[str] = []
         self._rank = self._ranks = 0
 
@@ -126,9 +130,9 @@ class RankSteps:
             self._conclude("committed" if committed else "refused", result)
 
     def _propose(self, step: int, count: int, epoch: int, today: int | None) -> None:
-        if step < len(self._outcomes) or step > len(self._outcomes) + 1_000_000:
-            return  # out of turn: the replay of this ledger names it
         self._fill(step)
+        if step != len(self._outcomes):
+            return  # out of turn: the replay of this ledger names it
         self._outcomes.append(PROPOSED)
         self._counts.append(count)
         self._epochs.append(epoch)
@@ -138,8 +142,9 @@ class RankSteps:
 
     def _fill(self, until: int) -> None:
         """Note steps that this rank had no part in."""
-        missing = min(until - len(self._outcomes), 1_000_000)
-        if missing > 0:
+        missing = until - len(self._outcomes)
+        if 0 < missing <= self._room:
+            self._room -= missing
             self._outcomes += bytes([ABSENT]) * missing
             self._moved += bytes(_MOVED * missing)
             for column in (self._counts, self._epochs, self._days, self._batches):

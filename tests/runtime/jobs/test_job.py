@@ -483,3 +483,43 @@ def test_a_ledger_beyond_the_ranks_of_the_job_is_named(tmp_path: Path, genuine: 
 def test_nobody_answers_for_a_job_under_other_keys(genuine: Path) -> None:
     report = verify_job(genuine, [Signer.generate("run").public])
     assert report.status == "UNTRUSTED"
+
+
+@pytest.mark.parametrize("ranks", [0, 2**50])
+def test_a_log_of_logs_of_no_job_that_can_be_is_refused_at_once(
+    tmp_path: Path, signer: Signer, ranks: int
+) -> None:
+    """Signed with the true key: a verifier must not go through so many ranks."""
+    with Ledger.open(log_path(tmp_path), signer) as ledger:
+        terms = {"ranks": ranks, "every": 1, "lag": 1, "placement": "anywhere", "at": ""}
+        opened = {"format": "gradwarden/job/1", "origin": ledger.origin, "keys": ledger.vkeys}
+        ledger.append("job_opened", {**opened, **terms})
+    assert "not_a_job" in codes(verified(tmp_path, signer))
+
+
+def test_a_ledger_that_leaves_out_endless_steps_is_told_in_bounded_memory(job: Job, signer: Signer) -> None:
+    job.ranks[1].recorder.event("skipped", {"step": 0, "until": 2**52})
+    job.ranks[1].next_step = 2**52
+    job.ranks[1].commit(job.ranks[1].propose(["a"]), 1)
+    job.leave()
+    report = verified(job.folder, signer)
+    assert report.status == "INCOMPLETE"
+
+
+@settings(max_examples=30)
+@given(data=st.data())
+def test_no_bytes_in_a_job_make_the_verifier_raise(
+    tmp_path_factory: pytest.TempPathFactory, genuine: Path, signer: Signer, data: st.DataObject
+) -> None:
+    """One file of a job is spoilt at random: the job is reported, never OK, and nothing is raised."""
+    folder = tmp_path_factory.mktemp("spoilt") / "job"
+    shutil.copytree(genuine, folder)
+    path = data.draw(st.sampled_from([log_path(folder), *(rank_path(folder, r) for r in range(RANKS))]))
+    content = path.read_bytes()
+    at = data.draw(st.integers(0, len(content) - 1))
+    put = data.draw(st.binary(max_size=3))
+    spoilt = content[:at] + put + content[at + data.draw(st.integers(0, 40)) :]
+    path.write_bytes(spoilt)
+    report = verified(folder, signer)
+    assert report.ok == (spoilt == content)
+    shutil.rmtree(folder)
