@@ -37,6 +37,7 @@ VERBS = {
     "rotate": "Hand a ledger over to another key.",
     "revoke": "Declare that a key of a ledger signs no more.",
     "archive": "Compress the older entries of a ledger, and keep them beside it.",
+    "bind": "Bind what the ranks of a job have signed, in its log of logs.",
     "log": "Show, filter and follow the entries of a ledger.",
     "history": "Say which steps led to the weights of a checkpoint, and which were abandoned.",
     "trace": "Say what shaped the model, what became of an example, what a rule refused.",

@@ -546,7 +546,7 @@ class Governor:
         graded: bit i is set where parameter i has a gradient on any rank.
         """
         finding = self._gradient_gate(proposal, graded)
-        if finding is None:
+        if finding is None and not self.keeping.apart:  # apart, ranks have waited before they agreed
             self.recorder.settle()
         return finding
 

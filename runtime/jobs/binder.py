@@ -34,12 +34,14 @@ HEADS_PER_ENTRY = 200
 class Binder:
     """Binds the ledgers of a job's ranks. One process at a time has it."""
 
-    def __init__(self, ledger: Ledger, followers: Sequence[Follower], heads: dict[int, RankHead]) -> None:
+    def __init__(
+        self, ledger: Ledger, followers: Sequence[Follower], heads: dict[int, RankHead], bindings: int
+    ) -> None:
         self.job = ledger.origin
         self._ledger = ledger
         self._followers = tuple(followers)
         self._heads = heads
-        self._bindings = 0
+        self._bindings = bindings
 
     @classmethod
     def open(
@@ -61,33 +63,41 @@ class Binder:
         placement: see `layout`. Raises JobError for a log of logs of another job, LedgerError where it cannot
         be written.
         """
-        terms = {"ranks": ranks, "every": every, "lag": lag, "placement": placement}
-        for name in ("ranks", "every", "lag"):
-            if terms[name] < (name != "lag"):  # type: ignore[operator]  # the text is the last
-                raise JobError(f"a job with {name} = {terms[name]} makes no sense")
-        if ranks > MOST_RANKS:
-            raise JobError(f"a job has at most {MOST_RANKS:,} ranks, not {ranks:,}")
-        path = log_path(folder)
-        ledger = Ledger.open(path, signer, durability, keys=keys)
+        terms = job_terms(ranks=ranks, every=every, lag=lag, placement=placement)
+        ledger = Ledger.open(log_path(folder), signer, durability, keys=keys)
         try:
-            known = list(read_entries(path)) if ledger.entries_on_open else []
-            if known:
-                _check_terms(known[0].body, terms)
+            if ledger.entries_on_open:
+                check_terms(job_opening(folder), terms)
             else:
                 ledger.append(JOB_OPENING, _opening(ledger, terms))
                 ledger.flush()
-            bound = [entry.body for entry in known if entry.kind == "bound"]
-            heads = bound_heads(iter(bound))
-            job = ledger.origin
-            followers = [
-                Follower(rank_path(folder, rank), job, rank, ranks, heads.get(rank)) for rank in range(ranks)
-            ]
-            binder = cls(ledger, followers, heads)
-            binder._bindings = 1 + max((body["binding"] for body in bound), default=-1)
+            return cls._over(folder, ledger, ranks)
         except BaseException:
             ledger.close()
             raise
-        return binder
+
+    @classmethod
+    def resume(cls, folder: Path, signer: Signer, keys: Sequence[PublicKey] = ()) -> Binder:
+        """Go on with a log of logs that somebody has begun, on its own terms. Raises LedgerError."""
+        ranks = job_opening(folder)["ranks"]
+        ledger = Ledger.open(log_path(folder), signer, keys=keys)
+        try:
+            return cls._over(folder, ledger, ranks)
+        except BaseException:
+            ledger.close()
+            raise
+
+    @classmethod
+    def _over(cls, folder: Path, ledger: Ledger, ranks: int) -> Binder:
+        """Return a binder that goes on from what a log of logs says."""
+        entries = read_entries(log_path(folder), allow_partial_tail=True)
+        bound = [entry.body for entry in entries if entry.kind == "bound"]
+        heads = bound_heads(iter(bound))
+        followers = [
+            Follower(rank_path(folder, rank), ledger.origin, rank, ranks, heads.get(rank))
+            for rank in range(ranks)
+        ]
+        return cls(ledger, followers, heads, 1 + max((body["binding"] for body in bound), default=-1))
 
     def bind(self) -> bool:
         """Read how far each rank's ledger is signed, and bind that; return whether there was anything new.
@@ -106,6 +116,11 @@ class Binder:
         self._heads = heads
         self._bindings += 1
         return True
+
+    @property
+    def over(self) -> bool:
+        """Whether every rank's ledger is sealed, as far as it was read."""
+        return all(follower.sealed is not None for follower in self._followers)
 
     def seal(self) -> None:
         """Bind the ends of the ranks' ledgers and seal the job. Raises JobError where one is not sealed."""
@@ -150,11 +165,31 @@ def _opening(ledger: Ledger, terms: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_terms(opened: dict[str, Any], terms: dict[str, Any]) -> None:
+def job_terms(*, ranks: int, every: int, lag: int, placement: Placement) -> dict[str, Any]:
+    """Return the terms of a job, as its opening holds them. Raises JobError for terms that make no sense."""
+    if not 1 <= ranks <= MOST_RANKS:
+        raise JobError(f"a job has 1 to {MOST_RANKS:,} ranks, not {ranks:,}")
+    if every < 1 or lag < 0:
+        raise JobError(f"a job is bound every so many steps, not every {every} with a lag of {lag}")
+    return {"ranks": ranks, "every": every, "lag": lag, "placement": placement}
+
+
+def job_opening(folder: Path) -> dict[str, Any]:
+    """Return the opening of a job's log of logs. Raises JobError where there is none, LedgerError."""
+    first = next(iter(read_entries(log_path(folder), allow_partial_tail=True)), None)
+    if first is None or first.kind != JOB_OPENING:
+        raise JobError(
+            f"`{log_path(folder)}` does not begin as a log of logs does", help="rank 0 of a job begins it"
+        )
+    return first.body
+
+
+def check_terms(opened: dict[str, Any], terms: dict[str, Any]) -> None:
+    """Raise JobError where a job was begun on other terms."""
     for name, value in terms.items():
-        if opened.get(name) != value:
+        if opened[name] != value:
             raise JobError(
-                f"the job was begun with {name} = {opened.get(name)}, not {value}",
+                f"the job was begun with {name} = {opened[name]}, not {value}",
                 help="go on with the same terms, or begin a new job in another folder",
             )
 

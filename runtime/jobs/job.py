@@ -19,8 +19,8 @@ from typing import Any
 from gradwarden.policy.errors import GradwardenError
 from gradwarden.runtime.commitments import Committer
 from gradwarden.runtime.errors import JobError, LedgerError
-from gradwarden.runtime.jobs.binder import Binder
-from gradwarden.runtime.jobs.layout import Placement, rank_origin, rank_path, secret_path
+from gradwarden.runtime.jobs.binder import Binder, check_terms, job_opening, job_terms
+from gradwarden.runtime.jobs.layout import Placement, log_path, rank_origin, rank_path, secret_path
 from gradwarden.runtime.ledger.keys import PublicKey, Signer
 from gradwarden.runtime.ledger.ledger import Ledger
 from gradwarden.runtime.ledger.writer import Durability
@@ -36,7 +36,8 @@ class Job:
     the log of logs. every: the steps from one binding to the next. lag: how many steps a rank's signed head
     may be behind at a binding before a verifier reports it; None: three times `every`. placement: where an
     example may be. `by_example` gives each a home (`Governor.at_home`), as policies that count exposures
-    need; `anywhere` is for all others. keys: others that may sign the ledgers, see `Ledger.open`.
+    need; `anywhere` is for all others. keys: others that may sign the ledgers, see `Ledger.open`. binds:
+    whether rank 0 binds the ranks; if not, another process does while the job goes on (`gradwarden bind`).
     """
 
     def __init__(
@@ -49,15 +50,15 @@ class Job:
         placement: Placement = "anywhere",
         durability: Durability = "group",
         keys: Sequence[PublicKey] = (),
+        binds: bool = True,
     ) -> None:
-        if every < 1:
-            raise JobError(f"a job is bound every so many steps, not every {every}")
         self.folder = Path(folder)
         self.placement: Placement = placement
         self.every = every
         self.lag = LAG_FACTOR * every if lag is None else lag
         self.name = ""
         self.rank = self.ranks = 0
+        self._binds = binds
         self._signer, self._durability, self._keys = signer, durability, tuple(keys)
         self._ledger: Ledger | None = None
         self._binder: Binder | None = None
@@ -78,20 +79,21 @@ class Job:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise JobError(f"cannot make the folder `{self.folder}`: {error.strerror}") from error
-        self._binder = Binder.open(
-            self.folder,
-            self._signer,
-            ranks=ranks,
-            every=self.every,
-            lag=self.lag,
-            placement=self.placement,
-            durability=self._durability,
-            keys=self._keys,
-        )
+        terms = job_terms(ranks=ranks, every=self.every, lag=self.lag, placement=self.placement)
         Committer.load_or_create(self.secret(secret))
-        self._thread = threading.Thread(target=self._bind_when_due, name="gradwarden-job", daemon=True)
-        self._thread.start()
-        return self._binder.job
+        if not self._binds and log_path(self.folder).exists():
+            opened = job_opening(self.folder)
+            check_terms(opened, terms)
+            name: str = opened["origin"]
+            return name
+        binder = Binder.open(self.folder, self._signer, durability=self._durability, keys=self._keys, **terms)
+        if self._binds:
+            self._binder = binder
+            self._thread = threading.Thread(target=self._bind_when_due, name="gradwarden-job", daemon=True)
+            self._thread.start()
+        else:
+            binder.close()
+        return binder.job
 
     def join(self, name: str, rank: int, ranks: int) -> Ledger:
         """Open this rank's ledger. Raises LedgerError."""

@@ -10,7 +10,7 @@ import pytest
 from gradwarden.runtime.jobs.layout import log_path, rank_path
 from gradwarden.runtime.ledger.keys import Signer
 from tests.cli.conftest import Run
-from tests.runtime.jobs.simulated import sealed_job
+from tests.runtime.jobs.simulated import Job, sealed_job
 
 
 @pytest.fixture
@@ -70,3 +70,37 @@ def test_an_empty_folder_is_no_job(run: Run, job: Path, here: Path) -> None:
 def test_the_log_shows_bindings(run: Run, job: Path) -> None:
     result = run("log", "job/job.ledger", "--kind", "bound")
     assert "binding 0 of 3 ranks, at steps 2 to 2" in result.stdout
+
+
+def test_a_job_that_was_left_is_bound_and_sealed_by_another_process(
+    run: Run, here: Path, signer: Signer
+) -> None:
+    signer.public.save(here / "run.pub")
+    watcher = Signer.generate("watcher")
+    watcher.save(here / "watcher.key")
+    job = Job(here / "job", signer, keys=[watcher.public])
+    job.run(4)
+    job.binder.close()
+    bind = ("bind", "job", "--sign", "watcher.key", "--key", "run.pub")
+    assert "0 new bindings; it goes on" in run(*bind).stdout
+    job.step()
+    for rank in job.ranks:
+        rank.seal()
+    result = run(*bind)
+    assert result.exit_code == 0
+    assert "1 new binding; sealed" in result.stdout
+    watcher.public.save(here / "watcher.pub")
+    assert run("verify", "job", "--key", "run.pub", "--key", "watcher.pub").exit_code == 0
+
+
+def test_a_rank_that_was_cut_is_not_bound_again(run: Run, here: Path, signer: Signer) -> None:
+    signer.save(here / "run.key")
+    job = Job(here / "job", signer)
+    job.run(4)
+    job.leave()
+    path = rank_path(job.folder, 2)
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:9]))
+    result = run("bind", "job", "--sign", "run.key")
+    assert result.exit_code == 1
+    assert "the ledger of rank 2" in result.stderr
+    assert run("bind", "nothing", "--sign", "run.key").exit_code == 2

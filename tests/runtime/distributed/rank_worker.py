@@ -11,7 +11,7 @@ import signal
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import date, timedelta
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from gradwarden.policy import compile_policy, parse_policy
 from gradwarden.policy.errors import GradwardenError
 from gradwarden.runtime import Governor, Job, Ledger, ModelMap, Signer
-from gradwarden.runtime.errors import MaskError
+from gradwarden.runtime.errors import LedgerError, MaskError
 
 OPTIMIZERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, 0.1, momentum=0.9),
@@ -419,6 +419,8 @@ def spoilt(how: str, governor: Governor, losses: Tensor) -> None:
             governor.ledger.flush()
             governor.ledger._writer._file.write = full
             governor.recorder.event("expired", {"step": 0, "rule": "r", "count": 0})
+            with suppress(LedgerError):
+                governor.ledger.flush()
 
 
 def full(data: bytes) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from gradwarden.runtime import Governor, Job, Ledger
 from gradwarden.runtime.errors import LedgerError
+from gradwarden.runtime.jobs.binder import Binder
 from gradwarden.runtime.jobs.layout import log_path, rank_path
 from gradwarden.runtime.ledger.reader import read_entries
 from gradwarden.runtime.verification.job_report import JobReport
@@ -194,4 +195,21 @@ def test_a_job_of_one_rank_needs_no_group_and_takes_no_ledger(lab, tmp_path):
         Governor(program, model, optimizer, ledger=ledger, job=Job(tmp_path / "job", lab.signer))
     with Governor(program, model, optimizer, ledger=None, job=Job(tmp_path / "job", lab.signer)) as governor:
         assert lab.step(governor, lab.batch("ab", "ab")).committed
+    assert verify_job(tmp_path / "job", [lab.signer.public]).ok
+
+
+def test_another_process_may_bind(lab, tmp_path):
+    model = lab.model()
+    program = lab.program(lab.policy, model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    job = Job(tmp_path / "job", lab.signer, binds=False)
+    with Governor(program, model, optimizer, ledger=None, job=job) as governor:
+        lab.step(governor, lab.batch("ab", "ab"))
+        governor.ledger.sign()
+        governor.ledger.flush()
+        with Binder.resume(tmp_path / "job", lab.signer) as binder:
+            assert binder.bind()
+    assert verify_job(tmp_path / "job", [lab.signer.public]).status == "INCOMPLETE"
+    with Binder.resume(tmp_path / "job", lab.signer) as binder:
+        binder.seal()
     assert verify_job(tmp_path / "job", [lab.signer.public]).ok

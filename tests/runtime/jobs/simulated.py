@@ -15,7 +15,7 @@ from gradwarden.policy.program import Program
 from gradwarden.runtime.commitments import Committer
 from gradwarden.runtime.jobs.binder import Binder
 from gradwarden.runtime.jobs.layout import rank_origin, rank_path
-from gradwarden.runtime.ledger.keys import Signer
+from gradwarden.runtime.ledger.keys import PublicKey, Signer
 from gradwarden.runtime.ledger.ledger import Ledger
 from gradwarden.runtime.recorder import Recorder
 from gradwarden.runtime.roster import Roster
@@ -148,14 +148,14 @@ class Job:
         lag: int = 4,
         placement: Any = "anywhere",
         governed_by: Program | None = None,
+        keys: Sequence[PublicKey] = (),
     ) -> None:
         folder.mkdir(exist_ok=True)
         self.folder, self.signer, self.size = folder, signer, ranks
         self.placement = placement
         self.program = governed_by or program()
-        self.binder = Binder.open(
-            folder, signer, ranks=ranks, every=every, lag=lag, placement=placement, durability="os"
-        )
+        terms: Any = {"every": every, "lag": lag, "placement": placement}
+        self.binder = Binder.open(folder, signer, ranks=ranks, durability="os", keys=keys, **terms)
         self.ranks = [self.rank(number) for number in range(ranks)]
 
     def rank(self, number: int, **facts: Any) -> Rank:
