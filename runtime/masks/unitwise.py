@@ -2,13 +2,14 @@
 
 A unit is some of the rows of a batch; its gradient is the weighted sum of its rows' gradients. Three ways to
 come by it: small gradients are formed row by row (`Stacked`); those of a table, for the entries that occur
-(`Looked`); those that are matrix products, one unit at a time and each in the memory of the one before, or,
-if only norms are wanted and that is cheaper, not at all (`Products`).
+(`Looked`); large ones, one unit at a time and each in the memory of the one before (`OneByOne`), or, where
+they are matrix products, only norms are wanted and that is cheaper, not at all (`Products`).
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -154,7 +155,45 @@ class Looked:
         return _clip_and_add(self, total, others, bounds)
 
 
-class Products:
+class OneByOne(ABC):
+    """Gradients of which one is formed at a time."""
+
+    @abstractmethod
+    def _each(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield the gradient of each unit that has rows; the next one overwrites it."""
+
+    @property
+    @abstractmethod
+    def _count(self) -> int:
+        """How many units there are."""
+
+    def squares(self) -> list[float]:
+        """See `Unitwise`."""
+        found = [0.0] * self._count
+        for unit, gradient in self._each():
+            found[unit] = squared_norm(gradient)
+        return found
+
+    def add(self, total: Tensor, factors: Sequence[float]) -> None:
+        """See `Unitwise`."""
+        for unit, gradient in self._each():
+            if factors[unit]:
+                total.add_(gradient, alpha=factors[unit])
+
+    def clip(self, total: Tensor, others: Sequence[float], bounds: Sequence[float]) -> list[float]:
+        """See `Unitwise`. On a CPU every gradient is formed once, and added while it is in the cache."""
+        if total.device.type != "cpu":
+            return _clip_and_add(self, total, others, bounds)
+        eps = torch.finfo(total.dtype).eps
+        factors = [clip_factor(square, bound, eps) for square, bound in zip(others, bounds, strict=True)]
+        for unit, gradient in self._each():
+            factors[unit] = clip_factor(others[unit] + squared_norm(gradient), bounds[unit], eps)
+            if factors[unit]:
+                total.add_(gradient, alpha=factors[unit])
+        return factors
+
+
+class Products(OneByOne):
     """Gradients left^T right, of left [rows, T, m] and right [rows, T, n]."""
 
     def __init__(self, left: Tensor, right: Tensor, owners: Owners) -> None:
@@ -165,10 +204,7 @@ class Products:
         tokens, sizes = self._left.shape[1], (self._left.shape[2], self._right.shape[2])
         if self._owners.single() and tokens * sum(sizes) < math.prod(sizes):
             return self._from_places()
-        found = [0.0] * self._owners.count
-        for unit, gradient in self._each():
-            found[unit] = squared_norm(gradient)
-        return found
+        return super().squares()
 
     def _from_places(self) -> list[float]:
         """Return squared norms as sums over pairs of places s, t of (l_s . l_t)(r_s . r_t).
@@ -196,20 +232,11 @@ class Products:
             left = left * scales[:, None, None]
         total += (left.flatten(0, 1).t() @ right.flatten(0, 1)).to(total.dtype)
 
-    def clip(self, total: Tensor, others: Sequence[float], bounds: Sequence[float]) -> list[float]:
-        """See `Unitwise`. On a CPU every gradient is formed once, and added while it is in the cache."""
-        if total.device.type != "cpu":
-            return _clip_and_add(self, total, others, bounds)
-        eps = torch.finfo(total.dtype).eps
-        factors = [clip_factor(square, bound, eps) for square, bound in zip(others, bounds, strict=True)]
-        for unit, gradient in self._each():
-            factors[unit] = clip_factor(others[unit] + squared_norm(gradient), bounds[unit], eps)
-            if factors[unit]:
-                total.add_(gradient, alpha=factors[unit])
-        return factors
+    @property
+    def _count(self) -> int:
+        return self._owners.count
 
     def _each(self) -> Iterator[tuple[int, Tensor]]:
-        """Yield the gradient of each unit that has rows; the next one overwrites it."""
         left, right = self._left, self._right
         memory = left.new_empty((left.shape[2], right.shape[2]))
         by_row = left.transpose(1, 2).unbind(), right.unbind()

@@ -1,14 +1,15 @@
 """The gradient of a convolution's weight for each example by itself.
 
-It is a product of the output gradient with patches of the input. On a CPU, patches of one example at a time
-are laid out, channels last, where they stay in the cache; those of all examples where they are smaller than
-the gradients. Elsewhere all examples are taken at once: as one convolution with as many groups, channels of
-all examples beside each other (Rochette et al. 2019, arXiv:1912.06015), or, for many channels, by patches.
+It is a product of the output gradient with patches of the input. On a CPU it is formed for one example at a
+time, so that these stay in the cache: windows of each line of the input are laid out, channels last, and
+every line of the kernel takes its part of them. Elsewhere all examples are taken at once: by patches, or, for
+few channels, as one convolution with as many groups, channels of all examples beside each other (Rochette et
+al. 2019, arXiv:1912.06015).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gradwarden.runtime.masks.unitwise import Owners, Products, Stacked, Unitwise
+from gradwarden.runtime.masks.unitwise import OneByOne, Owners, Stacked, Unitwise
 
 _MANY_CHANNELS = 64
 """Above this, patches are faster than groups."""
@@ -53,21 +54,88 @@ def gradients_by_unit(
     if not (options["groups"] == 1 and not options["transposed"] and x.dim() == 4):
         return Stacked(_by_groups(grad, x, weight, options), owners)
     if x.device.type == "cpu":
-        patches = _patches(grad, x, weight, options)
-        if weight.numel() > max(_LARGE, patches[0].numel()):
-            by_unit: Unitwise = Products(grad.flatten(2).transpose(1, 2), _rows(patches), owners)
-        else:
-            by_unit = Stacked(_one_by_one(grad, patches), owners)
-        return _ChannelsLast(by_unit, weight.shape)
+        windows = _Windows(grad, x, weight, options)
+        large = weight.numel() > _LARGE
+        return _Turned(_Large(windows, owners) if large else windows.stacked(owners), weight.shape)
     if max(weight.shape[:2]) > _MANY_CHANNELS:
-        found = torch.bmm(grad.flatten(2), _rows(_patches(grad, x, weight, options)))
-        return _ChannelsLast(Stacked(found, owners), weight.shape)
+        ways = {key: options[key] for key in ("stride", "padding", "dilation")}
+        patches = functional.unfold(x, weight.shape[2:], **ways)  # type: ignore[arg-type]
+        found = torch.bmm(grad.flatten(2), patches.transpose(1, 2))
+        return Stacked(found.view(-1, *weight.shape), owners)
     return Stacked(_by_groups(grad, x, weight, options), owners)
 
 
+class _Windows:
+    """Forms gradients [lines of the kernel, out, their places and channels] of one example at a time."""
+
+    def __init__(self, grad: Tensor, x: Tensor, weight: Tensor, options: Mapping[str, Any]) -> None:
+        (down, right), (high, wide) = options["stride"], options["dilation"]
+        lines, places = grad.shape[2:]
+        channels, kernel_v, kernel_h = weight.shape[1:]
+        padded = _channels_last(x, options["padding"])
+        to_row, to_line, to_place, _ = padded.stride()
+        if down == 1:
+            # Lines of the kernel share what they see.
+            seen = lines + high * (kernel_v - 1)
+            sizes: tuple[int, ...] = (seen, places, kernel_h, channels)
+            steps: tuple[int, ...] = (to_line, to_place * right, to_place * wide, 1)
+        else:
+            sizes = (kernel_v, lines, places, kernel_h, channels)
+            steps = (to_line * high, to_line * down, to_place * right, to_place * wide, 1)
+        self._memory = padded.new_empty(sizes)
+        self._seen = padded.as_strided((len(x), *sizes), (to_row, *steps)).unbind()
+        parts = (
+            self._memory[high * line :][:lines] if down == 1 else self._memory[line]
+            for line in range(kernel_v)
+        )
+        self._parts = [part.view(lines * places, -1) for part in parts]
+        self._grads = grad.flatten(2).unbind()
+        self.shape = (kernel_v, weight.shape[0], kernel_h * channels)
+
+    def empty(self, *rows: int) -> Tensor:
+        """Return memory for the gradients of so many examples, or for one."""
+        return self._memory.new_empty((*rows, *self.shape))
+
+    def form(self, row: int, target: Tensor) -> None:
+        """Write the gradient of one example."""
+        self._memory.copy_(self._seen[row])
+        for part, own in zip(self._parts, target.unbind(), strict=True):
+            torch.mm(self._grads[row], part, out=own)
+
+    def stacked(self, owners: Owners) -> Stacked:
+        """Return the gradients of all examples."""
+        found = self.empty(len(self._grads))
+        for row, target in enumerate(found.unbind()):
+            self.form(row, target)
+        return Stacked(found, owners)
+
+
+class _Large(OneByOne):
+    """Gradients of which those of one unit at a time are kept."""
+
+    def __init__(self, windows: _Windows, owners: Owners) -> None:
+        self._windows, self._owners = windows, owners
+
+    @property
+    def _count(self) -> int:
+        return self._owners.count
+
+    def _each(self) -> Iterator[tuple[int, Tensor]]:
+        memory, more = self._windows.empty(), None
+        for unit, (first, *others), (weight, *weights) in self._owners.members():
+            self._windows.form(first, memory)
+            if weight != 1.0:
+                memory.mul_(weight)
+            for row, scale in zip(others, weights, strict=True):
+                more = self._windows.empty() if more is None else more
+                self._windows.form(row, more)
+                memory.add_(more, alpha=scale)
+            yield unit, memory
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class _ChannelsLast:
-    """Gradients [out, kernel and in] of a weight of this shape, [out, in, *kernel]."""
+class _Turned:
+    """Gradients as `_Windows` forms them, of a weight of this shape, [out, in, *kernel]."""
 
     gradients: Unitwise
     shape: torch.Size
@@ -90,11 +158,12 @@ class _ChannelsLast:
         return factors
 
     def _none(self, total: Tensor) -> Tensor:
-        return total.new_zeros((self.shape[0], self.shape[1:].numel()))
+        out, channels, kernel_v, kernel_h = self.shape
+        return total.new_zeros((kernel_v, out, kernel_h * channels))
 
     def _turned(self, found: Tensor) -> Tensor:
-        out, channels, *kernel = self.shape
-        return found.view(out, *kernel, channels).movedim(-1, 1)
+        out, channels, kernel_v, kernel_h = self.shape
+        return found.view(kernel_v, out, kernel_h, channels).permute(1, 3, 0, 2)
 
 
 def _by_groups(grad: Tensor, x: Tensor, weight: Tensor, options: Mapping[str, object]) -> Tensor:
@@ -111,28 +180,9 @@ def _by_groups(grad: Tensor, x: Tensor, weight: Tensor, options: Mapping[str, ob
     return found.view(rows, *weight.shape)  # type: ignore[no-any-return]
 
 
-def _patches(grad: Tensor, x: Tensor, weight: Tensor, options: Mapping[str, Any]) -> Tensor:
-    """Return what each element of the gradient has seen of x, as a view: [N, *, *kernel, in]."""
-    (down, right), (high, wide), (pad_v, pad_h) = options["stride"], options["dilation"], options["padding"]
-    padded = functional.pad(x, (pad_h, pad_h, pad_v, pad_v)).permute(0, 2, 3, 1).contiguous()
-    to_row, to_line, to_place, _ = padded.stride()
-    return padded.as_strided(
-        (len(x), *grad.shape[2:], *weight.shape[2:], x.shape[1]),
-        (to_row, to_line * down, to_place * right, to_line * high, to_place * wide, 1),
-    )
-
-
-def _rows(patches: Tensor) -> Tensor:
-    """Return patches laid out, [N, places, kernel and channels]."""
-    return patches.reshape(len(patches), patches.shape[1:3].numel(), -1)
-
-
-def _one_by_one(grad: Tensor, patches: Tensor) -> Tensor:
-    """Return gradients [N, out, kernel and in], the patches of one example in the memory of the last."""
-    memory = patches.new_empty(patches.shape[1:])
-    laid_out = memory.view(memory.shape[:2].numel(), -1)
-    found = grad.new_empty((len(grad), grad.shape[1], laid_out.shape[1]))
-    for own, seen, target in zip(grad.flatten(2).unbind(), patches.unbind(), found.unbind(), strict=True):
-        memory.copy_(seen)
-        torch.mm(own, laid_out, out=target)
+def _channels_last(x: Tensor, padding: Sequence[int]) -> Tensor:
+    """Return x [N, in, lines, places] as [N, lines, places, in], with zeros around it."""
+    (rows, channels, lines, places), (pad_v, pad_h) = x.shape, padding
+    found = x.new_zeros((rows, lines + 2 * pad_v, places + 2 * pad_h, channels))
+    found[:, pad_v : pad_v + lines, pad_h : pad_h + places].copy_(x.permute(0, 2, 3, 1))
     return found
