@@ -116,7 +116,7 @@ def add_noise(sums: GradientSum, sigma: float, source: NoiseSource) -> None:
     Call it in every step, whether or not the batch held private rows. What the source draws must be secret.
     """
     for total in sums.values():
-        if total.device.type == "cpu" and total.is_contiguous():
+        if _in_cache(total):
             memory = torch.empty(min(_CHUNK, total.numel()), dtype=total.dtype, device="cpu")
             for part in _chunks(total.view(-1)):
                 drawn = memory[: len(part)]
@@ -136,11 +136,18 @@ def add_to_gradients(sums: GradientSum, normaliser: float) -> None:
     """
     for parameter, total in sums.items():
         greatest = torch.finfo(parameter.dtype).max
-        share = total.div_(normaliser).clamp_(-greatest, greatest).to(parameter.dtype)
+        for part in _chunks(total.view(-1)) if _in_cache(total) else (total,):
+            part.div_(normaliser).clamp_(-greatest, greatest)
+        share = total.to(parameter.dtype)
         if parameter.grad is None:
             parameter.grad = share
         else:
             parameter.grad.add_(share).clamp_(-greatest, greatest)
+
+
+def _in_cache(total: Tensor) -> bool:
+    """Return whether a sum is worked on part by part, each in the cache of a CPU."""
+    return total.device.type == "cpu" and total.is_contiguous()
 
 
 def _chunks(vector: Tensor) -> Iterator[Tensor]:

@@ -93,7 +93,7 @@ class UnitSums:
 
     units: rows of the batch, each in at most one unit. weights: float64 [B, bands] on the CPU. bands: for
     each band that private examples may reach, its number (the column of `weights`) and its parameters.
-    groups: see `clip_groups`. sums: what has been summed up; zeros before.
+    groups: see `clip_groups`.
 
     Raises PrivacyError where a row is in two units or a clip is not above zero.
     """
@@ -113,7 +113,13 @@ class UnitSums:
         self._pending = [_Pending(group) for group in groups]
         self._place = {id(p): number for number, group in enumerate(groups) for p in group.parameters}
         self._named = {id(p): p for group in groups for p in group.parameters}
-        self.sums = zeros(self._named.values())
+        self._sums: GradientSum = {}
+
+    @property
+    def sums(self) -> GradientSum:
+        """What has been summed up, for every parameter."""
+        self._sums |= zeros(p for p in self._named.values() if p not in self._sums)
+        return self._sums
 
     def members(self) -> Tensor:
         """Return the number of each row's unit, int64 [B]; -1 for rows of none."""
@@ -176,7 +182,7 @@ class UnitSums:
             eps = max(torch.finfo(wide(p)).eps for p in parameters)
             factors = [clip_factor(s, bound, eps) for s, bound in zip(squares, bounds, strict=True)]
             for parameter, part in use.weighed(factors):
-                self.sums[parameter].add_(part.to(wide(parameter)))
+                self._sum(parameter).add_(part.to(wide(parameter)))
 
     def _clip_layer(self, gradients: Mapping[Tensor, Unitwise], bounds: Sequence[float]) -> None:
         """Add the clipped gradients of a layer that is clipped by itself: the largest ones as they come."""
@@ -187,10 +193,16 @@ class UnitSums:
         for parameter, by_unit in gradients.items():
             if parameter is not largest:
                 others = [known + more for known, more in zip(others, by_unit.squares(), strict=True)]
-        factors = gradients[largest].clip(self.sums[largest], others, bounds)
+        factors = gradients[largest].clip(self._sum(largest), others, bounds)
         for parameter, by_unit in gradients.items():
             if parameter is not largest:
-                by_unit.add(self.sums[parameter], factors)
+                by_unit.add(self._sum(parameter), factors)
+
+    def _sum(self, parameter: Tensor) -> Tensor:
+        """Return the sum for a parameter, made when it is first needed: while it is in the cache."""
+        if parameter not in self._sums:
+            self._sums |= zeros([parameter])
+        return self._sums[parameter]
 
     def _squares(self, uses: Sequence[_Use]) -> list[float]:
         """Return the squared norm of each unit's gradient over calls that share parameters."""

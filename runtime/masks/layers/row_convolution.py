@@ -96,17 +96,19 @@ class _Windows:
         """Return memory for the gradients of so many examples, or for one."""
         return self._memory.new_empty((*rows, *self.shape))
 
-    def form(self, row: int, target: Tensor) -> None:
-        """Write the gradient of one example."""
+    def form(self, row: int, lines: Iterator[Tensor]) -> None:
+        """Write the gradient of one example to the next matrices, one for each line of the kernel."""
         self._memory.copy_(self._seen[row])
-        for part, own in zip(self._parts, target.unbind(), strict=True):
-            torch.mm(self._grads[row], part, out=own)
+        own = self._grads[row]
+        for part in self._parts:
+            torch.mm(own, part, out=next(lines))
 
     def stacked(self, owners: Owners) -> Stacked:
         """Return the gradients of all examples."""
         found = self.empty(len(self._grads))
-        for row, target in enumerate(found.unbind()):
-            self.form(row, target)
+        lines = iter(found.flatten(0, 1).unbind())
+        for row in range(len(found)):
+            self.form(row, lines)
         return Stacked(found, owners)
 
 
@@ -121,15 +123,16 @@ class _Large(OneByOne):
         return self._owners.count
 
     def _each(self) -> Iterator[tuple[int, Tensor]]:
-        memory, more = self._windows.empty(), None
+        memory, other = self._windows.empty(), None
+        lines = memory.unbind()
         for unit, (first, *others), (weight, *weights) in self._owners.members():
-            self._windows.form(first, memory)
+            self._windows.form(first, iter(lines))
             if weight != 1.0:
                 memory.mul_(weight)
             for row, scale in zip(others, weights, strict=True):
-                more = self._windows.empty() if more is None else more
-                self._windows.form(row, more)
-                memory.add_(more, alpha=scale)
+                other = self._windows.empty() if other is None else other
+                self._windows.form(row, iter(other.unbind()))
+                memory.add_(other, alpha=scale)
             yield unit, memory
 
 
