@@ -109,13 +109,15 @@ class _Parameters:
     def unitwise(
         self, rows: Rows, owners: Owners | None, bias_owners: Owners | None
     ) -> tuple[Unitwise | None, Unitwise | None]:
-        x, mean, rstd, grad = (
-            rows.pick(tensor, self.layout) for tensor in (self.x, self.mean, self.rstd, self.grad)
-        )
-        wanted = [False, owners is not None, bias_owners is not None]
-        _, weight, bias = self.by_example(
-            x.contiguous(), mean.contiguous(), rstd.contiguous(), grad.contiguous(), wanted
-        )
+        if self.each is not None:
+            weight, bias = (rows.pick(part, Layout(0, 2)) for part in self.each)
+        else:
+            x, mean, rstd, grad = (
+                rows.pick(tensor, self.layout).contiguous()
+                for tensor in (self.x, self.mean, self.rstd, self.grad)
+            )
+            wanted = [False, owners is not None, bias_owners is not None]
+            _, weight, bias = self.by_example(x, mean, rstd, grad, wanted)
         return (
             None if owners is None else Stacked(weight, owners),
             None if bias_owners is None else Stacked(bias, bias_owners),

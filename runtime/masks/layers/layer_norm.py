@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -34,32 +34,47 @@ class LayerNormRows(Function):
     @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         call, (*row_wise, weight, bias) = ctx.call, ctx.saved_tensors
-        layout, affine = call.layout, (weight, bias)
+        parameters = _Parameters(call.layout, row_wise, (weight, bias), grad)
         grad_x = None
         if ctx.needs_input_grad[1]:
+            rows = call.weight_rows()
+            together = rows is not None and rows is call.bias_rows() and _even(rows)
             grad_x = call.input_gradient(
                 grad,
                 row_wise[0].shape,
-                lambda pick: _gradients(pick(grad), map(pick, row_wise), affine, [True, False, False])[0],
+                lambda pick: parameters.input_gradient(pick, together),
                 spare=1.0,
             ).to(ctx.dtype)
-        parameters = _Parameters(layout, row_wise, affine, grad)
         return None, grad_x, *call.gradients(parameters)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Parameters:
+    """whole: the sums over all rows, where they came with the gradient of the input."""
+
     layout: Layout
     row_wise: Sequence[Tensor]
     affine: tuple[Tensor, Tensor | None]
     grad: Tensor
+    whole: tuple[Tensor, Tensor] | None = None
+
+    def input_gradient(self, pick: Callable[[Tensor], Tensor], together: bool) -> Tensor:
+        """Return the gradient of the picked rows of the input. together: take the sums over them as well."""
+        grad = pick(self.grad)
+        together = together and grad.shape == self.grad.shape
+        found = _gradients(grad, map(pick, self.row_wise), self.affine, [True, together, together])
+        if together:
+            self.whole = (found[1], found[2])
+        return found[0]
 
     def summed(self, rows: Rows | None, bias_rows: Rows | None) -> tuple[Tensor | None, Tensor | None]:
         layout, grad = self.layout, self.grad
         grad_weight = grad_bias = None
         if rows is not None:
-            x, mean, rstd = (rows.pick(tensor, layout) for tensor in self.row_wise)
             together = rows is bias_rows and rows.weights is None
+            if self.whole is not None and together and _even(rows):
+                return self.whole[0] * rows.factor, self.whole[1] * rows.factor
+            x, mean, rstd = (rows.pick(tensor, layout) for tensor in self.row_wise)
             # The gain's gradient is the sum of grad * (x - mean) * rstd, so weights can go to rstd, which has
             # one number per row.
             weighed = (x, mean, rows.weigh(rstd, layout))
@@ -87,6 +102,11 @@ class _Parameters:
         if bias_owners is not None:
             bias = Stacked(grad.sum(1, dtype=dtype), bias_owners)
         return weight, bias
+
+
+def _even(rows: Rows) -> bool:
+    """Return whether all rows count, with one weight."""
+    return rows.whole and rows.weights is None
 
 
 def _gradients(
