@@ -57,7 +57,7 @@ def example(number: int, chance: random.Random) -> tuple[str, dict[str, Any]]:
     return f"example {number}", metadata
 
 
-def write_run(path: Path, program: Program, signer: Signer) -> None:
+def write_run(path: Path, program: Program, signer: Signer, steps: int = STEPS, batch: int = BATCH) -> None:
     """Write the ledger of a run whose every step commits, or is refused where nothing was admitted."""
     chance = random.Random(0)
     ledger = Ledger.open(path, signer=signer, durability="os")
@@ -79,9 +79,9 @@ def write_run(path: Path, program: Program, signer: Signer) -> None:
     )
     roster.add(example(number, chance) for number in range(EXAMPLES))
     committed = exposed = 0
-    for step in range(STEPS):
-        rows = np.array(chance.sample(range(EXAMPLES), BATCH))
-        signals = {"loss_ratio": np.full(BATCH, 0.9)}
+    for step in range(steps):
+        rows = np.array(chance.sample(range(EXAMPLES), batch))
+        signals = {"loss_ratio": np.full(batch, 0.9)}
         context = Context(step, at=date(2026, 1, 1), exposures=roster.exposures(rows), signals=signals)
         admitted = roster.admit(rows, context)
         recorder.classes(roster.new_classes())
@@ -102,7 +102,7 @@ def write_run(path: Path, program: Program, signer: Signer) -> None:
             recorder.commit(step, active, norms, "2.5", {})
         else:
             recorder.refuse(step, "admission", "nothing_admitted", "no example may shape any band")
-    totals = {"steps": STEPS, "committed": committed, "refused": STEPS - committed, "examples": exposed}
+    totals = {"steps": steps, "committed": committed, "refused": steps - committed, "examples": exposed}
     ledger.close(totals)
 
 

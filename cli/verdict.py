@@ -27,6 +27,8 @@ MEANINGS = {
     "TAMPERED": "altered after it was written",
 }
 
+SINCE = ", given what was remembered"
+
 PARTLY = "intact, sealed and signed by a given key; its decisions were not made again"
 """What OK means where no decision was replayed."""
 
@@ -66,6 +68,7 @@ HELP = {
     "rolled_back": "ask for the whole ledger; the checkpoint shows that there was more",
     "forked": "keep both: the checkpoint and the ledger show that a holder of the key has two histories",
     "timestamp_invalid": "give the certificate of the authority, or of who certifies it, with --tsa",
+    "unsigned_lost": "a crash of the run's machine does this; ask whether there was one",
     "unwitnessed": "`gradwarden witness` cosigns the last head; give what it writes with --checkpoint",
     "checkpoint_untrusted": "give the key of whoever signed the checkpoint with --key",
 }
@@ -95,6 +98,10 @@ class Verdict:
     heads_compared: int
     assurance: Assurance | None
     weights: tuple[Path, ...]
+    memory: Path | None
+    """What was found earlier, and gone on from."""
+    remembered: Path | None
+    """Where what was found now is kept."""
     signatures: tuple[Signature, ...]
 
     @property
@@ -119,8 +126,10 @@ class Verdict:
         """Yield what was checked."""
         facts = self.facts
         form = "" if facts["only"] == "chain" else "form, "
-        read = facts["entries"] - facts["archived"]
-        yield f"{plural(read, 'entry', 'entries')}: {form}order, links and tree"
+        since = facts["since"] or {"entries": 0, "decisions": 0, "steps": 0}
+        entries = plural(facts["entries"] - since["entries"] - facts["archived"], "entry", "entries")
+        behind = f" behind the first {since['entries']:,}" if since["entries"] else ""
+        yield f"{entries}{behind}: {form}order, links and tree"
         names = sorted({vkey.split("+")[0] for vkey in facts["keys_used"]})
         if names:
             yield f"signed heads by {', '.join(names)} over the first {facts['signed_entries']:,} entries"
@@ -128,8 +137,9 @@ class Verdict:
             key, by = change["key"].split("+")[0], change["by"].split("+")[0]
             how = f"handed over to {by}" if change["kind"] == "rotated" else f"was revoked by {by}"
             yield f"the key {key} {how} at entry {change['entry']:,}, and signs nothing after it"
-        if facts.get("decisions_replayed"):
-            decisions, steps = facts["decisions_replayed"], facts["steps"]
+        decisions = facts.get("decisions_replayed", 0) - since["decisions"]
+        if decisions:
+            steps = facts["steps"] - since["steps"]
             yield f"{plural(decisions, 'decision')} in {plural(steps, 'step')}, made again"
         if facts.get("rewinds"):
             yield (
@@ -173,6 +183,12 @@ class Verdict:
 
     def unchecked(self) -> Iterator[str]:
         """Yield what was not checked, or cannot be."""
+        since = self.facts["since"]
+        if since:
+            yield (
+                f"the first {since['entries']:,} entries, as verified at {since['at']}: that they are still "
+                f"the same, and `{self.memory}` your own, was taken on trust (--since)"
+            )
         only = self.facts["only"]
         if self.facts["archived"]:
             yield (
@@ -252,7 +268,7 @@ def show(verdict: Verdict) -> None:
     colour = "green" if verdict.ok else "yellow" if verdict.status == "INCOMPLETE" else "red"
     status = click.style(verdict.status, fg=colour, bold=True)
     meaning = PARTLY if verdict.ok and verdict.facts["only"] else MEANINGS.get(verdict.status, "")
-    click.echo(f"{status} {verdict.ledger}: {meaning}")
+    click.echo(f"{status} {verdict.ledger}: {meaning}{SINCE if verdict.facts['since'] else ''}")
     for line in _run_lines(verdict.facts):
         click.echo(f"  {line}")
     for heading, lines in (("checked", verdict.checked()), ("not checked", verdict.unchecked())):

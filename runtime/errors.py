@@ -66,6 +66,12 @@ class LedgerBusy(LedgerError):
     code = "GW601"
 
 
+class MemoryFileError(LedgerError):
+    """What an earlier verification remembered, and cannot be read or gone on with."""
+
+    code = "GW606"
+
+
 class LedgerDamaged(LedgerError):
     """A ledger whose content breaks the format.
 

@@ -92,6 +92,14 @@ class KeyAge(click.ParamType):  # type: ignore[type-arg]  # generic only in newe
     "--rotate-every", "schedule", type=KeyAge(), metavar="N|Nd",
     help="Warn where one key signed more than N entries, or more than N days.",
 )  # fmt: skip
+@click.option(
+    "--remember", type=click.Path(dir_okay=False, path_type=Path), metavar="MEMORY",
+    help="Write what was found to this file of your own, where the ledger holds, for --since to go on from.",
+)  # fmt: skip
+@click.option(
+    "--since", type=FILE, metavar="MEMORY",
+    help="Verify what is new since --remember wrote this file, and take the rest on trust.",
+)  # fmt: skip
 @click.option("--what-if", type=FILE, metavar="POLICY", help="Say what another policy would have decided.")
 @format_option("text", "json")
 def command(
@@ -108,6 +116,8 @@ def command(
     secret: Path | None,
     only: Only | None,
     schedule: Schedule | None,
+    remember: Path | None,
+    since: Path | None,
     what_if: Path | None,
     output_format: str,
     trust: Trust,
@@ -142,6 +152,11 @@ def command(
     and what they say together; a rank that is missing, lags or lies is named. --checkpoint is then a head of
     the log of logs.
 
+    With --remember what a verification found goes to a file of your own; with --since the next one takes that
+    up, reads and replays only what is new, and says what it took on trust: that the entries before are
+    still the bytes that were verified. Asked for the same, it comes to what a whole verification would, but
+    for that. A ledger that no longer has the last entry remembered is gone through as a whole.
+
     Given a compiled program instead of a ledger, its signature (PROGRAM.json.note) is checked.
 
     The status is OK; UNWITNESSED, but for the witnesses it would be OK; INCOMPLETE, intact but not sealed;
@@ -163,6 +178,8 @@ def command(
       gradwarden verify run.ledger --key run.pub --only chain
       gradwarden verify run.ledger --key run.pub --rotate-every 90d
       gradwarden verify job/ --key run.pub --policy clinical.json
+      gradwarden verify run.ledger --key run.pub --remember mine.memory
+      gradwarden verify run.ledger --key run.pub --since mine.memory --remember mine.memory
       gradwarden verify clinical.json --key release.pub
 
     \b
@@ -172,7 +189,8 @@ def command(
         raise click.UsageError("--model-map says how to bind the --policy, and there is none")
     keys = trust.keys
     if ledger.is_dir():
-        if checkpoint_weights or authority_files or data or secret or what_if or only or schedule:
+        whole = (checkpoint_weights, authority_files, data, secret, what_if, only, schedule, since, remember)
+        if any(whole):
             raise click.UsageError(f"`{ledger}` is a job: verify a rank's ledger by itself for that")
         job = judge_job(
             ledger,
@@ -184,7 +202,8 @@ def command(
         emit_json(job.to_json()) if output_format == "json" else show_job(job)
         return int(not job.ok)
     if ledger.suffix == ".json":
-        if policies or checkpoints or checkpoint_weights or authority_files or approver_files or data:
+        others = (checkpoints, checkpoint_weights, authority_files, approver_files, data, since, remember)
+        if policies or any(others):
             raise click.UsageError(f"`{ledger}` is a program: only its signature is checked")
         return _verify_program(ledger, keys, output_format)
     if only and (policies or approver_files or checkpoint_weights or data):
@@ -218,6 +237,8 @@ def command(
         signatures=known,
         authority_files=authority_files,
         only=only,
+        since=since,
+        remember=remember,
     )
     if schedule is not None:
         verdict = _held_to(verdict, schedule)
@@ -290,13 +311,16 @@ def judge(
     signatures: Sequence[Signature] = (),
     authority_files: Sequence[Path] = (),
     only: Only | None = None,
+    since: Path | None = None,
+    remember: Path | None = None,
 ) -> Verdict:
     """Verify a ledger, and compare it with heads and weights that were kept elsewhere.
 
     programs, approvers: what must have governed the run, and who must have signed it; see `verify_ledger`.
     checkpoints: notes with such heads. weights, earlier: as of `verify_ledger`. signatures: of the programs,
     as far as they are known. authority_files: certificates by which time stamps beside heads are checked.
-    only: where to stop.
+    only: where to stop. since, remember: files with what an earlier verification found, and for what this
+    one finds.
     """
     from gradwarden.runtime.evidence.stamped import check_stamps
     from gradwarden.runtime.evidence.witnessed import compare_notes
@@ -319,15 +343,22 @@ def judge(
             weights=weights,
             only=only,
             earlier=earlier,
+            since=since,
+            remember=remember is not None,
             progress=arrived(advance),
         )
     known = compare_notes(ledger, notes, trust, report.facts)
     pairs = list(zip(paths, notes, strict=True)) if authorities else []
     stamps, unstamped = check_stamps(pairs, authorities)
     findings = (*known.findings, *unstamped)
+    status = worst(report.status, findings)
+    remembered = None
+    if remember is not None and report.memory is not None and status in SOUND:
+        report.memory.write(remember)
+        remembered = remember
     return Verdict(
         ledger=ledger,
-        status=worst(report.status, findings),
+        status=status,
         findings=(*report.findings, *findings),
         facts={
             **report.facts,
@@ -336,6 +367,8 @@ def judge(
         },
         policy_given=bool(programs),
         heads_compared=len(checkpoints),
+        memory=since,
+        remembered=remembered,
         assurance=known.assurance,
         weights=tuple(weights),
         signatures=tuple(signatures),

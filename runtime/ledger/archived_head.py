@@ -38,7 +38,7 @@ def compare_head(
         return head, Finding(
             "checkpoint_mismatch", 0, f"the checkpoint is of `{head.origin}`, another ledger"
         )
-    size, root = _prefix(path, head.size)
+    size, root = prefix(path, head.size)
     last = max(head.size - 1, 0)
     if size < head.size:
         message = f"the checkpoint covers {head.size:,} entries; the ledger has {size:,}"
@@ -49,7 +49,7 @@ def compare_head(
     return head, None
 
 
-def _prefix(path: str | os.PathLike[str], size: int) -> tuple[int, bytes]:
+def prefix(path: str | os.PathLike[str], size: int) -> tuple[int, bytes]:
     """Return how many of the first `size` lines there are, and the root over them."""
     missing = absent(path)
     if missing is not None and size < missing.end:

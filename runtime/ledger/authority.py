@@ -54,6 +54,12 @@ class Authority:
         """Take the keys that a ledger's opening names."""
         self._in_force = dict.fromkeys(vkeys)
 
+    def recall(self, vkeys: Sequence[str], changes: Sequence[Change]) -> None:
+        """Take the keys of an opening, and the changes to them that were found to hold."""
+        self.open(vkeys)
+        for change in changes:
+            self.apply(change.change, change.index)
+
     def in_force(self, key: PublicKey) -> bool:
         return key.vkey in self._in_force
 

@@ -36,8 +36,8 @@ class Block:
 
     first, prev: the index and link of the first line (-1 and none where there is no line). leaves: the leaf
     hash of each line, joined. landmarks: the lines that need the state of the whole ledger, by index, and the
-    byte of the block at which each begins. size: in bytes. tail: an unfinished line. parts: what the lines
-    say, where that is wanted.
+    byte of the block at which each begins. size, last: bytes of all lines, and of the last. tail: an
+    unfinished line. parts: what the lines say, where that is wanted.
     """
 
     first: int
@@ -45,6 +45,7 @@ class Block:
     leaves: bytes
     landmarks: Landmarks
     size: int
+    last: int
     tail: bytes
     parts: list[Part]
 
@@ -74,7 +75,7 @@ class BlockReader:
         span = (start, min(start + self._size, self._total))
         whole, tail = _whole_lines(self._file, span, self._total, first=number == 0)
         if not whole:
-            return Block(-1, "", b"", {}, 0, tail, [])
+            return Block(-1, "", b"", {}, 0, 0, tail, [])
         # Each line behind the byte that a leaf hash begins with.
         lines = (b"\0" + whole.replace(b"\n", b"\n\0")).split(b"\n")[:-1]
         if max(map(len, lines)) > MAX_LINE + 1:
@@ -85,7 +86,7 @@ class BlockReader:
             raise OddBlockError
         first = _index(lines[0])
         landmarks, parts = self._read(first, lines)
-        return Block(first, links[:64], leaves, landmarks, len(whole), tail, parts)
+        return Block(first, links[:64], leaves, landmarks, len(whole), len(lines[-1]), tail, parts)
 
 
 def _whole_lines(file: BinaryIO, span: tuple[int, int], total: int, *, first: bool) -> tuple[bytes, bytes]:

@@ -27,10 +27,10 @@ from a genuine one without a head kept elsewhere.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
-from typing import BinaryIO, Literal, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Literal, TypeAlias
 
 from gradwarden.runtime.errors import LedgerDamaged, LedgerError
 from gradwarden.runtime.ledger.archive import Archives, WholeFile
@@ -72,7 +72,7 @@ class ChainReport:
     covered by the last verified head. keys_used: vkeys of the given keys, and of those that they handed over
     to, whose signatures were found. changes: of keys, in order. end: the byte after those entries. tip: the
     leaf hash (hex) of the last of them; zeros where there is none. archived: the first so many entries lie in
-    archives that are missing: nobody was told of any entry.
+    archives that are missing: nobody was told of any entry. links: what the entries come to.
     """
 
     status: Status
@@ -88,6 +88,7 @@ class ChainReport:
     end: int = 0
     tip: str = ZERO_HASH
     archived: int = 0
+    links: Links | None = field(default=None, compare=False, repr=False)
 
 
 def verify_chain(
@@ -97,27 +98,33 @@ def verify_chain(
     progress: Callable[[int, int], None] | None = None,
     *,
     frames: bool = False,
+    since: Mapping[str, Any] | None = None,
 ) -> ChainReport:
     """Verify a ledger up to its first fault, in memory that its length does not change.
 
     listen: gives who is told of each entry whose link holds, in order, before it is known whether a head
     covers it. It is asked again, and the ledger told anew, where a fault shows. progress: called with (bytes
     done, bytes in all). frames: where nobody listens, whether to leave open what most lines say, and whether
-    they are entries; order, links, tree and signatures are checked all the same. Raises LedgerError only
+    they are entries; order, links, tree and signatures are checked all the same. since: what was
+    remembered (`Links.remember`) of the entries before the first that is to be read. Raises LedgerError only
     where the file cannot be read.
     """
     reading: Reading = "columns" if listen is not None else "frames" if frames else "lines"
     sidecar = read_sidecar(path)
     watch = sidecar.size if sidecar else None
-    links = Links(keys, watch)
     missing = absent(path)
+
+    def begin() -> Links:
+        return Links(keys, watch) if since is None else Links.recalled(since, keys, watch)
+
+    links = begin()
     tail: bytes | None
     if missing is not None:
         tail = run_links(links, path, None, progress)
     else:
         tail = _run_blocks(links, path, reading, None if listen is None else listen(), progress)
     if tail is None:
-        links = Links(keys, watch)
+        links = begin()
         tail = run_links(links, path, None if listen is None else listen(), progress)
     findings = [*_chain_findings(links, tail), *_sidecar_findings(links, sidecar)]
     if missing is not None:
@@ -140,6 +147,7 @@ def verify_chain(
         end=links.offset,
         tip=links.prev,
         archived=0 if missing is None else missing.end,
+        links=links,
     )
 
 
@@ -152,7 +160,7 @@ def _run_blocks(
 ) -> bytes | None:
     """Feed a sound file to `links` block by block; None where that cannot be done and `links` is spoilt."""
     tail = b""
-    blocks = check_blocks(path, reading=reading)
+    blocks = check_blocks(path, reading=reading, start=links.offset)
     with closing(blocks), suppress(OddBlockError, OSError, LedgerDamaged):
         with open_ledger(path) as file:
             total = size_of(file)
@@ -179,8 +187,12 @@ def run_links(
     tail = bytearray()
     with open_ledger(path) as file:
         try:
-            start = readable_from(file)
-            if start and isinstance(file, WholeFile) and not links.go_on(file.archives.kept, start):
+            start = links.offset or readable_from(file)
+            if (
+                start > links.offset
+                and isinstance(file, WholeFile)
+                and not links.go_on(file.archives.kept, start)
+            ):
                 return b""
             lines = _lines(file, tail, progress, start)
             for line in lines:

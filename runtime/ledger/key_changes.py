@@ -87,7 +87,11 @@ def parse_change(note: bytes) -> KeyChange:
 
     Nothing about its signatures is checked here.
     """
-    text = parse_note(note).text
+    return read_change(parse_note(note).text)
+
+
+def read_change(text: str) -> KeyChange:
+    """Return what the text of a note says. Raises NoteError as `parse_change` does."""
     lines = text.split("\n")
     if len(lines) not in (7, 8) or lines[0] != (ROTATION if len(lines) == 7 else REVOCATION):
         raise NoteError("the note is neither a rotation nor a revocation of a key")

@@ -5,8 +5,8 @@ Used by the verifier and by recovery, so that both mean the same by a valid ledg
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from enum import Enum, auto
 from hashlib import sha256
 from typing import Any
@@ -15,7 +15,7 @@ import orjson
 
 from gradwarden.runtime.errors import NoteError
 from gradwarden.runtime.ledger.archive import Kept
-from gradwarden.runtime.ledger.authority import Authority, UnauthorisedError
+from gradwarden.runtime.ledger.authority import Authority, Change, UnauthorisedError
 from gradwarden.runtime.ledger.blocks import Block
 from gradwarden.runtime.ledger.entries import (
     CANONICAL,
@@ -31,9 +31,9 @@ from gradwarden.runtime.ledger.entries import (
     compose,
     decode,
 )
-from gradwarden.runtime.ledger.key_changes import Revocation, parse_change
+from gradwarden.runtime.ledger.key_changes import Revocation, parse_change, read_change
 from gradwarden.runtime.ledger.keys import PublicKey
-from gradwarden.runtime.ledger.merkle import HASH_SIZE, Tree, leaf_hash, verify_inclusion
+from gradwarden.runtime.ledger.merkle import EMPTY_ROOT, HASH_SIZE, Tree, leaf_hash, verify_inclusion
 from gradwarden.runtime.ledger.note import Checkpoint, open_note, parse_checkpoint, parse_note
 
 
@@ -72,6 +72,8 @@ class Links:
         self.opened: dict[str, Any] | None = None
         self.signed_size = 0
         self.last_head: int | None = None
+        self.last_root = EMPTY_ROOT
+        """The root over the entries before that head."""
         self.keys_used: dict[str, None] = {}
         self.unknown_head: Fault | None = None
         """The first head since the last verified one that no known key has signed."""
@@ -81,6 +83,53 @@ class Links:
         """Entries that were not read: they are archived, and only what is kept of them is known."""
         self._line_before = 0
         self._doubtful: tuple[str, dict[str, Any]] | None = None
+
+    def remember(self) -> dict[str, Any]:
+        """Return what `recalled` needs, as JSON holds it."""
+        unknown = self.unknown_head
+        return {
+            "size": self.size,
+            "peaks": [peak.hex() for peak in self.tree.peaks],
+            "prev": self.prev,
+            "offset": self.offset,
+            "line_before": self._line_before,
+            "stage": self.stage.name,
+            "opened": self.opened,
+            "signed_size": self.signed_size,
+            "last_head": self.last_head,
+            "last_root": self.last_root.hex(),
+            "keys_used": list(self.keys_used),
+            "unknown_head": None if unknown is None else asdict(unknown),
+            "changes": [[change.index, change.change.text()] for change in self.authority.changes],
+        }
+
+    @classmethod
+    def recalled(
+        cls, remembered: Mapping[str, Any], keys: Sequence[PublicKey], watch: int | None = None
+    ) -> Links:
+        """Return the state that was remembered of a ledger whose prefix had no fault.
+
+        keys: those that were given then. watch: see `Links`; before the end of the prefix, only the root at
+        its last head is known.
+        """
+        links = cls(keys, watch)
+        peaks = map(bytes.fromhex, remembered["peaks"])
+        links.tree = Tree.of(remembered["size"], peaks)
+        links.prev, links.offset = remembered["prev"], remembered["offset"]
+        links._line_before = remembered["line_before"]
+        links.stage = Stage[remembered["stage"]]
+        links.opened = remembered["opened"]
+        links.signed_size, links.last_head = remembered["signed_size"], remembered["last_head"]
+        links.last_root = bytes.fromhex(remembered["last_root"])
+        links.keys_used = dict.fromkeys(remembered["keys_used"])
+        if remembered["unknown_head"] is not None:
+            links.unknown_head = Fault(**remembered["unknown_head"])
+        if remembered["opened"] is not None:
+            changes = [Change(index, read_change(text)) for index, text in remembered["changes"]]
+            links.authority.recall(remembered["opened"]["keys"], changes)
+        if watch is not None and watch == links.last_head:
+            links.watched = links.last_root
+        return links
 
     @property
     def size(self) -> int:
@@ -169,6 +218,7 @@ class Links:
             self.tree.append(leaves[(index - first) * HASH_SIZE : (index - first + 1) * HASH_SIZE])
         self.prev = leaves[-HASH_SIZE:].hex()
         self.offset = start + block.size
+        self._line_before = block.last
         return True
 
     def _pass(self, leaves: bytes) -> bool:
@@ -250,7 +300,7 @@ class Links:
         mismatch = self._mismatch(index, checkpoint)
         if mismatch is not None:
             return self._refuse(*mismatch)
-        self.last_head = index
+        self.last_head, self.last_root = index, checkpoint.root
         try:
             signed_by = self.authority.head_signers(note)
         except NoteError as error:

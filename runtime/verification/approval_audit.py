@@ -25,6 +25,10 @@ class ApprovalAudit:
         self._signed: tuple[PublicKey, ...] = ()
         self._programs: list[tuple[Program, list[str]]] = []
 
+    def go_on(self, approvers: Approvers) -> None:
+        """Take who must approve, after another audit with the same approvers left off."""
+        self._approvers = approvers
+
     def take_program(self, program: Program | None) -> None:
         """Be told which program is in force now; None: one whose text is still to come."""
         self._program, self._signed = program, ()

@@ -58,7 +58,7 @@ class BudgetAudit:
         self._declared = {terms["rule"]: terms for terms in privacy}
         self._repeated = len(self._declared) < len(privacy)
         self._normaliser = normaliser
-        self.to_the_step = library_installed() or not privacy
+        self.to_the_step = self._is_exact()
         self._terms: dict[str, _Terms] = {}
         self._plan: JointPlan | None = None
         self._rules: tuple[str, ...] = ()
@@ -67,6 +67,14 @@ class BudgetAudit:
         self._halting: frozenset[str] = frozenset()
         self._held: frozenset[str] = frozenset()
         """The rules that were last held for spent."""
+
+    def go_on(self, program: Program) -> None:
+        """Work out again what the terms come to, after another audit left off. program: the one in force."""
+        self.to_the_step = self._is_exact()
+        self.check_terms(program)
+
+    def _is_exact(self) -> bool:
+        return library_installed() or not self._declared
 
     def check_terms(self, program: Program) -> None:
         """Check that the run was opened with the policy's privacy terms, and can keep them."""

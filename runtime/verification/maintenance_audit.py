@@ -46,6 +46,11 @@ class MaintenanceAudit:
         self._rules = {band: rule for rule in program.maintained for band in rule.bands}
         self._parameters = {band.name: band.parameters for band in program.bands}
 
+    @property
+    def program(self) -> Program | None:
+        """The program that is in force."""
+        return self._program
+
     def check_anchor(self, body: Mapping[str, Any], due: int, *, within_step: bool) -> None:
         """Check an `anchored` entry. due: the next step."""
         band, rule = body["band"], self._rules.get(body["band"])

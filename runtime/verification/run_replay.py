@@ -78,7 +78,7 @@ class _InForce:
     plain: bool
 
 
-class _WithoutExamples(History):
+class HistoryWithoutExamples(History):
     """A history in which no example is told from another; `ExampleAudit` does that."""
 
     def expose(self, step: PendingStep) -> int:
@@ -96,7 +96,7 @@ class RunReplay:
         self._expected = tuple(expected)
         self._approvals = ApprovalAudit(approvers)
         self._examples = ExampleAudit()
-        self._history = _WithoutExamples()
+        self._history = HistoryWithoutExamples()
         self._in_force: _InForce | None = None
         self._declared = Tables()
         self._reached = 0
@@ -125,6 +125,24 @@ class RunReplay:
         """The bands that were maintained when that was saved."""
         self.measured: dict[str, str] = {}
         self.calendar = Calendar()
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is wrong so far, and the program in force is known: then one can go on later."""
+        return self._first is None and self._in_force is not None
+
+    def go_on(self, expected: Sequence[Program], approvers: Approvers) -> None:
+        """Take up where another replay left off that was settled, with all that it had but this.
+
+        expected, approvers: the same that it was given.
+        """
+        program = self._maintained.program
+        if program is None:
+            raise ValueError("no program is in force")
+        self._expected = tuple(expected)
+        self._approvals.go_on(approvers)
+        self._audit.go_on(program)
+        self._in_force = self._put_in_force(program)
 
     def accept(self, part: Part) -> None:
         """Take the next part of the chain."""
@@ -335,7 +353,10 @@ class RunReplay:
         self._maintained.take_program(program)
         self.weights.take_program(program)
         self._approvals.take_program(program)
-        self._in_force = _InForce(
+        self._in_force = self._put_in_force(program)
+
+    def _put_in_force(self, program: Program) -> _InForce:
+        return _InForce(
             Replayer(program),
             OutcomeAudit(program, self._clip_norm, together=self._member is not None),
             len(program.bands),

@@ -8,10 +8,11 @@ offered every step to it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import Program
 from gradwarden.runtime.evidence.tally import tally_ledger
 from gradwarden.runtime.ledger.chain import ChainReport, Finding, Listener, verify_chain
@@ -21,6 +22,16 @@ from gradwarden.runtime.ledger.lines import Part
 from gradwarden.runtime.ledger.program_signature import NOBODY, Approvers
 from gradwarden.runtime.verification.drift_measure import measure
 from gradwarden.runtime.verification.key_periods import key_periods
+from gradwarden.runtime.verification.memory import (
+    Memory,
+    Terms,
+    believing,
+    contradictions,
+    goes_on,
+    read_memory,
+    remembered,
+    terms,
+)
 from gradwarden.runtime.verification.run_replay import RunReplay
 from gradwarden.runtime.verification.weights_check import WeightsReport, check_weights
 
@@ -29,18 +40,42 @@ Only: TypeAlias = Literal["chain", "entries"]
 also to whether each line is an entry."""
 
 
+REWRITTEN = {"rolled_back": "ROLLBACK", "forked": "FORK"}
+"""What a ledger is that lacks what was signed when it was last verified."""
+
+_RANKS = ("TAMPERED", *reversed(REWRITTEN.values()), "UNTRUSTED", "VIOLATION", "INCOMPLETE", "OK")
+
+
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
     """The outcome of a verification.
 
     status: as of the chain, or VIOLATION where the chain holds and what it records does not. findings: in
-    the order of entries; the first error is where to look. facts: counts and digests for people.
+    the order of entries; the first error is where to look. facts: counts and digests for people. memory: what
+    a later verification can go on from, where that was asked for and the ledger holds as far as it goes.
     """
 
     status: str
     ok: bool
     findings: tuple[Finding, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    memory: Memory | None = field(default=None, compare=False, repr=False)
+
+
+@frozen
+class _Task:
+    """What is to be verified, and how; see `verify_ledger`."""
+
+    path: Path
+    keys: Sequence[PublicKey]
+    expected: tuple[Program, ...]
+    approvers: Approvers
+    weights: tuple[Path, ...]
+    earlier: bool
+    asked: Terms
+    remember: bool
+    beside: Callable[[], Listener] | None
+    progress: Callable[[int, int], None] | None
 
 
 def verify_ledger(
@@ -52,6 +87,8 @@ def verify_ledger(
     weights: Path | Sequence[Path] | None = None,
     earlier: bool = False,
     only: Only | None = None,
+    since: Path | None = None,
+    remember: bool = False,
     beside: Callable[[], Listener] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
@@ -62,38 +99,69 @@ def verify_ledger(
     each program before a step was taken under it. weights: checkpoints (files, or folders of shards), one of
     which the ledger must name last, unless `earlier` ones will do; how far the maintained bands of the last
     one are from the anchors beside the ledger is measured. only: where to stop; decisions are replayed where
-    it is None. beside: gives who else is told of each entry while they are, see `verify_chain`. progress:
-    called with (bytes done, bytes in all).
+    it is None. since: a file with what an earlier verification remembered, which was asked for the same; what
+    it covers is not read again (`memory`). remember: whether to give what the next can go on from. beside:
+    gives who else is told of each entry that is read and replayed, see `verify_chain`. progress: called with
+    (bytes done, bytes in all).
 
-    Raises LedgerError only where the file cannot be read.
+    Raises LedgerError only where the file cannot be read, and MemoryFileError for what was remembered.
     """
+    expected = () if program is None else (program,) if isinstance(program, Program) else tuple(program)
     given = () if weights is None else (weights,) if isinstance(weights, Path) else tuple(weights)
+    asked = terms(keys, expected, approvers, only)
+    task = _Task(Path(path), keys, expected, approvers, given, earlier, asked, remember, beside, progress)
+    if since is None:
+        return _verified(task, None)
+    memory = read_memory(since, asked)
+    with believing(since):
+        if goes_on(memory, path):
+            return _verified(task, memory)
+        against = contradictions(memory, path)
+    return _contradicted(_verified(task, None), against)
+
+
+def _verified(task: _Task, memory: Memory | None) -> VerifyReport:
+    """Verify a ledger. memory: what is gone on from, where there is anything."""
     checked = WeightsReport((), ())
-    expected = () if program is None else (program,) if isinstance(program, Program) else program
     replay = None
 
     def listen() -> Listener:
         nonlocal replay
-        replay = RunReplay(expected, approvers)
-        return _both(replay.accept, beside()) if beside else replay.accept
+        given = task.expected, task.approvers
+        replay = RunReplay(*given) if memory is None else memory.replayed(*given)
+        return _both(replay.accept, task.beside()) if task.beside else replay.accept
 
-    chain = verify_chain(path, keys, None if only else listen, progress, frames=only == "chain")
+    only = task.asked.only
+    chain = verify_chain(
+        task.path,
+        task.keys,
+        None if only else listen,
+        task.progress,
+        frames=only == "chain",
+        since=None if memory is None else memory.links,
+    )
     findings = list(chain.findings)
     if replay is not None:
         findings += replay.findings(chain)
         if chain.status != "TAMPERED":  # what such a ledger names last is not known
-            if given and not any(finding.code == "wrong_tensors" for finding in findings):
-                checked = _check_weights(replay, Path(path), given, chain.size, earlier)
+            if task.weights and not any(finding.code == "wrong_tensors" for finding in findings):
+                checked = _check_weights(replay, task.path, task.weights, chain.size, task.earlier)
                 findings += checked.findings
             if not any(finding.severity == "error" for finding in findings):
-                findings += _tally_findings(replay, path)
+                findings += _tally_findings(replay, task.path, 0 if memory is None else memory.size)
     violated = any(f.severity == "error" for f in findings[len(chain.findings) :])
     status = "VIOLATION" if chain.status in ("OK", "INCOMPLETE") and violated else chain.status
+    judged = replay.settled if replay is not None else only is not None and not chain.archived
+    sound = status in ("OK", "INCOMPLETE") and judged
+    since = None if memory is None else memory.facts()
+    keeps = task.remember and sound
+    weights = _weights_facts(task.weights, checked)
     return VerifyReport(
         status=status,
         ok=status == "OK",
-        findings=tuple(sorted(findings, key=lambda finding: finding.index)),
-        facts={**_facts(chain, replay), "weights": _weights_facts(given, checked), "only": only},
+        findings=_sorted(findings),
+        facts={**_facts(chain, replay), "weights": weights, "only": only, "since": since},
+        memory=remembered(chain.links, replay, task.asked) if keeps and chain.links else None,
     )
 
 
@@ -105,10 +173,22 @@ def _both(first: Listener, second: Listener) -> Listener:
     return listen
 
 
-def _tally_findings(replay: RunReplay, path: str | Path) -> Iterator[Finding]:
-    """Make the tallies again of a run that replays."""
+def _contradicted(report: VerifyReport, against: Sequence[Finding]) -> VerifyReport:
+    """Return a report with what is lacking that was there when the ledger was last verified."""
+    status = min([report.status, *(REWRITTEN.get(f.code, report.status) for f in against)], key=_RANKS.index)
+    kept = report.memory if status == report.status else None
+    findings = _sorted([*report.findings, *against])
+    return replace(report, status=status, ok=status == "OK", findings=findings, memory=kept)
+
+
+def _sorted(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    return tuple(sorted(findings, key=lambda finding: finding.index))
+
+
+def _tally_findings(replay: RunReplay, path: str | Path, known: int) -> Iterator[Finding]:
+    """Make the tallies again of a run that replays. known: entries whose tallies were made again before."""
     for index, body in replay.tallies:
-        if tally_ledger(path, before=index).body() != body:
+        if index >= known and tally_ledger(path, before=index).body() != body:
             yield Finding("wrong_tally", index, "the tally of examples is not what the entries add up to")
 
 

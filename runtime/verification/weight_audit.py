@@ -33,7 +33,7 @@ MOST_NAMED = 5
 
 
 @frozen
-class _Saved:
+class SavedWeights:
     """A checkpoint. digest: of its file. hashes: of its tensors, by name. moved: parameters that may have
     changed since.
     """
@@ -58,7 +58,7 @@ class WeightAudit:
         """Bands that steps have moved since parameters were last noted."""
         self._ever: set[str] = set()
         """Parameters that some step of the run may have moved."""
-        self._last: dict[str, _Saved] = {}
+        self._last: dict[str, SavedWeights] = {}
         """The last checkpoint of the model, and the last of an average of it."""
         self._reader = PartsReader()
         self._told: deque[dict[str, Any]] = deque(maxlen=MOST_CHECKPOINTS)
@@ -129,7 +129,7 @@ class WeightAudit:
         self._tell(index, body, self._last.get(of), now)
         self._last[of] = now
 
-    def _check(self, before: _Saved, now: _Saved, free: Collection[str]) -> None:
+    def _check(self, before: SavedWeights, now: SavedWeights, free: Collection[str]) -> None:
         """Check that parameters are the same in two checkpoints. free: those that need not be."""
         for band, parameters in self._parameters.items():
             changed = [
@@ -143,7 +143,9 @@ class WeightAudit:
                     f"band `{band}`, and these of its parameters differ: {names(changed[:MOST_NAMED])}{more}",
                 )
 
-    def _tell(self, index: int, body: Mapping[str, Any], before: _Saved | None, now: _Saved) -> None:
+    def _tell(
+        self, index: int, body: Mapping[str, Any], before: SavedWeights | None, now: SavedWeights
+    ) -> None:
         same, changed = ([], []) if before is None else self._compare(before, now)
         self.count += 1
         if self._first is None:
@@ -155,7 +157,7 @@ class WeightAudit:
             {**told, "since": None if before is None else before.step, "same": same, "changed": changed}
         )
 
-    def _compare(self, before: _Saved, now: _Saved) -> tuple[list[str], list[str]]:
+    def _compare(self, before: SavedWeights, now: SavedWeights) -> tuple[list[str], list[str]]:
         """Return the bands that are the same in two checkpoints, and those that are not."""
         same: list[str] = []
         changed: list[str] = []
@@ -176,6 +178,6 @@ class WeightAudit:
         return {"checkpoints": list(self._told), "unchanged": steady}
 
 
-def _saved(body: Mapping[str, Any], recorded: RecordedTensors) -> _Saved:
+def _saved(body: Mapping[str, Any], recorded: RecordedTensors) -> SavedWeights:
     hashes = {tensor.name: tensor.leaf() for tensor in recorded.tensors}
-    return _Saved(body["step"], body["digest"], hashes, recorded.tied, set())
+    return SavedWeights(body["step"], body["digest"], hashes, recorded.tied, set())

@@ -526,3 +526,28 @@ def test_a_line_that_is_no_entry_is_found_unless_the_chain_alone_is_asked_for(
     assert verify(run, ledger, "--only", "chain")[1]["status"] == "OK"
     status, document = verify(run, ledger, "--only", "entries")
     assert (status, document["status"], document["first_bad"]) == (1, "TAMPERED", place)
+
+
+def test_what_was_remembered_is_gone_on_from_and_said_to_be_trusted(run: Run, record: Record) -> None:
+    ledger = record()
+    whole = ledger.read_bytes()
+    end = whole.index(b"\n", len(whole) // 2) + 1
+    head = ledger.with_name("run.ledger.head")
+    kept = head.read_bytes()
+    head.unlink()
+    ledger.write_bytes(whole[:end])
+    status, document = verify(run, ledger, "--remember", "mine.memory")
+    assert document["status"] in ("UNTRUSTED", "INCOMPLETE")
+    ledger.write_bytes(whole)
+    head.write_bytes(kept)
+    status, first = verify(run, ledger, "--remember", "mine.memory")
+    assert status == 0
+    status, document = verify(run, ledger, "--since", "mine.memory")
+    assert (status, document["status"]) == (0, "OK")
+    assert document["facts"]["decisions_replayed"] == first["facts"]["decisions_replayed"]  # type: ignore[index]
+    assert "taken on trust (--since)" in document["not_checked"][0]  # type: ignore[index]
+    assert not any("made again" in line for line in document["checked"])  # type: ignore[attr-defined]
+    options = ("--key", "run.pub", "--since", "mine.memory")
+    assert ", given what was remembered" in run("verify", ledger, *options).stdout
+    assert run("verify", ledger, *options, "--only", "chain").exit_code == 2
+    assert run("verify", ledger, *options[:3], "weights.bin").exit_code == 2

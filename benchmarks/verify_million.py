@@ -1,0 +1,182 @@
+"""Seconds and memory to verify a ledger of a million entries, as `gradwarden verify` does it, at each depth.
+
+The ledger is what a governor writes for 500,000 steps of 11 examples under `policies/code_licences.policy`
+(`verify_bench.write_run`): intents and outcomes in turn, about 580 bytes an entry. Each depth runs as a user
+runs it, from process start to exit; its memory is the sum over its processes of what each has for itself and
+its share of the rest (PSS), looked at in a run of its own. The peers in the same round are `sha256sum` of the
+file, no more than which anything that reads it can do, and a tree of pymerkle over the same lines.
+
+Beside each time stands what it would be where a loop of five million additions takes 0.27 s; the loop is
+timed before and after. Where the machine is shared, seconds by the clock say little: those of the processor,
+all processes together, over two processors are the bound.
+
+    python -m benchmarks.verify_million [--entries 1000000] [--rounds 3] [--folder FOLDER]
+
+A FOLDER keeps the ledger for the next time; writing it takes minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pymerkle
+
+from benchmarks.bytecode import compiled_modules
+from benchmarks.policy_text import LOOP_SECONDS, loop, seconds
+from benchmarks.results import write_results
+from benchmarks.verify_bench import POLICY, write_run
+from gradwarden.policy import compile_policy, load_policy
+from gradwarden.runtime import Signer
+
+BATCH = 11
+BARS = {"chain": 2.0, "entries": 4.0, "decisions": 8.0}
+"""Seconds on two processors."""
+
+MEMORY_MB = 200
+PEER_ENTRIES = 100_000
+LOOK_SECONDS = 0.05
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    arguments.add_argument("--entries", type=int, default=1_000_000)
+    arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--folder", type=Path)
+    given = arguments.parse_args()
+    with tempfile.TemporaryDirectory() as temporary, compiled_modules():
+        ledger = written(given.folder or Path(temporary), given.entries)
+        figures = measured(ledger, given.rounds)
+    for name, value in figures.items():
+        print(f"{name:16} {value}")
+    write_results("verify_million", figures, ["orjson", "cryptography", "pymerkle"])
+
+
+def written(folder: Path, entries: int) -> Path:
+    """Return a ledger of so many entries, written anew where the folder has none; its key lies beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ledger = folder / f"{entries}.ledger"
+    public = folder / f"{entries}.pub"
+    if not public.exists():
+        signer = Signer.generate("benchmark")
+        write_run(ledger, compile_policy(load_policy(POLICY)), signer, entries // 2, BATCH)
+        signer.public.save(public)
+    return ledger
+
+
+def measured(ledger: Path, rounds: int) -> dict[str, Any]:
+    verify = [sys.executable, "-m", "gradwarden.cli", "verify", str(ledger)]
+    verify += ["--key", str(ledger.with_suffix(".pub")), "--format", "json"]
+    commands = {depth: [*verify, *(() if depth == "decisions" else ("--only", depth))] for depth in BARS}
+    commands["sha256sum"] = ["sha256sum", str(ledger)]
+    with ledger.open("rb") as file:
+        lines = sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
+        file.seek(0)
+        some = [line for line, _ in zip(file, range(PEER_ENTRIES), strict=False)]
+    size = ledger.stat().st_size
+    figures: dict[str, Any] = {"lines": lines, "bytes": size, "load_average": os.getloadavg()[0]}
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in (*commands, "pymerkle")}
+    subprocess.run(commands["decisions"], check=True, capture_output=True)  # compiles what is imported
+    for _ in range(rounds):
+        for name, command in commands.items():
+            runs[name].append(timed(lambda: subprocess.run(command, check=True, capture_output=True)))  # noqa: B023 - called here
+        peer = timed(lambda: append(some))
+        runs["pymerkle"].append({n: v * (1 if n == "loop" else lines / len(some)) for n, v in peer.items()})
+    for name, times in runs.items():
+        figures[name] = told(times, BARS.get(name))
+    for depth in BARS:
+        figures[depth]["peak_mb"] = peak_mb(commands[depth])
+    return figures
+
+
+def append(lines: list[bytes]) -> None:
+    """Append lines to the peer's tree, and ask it for the root."""
+    tree = pymerkle.InmemoryTree(algorithm="sha256")
+    for line in lines:
+        tree.append_entry(line)
+    tree.get_root()
+
+
+def timed(work: Callable[[], object]) -> dict[str, float]:
+    """Return seconds by the clock, and of all processors in this process and those that it starts."""
+    before = seconds(loop)
+    start, used = time.perf_counter(), processor_seconds()
+    work()
+    wall, used = time.perf_counter() - start, processor_seconds() - used
+    return {"wall": wall, "processor": used, "loop": (before + seconds(loop)) / 2}
+
+
+def processor_seconds() -> float:
+    both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in both)
+
+
+def told(times: list[dict[str, float]], bar: float | None) -> dict[str, Any]:
+    """Return the medians of some runs, raw and scaled, and whether the bar holds."""
+    middle: Mapping[str, float] = {name: statistics.median(run[name] for run in times) for name in times[0]}
+    scale = statistics.median(LOOP_SECONDS / run["loop"] for run in times)
+    over_two = middle["processor"] / 2
+    figures: dict[str, Any] = {
+        "seconds": middle["wall"],
+        "processor_seconds": middle["processor"],
+        "seconds_scaled": middle["wall"] * scale,
+        "processor_over_two_scaled": over_two * scale,
+    }
+    if bar is not None:
+        figures |= {"bar": bar, "holds": middle["wall"] <= bar, "holds_scaled": middle["wall"] * scale <= bar}
+        figures |= {
+            "holds_by_processor": over_two <= bar,
+            "holds_by_processor_scaled": over_two * scale <= bar,
+        }
+    return {name: round(value, 3) if type(value) is float else value for name, value in figures.items()}
+
+
+def peak_mb(command: list[str]) -> float:
+    """Return the most memory that a command and the processes that it starts have at once, in MB."""
+    most = 0
+    ended = threading.Event()
+
+    def look(started: int) -> None:
+        nonlocal most
+        while not ended.wait(LOOK_SECONDS):
+            most = max(most, sum(map(share_of_memory, family(started))))
+
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        looking = threading.Thread(target=look, args=(process.pid,))
+        looking.start()
+        process.wait()
+        ended.set()
+        looking.join()
+    return round(most / 1e3, 1)
+
+
+def family(started: int) -> list[int]:
+    """Return a process and those that it has started."""
+    try:
+        children = Path(f"/proc/{started}/task/{started}/children").read_text().split()
+    except OSError:
+        return [started]
+    return [started, *(one for child in children for one in family(int(child)))]
+
+
+def share_of_memory(process: int) -> int:
+    """Return the PSS of a process in kilobytes, 0 of one that has ended."""
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+if __name__ == "__main__":
+    main()
