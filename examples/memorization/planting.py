@@ -1,15 +1,21 @@
 """The corpus: windows of Python code that come once an epoch, and canaries that come as often as planned.
 
-A canary is a window of code of its own in which `Settings.asked` is replaced by random letters: what comes
-before looks like any other code, what follows nobody can guess. The same settings and seed give the same
-canaries, at the same places of the stream.
+A canary is a window of code of its own in which `Settings.asked` is replaced at random: what comes before
+looks like any other code, what follows nobody can guess. There are three kinds.
+
+- `letters`: random letters, as in keys and tokens.
+- `words`: random short words of code. A model finds nothing strange in them.
+- `copies`: as `words`, but no two come under one id, nor are they quite the same: their first bytes differ.
+
+The same settings and seed give the same canaries, at the same places of the stream.
 
 Shapes: N windows of T + 1 bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,19 +25,101 @@ from torch import Tensor
 from examples.code_licences.model import GPTConfig
 from examples.gradient_routing.corpus import Bytes, collect
 from gradwarden.runtime.memorization.canaries import BLANK, CanaryFormat
+from gradwarden.runtime.memorization.duplicates import clusters, pieces
 from gradwarden.runtime.memorization.extraction import Continuation
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+
+WORDS = tuple(
+    f"{word}_"
+    for word in [
+        "get",
+        "set",
+        "key",
+        "end",
+        "map",
+        "str",
+        "int",
+        "len",
+        "pos",
+        "arg",
+        "var",
+        "dir",
+        "val",
+        "ctx",
+        "buf",
+        "tmp",
+        "idx",
+        "obj",
+        "err",
+        "msg",
+        "log",
+        "url",
+        "tag",
+        "num",
+        "max",
+        "min",
+        "sum",
+        "all",
+        "any",
+        "new",
+        "old",
+        "row",
+        "col",
+        "out",
+        "raw",
+        "sub",
+        "pop",
+        "add",
+        "del",
+        "run",
+        "fmt",
+        "doc",
+        "def",
+        "for",
+        "not",
+        "and",
+        "try",
+        "use",
+        "has",
+        "put",
+        "top",
+        "low",
+        "env",
+        "cmd",
+        "opt",
+        "ref",
+        "src",
+        "dst",
+        "res",
+        "txt",
+        "bin",
+        "hex",
+        "oct",
+        "fun",
+    ]
+)
+
+CHANGED = 3
+"""How many bytes at the beginning of a copy are its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """repetitions: how many canaries there are, by how often they come; of 0, that never come.
+    """canaries: by kind, how many there are by how often they come; of 0, that never come.
 
     windows: of code, each seen once an epoch. others: of code that only the reference model sees. fillings:
     others that a canary is ranked among. testing: held-out windows. asked: where a canary's secret is, and
-    what is asked of every text.
+    what is asked of every text. span: how many bytes of a text are measured together (`SpanProbe`).
     """
 
-    repetitions: dict[int, int] = field(default_factory=lambda: {0: 32, 1: 16, 4: 16, 16: 12, 64: 8})
+    canaries: Mapping[str, Mapping[int, int]] = field(
+        default_factory=lambda: {
+            "letters": {0: 32, 1: 32, 4: 16, 16: 8, 64: 4},
+            "words": {0: 16, 1: 16, 4: 8, 16: 4, 64: 2},
+            "copies": {4: 8, 16: 4, 64: 2},
+        }
+    )
     windows: int = 3500
     others: int = 3500
     epochs: int = 2
@@ -42,26 +130,33 @@ class Settings:
     weight_decay: float = 0.1
     warmup: int = 20
     asked: Continuation = field(default_factory=lambda: Continuation(prefix=24, length=12))
+    span: int = 8
     model: GPTConfig = field(default_factory=lambda: GPTConfig(layers=2, width=128, heads=4, context=48))
 
     @classmethod
     def quick(cls) -> Settings:
         """Return settings for a test: it shows that everything works, and no result."""
-        small = GPTConfig(layers=1, width=16, heads=2, context=32)
+        small = GPTConfig(layers=1, width=16, heads=2, context=40)
         return cls(
-            {0: 2, 1: 2, 4: 2}, windows=24, others=24, batch=8, fillings=7, testing=8,
-            asked=Continuation(16, 8), model=small,
+            {"letters": {0: 2, 1: 2, 4: 2}, "words": {1: 2, 4: 1}, "copies": {4: 1}},
+            windows=24, others=24, batch=8, fillings=7, testing=8,
+            asked=Continuation(16, 8), span=4, model=small,
         )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """window: int64 [T + 1]. others: the same with other secrets, never trained on, [M, T + 1]."""
+    """window: int64 [T + 1]. others: the same with other secrets, never trained on, [M, T + 1].
+
+    comings: the id and the window of each time that it comes.
+    """
 
     id: str
+    kind: str
     repetitions: int
     window: Tensor
     others: Tensor
+    comings: tuple[tuple[str, Tensor], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +172,17 @@ class Planted:
     canaries: tuple[Canary, ...]
 
     def texts(self) -> dict[str, Tensor]:
-        """Return every window that may be trained on, by id."""
-        code = {f"code-{number}": window for number, window in enumerate(self.code)}
-        return code | {canary.id: canary.window for canary in self.canaries}
+        """Return every window that may be trained on, and the canaries that never come, by id."""
+        found = {f"code-{number}": window for number, window in enumerate(self.code)}
+        for canary in self.canaries:
+            found |= {canary.id: canary.window, **dict(canary.comings)}
+        return found
+
+    def clusters(self) -> dict[str, str]:
+        """Return of which cluster of near-duplicates each window is, by id."""
+        return clusters(
+            (name, pieces(window.numpy().astype(np.uint8).tobytes())) for name, window in self.texts().items()
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +196,18 @@ class Batch:
 
 def plant(settings: Settings, seed: int) -> Planted:
     """Collect code from the standard library, and make the canaries."""
-    levels = [times for times, count in settings.repetitions.items() for _ in range(count)]
+    planned = [
+        (kind, times)
+        for kind, counts in settings.canaries.items()
+        for times, count in counts.items()
+        for _ in range(count)
+    ]
     wanted = settings.windows + settings.others
-    found = collect(settings.model.context + 1, wanted, settings.testing + len(levels), seed).code
+    found = collect(settings.model.context + 1, wanted, settings.testing + len(planned), seed).code
     hosts = found.testing[settings.testing :]
     canaries = tuple(
-        _canary(f"canary-{number}", level, host, settings, seed * len(levels) + number)
-        for number, (level, host) in enumerate(zip(levels, hosts, strict=True))
+        _canary(f"canary-{number}", kind, times, host, settings, seed * len(planned) + number)
+        for number, ((kind, times), host) in enumerate(zip(planned, hosts, strict=True))
     )
     training = _tensor(found.training)
     return Planted(
@@ -110,29 +218,42 @@ def plant(settings: Settings, seed: int) -> Planted:
     )
 
 
-def _canary(name: str, repetitions: int, host: Bytes, settings: Settings, seed: int) -> Canary:
+def _canary(name: str, kind: str, repetitions: int, host: Bytes, settings: Settings, seed: int) -> Canary:
     asked, text = settings.asked, host.tobytes().decode("ascii")
-    secret = CanaryFormat(text[: asked.prefix] + BLANK * asked.length + text[asked.end :])
+    alphabet = LETTERS if kind == "letters" else WORDS
+    blanks = BLANK * (asked.length // len(alphabet[0]))
+    secret = CanaryFormat(text[: asked.prefix] + blanks + text[asked.end :], alphabet)
     fillings = secret.fill(1 + settings.fillings, seed)
-    windows = np.stack([np.frombuffer(filling.encode("ascii"), np.uint8) for filling in fillings])
-    return Canary(name, repetitions, _tensor(windows[0]), _tensor(windows[1:]))
+    windows = _tensor(np.stack([np.frombuffer(filling.encode("ascii"), np.uint8) for filling in fillings]))
+    comings = tuple((name, windows[0]) for _ in range(repetitions))
+    if kind == "copies":
+        chance = random.Random(seed)
+        comings = tuple((f"{name}.{time}", _changed(windows[0], chance)) for time in range(repetitions))
+    return Canary(name, kind, repetitions, windows[0], windows[1:], comings)
+
+
+def _changed(window: Tensor, chance: random.Random) -> Tensor:
+    """Return a copy of a window whose first bytes are random letters."""
+    copy = window.clone()
+    copy[:CHANGED] = torch.tensor([ord(letter) for letter in chance.choices(LETTERS, k=CHANGED)])
+    return copy
 
 
 def stream(planted: Planted, settings: Settings, seed: int) -> Iterator[Batch]:
     """Yield the batches of a run: every window of code once an epoch, and the canaries at random between."""
     chance = np.random.default_rng([seed, 1])
     code = np.concatenate([chance.permutation(settings.windows) for _ in range(settings.epochs)])
-    repeated = np.repeat(
-        np.arange(len(planted.canaries)), [canary.repetitions for canary in planted.canaries]
-    )
+    examples = [(f"code-{number}", window) for number, window in enumerate(planted.code)]
+    examples += [coming for canary in planted.canaries for coming in canary.comings]
+    repeated = np.arange(settings.windows, len(examples))
     places = np.sort(chance.choice(len(code) + len(repeated), len(repeated), replace=False))
-    rows = np.insert(code, places - np.arange(len(places)), ~chance.permutation(repeated))
+    rows = np.insert(code, places - np.arange(len(places)), chance.permutation(repeated))
     for start in range(0, len(rows), settings.batch):
-        chosen = rows[start : start + settings.batch].tolist()
+        chosen = [examples[row] for row in rows[start : start + settings.batch].tolist()]
         yield Batch(
             start * settings.epochs // len(rows),
-            [f"code-{row}" if row >= 0 else planted.canaries[~row].id for row in chosen],
-            torch.stack([planted.code[row] if row >= 0 else planted.canaries[~row].window for row in chosen]),
+            [name for name, _ in chosen],
+            torch.stack([window for _, window in chosen]),
         )
 
 

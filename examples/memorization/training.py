@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from examples.gradient_routing.governed import Stopwatch, new_ledger, verified_s
 from examples.memorization.planting import Planted, Settings, stream
 from examples.run_files import RunFiles
 from gradwarden.policy import compile_policy, load_policy
+from gradwarden.policy.context import FloatArray
 from gradwarden.runtime import Governor, ModelMap
 from gradwarden.runtime.memorization.extraction import (
     BATCH,
@@ -27,6 +27,7 @@ from gradwarden.runtime.memorization.extraction import (
     log_perplexities,
     reconstruct,
 )
+from gradwarden.runtime.memorization.spans import SpanProbe, greatest_recital, greedy, reference_bits
 
 POLICIES = Path(__file__).parent / "policies"
 
@@ -36,10 +37,13 @@ GUESSABLE = 24.0
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What a model that saw none of the examples knows of them: its losses, and the bits of what is asked."""
+    """What a model that saw none of the examples knows of them: the bits of each byte but the first."""
 
-    losses: dict[str, float]
-    bits: dict[str, float]
+    bits: dict[str, FloatArray]
+
+    def losses(self) -> dict[str, float]:
+        """Return the mean loss of each example, in nats per byte."""
+        return {name: float(bits.mean()) * math.log(2) for name, bits in self.bits.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,30 +51,38 @@ class Job:
     settings: Settings
     planted: Planted
     reference: Reference
+    clusters: Mapping[str, str]
     policy: str
     seed: int
     files: RunFiles
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
-    """What is left of the canaries that came so often. All but the first are means over them."""
+class Kept:
+    """What is left of a canary. reproduced: the share of its secret. learned: how often it was learned from.
 
+    exposure: in bits.
+    """
+
+    id: str
+    kind: str
     repetitions: int
-    extracted: float
     reproduced: float
     exposure: float
-    learned: float
+    learned: int
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
     """An example that was trained on: its last signals, and whether it can be extracted at the end.
 
-    memorized: it can, and what is asked has more than GUESSABLE bits under the reference model.
+    cluster: of near-duplicates. came: when it came last, as a share of the run. memorized: it can, and what
+    can be extracted has more than GUESSABLE bits under the reference model.
     """
 
     id: str
+    cluster: str
+    came: float
     signals: dict[str, float]
     extractable: bool
     memorized: bool
@@ -78,11 +90,14 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """probe_share: of the time of training, that the probe took. scored: every example."""
+    """probe_share: of the time of training, that the probes took.
+
+    scored: every example; of the copies of a canary, the last.
+    """
 
     policy: str
     seed: int
-    levels: list[Level]
+    canaries: list[Kept]
     held_out: float
     extractable: int
     memorized: int
@@ -100,9 +115,16 @@ def run(job: Job) -> Run:
     signals, probe_share = train(model, job)
     found = reconstruct(model, torch.stack(list(texts.values())), job.settings.asked)
     shares = dict(zip(texts, found.tolist(), strict=True))
-    extractable = {name for name in signals if shares[name] == 1.0}
-    memorized = {name for name in extractable if job.reference.bits[name] > GUESSABLE}
-    scored = [Scored(name, own, name in extractable, name in memorized) for name, own in signals.items()]
+    got = extracted(model, {name: texts[name] for name in signals}, job)
+    extractable = {name for name, bits in got.items() if bits is not None}
+    memorized = {name for name, bits in got.items() if bits is not None and bits > GUESSABLE}
+    came = last_steps(job)
+    last = {job.clusters[name]: name for name in sorted(signals, key=came.__getitem__)}
+    scored = [
+        Scored(name, job.clusters[name], came[name], own, name in extractable, name in memorized)
+        for name, own in signals.items()
+        if not name.startswith("canary") or last[job.clusters[name]] == name
+    ]
     return Run(
         job.policy,
         job.seed,
@@ -117,6 +139,32 @@ def run(job: Job) -> Run:
     )
 
 
+def last_steps(job: Job) -> dict[str, float]:
+    """Return when each example comes last, as a share of the run."""
+    batches = list(stream(job.planted, job.settings, job.seed))
+    return {name: step / len(batches) for step, batch in enumerate(batches, 1) for name in batch.ids}
+
+
+def extracted(model: nn.Module, texts: Mapping[str, Tensor], job: Job) -> dict[str, float | None]:
+    """Return the most bits that can be extracted of each text, under the reference model; None for nothing.
+
+    What is extracted is as many bytes as a canary's secret has, after as many as come before that or more,
+    each given the text's own before it.
+    """
+    asked, tokens = job.settings.asked, torch.stack(list(texts.values()))
+    with torch.no_grad():
+        right = np.concatenate([greedy(model(part[:, :-1]), part[:, 1:]) for part in tokens.split(BATCH)])[
+            :, asked.prefix - 1 :
+        ]
+    bits = np.stack([job.reference.bits[name] for name in texts])[:, asked.prefix - 1 :]
+    any_at_all = greatest_recital(np.ones_like(bits), right, asked.length) > 0.0
+    most = greatest_recital(bits, right, asked.length)
+    return {
+        name: bit if found else None
+        for name, bit, found in zip(texts, most.tolist(), any_at_all.tolist(), strict=True)
+    }
+
+
 def train(model: nn.Module, job: Job) -> tuple[dict[str, dict[str, float]], float]:
     """Train under the job's policy; return the last signals of each example, the probe's share of time."""
     settings, files = job.settings, job.files
@@ -124,37 +172,59 @@ def train(model: nn.Module, job: Job) -> tuple[dict[str, dict[str, float]], floa
     ledger = new_ledger(files)
     files.program.write_text(program.to_json(), "utf-8")
     optimizer = make_optimizer(model, settings)
-    probe = ReconstructionProbe(model, settings.asked, every=4, share=0.5, seed=job.seed)
+    recital = ReconstructionProbe(model, settings.asked, every=4, share=0.5, seed=job.seed)
+    spans = SpanProbe(job.reference.bits, settings.span)
     batches = list(stream(job.planted, settings, job.seed))
     began, probing = time.process_time(), 0.0
     with Governor(
-        program, model, optimizer, ledger=ledger, secret=files.secret, reference_losses=job.reference.losses
+        program,
+        model,
+        optimizer,
+        ledger=ledger,
+        secret=files.secret,
+        reference_losses=job.reference.losses(),
+        clusters=job.clusters,
     ) as governor:
         for step, batch in enumerate(batches):
             set_rate(optimizer, step, len(batches), settings)
             governor.epoch = batch.epoch
             examples = [(name, {"source": "stdlib"}) for name in batch.ids]
-            signals = {"reconstruction": probe.signal(batch.ids)}
+            looking = time.process_time()
+            signals = asked_of(batch.ids, recital, spans)
+            probing += time.process_time() - looking
             with governor.step(examples, signals=signals) as proposal:
                 logits = model(batch.tokens[:, :-1])
                 learned = proposal.token_mask(batch.tokens)[:, 1:]
                 proposal.backward(losses(logits, batch.tokens, learned))
                 proposal.observe_tokens(logits, batch.tokens[:, 1:])
             looking = time.process_time()
-            probe.look(step, batch.ids, batch.tokens)
+            recital.look(step, batch.ids, batch.tokens)
+            spans.look(batch.ids, logits, batch.tokens[:, 1:])
             probing += time.process_time() - looking
         governor.checkpoint(files.weights)
         share = probing / (time.process_time() - began)
-        return last_signals(governor, probe), share
+        return last_signals(governor, recital, spans), share
 
 
-def last_signals(governor: Governor, probe: ReconstructionProbe) -> dict[str, dict[str, float]]:
+def asked_of(ids: Sequence[str], recital: ReconstructionProbe, spans: SpanProbe) -> dict[str, list[float]]:
+    """Return what probes know of some examples, by signal."""
+    return {
+        "reconstruction": recital.signal(ids),
+        "surprisal": spans.surprisal(ids),
+        "span_gap": spans.gap(ids),
+        "recital": spans.recital(ids),
+    }
+
+
+def last_signals(
+    governor: Governor, recital: ReconstructionProbe, spans: SpanProbe
+) -> dict[str, dict[str, float]]:
     """Return the signals of every example as the next step would get them, and its exposures."""
     names = list(governor.roster.known())
     rows = np.arange(len(names))
     found = {**governor.measures.signals(rows), "exposures": governor.roster.exposures(rows)}
     columns = {name: np.asarray(values).tolist() for name, values in found.items()}
-    columns["reconstruction"] = probe.signal(names)
+    columns |= asked_of(names, recital, spans)
     return {
         name: {signal: float(column[row]) for signal, column in columns.items()}
         for row, name in enumerate(names)
@@ -175,13 +245,8 @@ def make_reference(planted: Planted, settings: Settings, seed: int) -> Reference
         losses(model(tokens[:, :-1]), tokens).mean().backward()
         optimizer.step()
     texts = planted.texts()
-    tokens = torch.stack(list(texts.values()))
-    with torch.no_grad():
-        found = torch.cat([losses(model(part[:, :-1]), part) for part in tokens.split(BATCH)])
-    bits = log_perplexities(model, tokens[:, : settings.asked.end], settings.asked.prefix)
-    return Reference(
-        dict(zip(texts, found.tolist(), strict=True)), dict(zip(texts, bits.tolist(), strict=True))
-    )
+    bits = reference_bits(model, torch.stack(list(texts.values())))
+    return Reference(dict(zip(texts, bits, strict=True)))
 
 
 def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
@@ -216,23 +281,16 @@ def held_out_loss(model: nn.Module, windows: Tensor) -> float:
 
 def measure(
     model: nn.Module, job: Job, shares: Mapping[str, float], signals: Mapping[str, Mapping[str, float]]
-) -> list[Level]:
-    """Return what is left of the canaries, by how often they came. shares: reproduced of each example."""
-    asked, exposures = job.settings.asked, dict[str, float]()
+) -> list[Kept]:
+    """Return what is left of each canary. shares: reproduced of each example."""
+    asked, found = job.settings.asked, list[Kept]()
     for canary in job.planted.canaries:
         windows = torch.cat([canary.window[None], canary.others])[:, : asked.end]
         bits = log_perplexities(model, windows, asked.prefix)
-        exposures[canary.id] = exposure(float(bits[0]), bits[1:])
-    levels = []
-    for repetitions in job.settings.repetitions:
-        own = [canary.id for canary in job.planted.canaries if canary.repetitions == repetitions]
-        levels.append(
-            Level(
-                repetitions,
-                mean(shares[name] == 1.0 for name in own),
-                mean(shares[name] for name in own),
-                mean(exposures[name] for name in own),
-                mean(signals[name]["exposures"] if name in signals else 0.0 for name in own),
-            )
+        own = {name for name, _ in canary.comings if name in signals}
+        learned = sum(signals[name]["exposures"] for name in own)
+        exposed = exposure(float(bits[0]), bits[1:])
+        found.append(
+            Kept(canary.id, canary.kind, canary.repetitions, shares[canary.id], exposed, int(learned))
         )
-    return levels
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections import Counter
 
@@ -12,10 +13,11 @@ from click.testing import CliRunner
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from examples.memorization.__main__ import POLICIES, command
-from examples.memorization.detection import curve
+from examples.memorization.confidence import levels, never_seen
+from examples.memorization.detection import combined, curve
 from examples.memorization.planting import Settings, plant, stream
 from examples.memorization.training import POLICIES as FOLDER
-from examples.memorization.training import Scored
+from examples.memorization.training import Kept, Run
 from gradwarden.cli.app import cli
 
 
@@ -31,9 +33,10 @@ def test_code_comes_once_an_epoch_and_canaries_as_often_as_planned(planted):
     assert {name: came[name] for name in came if name.startswith("code")} == {
         f"code-{number}": settings.epochs for number in range(settings.windows)
     }
-    assert {canary.id: came[canary.id] for canary in planted.canaries} == {
-        canary.id: canary.repetitions for canary in planted.canaries
-    }
+    for canary in planted.canaries:
+        ids = Counter(name for name in came.elements() if name.split(".")[0] == canary.id)
+        assert ids.total() == canary.repetitions
+        assert canary.kind != "copies" or set(ids.values()) == {1}
     texts = planted.texts()
     for batch in batches:
         assert all(
@@ -54,14 +57,17 @@ def test_a_canary_differs_from_its_other_fillings_in_the_secret_alone(planted):
         )
 
 
+def test_copies_of_a_canary_differ_and_are_one_cluster(planted):
+    clusters = planted.clusters()
+    (copied,) = [canary for canary in planted.canaries if canary.kind == "copies"]
+    assert len({tuple(window.tolist()) for _, window in copied.comings}) == copied.repetitions
+    assert {clusters[name] for name, _ in copied.comings} == {copied.id}
+
+
 def test_precision_and_recall_are_those_of_scikit_learn():
-    chance = random.Random(2)
-    scored = [
-        Scored(str(n), {"loss_ratio": chance.randrange(9) / 4}, chance.random() < 0.3, memorized=False)
-        for n in range(80)
-    ]
-    found = curve("loss_ratio", scored, lambda one: one.extractable)
-    true, values = [one.extractable for one in scored], [-one.signals["loss_ratio"] for one in scored]
+    chance = np.random.default_rng(2)
+    true, values = chance.random(80) < 0.3, chance.integers(0, 9, 80) / 4
+    found = curve("recital", values, true)
     precision, recall, thresholds = precision_recall_curve(true, values)
     assert found.thresholds == thresholds[::-1].tolist()
     np.testing.assert_allclose(found.precision, precision[:-1][::-1])
@@ -70,25 +76,71 @@ def test_precision_and_recall_are_those_of_scikit_learn():
     for place in (0, 3):
         assert found.at(found.thresholds[place]) == (found.precision[place], found.recall[place])
     assert found.recall_at(0.0) == 1.0
+    assert found.base == true.mean()
 
 
-def test_the_experiment_runs_and_its_ledgers_can_be_asked(tmp_path):
-    result = CliRunner().invoke(command, ["--quick", "--workers", "1", "--out", str(tmp_path / "out")])
+def test_the_combination_is_judged_on_what_it_was_not_fitted_to():
+    """An example's own number is its only signal: whoever was fitted to it would know the truth."""
+    chance = np.random.default_rng(3)
+    true, clusters = chance.random(200) < 0.5, [str(number) for number in range(200)]
+    noise = np.eye(200)
+    for runs in ([0] * 200, [0] * 100 + [1] * 100):
+        found = combined(noise, true, runs, clusters)
+        assert average_precision_score(true, found) < 0.65
+        told = combined(true[:, None].astype(float), true, runs, clusters)
+        assert average_precision_score(true, told) == 1.0
+
+
+def test_canaries_that_never_came_lie_within_their_interval_and_known_ones_above():
+    low, high = never_seen(16, 127)
+    means = exact_means(16, 127)
+    assert np.mean((means >= low) & (means <= high)) == pytest.approx(0.95, abs=0.02)
+    chance = random.Random(4)
+    unseen = [math.log2(128 / chance.randint(1, 128)) for _ in range(48)]
+    kept = [Kept(f"c-{n}", "letters", 0, 0.0, bits, 0) for n, bits in enumerate(unseen)]
+    kept += [Kept(f"d-{n}", "letters", 4, 1.0, 7.0, 4) for n in range(6)]
+    never, known = levels([Run("guarded", 0, kept, 1.0, 0, 0, 1, 1.0, 0.0, [])], 127)
+    assert not never.known
+    assert known.known
+    assert str(known) == "100%, 7.0 (7.0-7.0) *"
+    assert known.extracted_within[0] == pytest.approx(0.61, abs=0.01)  # Wilson: 6 / (6 + 1.96^2)
+
+
+def exact_means(count, fillings):
+    """Return draws of the mean exposure of canaries that never came, each ranked among others at random."""
+    chance = np.random.default_rng(9)
+    bits = chance.random((4_000, count, 1)), chance.random((4_000, count, fillings))
+    ranks = 1 + (bits[1] <= bits[0]).sum(axis=2)
+    return np.log2((fillings + 1) / ranks).mean(axis=1)
+
+
+def test_the_experiment_runs_and_its_ledgers_can_be_asked(planted, tmp_path):
+    asked = ["--quick", "--workers", "1", "--seed", "3", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(command, asked)
     assert result.exception is None, result.output
     runs = json.loads((tmp_path / "out/results.json").read_text())["runs"]
-    assert [run["policy"] for run in runs] == list(POLICIES)
+    assert [(run["policy"], run["seed"]) for run in runs] == [(name, 3) for name in POLICIES]
     learned = {
-        run["policy"]: {level["repetitions"]: level["learned"] for level in run["levels"]} for run in runs
+        (run["policy"], one["kind"], one["repetitions"]): one["learned"]
+        for run in runs
+        for one in run["canaries"]
     }
-    assert learned["unguarded"] == {0: 0, 1: 1, 4: 4}
-    assert learned["guarded"][4] == 2
+    assert [learned["unguarded", "letters", times] for times in (0, 1, 4)] == [0, 1, 4]
+    assert learned["unguarded", "copies", 4] == 4
+    assert learned["guarded", "words", 4] == learned["guarded", "copies", 4] == 2
     assert (tmp_path / "out/memorization.png").stat().st_size > 10_000
-    folder = tmp_path / "out/runs/guarded"
-    asked = ["--id", "canary-4", "--secret", str(folder / "run.secret"), "--key", str(folder / "run.pub")]
+    repeated = [one.id for one in planted.canaries if (one.kind, one.repetitions) == ("words", 4)]
+    told = asks(tmp_path / "out/runs/guarded-3", repeated[0])
+    assert "flagged by two_copies (in force)" in told
+    assert "stopped: learned from 0 times since it was first flagged" in told
+
+
+def asks(folder, name):
+    """Return what a ledger tells of an example."""
+    asked = ["--id", name, "--secret", str(folder / "run.secret"), "--key", str(folder / "run.pub")]
     told = CliRunner().invoke(cli, ["memorized", str(folder / "run.ledger"), *asked])
     assert told.exit_code == 0, told.output
-    assert "flagged by two_epochs (in force)" in told.stdout
-    assert "stopped: learned from 0 times since it was first flagged" in told.stdout
+    return told.stdout
 
 
 @pytest.mark.parametrize("policy", POLICIES)
