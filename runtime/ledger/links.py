@@ -176,7 +176,10 @@ class Links:
             self._stop(error.problem, str(error))
             return None
         if found != index:
-            self._stop("wrong_index", f"an entry with the index {found} stands in the place of {index}")
+            message = f"an entry with the index {found} stands in the place of {index}"
+            if index == 0 and kind == HEAD:
+                message += "; if those before it were archived, the list of archives beside it is missing"
+            self._stop("wrong_index", message)
             return None
         if prev != self.prev:
             self._doubtful = (kind, body)

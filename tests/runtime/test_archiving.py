@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gradwarden.runtime import archiving
 from gradwarden.runtime.archiving import archive_ledger
@@ -29,7 +32,7 @@ from gradwarden.runtime.ledger.ledger import Ledger
 from gradwarden.runtime.ledger.merkle import verify_consistency
 from gradwarden.runtime.ledger.reader import open_ledger, read_entries
 from gradwarden.runtime.verification.verify import verify_ledger
-from tests.campaign.genuine import RUN, WRITERS, Genuine, genuine
+from tests.campaign.genuine import RUN, WRITERS, Genuine, genuine, workplace
 
 zstandard = pytest.importorskip("zstandard")
 
@@ -334,6 +337,55 @@ def test_a_malformed_list_is_refused(tmp_path: Path, how: str) -> None:
     rewrite(path, listed)
     with pytest.raises(LedgerError, match="no list of archives"):
         verify_ledger(path, base.keys)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 1 << 70) | st.text(max_size=9) | st.just("00" * 32),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_no_list_of_archives_raises_anything_but_a_ledger_error(data: st.DataObject) -> None:
+    """Any part of a sound list may be anything at all."""
+    with workplace() as folder:
+        for name, content in files_of("plain").items():
+            (folder / name).write_bytes(content)
+        path, base = folder / "run.ledger", genuine("plain")
+        listed: Any = kept(path)
+        where: Any = listed
+        while isinstance(where, dict | list) and where:
+            keys = sorted(where) if isinstance(where, dict) else range(len(where))
+            key = data.draw(st.sampled_from(keys))
+            if not isinstance(where[key], dict | list) or not where[key] or data.draw(st.booleans()):
+                where[key] = data.draw(JSON)
+                break
+            where = where[key]
+        with suppress(TypeError):  # a number beyond what JSON holds here
+            rewrite(path, listed)
+        if data.draw(st.booleans()):
+            (folder / "run.ledger.archive-0.zst").unlink()
+        with suppress(LedgerError):
+            report = verify_ledger(path, base.keys)
+            assert not report.ok or (whole(path) == base.content and not report.facts["archived"])
+
+
+@cache
+def files_of(name: str) -> dict[str, bytes]:
+    """Return the files of an archived ledger, by name."""
+    with workplace() as folder:
+        archived(folder, name, 14, 0)
+        return {one.name: one.read_bytes() for one in folder.iterdir()}
+
+
+def test_without_the_list_it_is_told_what_is_missing(tmp_path: Path) -> None:
+    path, base = archived(tmp_path)
+    Path(f"{path}.archived").unlink()
+    report = verify_ledger(path, base.keys)
+    assert report.status == "TAMPERED"
+    assert "list of archives" in report.findings[0].message
 
 
 def test_archives_that_do_not_reach_the_ledger_are_told(tmp_path: Path) -> None:
