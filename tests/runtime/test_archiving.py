@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -307,8 +308,12 @@ def test_an_archive_of_other_entries_is_found(tmp_path: Path) -> None:
 def test_a_frame_cannot_hold_more_than_it_should() -> None:
     bomb = zstd.compress(bytes(1 << 26), 3)
     assert len(bomb) < 1 << 14
+    tracemalloc.start()
     with pytest.raises(zstd.FrameError, match="67108864 bytes instead of 100"):
         zstd.decompress(bomb, 100)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 1 << 20
     endless = zstandard.ZstdCompressor().compressobj()
     unsized = endless.compress(bytes(1 << 20)) + endless.flush()
     with pytest.raises(zstd.FrameError):
