@@ -29,6 +29,7 @@ VERBS = {
     "diff": "Say what a new policy lets a model learn that an old one did not.",
     "build": "Compile a policy to the program that runs, and sign it.",
     "approve": "Sign a compiled program, beside others who have.",
+    "sign-data": "Sign the manifest of examples that one supplies.",
     "map": "Derive a model map from a live module.",
     "keygen": "Make an Ed25519 key pair.",
     "verify": "Check a ledger, offline, and replay its decisions.",

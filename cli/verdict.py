@@ -55,6 +55,7 @@ HELP = {
     "truncated": "entries were cut off: the file `LEDGER.head` beside it was signed for more",
     "wrong_secret": "the run's secret was written beside its ledger, as `LEDGER.secret`",
     "unknown_example": "give the manifest of all examples that the run proposed, with their ids",
+    "unsupplied_data": "give the file that was signed: `gradwarden log LEDGER --kind supplied` has digests",
     "policy_mismatch": "give the program that the run was started with, or drop --policy to check the rest",
     "wrong_decision": "`gradwarden log LEDGER --steps N --format jsonl` shows the step as it was recorded",
     "unmarked_restart": "`Governor.rewind` says so in the ledger where a run goes back to earlier weights",
@@ -149,6 +150,8 @@ class Verdict:
         compared = facts.get("metadata_compared")
         if compared:
             yield f"{plural(compared['examples'], 'example')} in steps, against their metadata (--data)"
+        for vkey in facts.get("data_signed_by", ()):
+            yield f"the data set was signed by its supplier {vkey.split('+')[0]} before the first step"
         if facts.get("base"):
             base = facts["base"]
             yield printable(f"it names its base: {base['origin']}, {base['size']:,} entries")
@@ -206,6 +209,8 @@ class Verdict:
             yield "the policy: that of the ledger was taken at its word (--policy)"
         if "metadata_compared" not in self.facts:
             yield "the metadata of examples: what was recorded of them was taken at its word (--data)"
+        if self.facts.get("supplied") and not self.facts.get("data_signed_by"):
+            yield "the signatures of those who supplied the data (--data, --supplier)"
         for signature in self.signatures:
             if not signature.signers:
                 yield f"the program's signature `{signature.note}`: it is by another key (--key)"

@@ -52,6 +52,8 @@ from gradwarden.runtime.errors import (
     RankError,
     StarvationHalt,
 )
+from gradwarden.runtime.evidence.supply import KIND as SUPPLIED
+from gradwarden.runtime.evidence.supply import read_supply
 from gradwarden.runtime.evidence.tally import tally_ledger
 from gradwarden.runtime.expiry import ExpiryWatch
 from gradwarden.runtime.gates import (
@@ -701,6 +703,20 @@ class Governor:
     def _record_weights(self, file: str, saved: SavedWeights) -> None:
         averaged = holds_average(self.every_parameter())
         self.recorder.checkpoint(self.next_step, file, saved.digest, saved.tree, averaged=averaged)
+
+    def supply(self, note: bytes) -> None:
+        """Record, before the first step, what those who supply the data have signed.
+
+        note: the content of `MANIFEST.note` (`gradwarden sign-data`); `verify --data` holds the manifest
+        against it. Raises NoteError where it is no such note.
+        """
+        self.check_idle("a supply cannot be recorded")
+        if self.next_step:
+            raise LedgerError("a supply is recorded before the first step", help="call `supply` earlier")
+        read_supply(note)
+        self.ranks.lead(
+            "record a supply", lambda: self.recorder.event(SUPPLIED, {"note": note.decode()}), lambda: None
+        )
 
     def derive(self, base: Path) -> None:
         """Record, before the first step, that training goes on from the weights that a ledger names last.

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 KINDS = (
     "opened", "program", "approved", "classes", "decisions", "examples", "step", "committed", "refused",
     "anchored", "maintained", "starved", "halted", "expired", "policy_changed", "tensors", "checkpoint",
-    "rewound",
-    "resumed", "derived", "tallied", "skipped", "job_opened", "bound", "sealed", "rotated", "revoked", "head",
+    "rewound", "resumed", "supplied", "derived", "tallied", "skipped", "job_opened", "bound", "sealed",
+    "rotated", "revoked", "head",
 )  # fmt: skip
 
 POLL_SECONDS = 0.2
@@ -338,6 +338,7 @@ _CONTENTS = {
     "checkpoint": lambda body: f"{body['file']}, sha256 {body['digest'][:12]}",
     "rewound": _rewound,
     "resumed": lambda body: f"after entry {body['from_size']}, {body['cut']} bytes set aside",
+    "supplied": lambda body: f"a manifest of examples, {body['note'].splitlines()[1]}",
     "derived": lambda body: f"from {body['origin']}, {body['size']} entries",
     "skipped": lambda body: f"steps {body['step']} to {body['until'] - 1} went on without this rank",
     "job_opened": lambda body: f"{body['origin']}, {body['ranks']} ranks, bound every {body['every']} steps",

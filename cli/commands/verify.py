@@ -83,6 +83,10 @@ class KeyAge(click.ParamType):  # type: ignore[type-arg]  # generic only in newe
     metavar="MANIFEST",
     help="Compare what was recorded of each example with its metadata.",
 )
+@click.option(
+    "--supplier", "supplier_files", type=FILE, multiple=True, metavar="PUB",
+    help="The public key of somebody who must have signed that data set (`sign-data`); repeatable.",
+)  # fmt: skip
 @click.option("--secret", type=FILE, metavar="FILE", help="The run's secret, which opens its commitments.")
 @click.option(
     "--only", type=click.Choice(["chain", "entries"]),
@@ -113,6 +117,7 @@ def command(
     earlier: bool,
     authority_files: tuple[Path, ...],
     data: Path | None,
+    supplier_files: tuple[Path, ...],
     secret: Path | None,
     only: Only | None,
     schedule: Schedule | None,
@@ -140,8 +145,10 @@ def command(
     Bands that no step may shape must be the same to the bit from one checkpoint to the next.
 
     With --data and --secret, which only the trainer can hand over, the commitments are opened: every example
-    of every step must be one of the data set, with the class that its metadata give. With --what-if those
-    steps are decided again under another policy, and the difference is reported; that changes no verdict.
+    of every step must be one of the data set, with the class that its metadata give. Where the run records
+    what its suppliers signed, the data set must be that; with --supplier that key must have signed it.
+    With --what-if those steps are decided again under another policy, and the difference is reported; that
+    changes no verdict.
 
     With --only less is asked, and answered sooner: `chain` checks order, links, the tree and every signature,
     and does not look at what most lines say; `entries` also holds each of them against the schema.
@@ -214,6 +221,8 @@ def command(
         raise click.UsageError(f"`{ledger}` is the log of logs of a job: give its folder, `{ledger.parent}`")
     if (data is None) != (secret is None):
         raise click.UsageError("--data and --secret go together: neither opens commitments alone")
+    if supplier_files and data is None:
+        raise click.UsageError("--supplier says who signed the data set: give it with --data and --secret")
     if what_if is not None and data is None:
         raise click.UsageError("--what-if needs the metadata of the examples: --data and --secret")
     other = None if what_if is None else load_program(what_if)
@@ -244,7 +253,7 @@ def command(
         verdict = _held_to(verdict, schedule)
     difference = None
     if data is not None and secret is not None:
-        verdict, difference = _with_data(verdict, data, secret, other)
+        verdict, difference = _with_data(verdict, data, secret, other, supplier_files)
     if output_format == "json":
         found = {} if difference is None else {"what_if": difference_to_json(difference)}
         emit_json({**verdict.to_json(), **found})
@@ -276,9 +285,15 @@ def _is_log_of_logs(path: Path) -> bool:
 
 
 def _with_data(
-    verdict: Verdict, data: Path, secret: Path, other: Program | None
+    verdict: Verdict,
+    data: Path,
+    secret: Path,
+    other: Program | None,
+    supplier_files: Sequence[Path],
 ) -> tuple[Verdict, Difference | None]:
     """Hold a verdict's ledger against the data set, and against another program where there is one."""
+    from gradwarden.runtime.evidence.supply import check_supply
+    from gradwarden.runtime.ledger.keys import PublicKey
     from gradwarden.runtime.verification.metadata_audit import MetadataAudit
     from gradwarden.runtime.verification.what_if import what_if
 
@@ -287,10 +302,15 @@ def _with_data(
         return verdict, None
     opened = open_data(data, secret, program)
     audit = MetadataAudit(verdict.ledger, opened)
-    findings = tuple(audit.findings())
+    suppliers = [PublicKey.load(path) for path in supplier_files]
+    findings = (*audit.findings(), *check_supply(verdict.ledger, data, suppliers))
     if findings:
         return replace(verdict, status="VIOLATION", findings=(*verdict.findings, *findings)), None
-    facts = {**verdict.facts, "metadata_compared": {"steps": audit.steps, "examples": audit.examples}}
+    facts = {
+        **verdict.facts,
+        "metadata_compared": {"steps": audit.steps, "examples": audit.examples},
+        "data_signed_by": [key.vkey for key in suppliers],
+    }
     difference = None if other is None else what_if(verdict.ledger, opened, other)
     return replace(verdict, facts=facts), difference
 

@@ -359,6 +359,7 @@ SHAPES: dict[str, Shape] = {
     "checkpoint": partial(_record, _CHECKPOINT),
     "rewound": partial(_record, _REWOUND),
     "resumed": partial(_record, _RESUMED),
+    "supplied": partial(_record, {"note": _text}),
     "derived": partial(
         _record, {"origin": _text, "size": _count, "root": _digest, "weights": partial(_maybe, _digest)}
     ),

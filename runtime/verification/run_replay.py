@@ -6,7 +6,7 @@ allow. The first entry that does not fit is named (`Finding.code`): `policy_mism
 the one given), `program_damaged`, `unapproved_policy`, `wrong_approval`, `wrong_classes`, `wrong_step`,
 `wrong_decision`, `wrong_exposures`, `wrong_budget`, `wrong_anchor`, `wrong_drift`, `wrong_rehearsal`,
 `wrong_outcome`, `wrong_totals`, `wrong_base`, `wrong_tally`, `wrong_rewind`, `wrong_tensors`,
-`frozen_moved`.
+`frozen_moved`, `wrong_supply`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from gradwarden.policy.errors import GradwardenError
 from gradwarden.policy.evaluation.replay import Replayer
 from gradwarden.policy.program import Program
 from gradwarden.policy.program_json import program_from_json
+from gradwarden.runtime.errors import NoteError
+from gradwarden.runtime.evidence.supply import MOST_SUPPLIES, describe_supply
 from gradwarden.runtime.history import History, PendingStep, bands_of
 from gradwarden.runtime.ledger.chain import ChainReport, Finding
 from gradwarden.runtime.ledger.entries import Entry
@@ -118,6 +120,8 @@ class RunReplay:
         """Whether steps may be missing here: the run was just begun, or resumed."""
         self.base: Mapping[str, Any] | None = None
         """The run that this one goes on from, as it says."""
+        self.supplied: list[dict[str, Any]] = []
+        """The manifests that suppliers of data have signed, as the run says."""
         self.tallies: list[tuple[int, Mapping[str, Any]]] = []
         """The `tallied` entries, by index."""
         self.checkpoint: Mapping[str, Any] | None = None
@@ -222,6 +226,7 @@ class RunReplay:
             "approvals": self._approvals.facts(),
             "engine": opened.get("engine"),
             "base": self.base,
+            "supplied": self.supplied,
             "bands": opened.get("bands"),
             "steps": history.next_step,
             "committed": history.committed,
@@ -298,6 +303,8 @@ class RunReplay:
                 self.weights.add_part(body)
             case "checkpoint":
                 self._check_checkpoint(index, body)
+            case "supplied":
+                self._check_supply(body)
             case "derived":
                 if self._history.next_step or self.base is not None:
                     raise ViolationError("wrong_base", "a base is named twice, or after the first step")
@@ -322,6 +329,14 @@ class RunReplay:
         self._declared.clear()
         if self._in_force is not None:
             self._in_force.replayer.forget()
+
+    def _check_supply(self, body: Mapping[str, Any]) -> None:
+        if self._history.next_step or len(self.supplied) == MOST_SUPPLIES:
+            raise ViolationError("wrong_supply", "data are supplied after the first step, or too often")
+        try:
+            self.supplied.append(describe_supply(body["note"].encode()))
+        except NoteError as error:
+            raise ViolationError("wrong_supply", error.message) from None
 
     def _resume(self) -> None:
         pending, force = self._history.pending, self._in_force

@@ -20,7 +20,8 @@ from tests.cli.conftest import Run
 
 PROMISED = [
     "init", "check", "fmt", "test", "explain", "plan", "prove", "calendar", "schema", "diff", "build",
-    "approve", "map", "keygen", "verify", "replay", "timestamp", "rotate", "revoke", "archive", "bind",
+    "approve", "sign-data", "map", "keygen", "verify", "replay", "timestamp", "rotate", "revoke", "archive",
+    "bind",
     "log", "history", "trace", "report", "memorized", "proof", "verify-proof", "receipt", "witness", "export",
     "attest", "verify-attestation", "sign-model", "verify-model", "lsp",
 ]  # fmt: skip

@@ -61,6 +61,7 @@ def record(here: Path, program: Program, signer: Signer) -> Record:
         lie: Callable[[int, dict[str, object]], None] | None = None,
         weights: bytes = b"weights",
         signature: bytes | None = None,
+        supplied: bytes | None = None,
     ) -> Path:
         (here / "weights.bin").write_bytes(weights)
         path = here / "run.ledger"
@@ -90,6 +91,8 @@ def record(here: Path, program: Program, signer: Signer) -> Record:
             },
             signature,
         )
+        if supplied is not None:
+            recorder.event("supplied", {"note": supplied.decode()})
         admission = Admission(program)
         rows = admission.add(EXAMPLES)
         recorder.classes(admission.class_bodies())
@@ -483,6 +486,47 @@ def test_verifying_never_imports_torch(run: Run, listed: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr
+
+
+def test_suppliers_sign_the_data_set(run: Run, record: Record, here: Path) -> None:
+    lines = [json.dumps({"id": f"example {i}", **example}) + "\n" for i, example in enumerate(EXAMPLES)]
+    (here / "data.jsonl").write_text("".join(lines))
+    (here / "secret").write_bytes((b"s" * 32).hex().encode() + b"\n")
+    (here / "secret").chmod(0o600)
+    for name in ("clinic", "lab", "stranger"):
+        assert run("keygen", name).exit_code == 0
+    for name in ("clinic", "lab"):
+        assert run("sign-data", "data.jsonl", "--sign", f"{name}.key").exit_code == 0
+    ledger = record(supplied=(here / "data.jsonl.note").read_bytes())
+    opened = ("--data", "data.jsonl", "--secret", "secret")
+    both = ("--supplier", "clinic.pub", "--supplier", "lab.pub")
+    status, document = verify(run, ledger, *opened, *both)
+    assert (status, document["status"]) == (0, "OK"), document["findings"]
+    assert "the data set was signed by its supplier lab before the first step" in str(document["checked"])
+    assert "--supplier" in str(verify(run, ledger, *opened)[1]["not_checked"])
+    status, document = verify(run, ledger, *opened, "--supplier", "stranger.pub")
+    assert (status, document["status"]) == (1, "VIOLATION")
+    assert [f["code"] for f in document["findings"]] == ["unsigned_data"]  # type: ignore[index, union-attr]
+    (here / "data.jsonl").write_text("".join(reversed(lines)))
+    for suppliers in ((), both):
+        findings = verify(run, ledger, *opened, *suppliers)[1]["findings"]
+        assert [f["code"] for f in findings] == ["unsupplied_data"]  # type: ignore[index, union-attr, attr-defined]
+    again = run("sign-data", "data.jsonl", "--sign", "lab.key")
+    assert (again.exit_code, "it was changed since" in again.stderr) == (2, True)
+    assert run("verify", ledger, "--key", "run.pub", "--supplier", "lab.pub").exit_code == 2
+
+
+def test_a_supplier_is_asked_for_where_none_signed(run: Run, record: Record, here: Path) -> None:
+    lines = [json.dumps({"id": f"example {i}", **example}) + "\n" for i, example in enumerate(EXAMPLES)]
+    (here / "data.jsonl").write_text("".join(lines))
+    (here / "secret").write_bytes((b"s" * 32).hex().encode() + b"\n")
+    (here / "secret").chmod(0o600)
+    run("keygen", "clinic")
+    ledger = record()
+    opened = ("--data", "data.jsonl", "--secret", "secret")
+    assert verify(run, ledger, *opened)[0] == 0
+    findings = verify(run, ledger, *opened, "--supplier", "clinic.pub")[1]["findings"]
+    assert [f["code"] for f in findings] == ["unsupplied_data"]  # type: ignore[index, union-attr, attr-defined]
 
 
 def test_no_more_is_claimed_than_was_asked_for(run: Run, record: Record) -> None:

@@ -143,10 +143,12 @@ def test_the_verbs_of_an_author_are_all_in_it() -> None:
         "trace",
         "history",
         "archive",
+        "bind",
         "memorized",
         "report",
         "receipt",
         "replay",
+        "sign-data",
         "sign-model",
         "verify-model",
     }

@@ -100,6 +100,7 @@ class Cases:
                     "effective": 9,
                 }
             ],
+            "supplied": [{"note": "text\n\n— clinic AAAA\n"}],
             "tensors": [
                 {"step": 9, "part": 0, "tensors": [["a.\u00e9", "F32", [2, 0], ZERO]], "tied": [["b", "a"]]}
             ],
