@@ -5,7 +5,7 @@ operations left and the least that the weights leave, peak memory, absolute figu
 are from each example's own, weighted. The grid takes the engine through networks, batches and depths.
 
     python -m benchmarks.routing                  the six-block GPT, all cases and methods: about 6 minutes
-    python -m benchmarks.routing --grid           three networks by batch and depth: about 8 minutes
+    python -m benchmarks.routing --grid           three networks by batch and depth: about 20 minutes
     python -m benchmarks.routing --model resnet   another network; `llama`, `gpt-350m`
     python -m benchmarks.routing --device cuda --amp bf16 --model gpt-350m --pairs 30
     python -m benchmarks.routing --quick          tiny sizes, to see that all of it runs
@@ -75,7 +75,9 @@ def _core(options: argparse.Namespace) -> list[Figure]:
 def _grid(options: argparse.Namespace) -> list[Figure]:
     figures: list[Figure] = []
     for shape in grid.shapes(options.quick):
-        found = list(grid.measure(shape, options.pairs, options.device, options.amp == "bf16", options.only))
+        seconds = 0.0 if options.quick else grid.SECONDS
+        amp = options.amp == "bf16"
+        found = list(grid.measure(shape, options.pairs, options.device, amp, options.only, seconds))
         print(report.grid_line(found), flush=True)
         figures += found
     return figures

@@ -22,6 +22,9 @@ SETTLING = 9
 LOOKS = {GOVERNED: 3, SPLIT: 2}
 """Steps in which engines are examined; other methods are examined in one."""
 
+DRAWS = 8
+"""How many batches are tried for one in which gradients can be compared."""
+
 DEAR = 3.0
 """Methods that take this many times the plain step's operations are timed less often."""
 
@@ -127,9 +130,15 @@ class Start:
 
     @classmethod
     def of(cls, bench: Bench, case: Case) -> Start:
-        model, batch = bench.shared.model, bench.work.draw()
+        model, work = bench.shared.model, bench.work
         state = {key: value.detach().clone() for key, value in model.named_parameters()}
-        exact = None if case.weights is None else Reference.of(bench.work, model, batch, case)
+        if case.weights is None:
+            return cls(work.draw(), state, None)
+        for _ in range(1 if work.amp else DRAWS):
+            batch = work.draw()
+            exact = Reference.of(work, model, batch, case)
+            if exact.smooth(work, model, batch):
+                break
         return cls(batch, state, exact)
 
 

@@ -20,6 +20,9 @@ from benchmarks.routing.workload import Batch, Shape, Workload
 
 Gradients = list[Tensor | None]
 
+ROUNDING = 2e-5
+"""By how much gradients in float32 may differ for the order in which they were added up."""
+
 
 @dataclass(frozen=True, slots=True)
 class Examined:
@@ -137,6 +140,19 @@ class Reference:
                     exact[number].add_(found[number], alpha=weight)
                     unmasked[number].add_(found[number], alpha=1 / len(x))
         return cls(exact, unmasked, bands)
+
+    def smooth(self, work: Workload, model: Stack, batch: Batch) -> bool:
+        """Return whether plain autograd agrees with itself: the batch at once, and its examples alone.
+
+        They differ where a pre-activation is within rounding of the kink of a ReLU, and falls on either side
+        of it. Then no gradient can be told from a wrong one.
+        """
+        found = torch.autograd.grad(work.losses(model, *batch).mean(), list(model.parameters()))
+        off = [own - alone for own, alone in zip(found, self.unmasked, strict=True)]
+        return all(
+            float(_norm([off[n] for n in band])) <= ROUNDING * float(_norm([self.unmasked[n] for n in band]))
+            for band in self.bands
+        )
 
     def error(self, found: Gradients) -> float:
         """Return the largest error of a band, as a share of the norm of its unmasked gradient."""

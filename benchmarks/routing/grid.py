@@ -8,7 +8,7 @@ from benchmarks.routing.cases import cases
 from benchmarks.routing.core import SETTLING
 from benchmarks.routing.figures import Figure, place, times
 from benchmarks.routing.methods import GOVERNED, Bench
-from benchmarks.routing.timing import alternate
+from benchmarks.routing.timing import alternate, timed
 from benchmarks.routing.workload import Family, Shape, Workload
 
 CASES = ("fractional", "half_rows", "random_mask", "bottom_half")
@@ -23,6 +23,10 @@ WIDTHS: dict[Family, dict[int, int]] = {
 TOKENS: dict[Family, int] = {"gpt": 64, "llama": 64, "resnet": 32}
 
 
+SECONDS, MOST_PAIRS = 2.0, 31
+"""Short steps are timed more often than asked for: until plain ones take so long, or are so many."""
+
+
 def shapes(tiny: bool = False) -> list[Shape]:
     """Return the networks and batches of the grid; tiny: one small network of each family."""
     found = [
@@ -35,9 +39,17 @@ def shapes(tiny: bool = False) -> list[Shape]:
 
 
 def measure(
-    shape: Shape, pairs: int, device: str = "cpu", amp: bool = False, only: Collection[str] = ()
+    shape: Shape,
+    pairs: int,
+    device: str = "cpu",
+    amp: bool = False,
+    only: Collection[str] = (),
+    seconds: float = SECONDS,
 ) -> Iterator[Figure]:
-    """Yield the figures of one network and batch, case by case. only: other cases than those of the grid."""
+    """Yield the figures of one network and batch, case by case.
+
+    only: other cases than those of the grid. seconds: of plain steps, however short each may be.
+    """
     work = Workload(shape, device, amp)
     bench = Bench(work)
     plain = bench.plain()
@@ -47,11 +59,12 @@ def measure(
         # The engine looks closely at its first batches, and at the first with a new kind of graph.
         for _ in range(SETTLING if number == 0 else 2):
             method.step(work.draw())
-        plain.step(work.draw())
-        timed = alternate(work, plain.step, {GOVERNED: method.step}, {GOVERNED: pairs})
+        once = timed(work, plain.step).clock
+        often = max(pairs, min(MOST_PAIRS, int(seconds / once)))
+        found = alternate(work, plain.step, {GOVERNED: method.step}, {GOVERNED: often})[GOVERNED]
         yield Figure(
             **place(shape.family, shape),
             case=case.name,
             method=GOVERNED,
-            **times(shape, timed[GOVERNED]),
+            **times(shape, found),
         )

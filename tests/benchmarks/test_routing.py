@@ -241,6 +241,15 @@ def test_attention_is_counted_on_a_processor() -> None:
     assert found == 2 * (2 * 2 * 3 * 5 * 5 * 4)
 
 
+def test_a_batch_in_which_plain_autograd_disagrees_with_itself_is_no_reference() -> None:
+    work = Workload(SHAPES["resnet"].tiny())
+    model, batch = work.build(), work.draw()
+    case = cases(work.shape)[0]
+    assert Reference.of(work, model, batch, case).smooth(work, model, batch)
+    model.stem.register_forward_hook(lambda _, args, out: out if len(out) == 1 else 1.001 * out)
+    assert not Reference.of(work, model, batch, case).smooth(work, model, batch)
+
+
 def test_the_peak_is_what_is_held_at_once() -> None:
     with peak_memory("cpu") as peak:
         first = torch.empty(250_000)
