@@ -259,6 +259,17 @@ def test_weights_are_known_tensor_by_tensor(run: Run, listed: Path, here: Path) 
     assert (lonely.exit_code, "--checkpoint-weights" in lonely.stderr) == (2, True)
 
 
+def test_only_the_file_itself_is_attested(run: Run, listed: Path, here: Path, signer: Signer) -> None:
+    signer.save(here / "run.key")
+    (here / "copy").mkdir()
+    stored(here / "copy" / "last.safetensors", {"b": [7], "a": [1, 2, 4]})
+    attest = ("attest", listed, "--sign", "run.key", "-o", "made.json", "--checkpoint-weights")
+    assert verify(run, listed, "--checkpoint-weights", "copy/last.safetensors")[0] == 0
+    refused = run(*attest, "copy/last.safetensors")
+    assert (refused.exit_code, "in another file" in refused.stderr) == (2, True)
+    assert run(*attest, "last.safetensors").exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
@@ -504,6 +515,9 @@ def test_suppliers_sign_the_data_set(run: Run, record: Record, here: Path) -> No
     assert (status, document["status"]) == (0, "OK"), document["findings"]
     assert "the data set was signed by its supplier lab before the first step" in str(document["checked"])
     assert "--supplier" in str(verify(run, ledger, *opened)[1]["not_checked"])
+    for options in (("--remember", "m"), ("--since", "m")):
+        (told,) = verify(run, ledger, *options)[1]["facts"]["supplied"]  # type: ignore[index]
+        assert [one.split("+")[0] for one in told["signed_by"]] == ["clinic", "lab"]
     status, document = verify(run, ledger, *opened, "--supplier", "stranger.pub")
     assert (status, document["status"]) == (1, "VIOLATION")
     assert [f["code"] for f in document["findings"]] == ["unsigned_data"]  # type: ignore[index, union-attr]

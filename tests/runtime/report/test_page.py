@@ -91,6 +91,26 @@ def hostile(tmp_path_factory: pytest.TempPathFactory, run_signer: Signer) -> str
     return render(add_up(path), verdict, HOSTILE)
 
 
+def test_checkpoints_are_told_with_the_bands_that_stayed(tmp_path: Path, run_signer: Signer) -> None:
+    first = {"step": 0, "file": HOSTILE, "of": "model", "count": 1234, "root": DIGEST, "since": None}
+    second = {**first, "step": 1_000, "of": "average", "since": 0}
+    told = [
+        {**first, "same": [], "changed": []},
+        {**second, "same": ["deep", HOSTILE], "changed": ["shallow"]},
+    ]
+    verdict = {**VERDICT, "facts": {**VERDICT["facts"], "checkpoints": told}}
+    text = render(add_up(write_run(tmp_path / "run.ledger", run_signer)), verdict, "fine")
+    page = Page(text)
+    assert "<script" not in text
+    [table] = [one for one in page.root.all("table") if "Checkpoints" in one.all("caption")[0].text]
+    rows = [[cell.text.strip() for cell in row.all("th", "td")] for row in table.all("tr")]
+    assert [row[0] for row in rows[1:]] == ["0", "1,000"]
+    assert rows[1][3:5] == ["the first", "the first"]
+    assert rows[2][1].endswith("(an average)")
+    assert rows[2][3].startswith("deep, ")
+    assert rows[2][4] == "shallow"
+
+
 @pytest.fixture(params=["plain", "hostile"])
 def text(request: pytest.FixtureRequest) -> str:
     return str(request.getfixturevalue(request.param))
