@@ -29,6 +29,7 @@ CODES: Mapping[str, str] = {
     "unsealed_rank": "INCOMPLETE",
     "unbound_end": "VIOLATION",
     "contradiction": "VIOLATION",
+    "left_out_step": "VIOLATION",
     "wrong_shares": "VIOLATION",
     "other_terms": "VIOLATION",
     "other_weights": "VIOLATION",

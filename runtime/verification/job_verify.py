@@ -8,7 +8,7 @@ the rank (`job_report.CODES`):
   was bound), `cut_off` (it ends in the middle, as where a process was killed), `unsealed_rank`
 - lagging: `lagging_rank` (at a binding its signed head was behind by more steps than the job allows)
 - lying: `forked_rank` (not a continuation of what was bound), `other_rank` (another ledger in its place),
-  `contradiction`, `other_terms`, `other_weights`, `wrong_shares`, `misplaced_example`
+  `contradiction`, `left_out_step`, `other_terms`, `other_weights`, `wrong_shares`, `misplaced_example`
 """
 
 from __future__ import annotations
@@ -296,6 +296,7 @@ def _compared(steps: Mapping[int, RankSteps], ranks: int) -> Iterator[JobFinding
     found = {rank: clash for rank, clash in clashes.items() if clash is not None}
     yield from _contradictions(reference, found, len(steps))
     yield from _saved(steps)
+    yield from _left_out(steps)
     if len(steps) == ranks:
         yield from _shares(steps)
 
@@ -350,6 +351,25 @@ def _contradictions(reference: int, clashes: Mapping[int, Clash], compared: int)
     for rank, found in clashes.items():
         message = f"at step {found.step} rank {rank} has another {found.what} than rank {reference}"
         yield finding("contradiction", message, [reference, rank] if compared == 2 else [rank])
+
+
+def _left_out(steps: Mapping[int, RankSteps]) -> Iterator[JobFinding]:
+    """Name the ranks that have no part in a step which another committed: no rank moves before all recorded.
+
+    What comes after the end of a ledger that is not sealed may only not have been written yet.
+    """
+    size = max(found.steps for found in steps.values())
+    committed = np.zeros(size, bool)
+    for found in steps.values():
+        committed[: found.steps] |= found.columns(found.steps).outcomes == COMMITTED
+    for rank, found in steps.items():
+        known = size if found.sealed is not None else found.steps
+        absent = np.ones(known, bool)
+        absent[: found.steps] = found.columns(found.steps).outcomes == ABSENT
+        missing = np.flatnonzero(absent & committed[:known])
+        if len(missing):
+            message = f"rank {rank} has no part in step {missing[0]}, which others committed"
+            yield finding("left_out_step", message, [rank])
 
 
 def _shares(steps: Mapping[int, RankSteps]) -> Iterator[JobFinding]:

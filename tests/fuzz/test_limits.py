@@ -29,6 +29,7 @@ from gradwarden.runtime.evidence.statement import tensor_digests
 from gradwarden.runtime.evidence.timestamp import check_stamp
 from gradwarden.runtime.evidence.trust_policy import parse_trust_policy
 from gradwarden.runtime.evidence.witness import open_witness
+from gradwarden.runtime.jobs.binder import job_terms
 from gradwarden.runtime.ledger.authority import Authority, UnauthorisedError
 from gradwarden.runtime.ledger.entries import encode_body
 from gradwarden.runtime.ledger.key_changes import Rotation, check_reason
@@ -269,6 +270,9 @@ EXCEED: dict[str, Exceed] = {
     "runtime.memorization.content.MAX_LINE": _index,
     "runtime.ledger.entries.MAX_LINE": lambda n, _: encode_body(
         "refused", {"step": 1, "gate": "commit", "reason": "r", "detail": "x" * n}
+    ),
+    "runtime.jobs.layout.MOST_RANKS": lambda n, _: job_terms(
+        ranks=n + 1, every=1, lag=0, placement="anywhere"
     ),
     "runtime.ledger.authority.MAX_CHANGES": _key_changes,
     "runtime.ledger.key_changes.MAX_REASON": lambda n, _: check_reason("x" * (n + 1)),

@@ -21,6 +21,7 @@ from gradwarden.runtime.ledger.entries import schema
 from gradwarden.runtime.ledger.keys import Signer
 from gradwarden.runtime.ledger.ledger import Ledger
 from gradwarden.runtime.ledger.reader import read_entries
+from gradwarden.runtime.recorder import Recorder
 from gradwarden.runtime.verification.job_report import JobReport
 from gradwarden.runtime.verification.job_verify import verify_job
 from gradwarden.runtime.verification.verify import verify_ledger
@@ -257,6 +258,33 @@ def test_shares_that_do_not_add_up_are_found(job: Job, signer: Signer) -> None:
     assert "step 3" in report.findings[0].message
 
 
+@pytest.mark.parametrize("early", [False, True])
+def test_a_step_that_a_rank_leaves_out_and_others_committed_is_found(
+    job: Job, signer: Signer, early: bool
+) -> None:
+    """As if after a crash, or by a seal that comes too early."""
+    job.run(2)
+    hiding = job.ranks[2]
+    reached = [rank.propose(part) for rank, part in zip(job.ranks[:2], job.batches(2), strict=False)]
+    for rank in job.ranks[:2]:
+        rank.commit(set().union(*reached), 9)
+    if early:
+        hiding.seal()
+        job.ranks = job.ranks[:2]
+    else:
+        hiding.ledger.close()
+        hiding.ledger = Ledger.open(rank_path(job.folder, 2), signer, "os")
+        hiding.recorder = Recorder(hiding.ledger)
+        hiding.roster.change_program(job.program)
+        hiding.recorder.event("skipped", {"step": 2, "until": 3})
+        hiding.next_step = 3
+        job.step()
+    job.seal()
+    report = verified(job.folder, signer)
+    assert (report.status, named(report, "left_out_step")) == ("VIOLATION", {2})
+    assert "step 2" in next(f.message for f in report.findings if f.code == "left_out_step")
+
+
 def test_days_may_differ_by_one(job: Job, signer: Signer) -> None:
     for days, found in ((1, set()), (2, {"contradiction"})):
         late = TODAY + timedelta(days=days)
@@ -386,8 +414,8 @@ def test_a_rank_that_missed_steps_in_a_crash_says_so(tmp_path: Path, signer: Sig
         rank.ledger.close()
     late = job.ranks[2]
     for rank in job.ranks:
-        rank.ledger = late.ledger.open(rank_path(job.folder, rank.rank), signer, "os")
-        rank.recorder = type(rank.recorder)(rank.ledger)
+        rank.ledger = Ledger.open(rank_path(job.folder, rank.rank), signer, "os")
+        rank.recorder = Recorder(rank.ledger)
         rank.roster.change_program(job.program)
         if rank is late:
             rank.recorder.event("skipped", {"step": 2, "until": 3})
