@@ -98,6 +98,19 @@ def test_every_reader_reads_what_was_written(tmp_path: Path, name: str) -> None:
     )
 
 
+def test_an_index_of_an_archived_ledger_is_that_of_the_whole_one(tmp_path: Path) -> None:
+    pytest.importorskip("duckdb")
+    from gradwarden.runtime.provenance.index import build_index, check_index
+    from gradwarden.runtime.provenance.queries import Queries
+
+    path = laid(tmp_path, genuine("plain"))
+    before = Queries(build_index(path)).band("deep")
+    archive_ledger(path)
+    index = check_index(path)
+    assert index.behind == 0
+    assert Queries(index).band("deep") == before
+
+
 def test_other_programs_read_archives_too(tmp_path: Path) -> None:
     path, base = archived(tmp_path, "plain", 14, 0)
     files = sorted(tmp_path.glob("run.ledger.archive-*.zst"))

@@ -12,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_model
 
+from gradwarden.runtime.archiving import archive_ledger
 from gradwarden.runtime.branches import Branches, Spans, beyond, length
 from gradwarden.runtime.effective_history import effective_history
 from gradwarden.runtime.errors import LedgerError, MaskError
 from gradwarden.runtime.history import read_history
+from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
 
 LIMITED = "retain few { when kind == a  at most 3 exposures }\n"
 
@@ -72,6 +74,39 @@ def test_what_abandoned_steps_spent_stays_spent(lab: Any) -> None:
         assert lab.step(governor, lab.batch("ab")).decisions[0].verdict == "refuse"
     assert lab.bodies("step")[-1]["exposures"] == [3, 5]
     assert lab.verify().ok
+
+
+def test_a_privacy_budget_pays_for_abandoned_steps(lab: Any) -> None:
+    text = lab.policy + "privacy quiet { when kind == d  within deep  epsilon 1  delta 1e-5  clip 1.0 }\n"
+    plan = JointPlan.for_steps(privacy_rules(lab.program(text)), 0.01, 4)
+    with lab.governor(text, privacy=plan, normaliser=4.0) as governor:
+        governor.checkpoint(lab.folder / "none.safetensors")
+        for _ in range(3):
+            lab.step(governor, lab.batch("ad"))
+        load_model(governor.model, lab.folder / "none.safetensors")
+        governor.rewind(lab.folder / "none.safetensors")
+        verdicts = [lab.step(governor, lab.batch("ad")).decisions[1].verdict for _ in range(2)]
+    assert verdicts == ["limit", "refuse"]
+    assert [body["privacy"]["quiet"]["steps"] for body in lab.bodies("committed")] == [1, 2, 3, 4, 4]
+    report = lab.verify()
+    assert report.ok
+    assert (report.facts["effective"], report.facts["abandoned"]) == ([[3, 5]], 3)
+
+
+def test_a_run_goes_on_behind_archives(lab: Any) -> None:
+    pytest.importorskip("zstandard")
+    crashed(lab, lab.policy + LIMITED)
+    lab.governor(lab.policy + LIMITED)
+    lab.close()
+    done = archive_ledger(lab.path(), [lab.signer.public])
+    assert done.end > 10
+    with lab.governor(lab.policy + LIMITED, model=restored(lab, "two.safetensors")) as governor:
+        assert (governor.next_step, governor.committed) == (5, 4)
+        governor.rewind(lab.folder / "two.safetensors")
+        assert lab.step(governor, lab.batch("ab")).decisions[0].verdict == "refuse"
+    report = lab.verify()
+    assert report.ok
+    assert report.facts["abandoned"] == 3
 
 
 def test_a_run_goes_back_only_to_weights_that_it_saved_and_the_model_holds(lab: Any) -> None:
