@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+A = TypeVar("A", bound=Tensor)
+
 ROOT = 0
 """The rank that writes the ledger."""
 
@@ -76,6 +78,9 @@ class Ranks(Protocol):
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Turn each gradient into its sum over the ranks, None counting as zeros. The same list on all."""
 
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Turn each tensor into its sum over the ranks, in place. Alike in shape and type on all."""
+
     def share(self, tensors: Sequence[Tensor]) -> None:
         """Give tensors the values that they have on rank 0, in place. Alike in shape and type on all."""
 
@@ -106,6 +111,9 @@ class OneRank:
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Leave gradients as they are."""
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Leave tensors as they are."""
 
     def share(self, tensors: Sequence[Tensor]) -> None:
         """Leave tensors as they are."""
@@ -180,11 +188,20 @@ class GroupRanks:
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         for bucket in _buckets(parameters):
-            flat = torch.cat([_gradient(parameter).reshape(-1) for parameter in bucket])
-            dist.all_reduce(flat, group=self._group)
-            sums = torch.split(flat, [parameter.numel() for parameter in bucket])
+            sums = self._summed([_gradient(parameter) for parameter in bucket])
             for parameter, total in zip(bucket, sums, strict=True):
                 parameter.grad = total.view(parameter.shape)
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        for bucket in _buckets(tensors):
+            for tensor, total in zip(bucket, self._summed(bucket), strict=True):
+                tensor.copy_(total.view(tensor.shape))
+
+    def _summed(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the sums of tensors of one type over the ranks, each flat."""
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        dist.all_reduce(flat, group=self._group)
+        return torch.split(flat, [tensor.numel() for tensor in tensors])
 
     def share(self, tensors: Sequence[Tensor]) -> None:
         root = dist.get_global_rank(self._group, ROOT)
@@ -224,17 +241,17 @@ def _raise_fault(rank: int, note: Note) -> NoReturn:
     raise kind(f"rank {rank} could not {note.what}: {note.fault}")
 
 
-def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Yield the parameters in groups of one type and device and of bounded size, the same on every rank."""
-    kinds: dict[tuple[torch.dtype, torch.device], list[nn.Parameter]] = {}
-    for parameter in parameters:
-        kinds.setdefault((parameter.dtype, parameter.device), []).append(parameter)
+def _buckets(tensors: Sequence[A]) -> Iterator[list[A]]:
+    """Yield tensors in groups of one type and device and of bounded size, the same on every rank."""
+    kinds: dict[tuple[torch.dtype, torch.device], list[A]] = {}
+    for tensor in tensors:
+        kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
     for members in kinds.values():
-        bucket: list[nn.Parameter] = []
+        bucket: list[A] = []
         size = 0
-        for parameter in members:
-            bucket.append(parameter)
-            size += parameter.numel() * parameter.element_size()
+        for tensor in members:
+            bucket.append(tensor)
+            size += tensor.numel() * tensor.element_size()
             if size >= BUCKET_BYTES:
                 yield bucket
                 bucket, size = [], 0

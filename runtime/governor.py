@@ -38,6 +38,7 @@ from gradwarden.runtime.binding import bind_model
 from gradwarden.runtime.branches import REWOUND, STATE_SUFFIX
 from gradwarden.runtime.checkpoints import SavedWeights, gathered, save_checkpoint, save_leaves
 from gradwarden.runtime.data_parallel import (
+    ROOT,
     check_equal,
     check_replica,
     first_finding,
@@ -203,7 +204,13 @@ class Governor:
             self._signature = signature
             self.scaling = LossScaling(scaler, optimizer, private=bool(privacy_rules(program)))
             private = PrivateWays(
-                noise_seed, clipping, secure_noise, frozenset(on_trust), sampler is not None, withhold_private
+                noise_seed,
+                clipping,
+                secure_noise,
+                frozenset(on_trust),
+                sampler is not None,
+                withhold_private,
+                self.peers.rank,
             )
             self._attach(program, self.keeping.open(ledger), privacy, secret, private, dataset, clusters)
             self.measures = Measures(self.roster, reference_losses, measure_every)
@@ -222,6 +229,8 @@ class Governor:
         try:
             check_equal(self.peers, "join the run", self._replica)
             standing, anchored = self.keeping.begin(self._begin, self.recorder)
+            if self.budgets:
+                self.budgets.follow(self.ranks.lead("join the run", self.budgets.paid, dict))
             self.maintainer.begin(self.program, self.parameters, standing[0], anchored)
         except BaseException:
             self.engine.close()
@@ -250,11 +259,10 @@ class Governor:
         bound = bind_model(program, self.model, self.optimizer)
         self.program, self.parameters = bound.program, bound.parameters
         self.budgets = BudgetBook(self.program, privacy, self.normaliser, private)
-        if self.budgets and (self.peers.size > 1 or not self.reduction.whole):
+        if self.budgets and self.keeping.apart:
             raise PrivacyError(
-                "privacy rules need a single process: each rank would clip its own part of a unit, and add "
-                "its own noise",
-                help="train the bare model, without `group=`",
+                "a rank of a job does not know which private examples others have",
+                help="give rank 0 one ledger for all, without `job=`",
             )
         self._check_spread(self.program)
         if self.keeping.apart and clusters is not None:
@@ -291,7 +299,7 @@ class Governor:
         }
 
     def _watch_draws(self, sampler: PoissonSampler | MixedSampler | None, known: bool) -> DrawWatch | None:
-        if sampler is None or not self.budgets:
+        if sampler is None or not self.budgets or self.ranks.rank != ROOT:
             return None
         if not known:
             raise PrivacyError(
@@ -301,7 +309,7 @@ class Governor:
         return self.budgets.watch(sampler, len(self.roster.known()), self._units())
 
     def check_draw(self, rows: IntArray, covered: npt.NDArray[np.bool_]) -> None:
-        """Hold a step to its sampler, if there is one. covered: which rows a privacy rule covers."""
+        """Hold a step to its sampler, if there is one; on rank 0 for all. covered: by a privacy rule."""
         if self._draws is not None:
             self._draws.check(rows, covered)
 
@@ -325,6 +333,7 @@ class Governor:
         facts = {
             "policy": self.program.digest,
             "normaliser": repr(self.normaliser),
+            "privacy terms": self.budgets.terms(),
             "scale": repr(self.scaling.scale),
         }
         if self.reduction.replicated:
@@ -561,10 +570,10 @@ class Governor:
                 divide(self.every_parameter(), proposal.total)
             if self.budgets:
                 # Before anything private is added: a refused step is not paid for, so it may not tell of it.
-                findings = check_gradients(self.parameters)
+                findings = check_gradients(self.parameters, band_norms(self.parameters, self.reduction.total))
                 if findings:
                     return findings[0]
-                self.budgets.release(self.parameters, proposal.normaliser)
+                self.budgets.release(self.parameters, proposal.normaliser, self.reduction)
             finding = self.maintainer.pull(proposal.active)
             if finding is not None:
                 return finding

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
@@ -124,6 +123,8 @@ class Proposal:
         """Decide and record the step; what was recorded on rank 0 stands for all."""
         self._join(shares)
         self._admit(self._governor.context(self.batch, join_signals(shares)))
+        if self._governor.ranks.size > 1:
+            self._demand_whole_units()
         self._governor.begin(self)
         return self.context
 
@@ -153,9 +154,22 @@ class Proposal:
         self._number = 0
         self._together = governor.reduction.passes.collective
         self._classes: list[Tensor] = []
+        self._clips: list[bool] = []
+        self._shielded = covered & self.admitted.micro.any(axis=1)
         if self._together:
-            self._expect([self.admitted.micro])
+            self._expect([np.arange(len(self.batch))])
         self._snapshot = Snapshot(governor.model)
+
+    def _demand_whole_units(self) -> None:
+        """Raise PrivacyError where a privacy unit is on several processes."""
+        governor, admitted = self._governor, self.admitted
+        if not governor.budgets.covered(admitted).any():
+            return
+        governor.budgets.check_whole(
+            [admitted.decisions[i] for i in admitted.decision_ids.tolist()],
+            lambda place, attribute: governor.roster.unit(int(self.batch[place]), attribute),
+            self._starts,
+        )
 
     def _demand_rehearsal(self) -> None:
         """Refuse a step that rehearses too little; then no example of it has weight."""
@@ -240,6 +254,11 @@ class Proposal:
     def _check_owners(self, owners: Tensor) -> None:
         if self._done[self._part].any():
             raise MaskError("`assign` was called after `backward`", help="call it before the forward pass")
+        if self._governor.budgets and self._together:
+            raise PrivacyError(
+                "rows that belong to examples are not available with privacy rules in a sharded model",
+                help="give the model one row for each example, in the order of their losses",
+            )
         if self._governor.budgets and owners.dim() > 1:
             raise PrivacyError(
                 "packed sequences are not available with privacy rules: all that would keep private ones "
@@ -262,18 +281,23 @@ class Proposal:
         found = ranks.collect(f"cut step {self.context.step}", lambda: cut(self.weights, size))
         count = max(1, *map(len, found))
         parts = [cuts + [np.zeros(0, dtype=np.int64)] * (count - len(cuts)) for cuts in found]
-        micro = [self.admitted.micro[start:stop] for start, stop in pairwise(self._starts)]
+        starts = self._starts[:-1]
         self._expect(
             [
-                np.concatenate([rows[cuts[k]] for rows, cuts in zip(micro, parts, strict=True)])
+                np.concatenate([start + cuts[k] for start, cuts in zip(starts, parts, strict=True)])
                 for k in range(count)
             ]
         )
         return parts[ranks.rank]
 
-    def _expect(self, micro: Sequence[IntArray]) -> None:
-        """Note what the examples weigh, [N, bands] for each part that all processes run together."""
-        self._classes = [torch.from_numpy(np.unique(rows, axis=0) / SCALE) for rows in micro]
+    def _expect(self, places: Sequence[IntArray]) -> None:
+        """Note what examples weigh in each part that all processes run together, and whether any is private.
+
+        places: of the examples of each part in the batch of all.
+        """
+        micro = self.admitted.micro
+        self._classes = [torch.from_numpy(np.unique(micro[rows], axis=0) / SCALE) for rows in places]
+        self._clips = [bool(self._shielded[rows].any()) for rows in places]
         self._governor.reduction.expect(sum(bool(classes.any()) for classes in self._classes))
 
     def backward(self, losses: Tensor) -> None:
@@ -426,7 +450,10 @@ class Proposal:
             self._gauge = None
 
     def _collector(self) -> UnitSums | None:
-        """Return what takes the gradients of the private units in the part at hand, None where none is."""
+        """Return what takes the gradients of the private units in the part at hand, None where none is.
+
+        Where processes run it together, all have one or none.
+        """
         governor = self._governor
         place = {row: number for number, row in enumerate(self._part.tolist())}
         units = [
@@ -434,10 +461,10 @@ class Proposal:
             for unit in self._private.units
         ]
         units = [unit for unit in units if unit.rows]
-        if not units:
+        if not (self._clips[self._number] if self._together else units):
             return None
         weights = self.weights[self._part]
-        return governor.budgets.sink(governor.model, units, weights, governor.parameters)
+        return governor.budgets.sink(governor.reduction, units, weights, governor.parameters)
 
     # --- outcome -------------------------------------------------------------------------------------------
 

@@ -22,7 +22,8 @@ class Reduction:
     module: the model without its wrapper. ranks: the processes. passes: for the mask engine. share: how many
     times a gradient must be counted on a process so that it counts once in the result: as often as there are
     processes, where the wrapper takes their mean. whole: whether each process holds whole parameters.
-    replicated: whether another holds the same ones.
+    replicated: whether another holds the same ones. copies: how many processes hold the same numbers; copy:
+    which of them this one is, from 0.
     """
 
     def __init__(self, module: nn.Module, ranks: Ranks, passes: Passes | None = None, share: int = 1) -> None:
@@ -31,6 +32,7 @@ class Reduction:
         self.passes = passes or Passes()
         self.share = share
         self.whole = self.replicated = True
+        self.copies, self.copy = ranks.size, ranks.rank
 
     def watched(self, parameters: Sequence[nn.Parameter]) -> Sequence[nn.Parameter]:
         """Return those whose gradients nobody but the masks may accumulate."""
@@ -79,6 +81,22 @@ class Reduction:
     def total(self, squares: Tensor) -> Tensor:
         """Return sums over whole gradients, given those over what this process holds of each."""
         return squares
+
+    def origin(self, key: int) -> int:
+        """Return the id of the parameter that the one with this id stands in for, or is."""
+        return key
+
+    def scatter(self, parameter: Tensor, total: Tensor) -> Tensor:
+        """Return what this process holds of a number for each element of a parameter.
+
+        Where a parameter lies in pieces, that is summed over the processes that hold the other pieces, which
+        all call this alike. `merge` then sums it over the copies.
+        """
+        return total
+
+    def merge(self, held: Sequence[Tensor]) -> None:
+        """Turn what is held of parameters into its sum over all copies, in place."""
+        self.ranks.add_up(held)
 
     def close(self) -> None:
         """Take everything off the model. Safe to repeat."""

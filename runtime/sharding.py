@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, Partial
 
 from gradwarden.runtime.data_parallel import GroupRanks
 from gradwarden.runtime.errors import MaskError, RankError
@@ -54,7 +55,10 @@ class ShardReduction(Reduction):
         passes = ShardPasses(self, watch)
         super().__init__(module, ranks, passes, share=ranks.size)
         self.whole, self.replicated = False, mesh.ndim > 1
-        self._copies = mesh.size(0) if mesh.ndim > 1 else 1
+        self._mesh = mesh
+        self.copies = mesh.size(0) if mesh.ndim > 1 else 1
+        self.copy = mesh.get_local_rank(0) if mesh.ndim > 1 else 0
+        self._shards = passes
         self._due = self._made = 0
         self._off = self._ran = self._running = False
         self._hooks = [
@@ -137,7 +141,22 @@ class ShardReduction(Reduction):
                 parameter.grad = torch.zeros_like(parameter)
 
     def total(self, squares: Tensor) -> Tensor:
-        return self.ranks.sum("measure the gradients", squares) / self._copies
+        return self.ranks.sum("measure the gradients", squares) / self.copies
+
+    def origin(self, key: int) -> int:
+        return self._shards.origins.get(key, key)
+
+    def scatter(self, parameter: Tensor, total: Tensor) -> Tensor:
+        assert isinstance(parameter, DTensor)
+        mesh, placements = parameter.device_mesh, parameter.placements
+        summed = DTensor.from_local(total, mesh, [Partial()] * mesh.ndim, run_check=False)
+        spread = [*[Partial()] * (mesh.ndim - 1), placements[-1]]
+        held: Tensor = summed.redistribute(mesh, spread).to_local()
+        return held.contiguous().to(parameter.to_local().device)
+
+    def merge(self, held: Sequence[Tensor]) -> None:
+        if self.copies > 1:
+            GroupRanks(self._mesh.get_group(0)).add_up(held)
 
     def close(self) -> None:
         for hook in self._hooks:
@@ -151,13 +170,17 @@ class ShardReduction(Reduction):
 
 
 class ShardPasses(Passes):
-    """Backward passes that all processes make together; gradients go to the pieces as FSDP scatters them."""
+    """Backward passes that all processes make together; gradients go to the pieces as FSDP scatters them.
+
+    origins: the id of each piece by that of what stands in for it.
+    """
 
     collective = True
 
     def __init__(self, reduction: ShardReduction, watch: ForeignWatch) -> None:
         self._reduction = reduction
         self._watch = watch
+        self.origins: dict[int, int] = {}
         self._stand_ins: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
         self._indices: weakref.WeakSet[BandIndex] = weakref.WeakSet()
 
@@ -182,7 +205,10 @@ class ShardPasses(Passes):
         known = self._stand_ins.get(id(piece))
         if whole is None or whole is piece or (known is not None and known[1] is whole):
             return
+        if known is not None:
+            del self.origins[id(known[1])]
         self._stand_ins[id(piece)] = (piece, whole)
+        self.origins[id(whole)] = id(piece)
         self._watch.add(whole)
         for bands in self._indices:
             bands.stand_in(piece, whole)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
 from gradwarden.policy.errors import did_you_mean
 from gradwarden.policy.program import Band
@@ -38,6 +38,10 @@ class BandIndex:
     def used(self, parameter: nn.Parameter) -> nn.Parameter:
         """Return what forward passes use for a member: itself, or what stands in for it."""
         return self.stand_ins.get(id(parameter), parameter)
+
+    def current(self, member: Tensor) -> Tensor:
+        """Return the same for a member that is known as a tensor."""
+        return self.stand_ins.get(id(member), member)
 
     def stand_in(self, parameter: nn.Parameter, used: nn.Parameter) -> None:
         """Let forward passes use another parameter in the place of a member."""

@@ -62,11 +62,11 @@ class Call:
 
     def weight_rows(self) -> Rows | None:
         """Return the rows to use now for the weight's gradient; None where it is not wanted."""
-        return self._rows(self.weight, self.ids[0])
+        return self._rows(self.weight, 0)
 
     def bias_rows(self) -> Rows | None:
         """Return the rows to use now for the bias's gradient; None where it is not wanted."""
-        return self._rows(self.bias, self.ids[1])
+        return self._rows(self.bias, 1)
 
     @property
     def private(self) -> bool:
@@ -88,10 +88,12 @@ class Call:
             gauge.take(self, parameters)
         return parameters.summed(self.weight_rows(), self.bias_rows())
 
-    def _rows(self, rows: Rows, parameter: int) -> Rows | None:
-        if rows.idle or not self.plan.wants(parameter):
+    def _rows(self, rows: Rows, place: int) -> Rows | None:
+        if not self.plan.wants(self.ids[place]):
             return None
-        return self.plan.every if self.plan.mode.raw else rows
+        if self.plan.mode.raw:
+            return None if rows.idle and self.homes[place] is None else self.plan.every
+        return None if rows.idle else rows
 
     def input_rows(self, spare: float = SPARE) -> Rows:
         """Return the rows to compute the input's gradient for.
@@ -144,6 +146,14 @@ def differentiable_once(backward: Backward) -> Backward:
         return backward(ctx, *grads)
 
     return run
+
+
+def shape_only(weight: Tensor) -> Tensor:
+    """Return a weight for a kernel that asks for one and does not use its values.
+
+    Those of a sharded parameter may be given back before the gradients of its units are formed.
+    """
+    return weight if weight.untyped_storage().size() else torch.zeros_like(weight)
 
 
 def scaled(gradient: Tensor, rows: Rows) -> Tensor:

@@ -75,9 +75,12 @@ class Differentiation:
             return
         private = {id(p): p for band in plan.unit_bands for p in self.bands.trainable(band)}
         apart, ratios, calls = self._apart(plan, losses, wanted | private, normaliser, passes)
-        if sink is not None and not self._hands_over(plan, private, apart | ratios.keys()):
+        if sink is not None and not self._hands_over(plan, private, sink, apart | ratios.keys(), passes):
             with self.forward.replay(plan, raw=True):
-                sink.differentiate(losses)
+                if passes.collective:
+                    sink.differentiate_together(losses, passes.most, self.bands.current)
+                else:
+                    sink.differentiate(losses)
             private, sink = {}, None
         if sink is not None:
             sink.expect([call for call in calls if call.private])
@@ -97,9 +100,22 @@ class Differentiation:
                 scales = {parameter: ratios.get(id(parameter), 1.0) for parameter in together}
                 yield from passes.joint(losses, factors, scales, retain_graph)
 
-    def _hands_over(self, plan: Plan, private: Mapping[int, nn.Parameter], loose: Collection[int]) -> bool:
-        """Return whether layers have all that private examples shape; loose: what others have as well."""
-        return plan.units is not None and not plan.mode.misplaced and not private.keys() & set(loose)
+    def _hands_over(
+        self,
+        plan: Plan,
+        private: Mapping[int, nn.Parameter],
+        sink: Sink,
+        loose: Collection[int],
+        passes: Passes,
+    ) -> bool:
+        """Return whether layers have all that private examples shape; loose: what others have as well.
+
+        Where passes are collective, all processes go by what the private examples of any may shape.
+        """
+        shaped = set(private)
+        if passes.collective:
+            shaped = {id(p) for band in sink.bands for p in self.bands.trainable(band)}
+        return plan.units is not None and not plan.mode.misplaced and not shaped & set(loose)
 
     def _apart(
         self,

@@ -46,6 +46,10 @@ class Passes:
         """Return the greatest of each number over all processes. facts: int32 [n] on the CPU, n as on all."""
         return facts
 
+    def most(self, number: int) -> int:
+        """Return the greatest of a number over all processes."""
+        return int(self.largest(torch.tensor([number], dtype=torch.int32, device="cpu"))[0])
+
     def common(self, trial: Callable[[], T]) -> T | None:
         """Return the trial that all processes are to make; None where no process has different examples.
 

@@ -48,8 +48,9 @@ class Plan:
 
     weights: float64 [B, bands]. factors: float64 [B], by which each loss is scaled. bands: the rows of each
     band that are added up, weights relative to the factors. units: int64 [B], the privacy unit of each
-    example, -1 for public ones; None: all are public. What units shape is not added up (`sink`). unit_bands:
-    where they have weight. every: all rows, with weight 1. whole: the plan of the whole batch.
+    example, -1 for public ones; None: all are public, on all processes. What units shape is not added up
+    (`sink`). unit_bands: where they have weight. every: all rows, with weight 1. whole: the plan of the whole
+    batch.
     rows, rest: which examples of that batch these are, and which they are not. ways: the plan by which each
     block was run, None where it was run without a graph.
 
@@ -94,7 +95,7 @@ class Plan:
         self.mode = mode
         self.whole = self if whole is None else whole
         self.units = units
-        self.unit_count = 0 if units is None else int(units.max()) + 1
+        self.unit_count = 0 if units is None or not len(units) else int(units.max()) + 1
         self.public = weights if units is None else weights * (units < 0)[:, None]
         self._relative = relative(weights, factors)
         self._owned: dict[tuple[int | None, int | None], tuple[Rows, tuple[Owners | None, ...]]] = {}
@@ -210,7 +211,8 @@ class Plan:
     @cached_property
     def trivial(self) -> bool:
         """Whether plain back-propagation of the scaled losses is all there is to do for the whole batch."""
-        return self.whole.gauge is None and all(rows.plain for rows in self.whole._step)
+        whole = self.whole
+        return whole.units is None and whole.gauge is None and all(rows.plain for rows in whole._step)
 
     @property
     def by_rows(self) -> bool:

@@ -5,7 +5,7 @@ What a sink takes never goes into the sum. A gauge changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
@@ -19,8 +19,13 @@ class Sink(Protocol):
 
     Either an engine calls `expect` once and then `take` once for each call of a layer, in its own backward
     pass; or, where some parameter that private examples may shape is not weighed by its layer,
-    `differentiate` once before it.
+    `differentiate` or `differentiate_together` once before it.
+    bands: those that private examples, of whichever process, may reach.
     """
+
+    @property
+    def bands(self) -> Collection[int]:
+        """See above."""
 
     def expect(self, calls: Sequence[Call]) -> None:
         """Be told of the calls of layers that private examples may shape."""
@@ -33,6 +38,14 @@ class Sink(Protocol):
 
     def differentiate(self, losses: Tensor) -> None:
         """Take the gradients from the graph of losses [B], in which plain autograd gives unweighted ones."""
+
+    def differentiate_together(
+        self, losses: Tensor, most: Callable[[int], int], used: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Do the same where all processes make every backward pass together, whatever units each has.
+
+        most: the greatest of a number over the processes. used: what forward passes use for a parameter.
+        """
 
 
 class Gauge(Protocol):

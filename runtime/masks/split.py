@@ -116,9 +116,11 @@ class SplitEngine:
         checked_losses(losses, len(weights))
         chosen = weights * chosen_rows(rows, len(weights))[:, None]
         divisor, passes = checked_normaliser(normaliser), self._passes
-        if sink is not None:
+        if sink is not None and not passes.collective:
             sink.differentiate(losses)
         if passes.ready():
+            if sink is not None and passes.collective:
+                sink.differentiate_together(losses, passes.most, self._bands.current)
             for parameter, gradient in by_class(
                 losses, chosen, self._bands, divisor, retain_graph, passes, classes
             ):

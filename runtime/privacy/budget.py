@@ -7,6 +7,7 @@ halts after the last step that was paid for, as the rule says.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ from gradwarden.runtime.privacy.accounting import (
 from gradwarden.runtime.privacy.clipping import (
     Clipping,
     GradientSum,
+    Group,
     Unit,
     check_clipping,
     clip_groups,
@@ -45,6 +47,7 @@ from gradwarden.runtime.privacy.noise import (
 )
 from gradwarden.runtime.privacy.sampling import MixedSampler, PoissonSampler
 from gradwarden.runtime.privacy.units import UnitSums
+from gradwarden.runtime.reduction import Reduction
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +62,10 @@ class PrivateRows:
 class PrivateWays:
     """How a run treats its private examples, beyond its plan.
 
-    seed: of the noise, for tests; None: from the operating system. clipping: see `clip_groups`. secure:
-    whether noise comes from a cryptographic generator. on_trust: see `Trust`. sampled: whether steps are held
-    to a sampler. withholds: whether the ledger is to hold public examples alone.
+    seed: of the noise, for tests; None: from the operating system.
+    clipping: see `clip_groups`. secure: whether noise comes from a cryptographic generator. on_trust: see
+    `Trust`. sampled: whether steps are held to a sampler. withholds: whether the ledger is to hold public
+    examples alone. rank: of this process among those that train together.
     """
 
     seed: int | None = None
@@ -70,6 +74,7 @@ class PrivateWays:
     on_trust: frozenset[str] = frozenset()
     sampled: bool = False
     withholds: bool = False
+    rank: int = 0
 
 
 class BudgetBook:
@@ -100,8 +105,9 @@ class BudgetBook:
         self._seeded = ways.seed is not None
         if ways.secure and self._seeded:
             raise PrivacyError("secure noise has no seed", help="leave one of the two out")
-        self._noise: NoiseSource = SecureNoise() if ways.secure else FastNoise(ways.seed)
+        self._noise: NoiseSource = SecureNoise() if ways.secure else FastNoise(ways.seed, ways.rank)
         self._sums: GradientSum = {}
+        self._groups: dict[frozenset[tuple[int, int]], tuple[Group, ...]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._plan.rules)
@@ -115,6 +121,11 @@ class BudgetBook:
             "records": "public" if self.withholds else "all",
         }
         return [{**terms, **ways} for terms in self._plan.declaration()]
+
+    def terms(self) -> str:
+        """Return what must be the same on all processes, as text."""
+        ways = self._ways
+        return repr((self._plan, ways.clipping, ways.secure, ways.withholds, sorted(ways.on_trust)))
 
     @property
     def withholds(self) -> bool:
@@ -167,6 +178,14 @@ class BudgetBook:
             raise PrivacyError("a run whose noise has a fixed seed cannot be resumed: the noise would repeat")
         self._steps |= {rule: count for rule, count in steps.items() if rule in self._steps}
 
+    def paid(self) -> dict[str, int]:
+        """Return how many steps each rule has paid for."""
+        return dict(self._steps)
+
+    def follow(self, steps: Mapping[str, int]) -> None:
+        """Count as the process that has the ledger does."""
+        self._steps = dict(steps)
+
     def spent(self) -> frozenset[str]:
         """Return the rules whose next step would exceed their budget."""
         return self._plan.spent(self._steps)
@@ -210,17 +229,41 @@ class BudgetBook:
         units = [Unit(tuple(members), self._plan.clip(rules[key])) for key, members in rows.items()]
         return PrivateRows(mask, tuple(units))
 
+    def check_whole(
+        self, decisions: Sequence[Decision], unit_of: Callable[[int, str], str], starts: Sequence[int]
+    ) -> None:
+        """Raise PrivacyError where the rows of a unit are on several processes, which would clip it in parts.
+
+        decisions: of the batch of all. starts: the first row of each process, and the end.
+        """
+        for unit in self.private_rows(decisions, unit_of).units:
+            first, last = (bisect_right(starts, row) for row in (min(unit.rows), max(unit.rows)))
+            if first != last:
+                raise PrivacyError(
+                    f"the rows of a privacy unit are on the ranks {first - 1} and {last - 1}: it is clipped "
+                    "as a whole",
+                    help="deal out whole units, as the sampler's `part` does",
+                )
+
     def sink(
         self,
-        model: nn.Module,
+        reduction: Reduction,
         units: Sequence[Unit],
         weights: npt.NDArray[np.float64],
         parameters: Mapping[str, Sequence[Tensor]],
     ) -> UnitSums:
         """Return what the engine hands the gradients of private units to. weights: [B, bands]."""
         columns = self._by_column(parameters)
-        groups = clip_groups(model, columns, self._ways.clipping)
-        return UnitSums(units, torch.from_numpy(weights), columns, groups)
+        groups = self._grouped(reduction.module, columns)
+        return UnitSums(units, torch.from_numpy(weights), columns, groups, reduction.origin)
+
+    def _grouped(self, model: nn.Module, columns: Mapping[int, Sequence[Tensor]]) -> tuple[Group, ...]:
+        """Return the groups to clip. Found once: in a step, modules may hold whole parameters for pieces."""
+        trainable = ((band, id(p)) for band, members in columns.items() for p in members if p.requires_grad)
+        key = frozenset(trainable)
+        if key not in self._groups:
+            self._groups = {key: clip_groups(model, columns, self._ways.clipping)}
+        return self._groups[key]
 
     def collect(self, sink: UnitSums) -> None:
         """Take the clipped sum of private units once the engine is done. Raises PrivacyError if it is not."""
@@ -229,16 +272,20 @@ class BudgetBook:
             known = self._sums.get(parameter)
             self._sums[parameter] = total if known is None else known.add_(total)
 
-    def release(self, parameters: Mapping[str, Sequence[Tensor]], normaliser: float) -> None:
-        """Noise the step's private sum, empty or not, and add it to the gradients."""
+    def release(
+        self, parameters: Mapping[str, Sequence[Tensor]], normaliser: float, reduction: Reduction
+    ) -> None:
+        """Noise the step's private sum of all processes, empty or not, and add it to the gradients."""
         noised = self._by_column(parameters)
         if not noised:
             return
         trainable = [p for members in noised.values() for p in members if p.requires_grad]
         missing = zeros(p for p in trainable if p not in self._sums)
         sums = {p: missing[p] if p in missing else self._sums[p] for p in trainable}
-        add_noise(sums, self._plan.sigma, self._noise)
-        add_to_gradients(sums, normaliser)
+        held = {p: reduction.scatter(p, total) for p, total in sums.items()}
+        add_noise(held, self._plan.sigma, self._noise, reduction.copy, reduction.copies)
+        reduction.merge(list(held.values()))
+        add_to_gradients(held, normaliser)
 
     def charge(self) -> dict[str, dict[str, int | str]]:
         """Count one committed step for every rule that is not spent; return what the ledger records."""

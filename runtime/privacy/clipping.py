@@ -71,8 +71,15 @@ def check_clipping(clipping: str) -> None:
 
 
 def zeros(parameters: Iterable[Tensor]) -> GradientSum:
-    """Return a sum of nothing."""
-    return {p: torch.zeros_like(p, dtype=wide(p)) for p in parameters}
+    """Return a sum of nothing, whole for a parameter of which each process has a piece."""
+    return {p: _zeros(p) for p in parameters}
+
+
+def _zeros(parameter: Tensor) -> Tensor:
+    mesh = getattr(parameter, "device_mesh", None)
+    if mesh is None:
+        return torch.zeros_like(parameter, dtype=wide(parameter), requires_grad=False)
+    return torch.zeros(parameter.shape, dtype=wide(parameter), device=mesh.device_type)
 
 
 def wide(parameter: Tensor) -> torch.dtype:

@@ -33,6 +33,14 @@ _CHUNK = 1 << 17
 """Numbers drawn at once: they and what they are made from stay in the cache."""
 
 
+_SEED_BITS = 32
+
+
+def new_seed() -> int:
+    """Return a seed of the operating system."""
+    return secrets.randbits(_SEED_BITS)
+
+
 class NoiseSource(Protocol):
     """Draws standard normal numbers."""
 
@@ -43,11 +51,12 @@ class NoiseSource(Protocol):
 class FastNoise:
     """Noise at the precision of the sum. seed: None for a key from the operating system.
 
-    The same seed gives the same numbers for sums of the same sizes, however many threads torch uses.
+    The same seed gives the same numbers for sums of the same sizes, however many threads torch uses. rank: of
+    the process that draws; with one seed, each has numbers of its own.
     """
 
-    def __init__(self, seed: int | None = None) -> None:
-        self._bits = _Bits(os.urandom(_KEY) if seed is None else hashlib.sha256(b"%d" % seed).digest())
+    def __init__(self, seed: int | None = None, rank: int = 0) -> None:
+        self._bits = _Bits(os.urandom(_KEY) if seed is None else _key(seed, rank))
         self._uniform = torch.empty(_CHUNK, dtype=torch.float32, device="cpu")
 
     def fill(self, target: Tensor) -> None:
@@ -69,6 +78,10 @@ class FastNoise:
         rest = len(part) - pairs
         torch.cos(angle, out=part[:pairs]).mul_(radius)
         torch.sin(angle[:rest], out=part[pairs:]).mul_(radius[:rest])
+
+
+def _key(seed: int, rank: int) -> bytes:
+    return hashlib.sha256(b"%d %d" % (seed, rank) if rank else b"%d" % seed).digest()
 
 
 class SecureNoise:
@@ -110,39 +123,52 @@ class _Bits:
         return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
 
 
-def add_noise(sums: GradientSum, sigma: float, source: NoiseSource) -> None:
+def add_noise(sums: GradientSum, sigma: float, source: NoiseSource, copy: int = 0, copies: int = 1) -> None:
     """Add Gaussian noise of standard deviation `sigma` to every element, in place.
 
     Call it in every step, whether or not the batch held private rows. What the source draws must be secret.
+
+    copies: how many processes hold sums for the same elements, which are then added up. Each noises a part of
+    the elements, `copy` (from 0) says which: so every element is noised once.
     """
     for total in sums.values():
-        if _in_cache(total):
-            memory = torch.empty(min(_CHUNK, total.numel()), dtype=total.dtype, device="cpu")
-            for part in _chunks(total.view(-1)):
-                drawn = memory[: len(part)]
-                source.fill(drawn)
-                part.add_(drawn, alpha=sigma)
-        else:
-            drawn = torch.empty(total.numel(), dtype=total.dtype, device="cpu")
-            source.fill(drawn)
-            total.add_(drawn.view(total.shape).to(total.device), alpha=sigma)
+        flat = total.reshape(-1)
+        start, end = (len(flat) * place // copies for place in (copy, copy + 1))
+        _noise_vector(flat[start:end], sigma, source)
+        if not total.is_contiguous():
+            total.copy_(flat.view(total.shape))
+
+
+def _noise_vector(vector: Tensor, sigma: float, source: NoiseSource) -> None:
+    size = _CHUNK if vector.device.type == "cpu" else len(vector)
+    memory = torch.empty(min(size, len(vector)), dtype=vector.dtype, device="cpu")
+    for part in vector.split(max(size, 1)):
+        drawn = memory[: len(part)]
+        source.fill(drawn)
+        part.add_(drawn.to(vector.device), alpha=sigma)
 
 
 def add_to_gradients(sums: GradientSum, normaliser: float) -> None:
     """Add the sums, divided by a constant, to the parameters' gradients. The sums are used up.
 
-    What a parameter's precision cannot hold becomes the greatest number that it can: an infinite gradient
-    would refuse the step, and so tell of noised values in a step that no budget pays for.
+    Of a parameter that lies in pieces, the sum is of this process's piece. What a parameter's precision
+    cannot hold becomes the greatest number that it can: an infinite gradient would refuse the step, and so
+    tell of noised values in a step that no budget pays for.
     """
     for parameter, total in sums.items():
         greatest = torch.finfo(parameter.dtype).max
         for part in _chunks(total.view(-1)) if _in_cache(total) else (total,):
             part.div_(normaliser).clamp_(-greatest, greatest)
         share = total.to(parameter.dtype)
-        if parameter.grad is None:
+        in_pieces = hasattr(parameter, "device_mesh")
+        if parameter.grad is None and not in_pieces:
             parameter.grad = share
-        else:
-            parameter.grad.add_(share).clamp_(-greatest, greatest)
+            continue
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        with torch.no_grad():
+            gradient = parameter.grad.to_local() if in_pieces else parameter.grad  # type: ignore[attr-defined]
+            gradient.add_(share).clamp_(-greatest, greatest)
 
 
 def _in_cache(total: Tensor) -> bool:

@@ -77,6 +77,22 @@ class PoissonSampler:
             self._remembered.append(rows)
         return rows
 
+    def part(self, drawn: IntArray, rank: int, size: int) -> IntArray:
+        """Return the rows of a draw that one of `size` processes is to run: whole units, dealt in turn.
+
+        Every process makes the same draws, from a sampler of the same seed, and takes its own part.
+        """
+        units = self._unit_of(drawn)
+        turn = np.cumsum(np.diff(units, prepend=units[:1]) != 0)
+        return drawn[turn % size == rank]
+
+    def _unit_of(self, rows: IntArray) -> IntArray:
+        """Return the number of each row's unit."""
+        known = _joined(self._units)
+        numbers = np.repeat(np.arange(len(self._units)), [len(unit) for unit in self._units])
+        order = np.argsort(known)
+        return np.asarray(numbers[order[np.searchsorted(known, rows, sorter=order)]], dtype=np.int64)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the random stream (JSON data). As secret as the seed."""
         return {"generator": self._generator.bit_generator.state}
@@ -171,6 +187,10 @@ class MixedSampler:
             yield MixedBatch(order[start : start + self._batch_size], self._private.draw())
         self.epoch += 1
         self._position = 0
+
+    def part(self, batch: MixedBatch, rank: int, size: int) -> MixedBatch:
+        """Return the rows of a batch that one of `size` processes is to run; see `PoissonSampler.part`."""
+        return MixedBatch(batch.public[rank::size], self._private.part(batch.private, rank, size))
 
     def _order(self, epoch: int) -> IntArray:
         stream = np.random.SeedSequence(self._shuffle_seed.entropy, spawn_key=(0, epoch))

@@ -93,7 +93,8 @@ class UnitSums:
 
     units: rows of the batch, each in at most one unit. weights: float64 [B, bands] on the CPU. bands: for
     each band that private examples may reach, its number (the column of `weights`) and its parameters.
-    groups: see `clip_groups`.
+    groups: see `clip_groups`. origin: the id of a parameter by that of what forward passes use in its place
+    (`Reduction.origin`).
 
     Raises PrivacyError where a row is in two units or a clip is not above zero.
     """
@@ -104,12 +105,14 @@ class UnitSums:
         weights: Tensor,
         bands: Mapping[int, Sequence[Tensor]],
         groups: Sequence[Group],
+        origin: Callable[[int], int] = int,
     ) -> None:
         checked_units(units, len(weights))
         self._units = tuple(units)
         self._weights = weights
         self._bands = bands
         self._groups = tuple(groups)
+        self._origin = origin
         self._pending = [_Pending(group) for group in groups]
         self._place = {id(p): number for number, group in enumerate(groups) for p in group.parameters}
         self._named = {id(p): p for group in groups for p in group.parameters}
@@ -120,6 +123,11 @@ class UnitSums:
         """What has been summed up, for every parameter."""
         self._sums |= zeros(p for p in self._named.values() if p not in self._sums)
         return self._sums
+
+    @property
+    def bands(self) -> Collection[int]:
+        """The bands that private examples may reach, by number."""
+        return self._bands.keys()
 
     def members(self) -> Tensor:
         """Return the number of each row's unit, int64 [B]; -1 for rows of none."""
@@ -140,7 +148,7 @@ class UnitSums:
             pending = self._pending[number]
             weight, bias = (
                 self._named[key] if band is not None and self._place.get(key) == number else None
-                for key, band in zip(call.ids, call.homes, strict=True)
+                for key, band in zip(map(self._origin, call.ids), call.homes, strict=True)
             )
             pending.uses.append(_Use(call, parameters, weight, bias))
             pending.awaited -= 1
@@ -159,10 +167,34 @@ class UnitSums:
         """Take the gradients from the graph of losses [B], unit by unit."""
         add_units(self.sums, losses, self._units, self._weights, self._bands, self._groups)
 
+    def differentiate_together(
+        self, losses: Tensor, most: Callable[[int], int], used: Callable[[Tensor], Tensor]
+    ) -> None:
+        """See `Sink`. A pass for each band and each unit of the process that has most of them."""
+        for number in range(most(len(self._units))):
+            unit = self._units[number] if number < len(self._units) else None
+            gradient: GradientSum = {}
+            for band, members in self._bands.items():
+                column = torch.zeros(len(losses), dtype=torch.float64, device="cpu")
+                if unit is not None:
+                    column[list(unit.rows)] = self._weights[list(unit.rows), band]
+                trainable = [p for p in members if p.requires_grad]
+                found = torch.autograd.grad(
+                    losses,
+                    [used(p) for p in trainable],
+                    grad_outputs=column.to(losses),
+                    retain_graph=True,
+                    allow_unused=True,
+                )
+                parts = zip(trainable, found, strict=True)
+                gradient |= {p: part.to(wide(p)) for p, part in parts if part is not None}
+            if unit is not None:
+                _clip_unit(self.sums, gradient, unit, self._groups)
+
     def _touched(self, call: Call) -> set[int]:
         return {
             self._place[key]
-            for key, band in zip(call.ids, call.homes, strict=True)
+            for key, band in zip(map(self._origin, call.ids), call.homes, strict=True)
             if band is not None and key in self._place
         }
 
@@ -254,13 +286,18 @@ def add_units(
         gradient = _unit_gradient(losses.index_select(0, place), chosen, bands)
         if isolate is not None and not _finite(gradient):
             gradient = _unit_gradient(isolate(place), chosen, bands)
-        for group in groups:
-            parts = {p: gradient[p] for p in group.parameters if p in gradient}
-            square = sum(map(squared_norm, parts.values()))
-            for parameter, part in parts.items():
-                by = clip_factor(square, unit.clip * group.share, torch.finfo(part.dtype).eps)
-                if by:
-                    sums[parameter].add_(part, alpha=by)
+        _clip_unit(sums, gradient, unit, groups)
+
+
+def _clip_unit(sums: GradientSum, gradient: GradientSum, unit: Unit, groups: Sequence[Group]) -> None:
+    """Add the clipped gradient of one unit to a sum."""
+    for group in groups:
+        parts = {p: gradient[p] for p in group.parameters if p in gradient}
+        square = sum(map(squared_norm, parts.values()))
+        for parameter, part in parts.items():
+            by = clip_factor(square, unit.clip * group.share, torch.finfo(part.dtype).eps)
+            if by:
+                sums[parameter].add_(part, alpha=by)
 
 
 def private_sum(

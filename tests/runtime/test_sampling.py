@@ -50,6 +50,25 @@ def test_the_rows_of_a_unit_come_together_or_not_at_all(owners, rate, seed):
         assert set(unit.tolist()) <= set(drawn) or not set(unit.tolist()) & set(drawn)
 
 
+@settings(max_examples=30)
+@given(st.lists(st.integers(0, 5), max_size=30), st.integers(1, 4), st.integers(0, 1000))
+def test_processes_of_one_seed_deal_out_a_draw_in_whole_units(owners, size, seed):
+    def sampler() -> MixedSampler:
+        return MixedSampler(range(40, 47), group_rows(owners), batch_size=5, rate=0.5, seed=seed)
+
+    whole = next(iter(sampler()))
+    parts = []
+    for rank in range(size):
+        own = sampler()
+        parts.append(own.part(next(iter(own)), rank, size))
+    assert sorted(np.concatenate([part.private for part in parts]).tolist()) == sorted(whole.private.tolist())
+    assert sorted(np.concatenate([part.public for part in parts]).tolist()) == sorted(whole.public.tolist())
+    homes = [(owners[row], rank) for rank, part in enumerate(parts) for row in part.private.tolist()]
+    assert len({owner for owner, _ in homes}) == len(set(homes))
+    counts = [len({owners[row] for row in part.private.tolist()}) for part in parts]
+    assert max(counts) - min(counts) <= 1
+
+
 def test_a_rate_of_one_draws_all_and_of_zero_none():
     assert PoissonSampler(singles(5), 1.0, 0).draw().tolist() == [0, 1, 2, 3, 4]
     assert PoissonSampler(singles(5), 0.0, 0).draw().tolist() == []

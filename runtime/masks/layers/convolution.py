@@ -12,7 +12,14 @@ from torch.autograd import Function
 from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 
-from gradwarden.runtime.masks.call import Call, at_its_precision, autocast_dtype, differentiable_once, scaled
+from gradwarden.runtime.masks.call import (
+    Call,
+    at_its_precision,
+    autocast_dtype,
+    differentiable_once,
+    scaled,
+    shape_only,
+)
 from gradwarden.runtime.masks.layers.operation import stock_forward
 from gradwarden.runtime.masks.layers.row_convolution import convolution_gradients, gradients_by_unit
 from gradwarden.runtime.masks.layout import Layout
@@ -65,7 +72,7 @@ class _Parameters:
         layout = self.call.layout
         grad_weight = grad_bias = None
         if rows is not None:
-            grad_weight = _weight_gradient(self.call, rows, self.grad, self.x, self.weight)
+            grad_weight = _weight_gradient(self.call, rows, self.grad, self.x, shape_only(self.weight))
             grad_weight = grad_weight.to(self.dtypes[0])
         if bias_rows is not None:
             weighed = bias_rows.weigh(bias_rows.pick(self.grad, layout), layout)
@@ -80,7 +87,7 @@ class _Parameters:
         if owners is None:
             return None, bias
         x = rows.pick(self.x, self.call.layout)
-        return gradients_by_unit(grad, x, self.weight, self.call.options, owners), bias
+        return gradients_by_unit(grad, x, shape_only(self.weight), self.call.options, owners), bias
 
 
 def _weight_gradient(call: Call, rows: Rows, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:

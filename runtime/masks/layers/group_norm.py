@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from gradwarden.runtime.masks.call import Call, autocast_dtype, differentiable_once, row_sum, scaled
+from gradwarden.runtime.masks.call import (
+    Call,
+    autocast_dtype,
+    differentiable_once,
+    row_sum,
+    scaled,
+    shape_only,
+)
 from gradwarden.runtime.masks.layers.operation import stock_forward
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.rows import Rows
@@ -78,7 +85,7 @@ class _Parameters:
             part,
             pick(self.mean).contiguous(),
             rstd.contiguous(),
-            self.weight,
+            self.weight if wanted[0] else shape_only(self.weight),
             *_sizes(part),
             self.groups,
             wanted,
@@ -135,7 +142,7 @@ class _Parameters:
             x,
             mean,
             rstd,
-            self.weight.repeat(rows),
+            (self.weight if wanted[0] else shape_only(self.weight)).repeat(rows),
             1,
             rows * channels,
             positions,

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from gradwarden.runtime.masks.call import Call, autocast_dtype, differentiable_once, row_sum, scaled
+from gradwarden.runtime.masks.call import (
+    Call,
+    autocast_dtype,
+    differentiable_once,
+    row_sum,
+    scaled,
+    shape_only,
+)
 from gradwarden.runtime.masks.layers.operation import stock_forward
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.rows import Rows
@@ -78,7 +85,8 @@ class _Parameters:
             # The gain's gradient is the sum of grad * (x - mean) * rstd, so weights can go to rstd, which has
             # one number per row.
             weighed = (x, mean, rows.weigh(rstd, layout))
-            found = _gradients(rows.pick(grad, layout), weighed, self.affine, [False, True, together])
+            affine = _shapes(self.affine)
+            found = _gradients(rows.pick(grad, layout), weighed, affine, [False, True, together])
             grad_weight = scaled(found[1], rows)
             grad_bias = scaled(found[2], rows) if together else None
         if bias_rows is not None and grad_bias is None:
@@ -107,6 +115,11 @@ class _Parameters:
 def _even(rows: Rows) -> bool:
     """Return whether all rows count, with one weight."""
     return rows.whole and rows.weights is None
+
+
+def _shapes(affine: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+    weight, bias = affine
+    return shape_only(weight), None if bias is None else shape_only(bias)
 
 
 def _gradients(

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import date, timedelta
 from functools import partial
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from gradwarden.policy import compile_policy, parse_policy
+from gradwarden.policy import Program, compile_policy, parse_policy
 from gradwarden.policy.errors import GradwardenError
 from gradwarden.runtime import Governor, Job, Ledger, ModelMap, Signer
 from gradwarden.runtime.errors import LedgerError, MaskError
+from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
+from gradwarden.runtime.privacy.sampling import MixedSampler, group_rows
 
 OPTIMIZERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, 0.1, momentum=0.9),
@@ -154,8 +157,9 @@ def train(task: dict[str, Any], rank: int = 0, group: Any = None) -> dict[str, A
     task: `folder`, `policy`, and optionally `model`, `load` (weights), `engine`, `optimizer`, `seeds` (by
     rank), `options` (of the governor), `wrap` (`ddp`, `fsdp`) with `settings` of the wrapper, or `split`,
     `thaw` (a parameter after wrapping), `steps`, `checkpoint`, `end` (`close` or `leave`), `ends` (a rank
-    that then stops), `job` (options of a job, in the place of a ledger). A step has `parts` (examples by
-    rank) or `homed` (examples of which each rank takes its own), and optionally `micro`, `signals` (by rank),
+    that then stops), `job` (options of a job, in the place of a ledger), `privacy` (`private_options`),
+    `drawn` (`Drawn`). A step has `parts` (examples by rank) or `homed` (examples of which each rank takes its
+    own), and optionally `micro`, `signals` (by rank),
     `rows` (`packed`, `padded`, `twice`), `sync`, `look` (evaluate before it), `policy` (from here on),
     `spoil` ([rank, how]), `bear` (go on after a MaskError), and what to tell: `count` (floating-point
     operations), `spy` (messages), `grads`.
@@ -170,9 +174,10 @@ def train(task: dict[str, Any], rank: int = 0, group: Any = None) -> dict[str, A
         held = wrapped(task, model, group)
         if task.get("thaw"):
             next(model.parameters()).requires_grad_(True)
-        with governed(task, model, held, rank, group) as governor:
+        drawn = Drawn(rank, 1 if group is None else 2, **task["drawn"]) if "drawn" in task else None
+        with governed(task, model, held, rank, group, drawn) as governor:
             answer["first"] = governor.next_step
-            for step in task["steps"]:
+            for step in drawn.steps() if drawn else task["steps"]:
                 if step.get("look"):
                     with torch.no_grad():
                         losses_of(held, step["parts"][0])
@@ -279,7 +284,7 @@ def whole(tensor: Tensor) -> Any:
 
 @contextmanager
 def governed(
-    task: dict[str, Any], model: nn.Module, held: nn.Module, rank: int, group: Any
+    task: dict[str, Any], model: nn.Module, held: nn.Module, rank: int, group: Any, drawn: Drawn | None
 ) -> Iterator[Governor]:
     model_map = None if "split" in task else ModelMap.from_module(held)
     program = compile_policy(parse_policy(task["policy"]), model_map)
@@ -291,6 +296,10 @@ def governed(
     if rank == 0 and job is None:
         ledger = Ledger.open(folder / "run.ledger", Signer.load(folder / "run.key"), durability="os")
     options = {"clock": lambda: date(2026, 1, 31 - rank), **task.get("options", {})}
+    if "privacy" in task:
+        options |= private_options(program, rank, **task["privacy"])
+    if drawn is not None:
+        options |= {"sampler": drawn.sampler, "dataset": drawn.dataset}
     try:
         with Governor(
             program,
@@ -302,6 +311,8 @@ def governed(
             job=job,
             **options,
         ) as governor:
+            if task.get("privacy", {}).get("silent"):
+                governor.budgets._noise = Silence()
             yield governor
     finally:
         if ledger is not None:
@@ -421,6 +432,47 @@ def spoilt(how: str, governor: Governor, losses: Tensor) -> None:
             governor.recorder.event("expired", {"step": 0, "rule": "r", "count": 0})
             with suppress(LedgerError):
                 governor.ledger.flush()
+
+
+class Silence:
+    """A source of noise that draws zeros."""
+
+    def fill(self, target: Tensor) -> None:
+        target.zero_()
+
+
+def private_options(
+    program: Program,
+    rank: int,
+    noise: Sequence[float] = (4.0, 4.0),
+    silent: bool = False,
+    **options: Any,
+) -> dict[str, Any]:
+    """What a governor needs for privacy rules. noise: multipliers by rank."""
+    plan = JointPlan.for_noise(privacy_rules(program), 0.5, noise[rank])
+    return {"privacy": plan, "normaliser": 4.0, "noise_seed": 5, **options}
+
+
+class Drawn:
+    """Steps that are drawn by a sampler. who: the unit of each example, None for a public one."""
+
+    def __init__(self, rank: int, size: int, who: Sequence[str | None], count: int, seed: int) -> None:
+        self._place, self._count = (rank, size), count
+        self.dataset = [
+            (f"x{row}", {"kind": "d", "who": name, "ok": True} if name else {"kind": "a", "ok": True})
+            for row, name in enumerate(who)
+        ]
+        private = torch.tensor([row for row, name in enumerate(who) if name]).numpy()
+        units = group_rows([who[row] for row in private], private)
+        public = [row for row, name in enumerate(who) if not name]
+        self.sampler = MixedSampler(public, units, batch_size=3, rate=0.5, seed=seed)
+
+    def steps(self) -> Iterator[dict[str, Any]]:
+        rank, size = self._place
+        for batch in islice(chain.from_iterable(repeat(self.sampler)), self._count):
+            rows = self.sampler.part(batch, rank, size).rows
+            examples = [{"id": self.dataset[row][0], **self.dataset[row][1]} for row in rows.tolist()]
+            yield {"parts": {rank: examples}}
 
 
 def full(data: bytes) -> None:

@@ -316,12 +316,6 @@ def test_different_initial_weights_are_refused_on_both(lab, site):
     assert not (site.folder / "pair" / "run.ledger").read_bytes()
 
 
-def test_privacy_rules_are_refused(lab, site):
-    text = lab.policy + "privacy p { when kind == a  within shallow  epsilon 3  delta 1e-6  clip 1.0 }\n"
-    for answer in site.train(text, STEPS):
-        assert answer["error"][0] == "PrivacyError"
-
-
 def test_a_process_that_ends_early_is_an_error_on_both_and_nothing_is_sealed(lab, site):
     site.pair.pipes[0].send(site._task("pair", lab.policy, STEPS[:1], {}))
     site.pair.pipes[1].send(site._task("pair", lab.policy, STEPS[:2], {}))

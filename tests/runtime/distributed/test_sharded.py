@@ -218,9 +218,3 @@ def test_detached_layers_are_refused(lab, site):
     for answer in site.train(text, batch("ab|ab"), **BLOCKS):
         assert answer["error"][0] == "MaskError"
         assert "layers of a sharded model cannot be detached" in answer["error"][1]
-
-
-def test_privacy_rules_are_refused(lab, site):
-    text = lab.policy + "privacy p { when kind == a  within shallow  epsilon 3  delta 1e-6  clip 1.0 }\n"
-    for answer in site.train(text, batch("ab|ab"), **BLOCKS):
-        assert answer["error"][0] == "PrivacyError"
