@@ -33,14 +33,6 @@ _CHUNK = 1 << 17
 """Numbers drawn at once: they and what they are made from stay in the cache."""
 
 
-_SEED_BITS = 32
-
-
-def new_seed() -> int:
-    """Return a seed of the operating system."""
-    return secrets.randbits(_SEED_BITS)
-
-
 class NoiseSource(Protocol):
     """Draws standard normal numbers."""
 
@@ -142,7 +134,8 @@ def add_noise(sums: GradientSum, sigma: float, source: NoiseSource, copy: int = 
 def _noise_vector(vector: Tensor, sigma: float, source: NoiseSource) -> None:
     size = _CHUNK if vector.device.type == "cpu" else len(vector)
     memory = torch.empty(min(size, len(vector)), dtype=vector.dtype, device="cpu")
-    for part in vector.split(max(size, 1)):
+    for start in range(0, len(vector), max(size, 1)):
+        part = vector[start : start + size]
         drawn = memory[: len(part)]
         source.fill(drawn)
         part.add_(drawn.to(vector.device), alpha=sigma)
