@@ -91,8 +91,8 @@ class PoissonSampler:
         known = _joined(self._units)
         numbers = np.repeat(np.arange(len(self._units)), [len(unit) for unit in self._units])
         order = np.argsort(known)
-        places: IntArray = np.searchsorted(known, rows, sorter=order)
-        return numbers[order[places]]
+        found: IntArray = numbers[order[np.searchsorted(known, rows, sorter=order)]]
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the random stream (JSON data). As secret as the seed."""
