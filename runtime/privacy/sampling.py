@@ -84,7 +84,8 @@ class PoissonSampler:
         """
         units = self._unit_of(drawn)
         turn = np.cumsum(np.diff(units, prepend=units[:1]) != 0)
-        return drawn[turn % size == rank]
+        own: IntArray = drawn[turn % size == rank]
+        return own
 
     def _unit_of(self, rows: IntArray) -> IntArray:
         """Return the number of each row's unit."""

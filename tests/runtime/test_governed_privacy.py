@@ -16,6 +16,7 @@ from gradwarden.runtime.errors import BudgetHalt, PrivacyError
 from gradwarden.runtime.privacy import accounting
 from gradwarden.runtime.privacy.accounting import JointPlan, epsilon, privacy_rules, steps_within
 from gradwarden.runtime.privacy.budget import BudgetBook
+from gradwarden.runtime.privacy.noise import FastNoise
 from gradwarden.runtime.verification import budget_audit
 
 ENGINES = ["fused", "split"]
@@ -50,10 +51,12 @@ def open_run(lab, text: str, engine: str = "auto", plan: JointPlan | None = None
 
 def noise_of(parameters: list[Tensor], sigma: float, steps: int = 1) -> list[Tensor]:
     """The noise of the last of some steps, drawn as the governor draws it."""
-    generator = torch.Generator().manual_seed(SEED)
+    source = FastNoise(SEED)
     for _ in range(steps):
-        drawn = [torch.randn(p.shape, generator=generator, dtype=p.dtype) * sigma for p in parameters]
-    return drawn
+        drawn = [torch.zeros(p.numel(), dtype=p.dtype) for p in parameters]
+        for vector in drawn:
+            source.fill(vector)
+    return [vector.view(p.shape) * sigma for p, vector in zip(parameters, drawn, strict=True)]
 
 
 def clipped(lab, governor, rows: list[int], weights: list[float], inputs: Tensor) -> list[Tensor]:
