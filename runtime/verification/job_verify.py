@@ -327,10 +327,10 @@ def _odd_ones(said: Mapping[int, str], code: str, what: str) -> Iterator[JobFind
 
 
 def _saved(steps: Mapping[int, RankSteps]) -> Iterator[JobFinding]:
-    """Compare the weights that the ranks say were saved, at the first step where they differ."""
+    """Compare the weights that were saved or gone back to, at the first step where the ranks differ."""
     for step in sorted({step for found in steps.values() for step in found.weights}):
         said = {rank: ",".join(found.weights[step]) for rank, found in steps.items() if step in found.weights}
-        findings = list(_odd_ones(said, "other_weights", f"saved other weights at step {step}"))
+        findings = list(_odd_ones(said, "other_weights", f"saved or restored other weights at step {step}"))
         if findings:
             yield from findings
             return

@@ -75,7 +75,7 @@ class RankSteps:
         self.programs: list[tuple[int, str]] = []
         """From which step on which program was in force, by its digest."""
         self.weights: dict[int, list[str]] = {}
-        """The digests of the weights saved at each step."""
+        """The digests of the weights saved, or gone back to, at each step."""
         self.misplaced: tuple[int, int] | None = None
         """The index and the step of the first example that belongs to another rank."""
         self._outcomes = bytearray()
@@ -116,6 +116,9 @@ class RankSteps:
                 self._fill(body["until"])
             case "checkpoint":
                 self.weights.setdefault(body["step"], []).append(body["digest"])
+            case "rewound":
+                again = body["checkpoint"]["digest"]
+                self.weights.setdefault(body["step"], []).append(f"back to {again}")
             case _ if entry.kind == SEALED:
                 self.sealed = body
             case _ if entry.kind == HEAD:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gradwarden.runtime.branches import Branches
 from gradwarden.runtime.errors import JobError, LedgerBusy
 from gradwarden.runtime.jobs import binder as binder_module
 from gradwarden.runtime.jobs.binder import Binder
@@ -318,6 +319,27 @@ def test_other_weights_saved_are_found(job: Job, signer: Signer) -> None:
     job.seal()
     report = verified(job.folder, signer)
     assert (codes(report), named(report)) == ({"other_weights"}, {2})
+
+
+def test_a_rank_that_says_otherwise_how_the_job_went_back_is_found(tmp_path: Path, signer: Signer) -> None:
+    for odd in (False, True):
+        job = Job(tmp_path / str(odd), signer)
+        branches = Branches()
+        for number in range(2):
+            body = {"step": 2 * number, "file": f"{number}", "digest": f"a{number}" * 32, "tensors": None}
+            branches.apply("checkpoint", body)
+            for rank in job.ranks:
+                rank.recorder.event("checkpoint", body)
+            job.run(2)
+        early, late = branches.saved()
+        for rank in job.ranks:
+            to = early if odd and rank.rank == 1 else late
+            rank.recorder.event("rewound", branches.rewind(to, 4))
+        job.run(1)
+        job.seal()
+        report = verified(job.folder, signer)
+        wanted = ({"other_weights"}, {1}) if odd else (set(), set())
+        assert (codes(report), named(report)) == wanted
 
 
 def test_an_example_counted_on_two_ranks_is_found(tmp_path: Path, signer: Signer) -> None:
