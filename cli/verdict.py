@@ -229,6 +229,11 @@ class Verdict:
             yield printable(
                 f"that decisions by {' and '.join(others)} depend on no private draw: taken on trust"
             )
+        if self.facts.get("private_recorded"):
+            yield (
+                "what the ledger itself tells of private examples: it counts and decides them step by step, "
+                "which no epsilon covers (`withhold_private` was off)"
+            )
         behind = self.facts["entries"] - self.facts["signed_entries"]
         if behind > 1:
             yield f"signatures over the last {behind:,} entries: no head covers them yet"

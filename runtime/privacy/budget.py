@@ -36,7 +36,12 @@ from gradwarden.runtime.privacy.clipping import (
     clip_groups,
     zeros,
 )
-from gradwarden.runtime.privacy.conditions import check_conditions, check_signals, check_trust
+from gradwarden.runtime.privacy.conditions import (
+    check_conditions,
+    check_signals,
+    check_trust,
+    decides_by_epoch,
+)
 from gradwarden.runtime.privacy.draws import DrawWatch
 from gradwarden.runtime.privacy.noise import (
     FastNoise,
@@ -101,6 +106,7 @@ class BudgetBook:
         self._ways = ways
         self._plan = plan or JointPlan(0.0, ())
         self._bands = program.band_names
+        self._epochs = decides_by_epoch(program)
         self._steps = {rule.name: 0 for rule in rules}
         self._seeded = ways.seed is not None
         if ways.secure and self._seeded:
@@ -114,7 +120,8 @@ class BudgetBook:
 
     def declaration(self) -> list[dict[str, str]]:
         """Return what the ledger's opening says of the privacy rules."""
-        trusted = sorted(self._ways.on_trust | (set() if self._ways.sampled else {"sampling"}))
+        unchecked = {"sampling": not self._ways.sampled, "epochs": self._epochs}
+        trusted = sorted(self._ways.on_trust | {what for what, holds in unchecked.items() if holds})
         ways = {
             "clipping": self._ways.clipping,
             "on_trust": " ".join(trusted),
@@ -163,6 +170,12 @@ class BudgetBook:
             raise PrivacyError(
                 "the terms of privacy rules cannot change within a run",
                 help="begin a new run, with a new ledger, under the new terms",
+            )
+        if decides_by_epoch(program) and not self._epochs:
+            raise PrivacyError(
+                "the new policy decides on private examples by the epoch, and the ledger's opening does not "
+                "say that this is taken on trust",
+                help="exclude private examples there (`and not …`), or begin a new run",
             )
 
     def adopt(self, program: Program) -> None:

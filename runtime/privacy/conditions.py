@@ -73,20 +73,36 @@ def check_signals(given: Collection[str], on_trust: Collection[str]) -> None:
 
 def _by_history(program: Program, private: Sequence[Limit]) -> Iterator[tuple[str, str]]:
     """Yield the hard rules that decide by what depends on draws, and what that is."""
+    for name, condition, _ in _effects(program):
+        if COPIES in signals_of(condition):
+            yield name, f"`{COPIES}`"
+    for name in _deciding_by("exposures", program, private):
+        yield name, "exposures"
+    for rule in program.modulations:
+        if rule.level == "hard" and any(scaling.signal == COPIES for scaling in rule.scalings):
+            yield rule.name, f"`{COPIES}`"
+
+
+def decides_by_epoch(program: Program) -> bool:
+    """Return whether what an example under a privacy rule may do depends on the epoch.
+
+    The caller advances it, and must not do so by who was drawn. That cannot be checked.
+    """
+    private = [x for x in program.limits if x.privacy is not None and x.level == "hard"]
+    return any(True for _ in _deciding_by("epoch", program, private))
+
+
+def _deciding_by(clock: str, program: Program, private: Sequence[Limit]) -> Iterator[str]:
+    """Yield the hard rules that may limit an example under a privacy rule, and read this value."""
     domain = Domain(program.attributes, program.signals, fuel=FUEL)
     under = [(limit.clauses[0].when, limit.clauses[0].caps) for limit in private]
     for name, condition, caps in _effects(program):
-        if COPIES in signals_of(condition):
-            yield name, f"`{COPIES}`"
-        if _reads_exposures(condition) and any(
+        if _reads(condition, clock) and any(
             any(inside and cap < program.max_weight for inside, cap in zip(confined, caps, strict=True))
             and possible(domain, (condition, True), (when, True)) is not False
             for when, confined in under
         ):
-            yield name, "exposures"
-    for rule in program.modulations:
-        if rule.level == "hard" and any(scaling.signal == COPIES for scaling in rule.scalings):
-            yield rule.name, f"`{COPIES}`"
+            yield name
 
 
 def _effects(program: Program) -> Iterator[tuple[str, Condition, tuple[int, ...]]]:
@@ -107,11 +123,11 @@ def _effects(program: Program) -> Iterator[tuple[str, Condition, tuple[int, ...]
         yield waiver.name, waiver.when, nothing
 
 
-def _reads_exposures(condition: Condition) -> bool:
+def _reads(condition: Condition, clock: str) -> bool:
     pending: list[Node] = [condition]
     while pending:
         node = pending.pop()
-        if isinstance(node, ClockValue) and node.name == "exposures":
+        if isinstance(node, ClockValue) and node.name == clock:
             return True
         pending += children(node)
     return False

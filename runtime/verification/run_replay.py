@@ -241,6 +241,7 @@ class RunReplay:
             "on_trust": sorted(
                 {word for terms in opened.get("privacy", ()) for word in terms["on_trust"].split()}
             ),
+            "private_recorded": any(terms["records"] == "all" for terms in opened.get("privacy", ())),
             "drift": self._maintained.drift,
             "drift_measured": self.measured,
             "budgets_recomputed": self._audit.to_the_step,

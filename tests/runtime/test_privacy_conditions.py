@@ -61,7 +61,6 @@ def test_a_policy_whose_decisions_depend_on_draws_is_refused_unless_it_is_answer
     [
         "retain few { when kind == a  at most 3 exposures }",
         "retain few { when kind == d and not has who  at most 3 exposures }",
-        "retain few { when ok  at most 3 epochs }",
         "advisory retain few { when ok  at most 3 exposures }",
         "suppress few { when exposures >= 3  cap deep at 0 }",
         "signals { loss_ratio : number 0..10 default 1 }\nmemorization m { when loss_ratio < 0.5  refuse }",
@@ -72,11 +71,41 @@ def test_a_policy_that_counts_public_examples_or_the_clock_is_not_refused(lab, t
     assert lab.bodies("opened")[0]["privacy"][0]["on_trust"] == "sampling"
 
 
+@pytest.mark.parametrize(
+    ("rule", "trusted"),
+    [
+        ("retain few { when ok  at most 3 epochs }", "epochs sampling"),
+        ("suppress late { when epoch >= 2 and kind == d }", "epochs sampling"),
+        ("retain few { when kind == a  at most 3 epochs }", "sampling"),
+    ],
+)
+def test_that_epochs_do_not_depend_on_draws_is_on_record_where_private_examples_are_decided_by_them(
+    lab, text, rule, trusted
+):
+    open_run(lab, text + rule).close()
+    assert lab.bodies("opened")[0]["privacy"][0]["on_trust"] == trusted
+    assert lab.verify().facts["on_trust"] == trusted.split()
+
+
+@pytest.mark.parametrize("withholds", [True, False])
+def test_verify_says_whether_the_ledger_itself_tells_of_private_examples(lab, text, withholds):
+    open_run(lab, text, withhold_private=withholds).close()
+    report = lab.verify()
+    assert report.facts["private_recorded"] is not withholds
+
+
 def test_a_change_to_a_policy_that_breaks_the_claim_is_refused(lab, text):
     model = lab.model()
     governor = open_run(lab, text, model=model)
     with pytest.raises(PrivacyError, match="exposures"):
         governor.change_policy(lab.program(text + "retain few { when ok  at most 3 exposures }", model))
+
+
+def test_a_change_to_a_policy_that_decides_by_epochs_is_refused_where_the_opening_does_not_say_so(lab, text):
+    model = lab.model()
+    governor = open_run(lab, text, model=model)
+    with pytest.raises(PrivacyError, match="by the epoch"):
+        governor.change_policy(lab.program(text + "retain few { when ok  at most 3 epochs }", model))
 
 
 def test_signals_that_the_caller_gives_are_refused_unless_answered_for(lab, text):
