@@ -135,11 +135,11 @@ class Border:
 
     def turned(self, grad: Tensor) -> Tensor:
         """Return the gradient that goes on; in place where nobody else has it, which saves the memory."""
-        if self.plan.mode.raw or (self.ratios == 1.0).all():
+        if self.plan.mode.raw or (self.ratios[0] == 1.0 and (self.ratios == 1.0).all()):
             return grad
         shape = [1] * grad.dim()
         shape[self.layout.dim] = -1
-        ratios = torch.from_numpy(self.ratios).to(dtype=grad.dtype, device=grad.device).view(shape)
+        ratios = torch.from_numpy(self.ratios.reshape(shape)).to(dtype=grad.dtype, device=grad.device)
         own = type(grad) is Tensor and grad.is_contiguous() and holders(grad) <= alone()
         return grad.mul_(ratios) if own else grad * ratios
 
