@@ -439,12 +439,15 @@ class Proposal:
             self._governor.engine.disarm()
 
     def _measure(self, owners: Tensor | None) -> None:
-        """Expect the next part to be measured; rows that are not the examples one by one cannot be."""
+        """Expect the next part to be measured.
+
+        Where rows are not the examples one by one, only the reference engine can say how deep these go.
+        """
         governor, count = self._governor, len(self._part)
         outputs = governor.measures.outputs
         if outputs is not None:
             outputs.begin(count if owners is None else None)
-        if owners is None:
+        if owners is None or governor.engine.name == "split":
             self._gauge = governor.measures.gauge(self.context.step, count)
         else:
             self._gauge = None

@@ -105,7 +105,7 @@ class FusedEngine:
     ) -> None:
         """Set the weights [B, bands] of the batch that the next forward pass will be given."""
         if self._reference is not None:
-            self._reference.arm(weights, owners, classes=classes, units=units)
+            self._reference.arm(weights, owners, classes=classes, units=units, gauge=gauge)
             return
         refuse_mixing(self._suspects)
         if self._detached and owners is not None:
@@ -217,4 +217,10 @@ class FusedEngine:
         warnings.warn(f"gradwarden: masks use the slower `split` engine: {reason}", stacklevel=2)
         self._reference = SplitEngine(self._model, self._declared, passes=self._passes)
         examples = armed.examples
-        self._reference.arm(examples.weights, armed.owners, classes=armed.classes, units=examples.units)
+        self._reference.arm(
+            examples.weights,
+            armed.owners,
+            classes=armed.classes,
+            units=examples.units,
+            gauge=examples.gauge,
+        )

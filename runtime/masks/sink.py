@@ -56,3 +56,6 @@ class Gauge(Protocol):
 
         They are those of losses that are scaled by the plan's factors and by the normaliser.
         """
+
+    def note(self, row: int, band: int, square: float) -> None:
+        """Be told the squared norm of an example's gradient for one parameter of a band."""

@@ -27,10 +27,11 @@ from gradwarden.runtime.masks.batch import (
 )
 from gradwarden.runtime.masks.mixing import refuse_mixing, suspects
 from gradwarden.runtime.masks.packed_trial import PackedTrial, refuse_crossing
-from gradwarden.runtime.masks.passes import Passes
+from gradwarden.runtime.masks.passes import Passes, gradients_of
 from gradwarden.runtime.masks.planner import Choice
 from gradwarden.runtime.masks.sink import Gauge, Sink
 from gradwarden.runtime.masks.trial import Trial, TrialError, refuse_dependence
+from gradwarden.runtime.masks.unitwise import squared_norm
 from gradwarden.runtime.masks.watch import Watch
 
 
@@ -40,6 +41,7 @@ class _Armed(NamedTuple):
     weights: Tensor
     owners: Tensor | None
     classes: Tensor | None
+    gauge: Gauge | None
 
     @property
     def packed(self) -> bool:
@@ -97,7 +99,7 @@ class SplitEngine:
         weights = checked_weights(weights, self._bands.count)
         owners = None if owners is None else checked_owners(owners, len(weights))
         public = weights if units is None else weights * (units < 0)[:, None]
-        self._pending = _Armed(public, owners, classes)
+        self._pending = _Armed(public, owners, classes, gauge)
 
     def backward(
         self,
@@ -112,12 +114,14 @@ class SplitEngine:
         armed = self._captured or self._pending
         if armed is None:
             raise MaskError("`backward` was called before `arm`")
-        weights, _, classes = armed
+        weights, _, classes, gauge = armed
         checked_losses(losses, len(weights))
         chosen = weights * chosen_rows(rows, len(weights))[:, None]
         divisor, passes = checked_normaliser(normaliser), self._passes
         if sink is not None and not passes.collective:
             sink.differentiate(losses)
+        if gauge is not None and not passes.collective:
+            self._show(gauge, losses, chosen)
         if passes.ready():
             if sink is not None and passes.collective:
                 sink.differentiate_together(losses, passes.most, self._bands.current)
@@ -127,6 +131,22 @@ class SplitEngine:
                 add_gradient(parameter, gradient)
         if not retain_graph:
             self._captured = None
+
+    def _show(self, gauge: Gauge, losses: Tensor, weights: Tensor) -> None:
+        """Show a gauge the gradient of each example with weight, in a backward pass of its own."""
+        for row in weights.any(dim=1).nonzero().flatten().tolist():
+            members = [
+                (band, parameter)
+                for band in weights[row].nonzero().flatten().tolist()
+                for parameter in self._bands.trainable(band)
+            ]
+            alone = torch.zeros_like(losses)
+            alone[row] = 1.0
+            found = gradients_of(losses, alone, [parameter for _, parameter in members], retain_graph=True)
+            for (band, _), gradient in zip(members, found, strict=True):
+                if gradient is not None:
+                    dense = gradient.to_dense() if gradient.is_sparse else gradient
+                    gauge.note(row, band, squared_norm(dense))
 
     @contextmanager
     def unweighted(self) -> Iterator[None]:
@@ -166,7 +186,7 @@ class SplitEngine:
         self._examined.add(armed.packed)
 
     def _trial(self, args: tuple[Any, ...], kwargs: dict[str, Any], armed: _Armed) -> Trial:
-        weights, owners, _ = armed
+        weights, owners, _, _ = armed
         if owners is not None and armed.packed:
             return PackedTrial(self._model, args, kwargs, owners, len(weights))
         return Trial(self._model, args, kwargs, weights if owners is None else weights[owners])

@@ -50,6 +50,10 @@ class DepthGauge:
             if rows is not None:
                 self._look(call, parameters, rows, wanted)
 
+    def note(self, row: int, band: int, square: float) -> None:
+        """See `Gauge`."""
+        self.squares[row, band] += square
+
     def _look(self, call: Call, parameters: Parameters, rows: Rows, wanted: tuple[bool, bool]) -> None:
         ones = torch.ones(rows.count, dtype=torch.float64, device="cpu")
         owners = Owners(torch.arange(rows.count, device="cpu"), ones, rows.count)

@@ -105,9 +105,10 @@ def test_every_signal_rises_on_a_sentence_that_is_repeated_and_a_guard_stops_it(
 # --- what they are ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("engine", ["fused", "split"])
 @pytest.mark.parametrize("size", [2, 7])
-def test_the_depth_share_is_that_of_each_examples_own_gradient(lab, size):
-    governor = lab.governor(policy(lab), measure_every=1, engine="fused")
+def test_the_depth_share_is_that_of_each_examples_own_gradient(lab, size, engine):
+    governor = lab.governor(policy(lab), measure_every=1, engine=engine)
     kinds, inputs = "abAadbc", lab.inputs(7)
     wanted = []
     for loss, kind in zip(lab.losses(governor.model, inputs), kinds, strict=True):
@@ -126,13 +127,32 @@ def test_the_depth_share_is_that_of_each_examples_own_gradient(lab, size):
     assert found == pytest.approx(wanted, rel=1e-9)
 
 
-def test_measuring_depth_changes_no_gradient(lab):
-    plain = lab.governor(name="plain", engine="fused")
-    measured = lab.governor(policy(lab), name="measured", engine="fused", measure_every=1)
+@pytest.mark.parametrize("engine", ["fused", "split"])
+def test_measuring_depth_changes_no_gradient(lab, engine):
+    plain = lab.governor(name="plain", engine=engine)
+    measured = lab.governor(policy(lab), name="measured", engine=engine, measure_every=1)
     for governor in (plain, measured):
         lab.step(governor, lab.batch("aabad"))
     for one, other in zip(plain.model.parameters(), measured.model.parameters(), strict=True):
         assert torch.allclose(one.grad, other.grad, rtol=1e-12, atol=1e-14)
+
+
+def test_the_depth_share_of_examples_with_several_rows_is_measured_by_the_reference_engine(lab):
+    governor = lab.governor(policy(lab), measure_every=1, engine="split")
+    inputs = lab.inputs(4)
+    whole = lab.losses(governor.model, inputs).view(2, 2).sum(0)
+    wanted = []
+    for loss in whole:
+        shallow, deep = (
+            sum(g.square().sum().item() for g in torch.autograd.grad(loss, members, retain_graph=True))
+            for members in governor.parameters.values()
+        )
+        wanted.append(deep / (shallow + deep))
+    with governor.step(lab.batch("aa")) as proposal:
+        proposal.assign(torch.arange(2).repeat(2))
+        proposal.backward(lab.losses(governor.model, inputs).view(2, 2).sum(0))
+    assert proposal.committed
+    assert signals_of(governor, "e0", "e1")["depth_share"] == pytest.approx(wanted, rel=1e-9)
 
 
 @pytest.mark.parametrize("engine", ["fused", "split"])
