@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MEANINGS = {
     "OK": "intact, sealed, signed by a given key, and decided as its policy says",
     "UNWITNESSED": "it would hold, but the witnesses asked for do not vouch for all of it",
-    "VIOLATION": "intact and signed, but what it records is not what its policy gives",
+    "VIOLATION": "intact and signed, but what it records does not fit its policy, or what was given with it",
     "INCOMPLETE": "intact as far as it goes, but not sealed",
     "UNTRUSTED": "none of the given keys vouches for it",
     "ROLLBACK": "entries are missing that it had when a head was signed",
@@ -62,7 +62,7 @@ HELP = {
     "rotation_overdue": "`gradwarden rotate` hands the ledger over to a fresh key",
     "archive_missing": "put the archives beside the ledger, and `LEDGER.archived` with them",
     "archive_damaged": "restore the archive from a copy: its own checksum says that it was changed",
-    "weights_mismatch": "`gradwarden log LEDGER --kind checkpoint` lists the weights that were saved",
+    "weights_mismatch": "`gradwarden log LEDGER --kind checkpoint` lists them; `--earlier` accepts any",
     "frozen_moved": "something else than a step changed the weights: does the loop load or edit them?",
     "drift_unmeasured": "keep the files `LEDGER.anchor-*` with the ledger, and hand them on with it",
     "checkpoint_mismatch": "each ledger has an origin of its own: is this the right one?",

@@ -22,8 +22,7 @@ RESTORE = "load the checkpoint into the model first, and the optimizer's state w
 def going_back(ledger: str, next_step: int, model: nn.Module, checkpoint: Path) -> dict[str, Any]:
     """Return the body of the entry by which a run goes back to the weights in a file.
 
-    Raises LedgerError where the ledger does not name the file, or
-    the model holds other weights.
+    Raises LedgerError where the ledger does not name the file, or the model holds other weights.
     """
     branches = Branches()
     for entry in read_entries(ledger, allow_partial_tail=True):

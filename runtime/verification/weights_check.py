@@ -193,7 +193,7 @@ def check_weights(
             Finding(
                 "weights_mismatch",
                 size - 1,
-                f"`{one.path.name}` is the checkpoint at step {match.step} (entry {match.entry}), not the "
+                f"`{_name(one.path)}` is the checkpoint at step {match.step} (entry {match.entry}), not the "
                 f"last that the ledger names, `{last.body['file']}` at step {last.body['step']}",
             )
             for one, match in zip(weights, matches, strict=True)
@@ -208,10 +208,14 @@ def _told(match: Match | None, last: _Saved | None) -> Match | None:
     return Match(match.step, match.entry, match.file, match.same_file, match.entry == last.index)
 
 
+def _name(path: Path) -> str:
+    return path.name or str(path)
+
+
 def _mismatch(given: GivenWeights, last: _Saved | None) -> str:
     if last is None:
         return "the ledger names no checkpoint"
-    named = f"`{given.path.name}` is not the last checkpoint that the ledger names, `{last.body['file']}`"
+    named = f"`{_name(given.path)}` is not the last checkpoint that the ledger names, `{last.body['file']}`"
     return f"{named}, nor an earlier one{given.difference()}"
 
 
