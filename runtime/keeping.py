@@ -20,7 +20,7 @@ from gradwarden.policy.program import Program
 from gradwarden.runtime.agreement import Agreement, Stance, agree
 from gradwarden.runtime.apart import check_apart, homes
 from gradwarden.runtime.commitments import SIZE
-from gradwarden.runtime.data_parallel import OneRank, Ranks, weights_digest
+from gradwarden.runtime.data_parallel import OneRank, Ranks, check_equal, weights_digest
 from gradwarden.runtime.errors import LedgerError, RankError
 from gradwarden.runtime.gates import Finding
 from gradwarden.runtime.history import Counts
@@ -129,7 +129,9 @@ class KeepingApart(Keeping):
         self._name = ""
 
     def prepare(self, secret: Path | None) -> None:
-        size = self.peers.size
+        job, size = self._job, self.peers.size
+        terms = {"placement": job.placement, "interval": str(job.every), "lag": str(job.lag)}
+        check_equal(self.peers, "open the job", lambda: terms)
         self._name = self.peers.lead("open the job", lambda: self._job.begin(size, secret), lambda: None)
 
     def open(self, ledger: Ledger | None) -> Ledger | Unwritten:

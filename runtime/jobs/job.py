@@ -99,9 +99,9 @@ class Job:
         """Open this rank's ledger. Raises LedgerError."""
         self.name, self.rank, self.ranks = name, rank, ranks
         path = rank_path(self.folder, rank)
-        if not self.folder.is_dir():
+        if not log_path(self.folder).exists() or job_opening(self.folder)["origin"] != name:
             raise JobError(
-                f"rank {rank} does not see the folder `{self.folder}`",
+                f"rank {rank} does not see the job in the folder `{self.folder}`",
                 help="all ranks of a job write into one folder: use one that they share",
             )
         origin = rank_origin(name, rank)

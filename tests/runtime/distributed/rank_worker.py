@@ -157,12 +157,12 @@ def train(task: dict[str, Any], rank: int = 0, group: Any = None) -> dict[str, A
     task: `folder`, `policy`, and optionally `model`, `load` (weights), `engine`, `optimizer`, `seeds` (by
     rank), `options` (of the governor), `wrap` (`ddp`, `fsdp`) with `settings` of the wrapper, or `split`,
     `thaw` (a parameter after wrapping), `steps`, `checkpoint`, `end` (`close` or `leave`), `ends` (a rank
-    that then stops), `job` (options of a job, in the place of a ledger), `privacy` (`private_options`),
-    `drawn` (`Drawn`). A step has `parts` (examples by rank) or `homed` (examples of which each rank takes its
-    own), and optionally `micro`, `signals` (by rank),
-    `rows` (`packed`, `padded`, `twice`), `sync`, `look` (evaluate before it), `policy` (from here on),
-    `spoil` ([rank, how]), `bear` (go on after a MaskError), and what to tell: `count` (floating-point
-    operations), `spy` (messages), `grads`.
+    that then stops), `job` (options of a job, in the place of a ledger) and `jobs` (others, by rank),
+    `privacy` (`private_options`), `drawn` (`Drawn`). A step has `parts` (examples by rank) or `homed`
+    (examples of which each rank takes its own), and optionally `micro`, `signals` (by rank), `rows`
+    (`packed`, `padded`, `twice`), `sync`, `look` (evaluate before it), `policy` (from here on), `spoil`
+    ([rank, how]), `bear` (go on after a MaskError), and what to tell: `count` (floating-point operations),
+    `spy` (messages), `grads`.
     """
     answer: dict[str, Any] = {"steps": [], "error": None}
     model = MODELS[task.get("model", "plain")](task.get("seeds", [0, 0])[rank])
@@ -292,7 +292,9 @@ def governed(
     folder = Path(task["folder"])
     ledger = job = None
     if "job" in task:
-        job = Job(folder / "job", Signer.load(folder / "run.key"), durability="os", **task["job"])
+        settings = {**task["job"], **task.get("jobs", [{}, {}])[rank]}
+        place = folder / settings.pop("folder", "job")
+        job = Job(place, Signer.load(folder / "run.key"), durability="os", **settings)
     if rank == 0 and job is None:
         ledger = Ledger.open(folder / "run.ledger", Signer.load(folder / "run.key"), durability="os")
     options = {"clock": lambda: date(2026, 1, 31 - rank), **task.get("options", {})}

@@ -170,6 +170,14 @@ def test_an_example_on_another_rank_than_its_home_is_refused(lab, site):
 
 
 @pytest.mark.parametrize(
+    ("other", "words"), [({"every": 3}, "other interval"), ({"folder": "elsewhere"}, "does not see the job")]
+)
+def test_ranks_that_are_not_in_the_same_job_are_told(lab, site, other, words):
+    for answer in site.train(lab.policy, STEPS[:1], job=EVERY, jobs=[{}, other]):
+        assert words in answer["error"][1]
+
+
+@pytest.mark.parametrize(
     ("task", "words"),
     [
         ({"wrap": "fsdp"}, "under `fully_shard`"),

@@ -174,7 +174,7 @@ CODES = {
 }
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_a_rank_whose_ledger_was_dropped_cut_forked_or_swapped_is_named(
     tmp_path_factory: pytest.TempPathFactory, genuine: Path, signer: Signer, data: st.DataObject
@@ -556,7 +556,7 @@ def test_a_ledger_that_leaves_out_endless_steps_is_told_in_bounded_memory(job: J
     assert report.status == "INCOMPLETE"
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_no_bytes_in_a_job_make_the_verifier_raise(
     tmp_path_factory: pytest.TempPathFactory, genuine: Path, signer: Signer, data: st.DataObject
