@@ -4,8 +4,8 @@ A decision reads an example's own metadata and signals, the clock (step, epoch, 
 what came of the example before. Of these only the last can depend on other ranks. So a policy that counts
 exposures needs every example to have one home (`by_example`): then all that ever came of it is in one ledger.
 What joins the examples of a batch, or of a run, over the ranks is refused here: rehearsal and other terms of
-`maintain` rules, and the signals that a run measures itself. Privacy rules are refused on several ranks
-anyhow.
+`maintain` rules, and the signals that a run measures itself. So are privacy rules, where the governor makes
+their budgets.
 """
 
 from __future__ import annotations

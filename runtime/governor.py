@@ -723,9 +723,8 @@ class Governor:
         if self.next_step:
             raise LedgerError("a supply is recorded before the first step", help="call `supply` earlier")
         read_supply(note)
-        self.ranks.lead(
-            "record a supply", lambda: self.recorder.event(SUPPLIED, {"note": note.decode()}), lambda: None
-        )
+        body = {"note": note.decode()}
+        self.keeping.lead("record a supply", lambda: self.recorder.event(SUPPLIED, body))
 
     def derive(self, base: Path) -> None:
         """Record, before the first step, that training goes on from the weights that a ledger names last.
