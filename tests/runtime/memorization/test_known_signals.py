@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._functorch import config as functorch_config
 
 from gradwarden.policy.errors import GradwardenError
 from gradwarden.policy.known_signals import KNOWN_SIGNALS
@@ -174,6 +175,30 @@ def test_the_gradient_norm_is_that_of_the_outputs_whatever_weights_and_normalise
         for rows in proposal.micro_batches(size):
             proposal.backward(lab.losses(governor.model, inputs[rows]))
     assert [noted[row] for row in range(7)] == pytest.approx(wanted.tolist(), rel=1e-9)
+
+
+COMPILED = {
+    "in place": lambda model: (model.compile(backend="aot_eager"), model)[1],
+    "around": lambda model: torch.compile(model, backend="aot_eager"),
+}
+
+
+@pytest.mark.parametrize("how", COMPILED)
+def test_compiled_models_are_measured_as_they_are_uncompiled(lab, how):
+    torch.compiler.reset()
+    measured = {}
+    for name, wrap in (("plain", lambda model: model), (how, COMPILED[how])):
+        model = wrap(lab.model())
+        noted = measured[name] = []
+        with functorch_config.patch(donated_buffer=False):
+            governor = lab.governor(policy(lab), model, name=name, measure_every=1)
+            governor.measures._kept["gradient_norm"].observe = lambda rows, norms, to=noted: to.extend(norms)
+            for _ in range(2):
+                lab.step(governor, lab.batch("abad"))
+        noted += signals_of(governor, "e0", "e1", "e3")["depth_share"]
+    assert len(measured["plain"]) == 4 + 4 + 3
+    assert measured[how] == pytest.approx(measured["plain"], rel=1e-9)
+    torch.compiler.reset()
 
 
 def test_reference_losses_from_elsewhere_go_before_an_examples_first_loss(lab):
