@@ -121,6 +121,22 @@ class Rows:
         shape[layout.dim] = -1
         return picked * self._weights[key].view(shape)
 
+    def summed(self, each: Tensor, broken: bool) -> Tensor:
+        """Return the weighted sum of a tensor [B, features], `factor` included.
+
+        broken: whether a row that is not chosen may hold what is not finite, so that it must not even be
+        multiplied by zero.
+        """
+        if broken:
+            picked = self.pick(each, Layout(0, 2))
+            return (picked if self.weights is None else self.weigh(picked, Layout(0, 2))).sum(0) * self.factor
+        key = (each.device, each.dtype)
+        if key not in self._weights:
+            every = torch.zeros(self.batch, dtype=torch.float64, device="cpu")
+            every[self.chosen] = self.factor if self.weights is None else self.weights * self.factor
+            self._weights[key] = every.to(device=each.device, dtype=each.dtype)
+        return self._weights[key] @ each
+
     def _index(self, device: torch.device, per_example: int, interleaved: bool) -> Tensor:
         key = (device, per_example, interleaved)
         if key not in self._indices:

@@ -54,7 +54,7 @@ class GroupNormRows(Function):
         if ctx.needs_input_grad[1] and call.input_rows(spare=1.0).whole:
             # What the kernel finds on the way to the input's gradient is all that weight and bias need.
             grad_x, *each = parameters.by_example(x, mean, rstd, parameters.grad, [True, True, True])
-            parameters = replace(parameters, each=tuple(each))
+            parameters = replace(parameters, each=tuple(each), broken=not call.plan.live)
         elif ctx.needs_input_grad[1]:
             grad_x = call.input_gradient(
                 parameters.grad,
@@ -66,7 +66,10 @@ class GroupNormRows(Function):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Parameters:
-    """each: the gradients of weight and bias [N, C] of every example, where they are known."""
+    """each: the gradients of weight and bias [N, C] of every example, where they are known.
+
+    broken: whether some example has no weight, so that its rows may hold anything.
+    """
 
     layout: Layout
     x: Tensor
@@ -76,6 +79,7 @@ class _Parameters:
     grad: Tensor
     groups: int
     each: tuple[Tensor, Tensor] | None = None
+    broken: bool = True
 
     def run(self, pick: Callable[[Tensor], Tensor], rstd: Tensor, wanted: list[bool]) -> Any:
         """Return the gradients of input, weight and bias over picked rows, as far as wanted."""
@@ -95,12 +99,11 @@ class _Parameters:
         grad_weight = grad_bias = None
         layout = self.layout
         if self.each is not None:
-            sums = (
-                None if own is None else row_sum(own, Layout(0, 2), part, 1)
-                for own, part in zip((rows, bias_rows), self.each, strict=True)
+            weight, bias = self.each
+            return (
+                None if rows is None else rows.summed(weight, self.broken),
+                None if bias_rows is None else bias_rows.summed(bias, self.broken),
             )
-            grad_weight, grad_bias = sums
-            return grad_weight, grad_bias
         if rows is not None:
             together = rows is bias_rows and rows.weights is None
             # The gain's gradient is the sum over examples of sum(grad * (x - mean)) * rstd, so weights can go
