@@ -88,6 +88,7 @@ bench: setup-bench
 	$(BIN)/python -m benchmarks.private_step
 	$(BIN)/python -m benchmarks.ledger_bench
 	$(BIN)/python -m benchmarks.verify_bench
+	$(BIN)/python -m benchmarks.verify_million
 	$(BIN)/python -m benchmarks.weights_bench
 	$(BIN)/python -m benchmarks.trace_bench
 	$(BIN)/python -m benchmarks.cold_start

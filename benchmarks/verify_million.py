@@ -6,6 +6,7 @@ runs it, from process start to exit; its memory is the sum over its processes of
 its share of the rest (PSS), looked at in a run of its own. The peers in the same round are `sha256sum` of the
 file, no more than which anything that reads it can do, and a tree of pymerkle over the same lines.
 
+The last hundredth and the last tenth are verified, too, from what is remembered of the rest (`--since`).
 Beside each time stands what it would be where a loop of five million additions takes 0.27 s; the loop is
 timed before and after. Where the machine is shared, seconds by the clock say little: those of the processor,
 all processes together, over two processors are the bound.
@@ -89,14 +90,36 @@ def measured(ledger: Path, rounds: int) -> dict[str, Any]:
     subprocess.run(commands["decisions"], check=True, capture_output=True)  # compiles what is imported
     for _ in range(rounds):
         for name, command in commands.items():
-            runs[name].append(timed(lambda: subprocess.run(command, check=True, capture_output=True)))  # noqa: B023 - called here
+            runs[name].append(timed(lambda: run(command)))  # noqa: B023 - called here
         peer = timed(lambda: append(some))
         runs["pymerkle"].append({n: v * (1 if n == "loop" else lines / len(some)) for n, v in peer.items()})
     for name, times in runs.items():
         figures[name] = told(times, BARS.get(name))
+    figures["since"] = since(ledger, verify, lines, rounds)
     for depth in BARS:
         figures[depth]["peak_mb"] = peak_mb(commands[depth])
     return figures
+
+
+def since(ledger: Path, verify: list[str], lines: int, rounds: int) -> dict[str, Any]:
+    """Verify the last hundredth, and the last tenth, of a ledger from what is remembered of the rest."""
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(dir=ledger.parent) as folder:
+        for name, part in (("hundredth", lines // 100), ("tenth", lines // 10)):
+            memory, before = Path(folder, "memory"), Path(folder, "before.ledger")
+            with ledger.open("rb") as file, before.open("wb") as kept:
+                kept.writelines(line for line, _ in zip(file, range(lines - part), strict=False))
+            remember = [*verify[:4], str(before), *verify[5:], "--remember", str(memory)]
+            subprocess.run(remember, check=False, capture_output=True)  # it is not sealed
+            before.unlink()
+            command = [*verify, "--since", str(memory)]
+            times = [timed(lambda: run(command)) for _ in range(rounds)]  # noqa: B023 - called here
+            figures[name] = {**told(times, None), "new": part, "memory_bytes": memory.stat().st_size}
+    return figures
+
+
+def run(command: list[str]) -> None:
+    subprocess.run(command, check=True, capture_output=True)
 
 
 def append(lines: list[bytes]) -> None:
