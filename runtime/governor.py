@@ -60,14 +60,9 @@ from gradwarden.runtime.expiry import ExpiryWatch
 from gradwarden.runtime.gates import (
     Finding,
     ForeignWatch,
-    apply_caps,
-    band_norms,
-    check_gradients,
-    check_reach,
-    clip_whole,
-    divide,
     raised,
 )
+from gradwarden.runtime.gradient_gate import GradientGate
 from gradwarden.runtime.history import NOTHING_YET, Counts, read_history
 from gradwarden.runtime.jobs.job import Job
 from gradwarden.runtime.keeping import deserting, keeping_of
@@ -556,42 +551,22 @@ class Governor:
 
         graded: bit i is set where parameter i has a gradient on any rank.
         """
-        finding = self._gradient_gate(proposal, graded)
+        gate = GradientGate(
+            self.program,
+            self.parameters,
+            self.reduction,
+            self.scaling,
+            self.budgets,
+            self.maintainer,
+            self.normaliser,
+            self.clip_norm,
+            self.keeping.apart,
+            self.peers.rank,
+        )
+        finding = gate.admit(proposal, graded)
         if finding is None and not self.keeping.apart:  # apart, ranks have waited before they agreed
             self.recorder.settle()
         return finding
-
-    def _gradient_gate(self, proposal: Proposal, graded: int) -> Finding | None:
-        """Sum over ranks, noise what is private, check that all is finite, cap norms. Fails closed."""
-        try:
-            self.reduction.settle(self.every_parameter(), graded)
-            self.scaling.divide(self.every_parameter())
-            if self.keeping.apart and self.normaliser is None:
-                divide(self.every_parameter(), proposal.total)
-            if self.budgets:
-                # Before anything private is added: a refused step is not paid for, so it may not tell of it.
-                findings = check_gradients(self.parameters, band_norms(self.parameters, self.reduction.total))
-                if findings:
-                    return findings[0]
-                self.budgets.release(self.parameters, proposal.normaliser, self.reduction)
-            finding = self.maintainer.pull(proposal.active)
-            if finding is not None:
-                return finding
-            proposal.norms = band_norms(self.parameters, self.reduction.total)
-            findings = check_gradients(self.parameters, proposal.norms)
-            findings += check_reach(proposal.norms, proposal.active)
-            if findings:
-                return findings[0]
-            caps = {cap.band: float(cap.norm) for cap in self.program.gradient_caps}
-            for band, factor in apply_caps(self.parameters, proposal.norms, caps).items():
-                proposal.norms[band] = (proposal.norms[band] or 0.0) * factor
-            if self.clip_norm is not None:
-                proposal.norms = clip_whole(self.parameters, proposal.norms, self.clip_norm)
-        except Exception as error:
-            if self.keeping.apart:
-                raise RankError(f"rank {self.peers.rank}: {raised('the gradient gate', error)}") from error
-            return Finding("gradient", "gate_failed", raised("the gradient gate", error))
-        return None
 
     def _refuse(self, proposal: Proposal, finding: Finding) -> None:
         finding = self.scaling.refuse(finding)
