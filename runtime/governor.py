@@ -33,10 +33,7 @@ from gradwarden.policy.decision import VERDICTS, step_verdict
 from gradwarden.policy.program import Program
 from gradwarden.runtime.agreement import Agreement, Stance
 from gradwarden.runtime.average import holds_average
-from gradwarden.runtime.base_run import describe_base
 from gradwarden.runtime.binding import bind_model
-from gradwarden.runtime.branches import REWOUND, STATE_SUFFIX
-from gradwarden.runtime.checkpoints import SavedWeights, gathered, save_checkpoint, save_leaves
 from gradwarden.runtime.data_parallel import (
     ROOT,
     check_equal,
@@ -53,15 +50,8 @@ from gradwarden.runtime.errors import (
     RankError,
     StarvationHalt,
 )
-from gradwarden.runtime.evidence.supply import KIND as SUPPLIED
-from gradwarden.runtime.evidence.supply import read_supply
-from gradwarden.runtime.evidence.tally import tally_ledger
 from gradwarden.runtime.expiry import ExpiryWatch
-from gradwarden.runtime.gates import (
-    Finding,
-    ForeignWatch,
-    raised,
-)
+from gradwarden.runtime.gates import Finding, ForeignWatch, raised
 from gradwarden.runtime.gradient_gate import GradientGate
 from gradwarden.runtime.history import NOTHING_YET, Counts, read_history
 from gradwarden.runtime.jobs.job import Job
@@ -74,6 +64,7 @@ from gradwarden.runtime.loss_scaling import LossScaling
 from gradwarden.runtime.maintenance import Maintainer, Standing
 from gradwarden.runtime.masks import Engine, LayerRules, make_engine
 from gradwarden.runtime.memorization.measures import Measures
+from gradwarden.runtime.milestones import Milestones, whole_model
 from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
 from gradwarden.runtime.privacy.budget import BudgetBook, PrivateWays
 from gradwarden.runtime.privacy.clipping import Clipping
@@ -83,12 +74,9 @@ from gradwarden.runtime.privacy.sampling import MixedSampler, PoissonSampler
 from gradwarden.runtime.proposal import Proposal
 from gradwarden.runtime.recorder import Recorder
 from gradwarden.runtime.reductions import reduction_of
-from gradwarden.runtime.reexecution.training_state import save_training_state
-from gradwarden.runtime.rewinding import going_back
 from gradwarden.runtime.roster import Examples, Roster
 from gradwarden.runtime.starvation import StarvationGuard
 from gradwarden.runtime.terms import RunTerms, committer_of
-from gradwarden.runtime.wrapping import is_sharded
 
 if TYPE_CHECKING:
     from torch.amp.grad_scaler import GradScaler
@@ -277,6 +265,7 @@ class Governor:
         self.starvation = StarvationGuard(self.program.starvation)
         self.recorder = Recorder(self.ledger, sparing=self.budgets.withholds)
         self.maintainer = Maintainer(self.ranks, self.recorder, self.model, self.ledger.path)
+        self._milestones = Milestones(self.keeping, self.ledger, self.recorder)
 
     def _withheld(self) -> Collection[int]:
         """Return the rows of the data set that the ledger does not mention."""
@@ -662,31 +651,14 @@ class Governor:
         self.check_idle("a checkpoint cannot be saved")
         self.reduction.rest()
         check_equal(self.peers, "save a checkpoint", self._replica)
-        whole = gathered(self.model) if is_sharded(self.model) else self.model
-        target = Path(path)
+        whole, target, step = whole_model(self.model), Path(path), self.next_step
         if state:
-            self.ranks.collect("save the state of training", lambda: self._save_state(target))
-        saved = self.keeping.save(
-            lambda: self._save(whole, target),
-            lambda saved: self._record_weights(target.name, saved),
-            self.ledger,
-        )
-        return saved.digest
-
-    def _save_state(self, weights: Path) -> None:
-        beside = weights.with_suffix(STATE_SUFFIX)
-        found = save_training_state(self.optimizer, beside)
-        body = {"step": self.next_step, "file": beside.name, "digest": found, "tensors": None}
-        self.recorder.event("checkpoint", body)
-
-    def _save(self, whole: nn.Module, target: Path) -> SavedWeights:
-        saved = save_checkpoint(whole, target)
-        save_leaves(saved.tree, target)
-        return saved
-
-    def _record_weights(self, file: str, saved: SavedWeights) -> None:
+            self.ranks.collect(
+                "save the state of training",
+                lambda: self._milestones.training_state(step, self.optimizer, target),
+            )
         averaged = holds_average(self.every_parameter())
-        self.recorder.checkpoint(self.next_step, file, saved.digest, saved.tree, averaged=averaged)
+        return self._milestones.weights(step, whole, target, averaged=averaged)
 
     def supply(self, note: bytes) -> None:
         """Record, before the first step, what those who supply the data have signed.
@@ -697,9 +669,7 @@ class Governor:
         self.check_idle("a supply cannot be recorded")
         if self.next_step:
             raise LedgerError("a supply is recorded before the first step", help="call `supply` earlier")
-        read_supply(note)
-        body = {"note": note.decode()}
-        self.keeping.lead("record a supply", lambda: self.recorder.event(SUPPLIED, body))
+        self._milestones.supply(note)
 
     def derive(self, base: Path) -> None:
         """Record, before the first step, that training goes on from the weights that a ledger names last.
@@ -709,7 +679,7 @@ class Governor:
         self.check_idle("a base cannot be named")
         if self.next_step:
             raise LedgerError("a base is named before the first step", help="call `derive` earlier")
-        self.keeping.lead("name a base", lambda: self.recorder.event("derived", describe_base(base)))
+        self._milestones.derive(base)
 
     def rewind(self, checkpoint: Path | str) -> None:
         """Record that training goes on from weights that this run saved earlier, and the model holds again.
@@ -722,17 +692,8 @@ class Governor:
         self.check_idle("a run cannot go back")
         self.reduction.rest()
         check_equal(self.peers, "go back", self._replica)
-        whole = gathered(self.model) if is_sharded(self.model) else self.model
-
-        def record() -> int:
-            self.ledger.flush()
-            body = going_back(self.ledger.path, self.next_step, whole, Path(checkpoint))
-            self.recorder.event(REWOUND, body)
-            self.ledger.flush()
-            effective: int = body["effective"]
-            return effective
-
-        self._abandoned = self.next_step - self.keeping.lead("go back", record)
+        effective = self._milestones.rewind(self.next_step, whole_model(self.model), Path(checkpoint))
+        self._abandoned = self.next_step - effective
 
     def tally(self) -> None:
         """Record the tally of all examples so far, from which their owners get receipts (`evidence.tally`).
@@ -740,12 +701,7 @@ class Governor:
         The ledger is read once, so that this takes about as long as verifying its chain.
         """
         self.check_idle("the run cannot be tallied")
-
-        def record() -> None:
-            self.ledger.flush()
-            self.recorder.event("tallied", tally_ledger(self.ledger.path).body())
-
-        self.keeping.lead("tally the run", record)
+        self._milestones.tally()
 
     def close(self) -> None:
         """Seal the ledger and give the model back as it was. Safe to repeat."""
