@@ -52,7 +52,9 @@ KNOWN_SIGNALS: tuple[KnownSignal, ...] = (
         "depth_share", "0", "1", "0",
         "the deepest band's share of the squared norm of the example's own gradient, where it was last "
         "measured; near 1: what the example teaches goes deep",
-        "the engine `fused`; one step in `Governor(measure_every=16)` is measured",
+        "one step in `Governor(measure_every=16)` is measured; `split` takes a backward pass for each "
+        "example then, packed sequences included; not measured: packed ones under `fused`, `split` under "
+        "`fully_shard`",
     ),
     KnownSignal(
         "token_score", "-20", "5", "-20",

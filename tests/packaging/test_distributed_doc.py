@@ -15,7 +15,7 @@ from gradwarden.runtime.ledger.reader import read_entries
 from gradwarden.runtime.verification.verify import verify_ledger
 
 PAGE = (Path(__file__).parents[2] / "docs" / "distributed.md").read_text()
-(SCRIPT,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+SCRIPT, *_ = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
 GLOO_TEARDOWN = "terminate called without an active exception"
 """What torch's gloo backend aborts with now and then when a process ends, after the script is through."""

@@ -54,7 +54,8 @@ class GroupNormRows(Function):
         if ctx.needs_input_grad[1] and call.input_rows(spare=1.0).whole:
             # What the kernel finds on the way to the input's gradient is all that weight and bias need.
             grad_x, *each = parameters.by_example(x, mean, rstd, parameters.grad, [True, True, True])
-            parameters = replace(parameters, each=tuple(each), broken=not call.plan.live)
+            broken = not call.plan.live or call.plan.units is not None
+            parameters = replace(parameters, each=tuple(each), broken=broken)
         elif ctx.needs_input_grad[1]:
             grad_x = call.input_gradient(
                 parameters.grad,
@@ -68,7 +69,8 @@ class GroupNormRows(Function):
 class _Parameters:
     """each: the gradients of weight and bias [N, C] of every example, where they are known.
 
-    broken: whether some example has no weight, so that its rows may hold anything.
+    broken: whether some example has no weight, or is a unit's and may be left out of its sum, so that its
+    rows may hold anything.
     """
 
     layout: Layout
