@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
+from typing import BinaryIO
 
 from gradwarden.policy.frozen import frozen
-from gradwarden.runtime.errors import LedgerDamaged, LedgerError
+from gradwarden.runtime.errors import LedgerError
 from gradwarden.runtime.evidence.prover import entries_of, stored_lines
 from gradwarden.runtime.ledger.archive import (
     FRAME,
@@ -27,10 +28,16 @@ from gradwarden.runtime.ledger.archive import (
     list_path,
     missing_error,
 )
-from gradwarden.runtime.ledger.chain import ChainReport, verify_chain
+from gradwarden.runtime.ledger.chain import ChainReport, first_error, verify_chain
 from gradwarden.runtime.ledger.entries import HEAD, OPENINGS, REVOKED, ROTATED
 from gradwarden.runtime.ledger.keys import PublicKey
-from gradwarden.runtime.ledger.merkle import inclusion_ranges, leaf_hash, leaf_hashes, range_roots
+from gradwarden.runtime.ledger.merkle import (
+    inclusion_ranges,
+    leaf_hash,
+    leaf_hashes,
+    peak_ranges,
+    range_roots,
+)
 from gradwarden.runtime.ledger.reader import archives_of, open_ledger, pieces
 from gradwarden.runtime.ledger.sidecar import replace_durably, sync_directory
 from gradwarden.runtime.ledger.storage import LedgerFile
@@ -82,14 +89,10 @@ def archive_ledger(
 def _border(path: str, chain: ChainReport, keys: Sequence[PublicKey], keep: int, archived: int) -> int:
     """Return how many entries are archived when all is done: those before the last head that may go."""
     if chain.status == "TAMPERED":
-        bad = next(finding for finding in chain.findings if finding.severity == "error")
-        raise LedgerDamaged(
-            f"the ledger is not archived: entry {bad.index}: {bad.message}",
-            index=bad.index,
-            offset=bad.offset or 0,
-            problem=bad.code,
-            help="examine it with `gradwarden verify`",
-        )
+        bad = first_error(chain.findings)
+        assert bad is not None
+        said = f"the ledger is not archived: entry {bad.index}"
+        raise bad.damage(said, help="examine it with `gradwarden verify`")
     covered = chain.signed_size if keys else chain.size
     if keys and not covered:
         raise LedgerError("the ledger is not archived: no given key has signed it")
@@ -122,16 +125,12 @@ def _write(path: str, target: Path, entries: tuple[int, int], start: int, level:
     draft = target.with_name(f"{target.name}.new")
     frames: list[tuple[int, int]] = []
     digest = sha256()
-    with draft.open("wb") as out:
+    with _drafted(draft, target) as out:
         for lines in _frames(path, entries[1] - entries[0], start):
             frame = compress(lines, level)
             out.write(frame)
             digest.update(frame)
             frames.append((len(frame), len(lines)))
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(draft, target)
-    sync_directory(target)
     size = sum(size for _, size in frames)
     return Segment(target.name, *entries, size, digest.hexdigest(), tuple(frames))
 
@@ -192,7 +191,7 @@ def _kept(path: str, end: int) -> Kept:
                 if count == end:
                     return
 
-    peaks = _peaks(end)
+    peaks = peak_ranges(end)
     roots = range_roots(leaves(), [*peaks, *(one for ranges in paths for one in ranges)])
     borders = list(accumulate(map(len, paths), initial=len(peaks)))
     kept = tuple(
@@ -202,25 +201,22 @@ def _kept(path: str, end: int) -> Kept:
     return Kept(end, leaf_hash(last).hex(), tuple(roots[: len(peaks)]), kept)
 
 
-def _peaks(size: int) -> list[tuple[int, int]]:
-    """Return the complete subtrees of a tree, as ranges of leaves, the greatest first."""
-    found, start = [], 0
-    for level in reversed(range(size.bit_length())):
-        if size >> level & 1:
-            found.append((start, start + (1 << level)))
-            start += 1 << level
-    return found
-
-
 def _cut(path: str, start: int) -> None:
     """Leave of a ledger what comes from a byte on, as a whole and durably."""
-    draft = f"{path}.rest"
-    with open_ledger(path) as file, open(draft, "wb") as out:
+    draft = Path(f"{path}.rest")
+    with open_ledger(path) as file, _drafted(draft, Path(path)) as out:
+        os.chmod(draft, os.stat(path).st_mode & 0o777)
         file.seek(start)
         while part := file.read(1 << 24):
             out.write(part)
+
+
+@contextmanager
+def _drafted(draft: Path, target: Path) -> Iterator[BinaryIO]:
+    """Open a draft that replaces a file as a whole and durably, if all of it could be written."""
+    with draft.open("wb") as out:
+        yield out
         out.flush()
         os.fsync(out.fileno())
-    os.chmod(draft, os.stat(path).st_mode & 0o777)
-    os.replace(draft, path)
-    sync_directory(path)
+    os.replace(draft, target)
+    sync_directory(target)

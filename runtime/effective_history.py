@@ -9,7 +9,7 @@ from typing import Any
 from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.branches import REWOUND, Branches, Saved, Spans
 from gradwarden.runtime.errors import LedgerError
-from gradwarden.runtime.ledger.chain import verify_chain
+from gradwarden.runtime.ledger.chain import first_error, verify_chain
 from gradwarden.runtime.ledger.lines import Part
 from gradwarden.runtime.ledger.turns import Turns
 
@@ -98,7 +98,8 @@ def effective_history(
 
     report = verify_chain(path, (), listen, progress)
     if report.status == "TAMPERED":
-        broken = report.findings[0]
+        broken = first_error(report.findings)
+        assert broken is not None
         raise LedgerError(f"entry {broken.index}: {broken.message}", help="see `gradwarden verify`")
     saved = None if checkpoint is None else _named(reader.branches, checkpoint)
     steps = len(reader.outcomes) if saved is None else saved.step

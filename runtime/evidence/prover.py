@@ -28,6 +28,7 @@ from gradwarden.runtime.ledger.merkle import (
     inclusion_ranges,
     leaf_hash,
     leaf_hashes,
+    peak_ranges,
     range_roots,
     verify_consistency,
     verify_inclusion,
@@ -248,14 +249,12 @@ def _roots_beyond(
 def _begun(missing: Archives, leaves: Range) -> Tree:
     """Return the tree over the archived leaves of a range. Raises ArchiveMissing where it is not known."""
     start, stop = leaves[0], min(leaves[1], missing.end)
-    place, peaks = 0, []
-    for level in reversed(range(missing.end.bit_length())):
-        if missing.end >> level & 1:
-            if start <= place and place + (1 << level) <= stop:
-                peaks.append(missing.kept.peaks[(missing.end >> level + 1).bit_count()])
-            elif place < stop and start < place + (1 << level):
-                raise missing_error(missing)
-            place += 1 << level
+    peaks = []
+    for (first, end), peak in zip(peak_ranges(missing.end), missing.kept.peaks, strict=True):
+        if start <= first and end <= stop:
+            peaks.append(peak)
+        elif first < stop and start < end:
+            raise missing_error(missing)
     return Tree.of(max(stop - start, 0), peaks)
 
 

@@ -28,7 +28,7 @@ from gradwarden.runtime.errors import NoteError
 from gradwarden.runtime.evidence.prover import entries_of
 from gradwarden.runtime.ledger.chain import Finding
 from gradwarden.runtime.ledger.keys import PublicKey, Signer
-from gradwarden.runtime.ledger.note import NoteSignature, UnverifiedNote, open_note, parse_note, sign_note
+from gradwarden.runtime.ledger.note import NoteSignature, open_note, parse_note, sign_note
 
 KIND = "supplied"
 
@@ -73,8 +73,7 @@ def sign_supply(supply: Supply, signer: Signer, note: bytes | None = None) -> by
     if read_supply(note) != supply:
         raise NoteError("the signature is not of this manifest: it was changed since")
     own = NoteSignature(signer.name, signer.public.key_id, signer.sign(supply.text().encode()))
-    others = [one for one in parse_note(note).signatures if (one.name, one.key_id) != (own.name, own.key_id)]
-    return UnverifiedNote(supply.text(), (*others, own)).encode()
+    return parse_note(note).signed(own).encode()
 
 
 def read_supply(note: bytes) -> Supply:

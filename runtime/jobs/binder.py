@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 
 from gradwarden.runtime.errors import JobError
 from gradwarden.runtime.jobs.follower import Follower, RankHead, bound_heads
-from gradwarden.runtime.jobs.layout import MOST_RANKS, Placement, log_path, rank_path
+from gradwarden.runtime.jobs.layout import MOST_RANKS, Placement, listed, log_path, rank_path
 from gradwarden.runtime.ledger.entries import JOB_OPENING
 from gradwarden.runtime.ledger.keys import PublicKey, Signer
 from gradwarden.runtime.ledger.ledger import Ledger
@@ -126,7 +126,7 @@ class Binder:
         """Bind the ends of the ranks' ledgers and seal the job. Raises JobError where one is not sealed."""
         self.bind()
         seals = {follower.rank: follower.sealed for follower in self._followers}
-        open_ranks = [str(rank) for rank, seal in seals.items() if seal is None]
+        open_ranks = [rank for rank, seal in seals.items() if seal is None]
         if open_ranks:
             raise JobError(
                 f"the job cannot be sealed: {_ranks(open_ranks)} not",
@@ -194,6 +194,6 @@ def check_terms(opened: dict[str, Any], terms: dict[str, Any]) -> None:
             )
 
 
-def _ranks(numbers: Sequence[str]) -> str:
-    shown = ", ".join(numbers[:8]) + (", …" if len(numbers) > 8 else "")
+def _ranks(numbers: Sequence[int]) -> str:
+    shown = listed(numbers)
     return f"the ledger of rank {shown} is" if len(numbers) == 1 else f"the ledgers of ranks {shown} are"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,9 @@ from gradwarden.runtime.jobs.layout import rank_origin
 from gradwarden.runtime.ledger.entries import HEAD, OPENING, SEALED, MalformedLineError, decode
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.links import Links
+from gradwarden.runtime.ledger.merkle import EMPTY_ROOT
 from gradwarden.runtime.ledger.note import parse_checkpoint, parse_note
 from gradwarden.runtime.ledger.reader import open_ledger, pieces
-
-EMPTY_ROOT = sha256(b"").hexdigest()
-"""The root of a tree without leaves (RFC 6962, section 2.1)."""
 
 
 @frozen
@@ -62,7 +59,7 @@ class Follower:
         self._links: Links | None = None
         self._step = 0
         self._seal: Mapping[str, Any] | None = None
-        nothing = RankHead(rank, rank_origin(job, rank), 0, EMPTY_ROOT, 0)
+        nothing = RankHead(rank, rank_origin(job, rank), 0, EMPTY_ROOT.hex(), 0)
         self._bound = bound or nothing
         self._head = nothing
 

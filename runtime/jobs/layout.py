@@ -10,7 +10,7 @@ A job is called by the origin of its log of logs; the ledger of rank N has the o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +19,9 @@ Placement = Literal["anywhere", "by_example"]
 
 MOST_RANKS = 65_536
 """Ranks of one job."""
+
+MOST_LISTED = 8
+"""Ranks that a message names one by one."""
 
 _RANK_FILE = re.compile(r"rank-([0-9]{4,9})\.ledger")
 
@@ -37,6 +40,11 @@ def rank_path(folder: Path, rank: int) -> Path:
 
 def rank_origin(job: str, rank: int) -> str:
     return f"{job}/rank-{rank}"
+
+
+def listed(ranks: Sequence[int]) -> str:
+    """Return the first few ranks' numbers in words."""
+    return ", ".join(map(str, ranks[:MOST_LISTED])) + (", …" if len(ranks) > MOST_LISTED else "")
 
 
 def ranks_found(folder: Path) -> Iterator[int]:

@@ -27,7 +27,7 @@ from a genuine one without a head kept elsewhere.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Literal, TypeAlias
@@ -60,6 +60,21 @@ class Finding:
     message: str
     severity: Literal["error", "warning"] = "error"
     offset: int | None = None
+
+    def damage(self, what: str, help: str) -> LedgerDamaged:
+        """Return the error of whoever cannot use the ledger for this. what: is not done, in words."""
+        return LedgerDamaged(
+            f"{what}: {self.message}",
+            index=self.index,
+            offset=self.offset or 0,
+            problem=self.code,
+            help=help,
+        )
+
+
+def first_error(findings: Iterable[Finding]) -> Finding | None:
+    """Return the first finding that is no warning."""
+    return next((found for found in findings if found.severity == "error"), None)
 
 
 @dataclass(frozen=True, slots=True)

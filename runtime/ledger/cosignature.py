@@ -23,7 +23,7 @@ from collections.abc import Sequence
 
 from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.ledger.keys import PublicKey, Signer, WitnessKey, cosigned
-from gradwarden.runtime.ledger.note import NoteSignature, UnverifiedNote, open_note, parse_note
+from gradwarden.runtime.ledger.note import NoteSignature, open_note, parse_note
 
 
 @frozen
@@ -47,9 +47,7 @@ def cosign(note: bytes, signer: Signer, seconds: int) -> bytes:
     parsed = parse_note(note)
     key = witness_key(signer)
     blob = seconds.to_bytes(8, "big") + signer.sign(cosigned(parsed.text.encode(), seconds))
-    own = NoteSignature(key.name, key.key_id, blob)
-    others = [line for line in parsed.signatures if (line.name, line.key_id) != (key.name, key.key_id)]
-    return UnverifiedNote(parsed.text, (*others, own)).encode()
+    return parsed.signed(NoteSignature(key.name, key.key_id, blob)).encode()
 
 
 def cosignatures(note: bytes, witnesses: Sequence[WitnessKey]) -> tuple[Cosignature, ...]:

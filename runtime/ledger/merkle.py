@@ -104,6 +104,16 @@ def split_point(size: int) -> int:
     return 1 << ((size - 1).bit_length() - 1)
 
 
+def peak_ranges(size: int) -> list[Range]:
+    """Return the leaves of each complete subtree of a tree (`Tree.peaks`), the greatest first."""
+    found, start = [], 0
+    for level in reversed(range(size.bit_length())):
+        if size >> level & 1:
+            found.append((start, start + (1 << level)))
+            start += 1 << level
+    return found
+
+
 def inclusion_ranges(index: int, size: int) -> list[Range]:
     """Return whose roots make up PATH(index, D[0:size]): from the leaf towards the root.
 

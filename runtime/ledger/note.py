@@ -52,6 +52,12 @@ class UnverifiedNote:
     text: str
     signatures: tuple[NoteSignature, ...]
 
+    def signed(self, own: NoteSignature) -> UnverifiedNote:
+        """Return the note with one more signature, in the place of earlier ones by the same key."""
+        key = own.name, own.key_id
+        others = [line for line in self.signatures if (line.name, line.key_id) != key]
+        return UnverifiedNote(self.text, (*others, own))
+
     def encode(self) -> bytes:
         return (self.text + "\n" + "".join(line.line() for line in self.signatures)).encode()
 

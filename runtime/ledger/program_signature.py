@@ -19,7 +19,7 @@ from pathlib import Path
 from gradwarden.policy.program import Program
 from gradwarden.runtime.errors import NoteError
 from gradwarden.runtime.ledger.keys import PublicKey, Signer
-from gradwarden.runtime.ledger.note import NoteSignature, UnverifiedNote, open_note, parse_note, sign_note
+from gradwarden.runtime.ledger.note import NoteSignature, open_note, parse_note, sign_note
 
 MAX_NOTE_BYTES = 1 << 16
 
@@ -47,8 +47,7 @@ def add_signature(program: Program, note: bytes, signer: Signer) -> bytes:
     parsed = parse_note(_bounded(note))
     _check_text(parsed.text, program)
     own = NoteSignature(signer.name, signer.public.key_id, signer.sign(parsed.text.encode()))
-    others = [line for line in parsed.signatures if (line.name, line.key_id) != (own.name, own.key_id)]
-    return UnverifiedNote(parsed.text, (*others, own)).encode()
+    return parsed.signed(own).encode()
 
 
 def check_signature(program: Program, note: bytes, keys: Sequence[PublicKey]) -> tuple[PublicKey, ...]:

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from gradwarden.policy.frozen import frozen
-from gradwarden.runtime.errors import LedgerDamaged, TraceError
-from gradwarden.runtime.ledger.chain import ChainReport, Listener, verify_chain
+from gradwarden.runtime.errors import TraceError
+from gradwarden.runtime.ledger.chain import ChainReport, Listener, first_error, verify_chain
 from gradwarden.runtime.ledger.entries import MAX_LINE
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.merkle import leaf_hash
@@ -211,16 +211,10 @@ def _make(
 
 def _check_chain(ledger: Path, chain: ChainReport, *, signed: bool) -> None:
     """Raise where a ledger is no ground to stand on. Without keys UNTRUSTED is what all soundness gives."""
-    bad = [finding for finding in chain.findings if finding.severity == "error"]
     if chain.status == "TAMPERED":
-        first = bad[0]
-        raise LedgerDamaged(
-            f"no index is made of `{ledger}`: {first.message}",
-            index=first.index,
-            offset=first.offset or 0,
-            problem=first.code,
-            help="`gradwarden verify` says more",
-        )
+        bad = first_error(chain.findings)
+        assert bad is not None
+        raise bad.damage(f"no index is made of `{ledger}`", help="`gradwarden verify` says more")
     if chain.status == "UNTRUSTED" and signed:
         raise TraceError(f"no index is made of `{ledger}`: no given key has signed it")
     if not chain.size:

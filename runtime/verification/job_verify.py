@@ -22,8 +22,8 @@ import numpy as np
 
 from gradwarden.policy.program import Program
 from gradwarden.runtime.jobs.binder import job_seal
-from gradwarden.runtime.jobs.layout import log_path, rank_origin, rank_path, ranks_found
-from gradwarden.runtime.ledger.chain import ChainReport, verify_chain
+from gradwarden.runtime.jobs.layout import listed, log_path, rank_origin, rank_path, ranks_found
+from gradwarden.runtime.ledger.chain import ChainReport, first_error, verify_chain
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.program_signature import NOBODY, Approvers
 from gradwarden.runtime.verification.job_report import JobFinding, JobReport, finding, worst
@@ -125,7 +125,7 @@ _UNSOUND = ("TAMPERED", "UNTRUSTED")
 
 
 def _log_findings(log: LogOfLogs, chain: ChainReport) -> Iterator[JobFinding]:
-    first = next((found for found in chain.findings if found.severity == "error"), None)
+    first = first_error(chain.findings)
     if first is not None:
         message = f"the log of logs: {first.code}: {first.message}"
         yield finding("log_of_logs", message, index=first.index, status=chain.status)
@@ -240,7 +240,7 @@ def _by_itself(
     log: LogOfLogs, rank: int, report: VerifyReport, steps: RankSteps, most: int
 ) -> Iterator[JobFinding]:
     """Say what is wrong with a ledger by itself, and with its end."""
-    first = next((found for found in report.findings if found.severity == "error"), None)
+    first = first_error(report.findings)
     size = report.facts["entries"]
     if report.status not in ("OK", "INCOMPLETE"):
         told = f"{first.code}: {first.message}" if first else report.status
@@ -394,8 +394,7 @@ def _shares(steps: Mapping[int, RankSteps]) -> Iterator[JobFinding]:
 
 
 def _named(ranks: Sequence[int]) -> str:
-    shown = ", ".join(map(str, ranks[:8])) + (", …" if len(ranks) > 8 else "")
-    return f"rank {shown}" if len(ranks) == 1 else f"ranks {shown}"
+    return f"rank{'s' if len(ranks) != 1 else ''} {listed(ranks)}"
 
 
 def _facts(

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gradwarden.policy.frozen import frozen
-from gradwarden.runtime.jobs.follower import EMPTY_ROOT, RankHead
+from gradwarden.runtime.jobs.follower import RankHead
 from gradwarden.runtime.jobs.layout import MOST_RANKS, rank_origin
 from gradwarden.runtime.ledger.entries import JOB_OPENING, RESUMED, SEALED, Entry
 from gradwarden.runtime.ledger.lines import Part
+from gradwarden.runtime.ledger.merkle import EMPTY_ROOT
 
 _OTHERS = frozenset({"head", "rotated", "revoked", RESUMED})
 
@@ -87,7 +88,7 @@ class LogOfLogs:
             return "a binding does not name every rank once, in order"
         if [head.origin for head in heads] != origins:
             return "a binding names a ledger by another origin than its rank's"
-        if any(head.root != EMPTY_ROOT or head.step for head in heads if not head.size):
+        if any(head.root != EMPTY_ROOT.hex() or head.step for head in heads if not head.size):
             return "a binding says something of a ledger without entries"
         before = self.bindings[-1].heads if self.bindings else ()
         for old, new in zip(before, heads, strict=False):
