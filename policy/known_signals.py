@@ -49,12 +49,16 @@ KNOWN_SIGNALS: tuple[KnownSignal, ...] = (
         "a model that returns tensors with the batch in their first dimension",
     ),
     KnownSignal(
+        "parameter_gradient_norm", "-10", "10", "0",
+        "the same of the norm of the example's own gradient with respect to all parameters that it may shape",
+        "one step in `Governor(measure_every=16)` is measured; `split` takes a backward pass for each "
+        "example then",
+    ),
+    KnownSignal(
         "depth_share", "0", "1", "0",
         "the deepest band's share of the squared norm of the example's own gradient, where it was last "
         "measured; near 1: what the example teaches goes deep",
-        "one step in `Governor(measure_every=16)` is measured; `split` takes a backward pass for each "
-        "example then, packed sequences included; not measured: packed ones under `fused`, `split` under "
-        "`fully_shard`",
+        "as `parameter_gradient_norm`; measured together",
     ),
     KnownSignal(
         "token_score", "-20", "5", "-20",

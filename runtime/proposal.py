@@ -27,9 +27,15 @@ from gradwarden.runtime.depth_batches import by_depth
 from gradwarden.runtime.errors import MaskError, PrivacyError
 from gradwarden.runtime.gates import Finding, check_losses, raised
 from gradwarden.runtime.maintenance import Measured
-from gradwarden.runtime.memorization.depth_gauge import DepthGauge
+from gradwarden.runtime.memorization.gradient_gauge import GradientGauge
 from gradwarden.runtime.memorization.holdout import holdout_mask
-from gradwarden.runtime.memorization.measures import DEPTH_SHARE, GRADIENT_NORM, LOSS, TOKEN_SCORE
+from gradwarden.runtime.memorization.measures import (
+    DEPTH_SHARE,
+    GRADIENT_NORM,
+    LOSS,
+    PARAMETER_NORM,
+    TOKEN_SCORE,
+)
 from gradwarden.runtime.memorization.readings import StepReadings
 from gradwarden.runtime.memorization.token_scores import IGNORED, token_scores
 from gradwarden.runtime.parallelism import refuse_sequence_split
@@ -146,7 +152,7 @@ class Proposal:
         self.active: tuple[str, ...] = self._active()
         self._readings = StepReadings()
         self._losses: list[float] = []
-        self._gauge: DepthGauge | None = None
+        self._gauge: GradientGauge | None = None
         self._done = np.zeros(len(self.rows), dtype=bool)
         self._held = self._hold_outs()
         self._masked = self._held == 0
@@ -353,6 +359,8 @@ class Proposal:
         if gauge is not None:
             shares = gauge.shares(self._governor.deepest)
             self._readings.add(DEPTH_SHARE, self._part, shares, public.numpy())
+            norms = gauge.norms() / self._governor.scaling.scale
+            self._readings.add(PARAMETER_NORM, self._part, norms, public.numpy())
 
     def token_mask(self, tokens: Tensor) -> Tensor:
         """Return which tokens of the batch, or of the micro-batch at hand, are to be learned: bool [B, T].
@@ -439,18 +447,12 @@ class Proposal:
             self._governor.engine.disarm()
 
     def _measure(self, owners: Tensor | None) -> None:
-        """Expect the next part to be measured.
-
-        Where rows are not the examples one by one, only the reference engine can say how deep these go.
-        """
+        """Expect the next part to be measured."""
         governor, count = self._governor, len(self._part)
         outputs = governor.measures.outputs
         if outputs is not None:
             outputs.begin(count if owners is None else None)
-        if owners is None or governor.engine.name == "split":
-            self._gauge = governor.measures.gauge(self.context.step, count)
-        else:
-            self._gauge = None
+        self._gauge = governor.measures.gauge(self.context.step, count)
 
     def _collector(self) -> UnitSums | None:
         """Return what takes the gradients of the private units in the part at hand, None where none is.

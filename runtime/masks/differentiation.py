@@ -24,7 +24,7 @@ from gradwarden.runtime.masks.places import Places
 from gradwarden.runtime.masks.plan import Plan
 from gradwarden.runtime.masks.row_check import RowCheck
 from gradwarden.runtime.masks.sink import Gauge, Sink
-from gradwarden.runtime.masks.split import by_class
+from gradwarden.runtime.masks.split import by_class, show_each
 from gradwarden.runtime.masks.trial import TrialError
 
 
@@ -84,7 +84,12 @@ class Differentiation:
             private, sink = {}, None
         if sink is not None:
             sink.expect([call for call in calls if call.private])
+        loose = apart | ratios.keys()
         apart &= wanted.keys()
+        if plan.gauge is not None and loose & wanted.keys():
+            with self.forward.replay(plan, raw=True, only=frozenset(loose)):
+                bands = self.bands.restricted(frozenset(loose))
+                show_each(plan.gauge, losses, weights, bands, passes, plan.classes)
         together = [parameter for key, parameter in (wanted | private).items() if key not in apart]
         if apart:
             keep = retain_graph or bool(together)
@@ -95,6 +100,8 @@ class Differentiation:
             factors = plan.examples.factors * rows / normaliser
             if sink is not None and plan.units is not None:
                 factors = torch.where(plan.units >= 0, plan.factors, factors)
+            if plan.gauge is not None:
+                plan.gauge.expect(factors, calls, loose)
             factors = factors.to(device=losses.device, dtype=losses.dtype)
             with self.forward.replay(plan, skip=apart, sink=sink, gauge=plan.gauge):
                 scales = {parameter: ratios.get(id(parameter), 1.0) for parameter in together}

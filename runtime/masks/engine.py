@@ -64,8 +64,8 @@ class Engine(Protocol):
         classes: float64 [C, bands], where passes are collective: the distinct weights, on all processes, of
         the examples that are run together now. units: int64 [B], the privacy unit of each example, -1 for
         public ones; `backward` then needs a sink for what they shape. gauge: is shown the gradients of the
-        public ones: by `fused` layer by layer, but of packed rows and of layers that take the reference path
-        nothing; by `split` in a backward pass for each example, unless passes are collective.
+        public ones: by `fused` layer by layer; those of parameters that take the reference path, and all
+        under `split`, in a backward pass for each example.
         """
 
     def backward(

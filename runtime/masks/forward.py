@@ -289,7 +289,8 @@ class Forward(Present):
             return piece.stock(*args, **kwargs)
         rows = {p: self._rows(plan, p) for p in piece.parameters}
         counting = {p: own for p, own in rows.items() if not own.empty}
-        return run_piece(piece, plan, counting, args, kwargs, self.cut)
+        homes = [self._band(p) for p in counting] if plan.whole.gauge is not None else ()
+        return run_piece(piece, plan, counting, args, kwargs, self.cut, homes)
 
     def _pass(self, site: Site | Piece) -> None:
         site.before |= self._reached

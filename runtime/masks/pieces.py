@@ -25,6 +25,8 @@ from gradwarden.runtime.masks.call import differentiable_once
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.plan import Plan
 from gradwarden.runtime.masks.rows import Rows
+from gradwarden.runtime.masks.sink import Gauge
+from gradwarden.runtime.masks.unitwise import squared_norm
 
 if TYPE_CHECKING:
     from gradwarden.runtime.masks.blocks import Block
@@ -92,7 +94,8 @@ class Run:
 
     inputs: those that need a gradient, cut off from the graph. parameters: those that some row counts for;
     rows: which. outputs: those that can be differentiated; layouts: where their examples lie, None where that
-    is not known. given: what the user's rule is to be given.
+    is not known. given: what the user's rule is to be given. homes: the band of each parameter, where a gauge
+    looks on.
     """
 
     piece: Piece
@@ -103,6 +106,7 @@ class Run:
     outputs: Sequence[Tensor]
     layouts: Sequence[Layout | None]
     given: Tensor | None
+    homes: Sequence[int | None] = ()
 
     @property
     def placed(self) -> bool:
@@ -111,6 +115,9 @@ class Run:
 
     def gradients(self, grads: Sequence[Tensor | None], needed: Sequence[bool]) -> list[Tensor | None]:
         """Return the gradients of the inputs, then of the parameters, from those of the outputs."""
+        gauge = self.plan.mode.gauge
+        if gauge is not None and self.placed:
+            self._show(gauge, grads)
         keep = _keeps_graph()
         found: dict[int, Tensor | None] = {}
         parts = list(self._parts(grads, needed))
@@ -122,6 +129,31 @@ class Run:
         if not keep:
             self.outputs = ()
         return [found.get(place) for place in range(len(needed))]
+
+    def _show(self, gauge: Gauge, grads: Sequence[Tensor | None]) -> None:
+        """Show a gauge the gradient of each example, which is differentiated by itself."""
+        first = len(self.inputs)
+        own = [
+            (place, home, rows)
+            for place, (p, home, rows) in enumerate(zip(self.parameters, self.homes, self.rows, strict=True))
+            if home is not None and gauge.wants(id(p))
+        ]
+        every = self.plan.examples_of(torch.arange(self.plan.batch, device="cpu"))
+        for example in sorted(set(every.tolist()) - {-1}):
+            alone = Rows((every == example).double())
+            chosen = [
+                (place, home) for place, home, rows in own if bool((every[rows.chosen] == example).any())
+            ]
+            if not chosen:
+                continue
+            part = [
+                grad if grad is None or layout is None else _weighed(grad, alone, layout)
+                for grad, layout in zip(grads, self.layouts, strict=True)
+            ]
+            found = self._differentiate([first + place for place, _ in chosen], part, retain=True)
+            for (_, home), gradient in zip(chosen, found, strict=True):
+                if gradient is not None:
+                    gauge.note(example, home, squared_norm(gradient))
 
     def _parts(
         self, grads: Sequence[Tensor | None], needed: Sequence[bool]
@@ -196,11 +228,12 @@ def run_piece(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     cut: MutableMapping[int, Tensor],
+    homes: Sequence[int | None] = (),
 ) -> Any:
     """Run a piece by itself, and return its result with a graph whose backward pass weighs rows.
 
     counting: the parameters that some row counts for, with these rows. cut: is given every input that is cut
-    off, by its id.
+    off, by its id. homes: the bands of those parameters, where a gauge looks on.
     """
     leaves, spec = _flatten((args, kwargs))
     outer = {id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad}
@@ -225,7 +258,7 @@ def run_piece(
     alone = len(leaves) == len(args) == len(results) == 1 and isinstance(leaves[0], Tensor)
     given = leaves[0].detach() if alone else None
     rows = tuple(counting.values())
-    run = Run(piece, plan, tuple(inner.values()), tuple(counting), rows, outputs, layouts, given)
+    run = Run(piece, plan, tuple(inner.values()), tuple(counting), rows, outputs, layouts, given, homes)
     function = PieceRows if run.placed else UnplacedRows
     attached = function.apply(run, *outer.values(), *counting)  # type: ignore[no-untyped-call]
     for place, output in zip(places, attached, strict=True):

@@ -61,8 +61,7 @@ class Plan:
     examples themselves (`spread`). owners: the example of each row [R], or of each position [R, T]. grid: the
     shape [R, T], where rows are positions of packed sequences.
 
-    gauge: is shown the gradients of the whole batch, layer by layer, which then weigh them. None for
-    packed rows.
+    gauge: is shown the gradients of the whole batch, layer by layer, which then weigh them.
 
     plainly: the bands whose parameters need no weighing, as a bit mask, inside a block whose gradients are
     scaled at its border (`borders`); outer: the plan around it.
@@ -159,6 +158,11 @@ class Plan:
         return (
             values[self.rows.chosen] if self.whole is self else self.whole.per_row(values)[self.rows.chosen]
         )
+
+    def examples_of(self, rows: Tensor) -> Tensor:
+        """Return the example that each of these rows belongs to, int64 on the CPU; -1 for nobody's."""
+        places, owners = self.rows.chosen[rows], self.whole.owners
+        return places if owners is None else owners.flatten()[places]
 
     @property
     def batch(self) -> int:
@@ -315,6 +319,7 @@ class _SpreadPlan(Plan):
         self._owners = owners.flatten()
         self.weights, self.factors = self.per_row(examples.weights), self.per_row(examples.factors)
         self.mode = examples.mode
+        self.gauge = examples.gauge
         self.whole = self
         self.classes = examples.classes
         self.bands = tuple(rows.spread(self._owners) for rows in examples.bands)

@@ -51,11 +51,21 @@ class Sink(Protocol):
 class Gauge(Protocol):
     """Is shown the gradients of the public examples of one batch while the engine adds them up."""
 
-    def take(self, call: Call, parameters: Parameters) -> None:
-        """Look at the gradients of one call, to be computed by `parameters` for any rows, now.
+    def expect(self, factors: Tensor, calls: Sequence[Call], told: Collection[int]) -> None:
+        """Be told of the pass in which layers show what they have.
 
-        They are those of losses that are scaled by the plan's factors and by the normaliser.
+        factors: float64 [B], by what each loss is scaled in it. calls: those of layers that come. told: the
+        ids of the parameters that `note` has been told of already.
         """
 
+    def wants(self, parameter: int) -> bool:
+        """Return whether the parameter with this id is still to be shown."""
+
+    def take(self, call: Call, parameters: Parameters) -> None:
+        """Look at the gradients of one call, to be computed by `parameters` for any rows, now or later."""
+
     def note(self, row: int, band: int, square: float) -> None:
-        """Be told the squared norm of an example's gradient for one parameter of a band."""
+        """Be told the squared norm of an example's gradient for parameters of a band.
+
+        As `take`, of a loss that is scaled as `expect` has said; by nothing, before it was called.
+        """

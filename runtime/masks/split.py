@@ -120,9 +120,9 @@ class SplitEngine:
         divisor, passes = checked_normaliser(normaliser), self._passes
         if sink is not None and not passes.collective:
             sink.differentiate(losses)
-        if gauge is not None and not passes.collective:
-            self._show(gauge, losses, chosen)
         if passes.ready():
+            if gauge is not None:
+                show_each(gauge, losses, chosen, self._bands, passes, classes)
             if sink is not None and passes.collective:
                 sink.differentiate_together(losses, passes.most, self._bands.current)
             for parameter, gradient in by_class(
@@ -131,22 +131,6 @@ class SplitEngine:
                 add_gradient(parameter, gradient)
         if not retain_graph:
             self._captured = None
-
-    def _show(self, gauge: Gauge, losses: Tensor, weights: Tensor) -> None:
-        """Show a gauge the gradient of each example with weight, in a backward pass of its own."""
-        for row in weights.any(dim=1).nonzero().flatten().tolist():
-            members = [
-                (band, parameter)
-                for band in weights[row].nonzero().flatten().tolist()
-                for parameter in self._bands.trainable(band)
-            ]
-            alone = torch.zeros_like(losses)
-            alone[row] = 1.0
-            found = gradients_of(losses, alone, [parameter for _, parameter in members], retain_graph=True)
-            for (band, _), gradient in zip(members, found, strict=True):
-                if gradient is not None:
-                    dense = gradient.to_dense() if gradient.is_sparse else gradient
-                    gauge.note(row, band, squared_norm(dense))
 
     @contextmanager
     def unweighted(self) -> Iterator[None]:
@@ -190,6 +174,45 @@ class SplitEngine:
         if owners is not None and armed.packed:
             return PackedTrial(self._model, args, kwargs, owners, len(weights))
         return Trial(self._model, args, kwargs, weights if owners is None else weights[owners])
+
+
+def show_each(
+    gauge: Gauge,
+    losses: Tensor,
+    weights: Tensor,
+    bands: BandIndex,
+    passes: Passes,
+    classes: Tensor | None = None,
+) -> None:
+    """Tell a gauge of each example's gradient, in a backward pass of its own; the graph is kept.
+
+    weights: [B, bands]; an example is measured in the bands where it has weight. Where passes are collective,
+    each process makes as many as the one that has most examples, through the bands of `classes` [C, bands].
+    """
+    rows = weights.any(dim=1).nonzero().flatten().tolist()
+    reached = weights if classes is None else classes
+    members = [(band, p) for band in _reached(reached) for p in bands.trainable(band)]
+    if not members:
+        return
+    for number in range(passes.most(len(rows))):
+        row = rows[number] if number < len(rows) else None
+        alone = torch.zeros_like(losses)
+        own = members
+        if row is not None:
+            alone[row] = 1.0
+            if not passes.collective:
+                own = [(band, p) for band, p in members if weights[row, band] > 0]
+        if not own:
+            continue
+        found = gradients_of(losses, alone, [p for _, p in own], retain_graph=True)
+        for (band, _), gradient in zip(own, found, strict=True):
+            if row is not None and gradient is not None and weights[row, band] > 0:
+                gauge.note(row, band, squared_norm(gradient.to_dense() if gradient.is_sparse else gradient))
+
+
+def _reached(weights: Tensor) -> list[int]:
+    """Return the bands in which some row of weights [N, bands] is above 0."""
+    return weights.gt(0).any(dim=0).nonzero().flatten().tolist()
 
 
 def by_class(

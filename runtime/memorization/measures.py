@@ -16,7 +16,7 @@ from torch import nn
 from gradwarden.policy.context import FloatArray, IntArray
 from gradwarden.policy.program import Program, SignalSpec
 from gradwarden.runtime.errors import ExampleError, MaskError
-from gradwarden.runtime.memorization.depth_gauge import DepthGauge, measured_at
+from gradwarden.runtime.memorization.gradient_gauge import GradientGauge, measured_at
 from gradwarden.runtime.memorization.latest import LatestValues
 from gradwarden.runtime.memorization.losses import LossReference
 from gradwarden.runtime.memorization.outliers import NormOutliers
@@ -28,6 +28,8 @@ LOSS = "loss"
 """The reading that is always taken; the others have the name of their signal."""
 
 GRADIENT_NORM, DEPTH_SHARE, TOKEN_SCORE = "gradient_norm", "depth_share", "token_score"
+
+PARAMETER_NORM = "parameter_gradient_norm"
 
 Readings = Mapping[str, tuple[IntArray, FloatArray]]
 """By name: places in the batch, and the value measured at each."""
@@ -49,7 +51,7 @@ class Measures:
     """The known signals of one run.
 
     reference_losses: by id, the loss of a model that did not learn from the example. every: one step in
-    so many is measured for `depth_share`.
+    so many is measured for `depth_share` and `parameter_gradient_norm`.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Measures:
         self._falls = LossTrajectory()
         self._kept: dict[str, _Kept] = {
             GRADIENT_NORM: NormOutliers(),
+            PARAMETER_NORM: NormOutliers(),
             DEPTH_SHARE: LatestValues(),
             TOKEN_SCORE: LatestValues(),
         }
@@ -89,10 +92,11 @@ class Measures:
         """Return whether the program declares a signal."""
         return name in self._declared
 
-    def gauge(self, step: int, count: int) -> DepthGauge | None:
+    def gauge(self, step: int, count: int) -> GradientGauge | None:
         """Return what measures a batch of so many examples, None where the step is not one of those."""
-        if self.wants(DEPTH_SHARE) and measured_at(step, self._every):
-            return DepthGauge(count, self._bands)
+        wanted = self.wants(DEPTH_SHARE) or self.wants(PARAMETER_NORM)
+        if wanted and measured_at(step, self._every):
+            return GradientGauge(count, self._bands)
         return None
 
     def signals(self, rows: IntArray) -> dict[str, FloatArray | IntArray]:

@@ -268,7 +268,12 @@ def test_exposures_outlast_a_resumption_whichever_process_saw_them(lab, site):
     assert report.facts["committed"] == 2
 
 
-@pytest.mark.parametrize("task", [{}, {"wrap": "fsdp", "model": "blocks"}], ids=["bare", "fsdp"])
+SHARDED = {"wrap": "fsdp", "model": "blocks"}
+
+
+@pytest.mark.parametrize(
+    "task", [{}, SHARDED, {**SHARDED, "engine": "split"}], ids=["bare", "fsdp", "fsdp split"]
+)
 def test_losses_are_remembered_on_every_process(lab, site, task):
     measured = ("loss_gap", "loss_fall", "gradient_norm", "depth_share", "copies")
     guard = "signals { loss_ratio : number 0..10 default 1\n"

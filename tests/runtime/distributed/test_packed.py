@@ -64,6 +64,22 @@ def test_it_learns_what_one_process_learns_from_sequences_in_rows_of_their_own(l
     assert site.verify().ok
 
 
+@pytest.mark.parametrize("way", ["bare", "fsdp"])
+@pytest.mark.parametrize("engine", ["fused", "split"])
+def test_it_is_measured_as_sequences_in_rows_of_their_own_are(lab, site, way, engine):
+    steps = batch("abdba|ab", "|ab")
+    policy = lab.policy + "signals { depth_share : number 0..1 default 0 }\n"
+    policy += "advisory memorization deep { when depth_share > 0  refuse }\n"
+    first, second = site.train(policy, steps, **task_of(way, engine=engine, options={"measure_every": 1}))
+    alone = site.alone(policy, padded(steps), **task_of("bare", options={"measure_every": 1}))
+    assert_same(first, second, alone)
+    for one, other, whole in zip(first["steps"], second["steps"], alone["steps"], strict=True):
+        assert one["measured"] == other["measured"]
+        shares = one["measured"]["depth_share"]
+        assert shares == pytest.approx(whole["measured"]["depth_share"], rel=1e-9)
+        assert [0 < share < 1 for share in shares] == [weight == [1.0, 1.0] for weight in whole["local"]]
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_parts_are_packed_one_by_one_and_steps_need_not_be(lab, site, way):
     steps = batch("abd|ab", "abda|b", "ab|ab", "|bab", micro=[2, 2])

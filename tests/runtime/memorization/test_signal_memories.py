@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gradwarden.runtime.errors import MaskError
 from gradwarden.runtime.memorization.copies import CopyCounter
-from gradwarden.runtime.memorization.depth_gauge import measured_at
+from gradwarden.runtime.memorization.gradient_gauge import measured_at
 from gradwarden.runtime.memorization.outliers import LEAST, WINDOW, NormOutliers
 from gradwarden.runtime.memorization.token_scores import token_scores
 from gradwarden.runtime.memorization.trajectories import WIDTH, LossTrajectory
