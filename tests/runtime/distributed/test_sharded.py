@@ -39,7 +39,11 @@ def assert_close(one: Any, alone: Any, tolerance: float = 1e-9) -> None:
 
 # --- settings -----------------------------------------------------------------------------------------------
 
-SETTINGS = [{"reshard_after_forward": False}, {"mesh": [2, 1]}, {"mesh": [1, 2]}]
+SETTINGS = [
+    {"reshard_after_forward": False},
+    pytest.param({"mesh": [2, 1]}, marks=pytest.mark.soak),
+    {"mesh": [1, 2]},
+]
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
@@ -54,7 +58,7 @@ def test_settings_make_no_difference(lab, site, settings):
             assert step["norms"][band] == (norm and pytest.approx(norm, rel=1e-9))
 
 
-@pytest.mark.parametrize("engine", ["fused", "split"])
+@pytest.mark.parametrize("engine", ["fused", pytest.param("split", marks=pytest.mark.soak)])
 def test_half_precision_differs_by_its_rounding(lab, site, engine):
     steps = batch("abd|ab", grads=True)
     task = {"engine": engine, "model": "float32"}
@@ -110,7 +114,7 @@ def test_caps_are_on_the_norms_of_whole_gradients(lab, site):
 # --- what is saved ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("engine", ["fused", "split"])
+@pytest.mark.parametrize("engine", ["fused", pytest.param("split", marks=pytest.mark.soak)])
 def test_blocks_that_no_process_reaches_are_neither_gathered_again_nor_reduced(lab, site, engine):
     steps = batch("ab|ab", "bb|b", "dd|C", spy=True)
     for answer in site.train(

@@ -9,6 +9,14 @@ import torch
 
 WRAPS = ["ddp", "fsdp"]
 
+CROSSED = [
+    pytest.param("ddp", "fused", marks=pytest.mark.soak),
+    ("ddp", "split"),
+    ("fsdp", "fused"),
+    pytest.param("fsdp", "split", marks=pytest.mark.soak),
+]
+"""Each wrapper and engine once; the other pairs are left to long runs."""
+
 BANDS = ["inlet", "blocks.0", "blocks.1", "blocks.2"]
 """Modules of the band `deep`; the rest is `shallow`."""
 
@@ -50,8 +58,7 @@ def assert_same(one: Any, alone: Any, tolerance: float = 1e-9) -> None:
             assert torch.allclose(x, y, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("wrap", WRAPS)
-@pytest.mark.parametrize("engine", ["fused", "split"])
+@pytest.mark.parametrize(("wrap", "engine"), CROSSED)
 @pytest.mark.parametrize("batches", [MIXED, UNEVEN], ids=["mixed", "uneven"])
 def test_it_trains_what_one_process_trains_on_the_batch_of_both(lab, site, wrap, engine, batches):
     task = {"model": "blocks", "engine": engine, "optimizer": "adamw"}
@@ -63,8 +70,7 @@ def test_it_trains_what_one_process_trains_on_the_batch_of_both(lab, site, wrap,
     assert site.verify().ok
 
 
-@pytest.mark.parametrize("wrap", WRAPS)
-@pytest.mark.parametrize("engine", ["fused", "split"])
+@pytest.mark.parametrize(("wrap", "engine"), CROSSED)
 def test_a_band_that_no_process_reaches_keeps_its_bits(lab, site, wrap, engine):
     batches = steps("ab|ab", "bb|bC", "b|", "d|d", "dC|")
     task = {"model": "blocks", "engine": engine, "optimizer": "adamw", "wrap": wrap}
@@ -79,8 +85,7 @@ def test_a_band_that_no_process_reaches_keeps_its_bits(lab, site, wrap, engine):
         assert last["active"] == ["deep"]
 
 
-@pytest.mark.parametrize("wrap", WRAPS)
-@pytest.mark.parametrize("engine", ["fused", "split"])
+@pytest.mark.parametrize(("wrap", "engine"), CROSSED)
 def test_what_no_process_reaches_is_not_run_backward(lab, site, wrap, engine):
     batches = steps("aaaa|aaaa", "aabb|aabb", "bbbb|bbbb", count=True)
     for answer in site.train(lab.policy, batches, model="blocks", engine=engine, wrap=wrap):

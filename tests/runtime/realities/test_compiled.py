@@ -65,10 +65,25 @@ def in_place(model: nn.Module, **options: Any) -> nn.Module:
 
 
 WAYS: dict[str, Callable[..., Any]] = {"wrapped": torch.compile, "in place": in_place, "blocks": blocks}
+MOMENTS = ["before the engine", "and run before the engine", "after the engine"]
+
+EVERY_TIME = {
+    ("fused", "wrapped", "after the engine"),
+    ("fused", "in place", "and run before the engine"),
+    ("fused", "blocks", "before the engine"),
+    ("split", "wrapped", "and run before the engine"),
+}
+"""Each way, moment and engine; compilation is slow, so the other combinations are left to long runs."""
 
 
-@pytest.mark.parametrize("moment", ["before the engine", "and run before the engine", "after the engine"])
-@pytest.mark.parametrize(("engine", "way"), [*(("fused", way) for way in WAYS), ("split", "wrapped")])
+def combinations() -> Iterator[Any]:
+    for engine, way in [*(("fused", way) for way in WAYS), ("split", "wrapped")]:
+        for moment in MOMENTS:
+            often = (engine, way, moment) in EVERY_TIME
+            yield pytest.param(engine, way, moment, marks=() if often else pytest.mark.soak)
+
+
+@pytest.mark.parametrize(("engine", "way", "moment"), combinations())
 def test_a_compiled_model_is_exact(
     way: str, moment: str, engine: str, bands_of: Any, some_weights: Any, by_definition: Any, worst_error: Any
 ) -> None:
@@ -94,7 +109,9 @@ def test_a_compiled_model_is_exact(
     assert masks.name == engine
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=() if way == "blocks" else pytest.mark.soak) for way in WAYS]
+)
 def test_a_compiled_model_is_exact_whatever_plan_comes_after_which(
     way: str, bands_of: Any, some_weights: Any, by_definition: Any, worst_error: Any
 ) -> None:
