@@ -30,7 +30,7 @@ from benchmarks.results import write_results
 from benchmarks.routing.models import gpt
 from gradwarden.policy import compile_policy, parse_policy
 from gradwarden.policy.known_signals import KNOWN_SIGNALS
-from gradwarden.runtime import Governor, Ledger, ModelMap, Signer
+from gradwarden.runtime import Governor, Ledger, Measuring, ModelMap, Signer
 
 WORDS, EXAMPLES = 256, 512
 WARM_UP = 3
@@ -86,7 +86,11 @@ def open_run(text: str, model: nn.Module, every: int, stack: ExitStack) -> Run:
     ledger = Ledger.open(folder / "run.ledger", signer=Signer.generate("benchmark"))
     program = compile_policy(parse_policy(text), ModelMap.from_module(model))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    return Run(stack.enter_context(Governor(program, model, optimizer, ledger=ledger, measure_every=every)))
+    return Run(
+        stack.enter_context(
+            Governor(program, model, optimizer, ledger=ledger, measuring=Measuring(every=every))
+        )
+    )
 
 
 def ratios(plain: Sequence[float], light: Sequence[float], full: Sequence[float]) -> list[float]:

@@ -232,7 +232,7 @@ class Verdict:
         if self.facts.get("private_recorded"):
             yield (
                 "what the ledger itself tells of private examples: it counts and decides them step by step, "
-                "which no epsilon covers (`withhold_private` was off)"
+                "which no epsilon covers (`withhold` was off)"
             )
         behind = self.facts["entries"] - self.facts["signed_entries"]
         if behind > 1:

@@ -35,7 +35,7 @@ KNOWN_SIGNALS: tuple[KnownSignal, ...] = (
     KnownSignal(
         "loss_gap", "-20", "20", "0",
         "the reference loss less the last loss, in the unit of the loss; above 0: better known than expected",
-        "`Governor(reference_losses=…)`, from a model that never saw the examples; "
+        "`Measuring(reference_losses=…)`, from a model that never saw the examples; "
         "else the first loss is taken",
     ),
     KnownSignal(
@@ -51,7 +51,7 @@ KNOWN_SIGNALS: tuple[KnownSignal, ...] = (
     KnownSignal(
         "parameter_gradient_norm", "-10", "10", "0",
         "the same of the norm of the example's own gradient with respect to all parameters that it may shape",
-        "one step in `Governor(measure_every=16)` is measured; `split` takes a backward pass for each "
+        "one step in `Measuring(every=16)` is measured; `split` takes a backward pass for each "
         "example then",
     ),
     KnownSignal(
@@ -69,7 +69,7 @@ KNOWN_SIGNALS: tuple[KnownSignal, ...] = (
     KnownSignal(
         "copies", "0", "1000000", "0",
         "the exposures so far of the example and its near-duplicates together",
-        "`Governor(clusters=…)`, which copies are of one text; else each example is by itself",
+        "`Measuring(clusters=…)`, which copies are of one text; else each example is by itself",
     ),
 )  # fmt: skip
 

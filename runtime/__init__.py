@@ -13,15 +13,20 @@ if TYPE_CHECKING:
     from gradwarden.runtime.jobs.job import Job
     from gradwarden.runtime.ledger.keys import Signer
     from gradwarden.runtime.ledger.ledger import Ledger
+    from gradwarden.runtime.ledger.program_signature import Approvers
     from gradwarden.runtime.model_map import ModelMap
+    from gradwarden.runtime.options import Measuring, Privacy
 
-__all__ = ["Governor", "Job", "Ledger", "ModelMap", "Signer"]
+__all__ = ["Approvers", "Governor", "Job", "Ledger", "Measuring", "ModelMap", "Privacy", "Signer"]
 
 _HOMES = {
+    "Approvers": "ledger.program_signature",
     "Governor": "governor",
     "Job": "jobs.job",
     "Ledger": "ledger.ledger",
+    "Measuring": "options",
     "ModelMap": "model_map",
+    "Privacy": "options",
     "Signer": "ledger.keys",
 }
 

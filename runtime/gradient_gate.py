@@ -6,12 +6,9 @@ maintained bands, check that all is finite and reaches no further than it may, c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import nn
-
-from gradwarden.policy.program import Program
 from gradwarden.runtime.errors import RankError
 from gradwarden.runtime.gates import (
     Finding,
@@ -23,32 +20,19 @@ from gradwarden.runtime.gates import (
     divide,
     raised,
 )
-from gradwarden.runtime.loss_scaling import LossScaling
-from gradwarden.runtime.maintenance import Maintainer
-from gradwarden.runtime.privacy.budget import BudgetBook
-from gradwarden.runtime.proposal import Proposal
-from gradwarden.runtime.reduction import Reduction
+from gradwarden.runtime.in_force import InForce
+from gradwarden.runtime.joining import Joined
+
+if TYPE_CHECKING:
+    from gradwarden.runtime.proposal import Proposal
 
 
 @dataclass(frozen=True, slots=True)
 class GradientGate:
-    """Passes the gradients of one step under one program.
+    """Passes the gradients of steps."""
 
-    parameters: of each band. normaliser: None where gradients are divided by the number of examples.
-    clip_norm: the greatest L2 norm of the whole gradient, None where there is none. apart: whether each rank
-    decides its own part of a step, this one `rank`.
-    """
-
-    program: Program
-    parameters: Mapping[str, Sequence[nn.Parameter]]
-    reduction: Reduction
-    scaling: LossScaling
-    budgets: BudgetBook
-    maintainer: Maintainer
-    normaliser: float | None
-    clip_norm: float | None
-    apart: bool
-    rank: int
+    joined: Joined
+    in_force: InForce
 
     def admit(self, proposal: Proposal, graded: int) -> Finding | None:
         """Return why the gradients cannot go through; otherwise leave them as the optimizer is to take them.
@@ -59,42 +43,46 @@ class GradientGate:
         try:
             self._sum(proposal, graded)
             finding = self._add_private(proposal)
-            finding = finding or self.maintainer.pull(proposal.active)
+            finding = finding or self.joined.maintainer.pull(proposal.active)
             finding = finding or self._check(proposal)
             if finding is None:
                 self._cap(proposal)
             return finding
         except Exception as error:
-            if self.apart:
-                raise RankError(f"rank {self.rank}: {raised('the gradient gate', error)}") from error
+            if self.joined.keeping.apart:
+                rank = self.joined.peers.rank
+                raise RankError(f"rank {rank}: {raised('the gradient gate', error)}") from error
             return Finding("gradient", "gate_failed", raised("the gradient gate", error))
 
     def _sum(self, proposal: Proposal, graded: int) -> None:
-        everything = [parameter for members in self.parameters.values() for parameter in members]
-        self.reduction.settle(everything, graded)
-        self.scaling.divide(everything)
-        if self.apart and self.normaliser is None:
+        joined, everything = self.joined, self.in_force.every_parameter()
+        joined.reduction.settle(everything, graded)
+        joined.scaling.divide(everything)
+        if joined.keeping.apart and joined.terms.normaliser is None:
             divide(everything, proposal.total)
 
     def _add_private(self, proposal: Proposal) -> Finding | None:
-        if not self.budgets:
+        budgets, reduction, parameters = self.joined.budgets, self.joined.reduction, self.in_force.parameters
+        if not budgets:
             return None
         # Before anything private is added: a refused step is not paid for, so it may not tell of it.
-        findings = check_gradients(self.parameters, band_norms(self.parameters, self.reduction.total))
+        findings = check_gradients(parameters, band_norms(parameters, reduction.total))
         if findings:
             return findings[0]
-        self.budgets.release(self.parameters, proposal.normaliser, self.reduction)
+        budgets.release(parameters, proposal.normaliser, reduction)
         return None
 
     def _check(self, proposal: Proposal) -> Finding | None:
-        proposal.norms = band_norms(self.parameters, self.reduction.total)
-        findings = check_gradients(self.parameters, proposal.norms)
+        parameters = self.in_force.parameters
+        proposal.norms = band_norms(parameters, self.joined.reduction.total)
+        findings = check_gradients(parameters, proposal.norms)
         findings += check_reach(proposal.norms, proposal.active)
         return findings[0] if findings else None
 
     def _cap(self, proposal: Proposal) -> None:
-        caps = {cap.band: float(cap.norm) for cap in self.program.gradient_caps}
-        for band, factor in apply_caps(self.parameters, proposal.norms, caps).items():
+        parameters, greatest = self.in_force.parameters, self.joined.terms.clip_norm
+        caps = {cap.band: float(cap.norm) for cap in self.in_force.program.gradient_caps}
+        for band, factor in apply_caps(parameters, proposal.norms, caps).items():
             proposal.norms[band] = (proposal.norms[band] or 0.0) * factor
-        if self.clip_norm is not None:
-            proposal.norms = clip_whole(self.parameters, proposal.norms, self.clip_norm)
+        if greatest is not None:
+            proposal.norms = clip_whole(parameters, proposal.norms, greatest)

@@ -15,16 +15,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any
 
+from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.branches import Branches, Spans, length
 from gradwarden.runtime.commitments import unpacked
 from gradwarden.runtime.ledger.reader import read_entries
 
-Counts: TypeAlias = tuple[int, int, int, int, int]
-"""The next step, the steps committed and refused, the exposures, and the steps abandoned."""
 
-NOTHING_YET: Counts = (0, 0, 0, 0, 0)
+@frozen
+class Counts:
+    """How far a run has come. exposed: examples that it learned from, once for each step that they shaped.
+
+    abandoned: steps before `next_step` that did not lead to the weights in hand.
+    """
+
+    next_step: int = 0
+    committed: int = 0
+    refused: int = 0
+    exposed: int = 0
+    abandoned: int = 0
 
 
 @dataclass(slots=True)
@@ -190,7 +200,7 @@ class History:
     def counts(self) -> Counts:
         """What a run that goes on here counts on from."""
         abandoned = self.next_step - length(self.effective)
-        return self.next_step, self.committed, self.refused, self.example_count, abandoned
+        return Counts(self.next_step, self.committed, self.refused, self.example_count, abandoned)
 
     @property
     def parts(self) -> int:

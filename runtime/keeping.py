@@ -9,6 +9,7 @@ comes before the first step, with checkpoints and changes of policy, and at the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -152,11 +153,11 @@ class KeepingApart(Keeping):
         """As above; a rank that a crash left behind leaves out the steps that others have begun."""
         found = self.peers.collect("join the run", produce)
         counts, standing = found[self.peers.rank]
-        latest = max(told[0] for told, _ in found)
-        if counts[0] < latest:
-            recorder.event("skipped", {"step": counts[0], "until": latest})
+        latest = max(told.next_step for told, _ in found)
+        if counts.next_step < latest:
+            recorder.event("skipped", {"step": counts.next_step, "until": latest})
         self._job.sign()
-        return (latest, *counts[1:]), standing
+        return replace(counts, next_step=latest), standing
 
     def opening(self, model: nn.Module) -> Mapping[str, Any]:
         return {"job": self._job.member(weights_digest(model))}

@@ -83,15 +83,13 @@ class RehearsalSampler(Epochs):
         rule: the `maintain` rule that has something rehearsed; None: the only one. Raises MaskError where
         there is no such rule, or several.
         """
-        governor.check_idle("examples cannot be looked at")
         program = governor.program
         rules = [x for x in program.maintained if x.rehearsal and rule in (None, x.name)]
         if len(rules) != 1 or rules[0].rehearsal is None:
             raise MaskError(
                 f"{len(rules)} `maintain` rules have something rehearsed", help="name one of them"
             )
-        rows = governor.roster.rows(examples)
-        admitted = governor.roster.admit(rows, governor.context(rows, {}))
+        admitted = governor.foresee(examples)
         named = np.array([rules[0].rehearsal.rule in decision.rules for decision in admitted.decisions])
         places = [program.band_names.index(band) for band in rules[0].bands]
         return cls(

@@ -27,7 +27,7 @@ def command(program: Path, key: Path, access: KeyAccess, output_format: str) -> 
 
     The signature is one more line of PROGRAM.json.note, which is begun where it is missing; signatures by
     others stay as they are. So a policy is approved by several people, each with a key of their own: a run
-    can ask for some number of them (`Governor(trusted=…, signers=2)`) for its first policy and for each
+    can ask for some number of them (`Governor(approvers=Approvers(keys, 2))`) for its first policy and each
     later one, and `verify --policy-key` shows that it did.
 
     \b

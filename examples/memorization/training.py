@@ -19,7 +19,7 @@ from examples.memorization.planting import Planted, Settings, stream
 from examples.run_files import RunFiles
 from gradwarden.policy import compile_policy, load_policy
 from gradwarden.policy.context import FloatArray
-from gradwarden.runtime import Governor, ModelMap
+from gradwarden.runtime import Governor, Measuring, ModelMap
 from gradwarden.runtime.memorization.extraction import (
     BATCH,
     ReconstructionProbe,
@@ -182,8 +182,7 @@ def train(model: nn.Module, job: Job) -> tuple[dict[str, dict[str, float]], floa
         optimizer,
         ledger=ledger,
         secret=files.secret,
-        reference_losses=job.reference.losses(),
-        clusters=job.clusters,
+        measuring=Measuring(job.reference.losses(), job.clusters),
     ) as governor:
         for step, batch in enumerate(batches):
             set_rate(optimizer, step, len(batches), settings)

@@ -22,6 +22,7 @@ from gradwarden.runtime.memorization.losses import LossReference
 from gradwarden.runtime.memorization.outliers import NormOutliers
 from gradwarden.runtime.memorization.output_gradients import OutputGradients
 from gradwarden.runtime.memorization.trajectories import LossTrajectory
+from gradwarden.runtime.options import Measuring
 from gradwarden.runtime.roster import Roster
 
 LOSS = "loss"
@@ -48,20 +49,14 @@ class _Kept(Protocol):
 
 
 class Measures:
-    """The known signals of one run.
+    """The known signals of one run."""
 
-    reference_losses: by id, the loss of a model that did not learn from the example. every: one step in
-    so many is measured for `depth_share` and `parameter_gradient_norm`.
-    """
-
-    def __init__(
-        self, roster: Roster, reference_losses: Mapping[str, float] | None = None, every: int = 16
-    ) -> None:
-        if every < 1:
-            raise MaskError(f"`measure_every` is at least 1, not {every}")
+    def __init__(self, roster: Roster, measuring: Measuring) -> None:
+        if measuring.every < 1:
+            raise MaskError(f"one step in 1 at least is measured, not one in {measuring.every}")
         self._roster = roster
-        self._given = reference_losses or {}
-        self._every = every
+        self._given = measuring.reference_losses
+        self._every = measuring.every
         self._declared: dict[str, SignalSpec] = {}
         self._bands = 0
         self.references = LossReference()

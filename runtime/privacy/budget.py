@@ -20,6 +20,7 @@ from gradwarden.policy.decision import Decision
 from gradwarden.policy.evaluation.admission import Admitted
 from gradwarden.policy.program import Program
 from gradwarden.runtime.errors import BudgetHalt, PrivacyError
+from gradwarden.runtime.options import Privacy
 from gradwarden.runtime.privacy.accounting import (
     JointPlan,
     PrivacyRule,
@@ -28,7 +29,6 @@ from gradwarden.runtime.privacy.accounting import (
     privacy_rules,
 )
 from gradwarden.runtime.privacy.clipping import (
-    Clipping,
     GradientSum,
     Group,
     Unit,
@@ -63,55 +63,31 @@ class PrivateRows:
     units: tuple[Unit, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class PrivateWays:
-    """How a run treats its private examples, beyond its plan.
-
-    seed: of the noise, for tests; None: from the operating system.
-    clipping: see `clip_groups`. secure: whether noise comes from a cryptographic generator. on_trust: see
-    `Trust`. sampled: whether steps are held to a sampler. withholds: whether the ledger is to hold public
-    examples alone. rank: of this process among those that train together.
-    """
-
-    seed: int | None = None
-    clipping: Clipping = "flat"
-    secure: bool = False
-    on_trust: frozenset[str] = frozenset()
-    sampled: bool = False
-    withholds: bool = False
-    rank: int = 0
-
-
 class BudgetBook:
     """Keeps the budgets of a run's privacy rules; false where the policy has none.
 
-    plan: how the private units are sampled and noised. ways: how else the run treats them.
+    privacy: how the run treats the private units. rank: of this process among those that train together.
 
     Raises PrivacyError where the policy has privacy rules and the plan is not for them, or where `normaliser`
     is None: the size of a batch tells how many private examples it held.
     """
 
-    def __init__(
-        self,
-        program: Program,
-        plan: JointPlan | None,
-        normaliser: float | None,
-        ways: PrivateWays = PrivateWays(),
-    ) -> None:
+    def __init__(self, program: Program, privacy: Privacy, normaliser: float | None, rank: int = 0) -> None:
         rules = privacy_rules(program)
-        check_clipping(ways.clipping)
-        check_trust(ways.on_trust)
-        check_conditions(program, ways.on_trust)
-        _check_plan(rules, plan, normaliser)
-        self._ways = ways
-        self._plan = plan or JointPlan(0.0, ())
+        check_clipping(privacy.clipping)
+        check_trust(privacy.on_trust)
+        check_conditions(program, privacy.on_trust)
+        _check_plan(rules, privacy.plan, normaliser)
+        self._privacy = privacy
+        self._plan = privacy.plan
         self._bands = program.band_names
         self._epochs = decides_by_epoch(program)
         self._steps = {rule.name: 0 for rule in rules}
-        self._seeded = ways.seed is not None
-        if ways.secure and self._seeded:
+        seed = privacy.noise_seed
+        self._seeded = seed is not None
+        if privacy.secure_noise and self._seeded:
             raise PrivacyError("secure noise has no seed", help="leave one of the two out")
-        self._noise: NoiseSource = SecureNoise() if ways.secure else FastNoise(ways.seed, ways.rank)
+        self._noise: NoiseSource = SecureNoise() if privacy.secure_noise else FastNoise(seed, rank)
         self._sums: GradientSum = {}
         self._groups: dict[frozenset[tuple[int, int]], tuple[Group, ...]] = {}
 
@@ -120,10 +96,10 @@ class BudgetBook:
 
     def declaration(self) -> list[dict[str, str]]:
         """Return what the ledger's opening says of the privacy rules."""
-        unchecked = {"sampling": not self._ways.sampled, "epochs": self._epochs}
-        trusted = sorted(self._ways.on_trust | {what for what, holds in unchecked.items() if holds})
+        unchecked = {"sampling": self._privacy.sampler is None, "epochs": self._epochs}
+        trusted = sorted({*self._privacy.on_trust, *(what for what, holds in unchecked.items() if holds)})
         ways = {
-            "clipping": self._ways.clipping,
+            "clipping": self._privacy.clipping,
             "on_trust": " ".join(trusted),
             "records": "public" if self.withholds else "all",
         }
@@ -131,13 +107,14 @@ class BudgetBook:
 
     def terms(self) -> str:
         """Return what must be the same on all processes, as text."""
-        ways = self._ways
-        return repr((self._plan, ways.clipping, ways.secure, ways.withholds, sorted(ways.on_trust)))
+        terms = self._privacy
+        trusted = sorted(set(terms.on_trust))
+        return repr((self._plan, terms.clipping, terms.secure_noise, terms.withhold, trusted))
 
     @property
     def withholds(self) -> bool:
         """Whether the ledger is to hold public examples alone."""
-        return self._ways.withholds and bool(self)
+        return self._privacy.withhold and bool(self)
 
     def covered(self, admitted: Admitted) -> npt.NDArray[np.bool_]:
         """Return which examples of a batch a privacy rule covers, [B]."""
@@ -150,7 +127,7 @@ class BudgetBook:
     def check_signals(self, given: Collection[str]) -> None:
         """Raise PrivacyError for signals that a caller hands over and does not answer for."""
         if self:
-            check_signals(given, self._ways.on_trust)
+            check_signals(given, self._privacy.on_trust)
 
     def watch(
         self, sampler: PoissonSampler | MixedSampler, count: int, units: Mapping[int, Hashable]
@@ -165,7 +142,7 @@ class BudgetBook:
 
     def check_same_terms(self, program: Program) -> None:
         """Raise PrivacyError where a program's privacy rules are not exactly those of this run."""
-        check_conditions(program, self._ways.on_trust)
+        check_conditions(program, self._privacy.on_trust)
         if privacy_rules(program) != tuple(plan.rule for plan in self._plan.rules):
             raise PrivacyError(
                 "the terms of privacy rules cannot change within a run",
@@ -275,7 +252,7 @@ class BudgetBook:
         trainable = ((band, id(p)) for band, members in columns.items() for p in members if p.requires_grad)
         key = frozenset(trainable)
         if key not in self._groups:
-            self._groups = {key: clip_groups(model, columns, self._ways.clipping)}
+            self._groups = {key: clip_groups(model, columns, self._privacy.clipping)}
         return self._groups[key]
 
     def collect(self, sink: UnitSums) -> None:
@@ -323,15 +300,15 @@ def covering(decision: Decision) -> list[str]:
     return [o.rule for o in decision.obligations if o.kind == "privacy"]
 
 
-def _check_plan(rules: Sequence[PrivacyRule], plan: JointPlan | None, normaliser: float | None) -> None:
-    planned = set() if plan is None else {entry.rule for entry in plan.rules}
+def _check_plan(rules: Sequence[PrivacyRule], plan: JointPlan, normaliser: float | None) -> None:
+    planned = {entry.rule for entry in plan.rules}
     if set(rules) != planned:
         wanted = ", ".join(f"`{rule.name}`" for rule in rules) or "no privacy rule"
         raise PrivacyError(
             f"the privacy plan does not fit the policy, which has {wanted}, or it was made for other terms",
             help="make one with `JointPlan.for_steps(privacy_rules(program), sampling_rate, steps)`",
         )
-    check_noise(rules, 0.0 if plan is None else plan.sigma)
+    check_noise(rules, plan.sigma)
     if rules and normaliser is None:
         raise PrivacyError(
             "privacy rules need a constant normaliser: the size of a batch depends on private examples",

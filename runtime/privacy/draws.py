@@ -59,6 +59,10 @@ class DrawWatch:
         self._covered = np.zeros(count, dtype=bool)
         self._covered[list(units)] = True
 
+    def forget(self) -> None:
+        """Let go of the draws so far: no step is taken with them."""
+        self._draws.clear()
+
     def check(self, rows: IntArray, private: npt.NDArray[np.bool_]) -> None:
         """Check a step's batch. rows: places in the data set, [B]. private: which a privacy rule covers."""
         if not self._draws:

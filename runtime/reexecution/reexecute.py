@@ -44,7 +44,8 @@ from gradwarden.runtime.commitments import Committer
 from gradwarden.runtime.digests import file_digest
 from gradwarden.runtime.errors import RuntimeGovernanceError
 from gradwarden.runtime.governor import Governor
-from gradwarden.runtime.history import Counts, History, read_history
+from gradwarden.runtime.history import History, read_history
+from gradwarden.runtime.keeping import Began
 from gradwarden.runtime.ledger.chain import Finding
 from gradwarden.runtime.ledger.entries import Entry
 from gradwarden.runtime.ledger.keys import Signer
@@ -103,13 +104,14 @@ class _Again(Governor):
         self._history = history
         super().__init__(program, *arguments, **options)
 
-    def _begin(self) -> tuple[Counts, Standing | None]:
-        history = self._history
+    def _open(self) -> Began:
+        joined, history = self.joined, self._history
         assert history.opened is not None
-        self._terms.check_against(history.opened)
-        self.recorder.open(self.program, self._terms.opening(self.ledger, self.engine.name), self._signature)
-        self.roster.resume(history)
-        self.budgets.resume(history.private_steps)
+        joined.terms.check_against(history.opened)
+        facts = joined.terms.opening(joined.ledger, self.engine.name)
+        joined.recorder.open(self.program, facts, joined.signature)
+        joined.roster.resume(history)
+        joined.budgets.resume(history.private_steps)
         return history.counts, Standing(history.anchors, history.former_anchors)
 
 

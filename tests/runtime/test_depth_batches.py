@@ -89,7 +89,7 @@ def test_losses_are_remembered_of_the_examples_that_they_belong_to(lab):
             with governor.step(examples) as proposal:
                 for rows in proposal.depth_batches(2) if cut else [slice(None)]:
                     proposal.backward(lab.losses(governor.model, inputs[rows]))
-    ratios = [governor.references.signal(np.arange(4)) for governor in governors]
+    ratios = [governor.measures.references.signal(np.arange(4)) for governor in governors]
     assert len(set(ratios[0].tolist())) == 4
     assert ratios[1] == pytest.approx(ratios[0])
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gradwarden.runtime import Privacy
 from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
@@ -85,7 +86,8 @@ def test_private_examples_are_clipped_and_noised_alike(lab: Any, device: torch.d
     def run(where: torch.device, name: str) -> list[Tensor]:
         model = lab.model().to(where)
         plan = JointPlan.for_noise(privacy_rules(lab.program(text)), 0.01, noise_multiplier=4.0)
-        options: dict[str, Any] = {"privacy": plan, "normaliser": 4.0, "noise_seed": 11, "engine": engine}
+        privacy = Privacy(plan, noise_seed=11)
+        options: dict[str, Any] = {"privacy": privacy, "normaliser": 4.0, "engine": engine}
         with lab.governor(text, model, name=name, **options) as governor, governor.step(examples) as proposal:
             proposal.backward(lab.losses(model, lab.inputs(3).to(where)))
         return [parameter.detach().cpu() for parameter in model.parameters()]
@@ -107,7 +109,8 @@ def test_a_default_device_of_the_callers_changes_nothing(lab: Any, engine: str) 
         model = lab.model()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)  # AdamW makes tensors of its own
         plan = JointPlan.for_noise(privacy_rules(lab.program(text)), 0.01, noise_multiplier=4.0)
-        options: dict[str, Any] = {"privacy": plan, "normaliser": 4.0, "noise_seed": 11, "engine": engine}
+        privacy = Privacy(plan, noise_seed=11)
+        options: dict[str, Any] = {"privacy": privacy, "normaliser": 4.0, "engine": engine}
         torch.set_default_device(default)
         try:
             with lab.governor(text, model, optimizer, name=name, **options) as governor:

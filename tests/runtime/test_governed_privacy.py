@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from torch import Tensor
 
 from gradwarden.cli.app import cli
+from gradwarden.runtime import Privacy
 from gradwarden.runtime.errors import BudgetHalt, PrivacyError
 from gradwarden.runtime.privacy import accounting
 from gradwarden.runtime.privacy.accounting import JointPlan, epsilon, privacy_rules, steps_within
@@ -45,8 +46,9 @@ def text(lab) -> str:
 
 def open_run(lab, text: str, engine: str = "auto", plan: JointPlan | None = None, **options: Any) -> Any:
     plan = plan_of(lab, text) if plan is None else plan
-    options = {"normaliser": NORMALISER, "noise_seed": SEED, **options}
-    return lab.governor(text, privacy=plan, engine=engine, **options)
+    private = {name: options.pop(name) for name in ("noise_seed", "secure_noise") if name in options}
+    privacy = Privacy(plan, **{"noise_seed": SEED, **private})
+    return lab.governor(text, privacy=privacy, engine=engine, **{"normaliser": NORMALISER, **options})
 
 
 def noise_of(parameters: list[Tensor], sigma: float, steps: int = 1) -> list[Tensor]:

@@ -158,7 +158,7 @@ def test_closing_a_governor_leaves_plain_training_alone(lab):
     lab.step(governor, lab.batch("aa"))
     governor.close()
     lab.losses(governor.model, lab.inputs(2)).sum().backward()
-    assert not governor.foreign.seen
+    assert not governor.joined.foreign.seen
 
 
 # --- detach semantics ---------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gradwarden.policy.program import Maintenance
+from gradwarden.runtime import Privacy
 from gradwarden.runtime.anchors import Anchor, joint_norm, norm_of
 from gradwarden.runtime.errors import LedgerError, MaskError
 from gradwarden.runtime.maintenance import Held, Measured, _put_back
@@ -286,7 +287,7 @@ def test_private_steps_are_pulled_after_their_noise(lab):
     gradients = {}
     for rule in ("", "maintain base { within shallow  strength 2 }"):
         plan = JointPlan.for_noise(privacy_rules(lab.program(text + rule)), 0.01, noise_multiplier=4.0)
-        options = {"privacy": plan, "normaliser": 4.0, "noise_seed": 11, "name": f"private{bool(rule)}"}
+        options = {"privacy": Privacy(plan, noise_seed=11), "normaliser": 4.0, "name": f"private{bool(rule)}"}
         governor = lab.governor(text + rule, **options)
         anchor = values(governor, "shallow")
         lab.step(governor, lab.batch("b"))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import pytest
 
+from gradwarden.runtime import Privacy
 from gradwarden.runtime.errors import LedgerError, PrivacyError
 from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
 from gradwarden.runtime.privacy.sampling import MixedBatch, MixedSampler, PoissonSampler, group_rows
@@ -28,8 +30,11 @@ def text(lab) -> str:
 
 
 def open_run(lab, text: str, **options: Any) -> Any:
+    """A governor for a text; `options` are its own and those of `Privacy`."""
     plan = JointPlan.for_noise(privacy_rules(lab.program(text)), RATE, 4.0)
-    return lab.governor(text, privacy=plan, **{"normaliser": 4.0, "noise_seed": 1, **options})
+    private = {field.name: options.pop(field.name) for field in fields(Privacy) if field.name in options}
+    privacy = Privacy(plan, **{"noise_seed": 1, **private})
+    return lab.governor(text, privacy=privacy, normaliser=4.0, **options)
 
 
 # --- decisions that depend on draws -------------------------------------------------------------------------
@@ -89,7 +94,7 @@ def test_that_epochs_do_not_depend_on_draws_is_on_record_where_private_examples_
 
 @pytest.mark.parametrize("withholds", [True, False])
 def test_verify_says_whether_the_ledger_itself_tells_of_private_examples(lab, text, withholds):
-    open_run(lab, text, withhold_private=withholds).close()
+    open_run(lab, text, withhold=withholds).close()
     report = lab.verify()
     assert report.facts["private_recorded"] is not withholds
 
@@ -175,7 +180,7 @@ def take_none(governor: Any, batch: MixedBatch) -> bool:
     """Whether a draw is of use here: something was drawn, and not ann. Others are forgotten."""
     useful = len(batch.private) > 0 and 1 not in batch.private
     if not useful:
-        governor._draws._draws.clear()
+        governor.joined.draws.forget()
     return useful
 
 
@@ -215,9 +220,7 @@ def written(lab, private: list[list[int]], name: str) -> list[Any]:
     """The entries of a withholding run, but for what every run has of its own and what noise has touched."""
     secret = lab.folder / "one.secret"
     known = [DATASET[row] for row in PUBLIC + [row for rows in private for row in rows]]
-    governor = open_run(
-        lab, lab.policy + PRIVATE, withhold_private=True, name=name, dataset=known, secret=secret
-    )
+    governor = open_run(lab, lab.policy + PRIVATE, withhold=True, name=name, dataset=known, secret=secret)
     for step, rows in enumerate(private):
         assert take(lab, governor, [PUBLIC[step % len(PUBLIC)], *rows]).committed
     governor.close()
@@ -243,13 +246,13 @@ def test_a_ledger_that_withholds_private_examples_is_the_same_whoever_was_drawn(
 
 
 def test_a_withholding_run_goes_on_where_it_is_resumed(lab, text):
-    options = {"withhold_private": True, "noise_seed": None}
+    options = {"withhold": True, "noise_seed": None}
     governor = open_run(lab, text, **options)
     take_new(lab, governor, [0, 1])
-    governor._abandon()
+    governor.abandon()
     governor = open_run(lab, text, **options)
     take_new(lab, governor, [3, 0])
-    governor._abandon()
+    governor.abandon()
     with pytest.raises(LedgerError, match="privacy plan"):
         open_run(lab, text, noise_seed=None)
     open_run(lab, text, **options).close()

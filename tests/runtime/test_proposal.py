@@ -213,7 +213,7 @@ def test_a_ledger_that_breaks_within_the_step_refuses_it(lab, governor, state_of
             proposal.backward(lab.losses(governor.model, lab.inputs(2)))
             governor.ledger.flush()
             break_disk(governor)
-            governor.recorder.event("expired", {"step": 1, "rule": "r", "count": 0})
+            governor.joined.recorder.event("expired", {"step": 1, "rule": "r", "count": 0})
             with pytest.raises(LedgerError):
                 governor.ledger.flush()
 

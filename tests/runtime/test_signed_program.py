@@ -24,8 +24,8 @@ def signed(program: Any, *signers: Signer) -> bytes:
 
 def test_a_program_signed_by_a_trusted_key_runs(lab: Any) -> None:
     program = lab.program()
-    keys = [STRANGER.public, OWNER.public]
-    with lab.governor(program, trusted=keys, signature=signed(program)) as governor:
+    approvers = Approvers((STRANGER.public, OWNER.public))
+    with lab.governor(program, approvers=approvers, signature=signed(program)) as governor:
         lab.step(governor, lab.batch("ab"))
     assert lab.verify().status == "OK"
 
@@ -41,17 +41,16 @@ def test_any_other_program_does_not(lab: Any) -> None:
         (b"nonsense", "note"),
     ):
         with pytest.raises(NoteError, match=said):
-            lab.governor(program, trusted=[OWNER.public], signature=signature)
+            lab.governor(program, approvers=Approvers((OWNER.public,)), signature=signature)
     assert lab.entries() == []
 
 
 def test_two_of_three_must_sign_every_policy_of_a_run(lab: Any) -> None:
     first, second = lab.program(), lab.program(lab.policy.replace("version 1", "version 2"))
-    keys = [OWNER.public, OFFICER.public, STRANGER.public]
-    terms: dict[str, Any] = {"trusted": keys, "signers": 2}
+    approvers = Approvers((OWNER.public, OFFICER.public, STRANGER.public), 2)
     with pytest.raises(NoteError, match="is signed by `owner`, and 2 must sign it"):
-        lab.governor(first, **terms, signature=signed(first))
-    with lab.governor(first, **terms, signature=signed(first, OWNER, OFFICER)) as governor:
+        lab.governor(first, approvers=approvers, signature=signed(first))
+    with lab.governor(first, approvers=approvers, signature=signed(first, OWNER, OFFICER)) as governor:
         lab.step(governor, lab.batch("ab"))
         for note in (None, signed(second), signed(first, OWNER, OFFICER)):
             with pytest.raises(NoteError):
@@ -59,7 +58,7 @@ def test_two_of_three_must_sign_every_policy_of_a_run(lab: Any) -> None:
         assert governor.program.version == 1
         governor.change_policy(second, add_signature(second, signed(second, STRANGER), OFFICER))
         lab.step(governor, lab.batch("ab"))
-    report = lab.verify(approvers=Approvers(tuple(keys), 2))
+    report = lab.verify(approvers=approvers)
     assert report.status == "OK"
     assert [approval["signed_by"] for approval in report.facts["approvals"]] == [
         ["owner", "officer"],

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradwarden.policy.evaluation.replay import Replayer
+from gradwarden.runtime import Privacy
 from gradwarden.runtime.errors import EntryInvalid
 from gradwarden.runtime.ledger.chain import ChainReport
 from gradwarden.runtime.ledger.entries import Entry, encode_body
@@ -581,7 +582,7 @@ def recorded(laboratory, tmp_path_factory, run_signer) -> Any:
     plan = JointPlan.for_noise(privacy_rules(lab.program(text)), 0.01, 4.0)
 
     def train() -> Any:
-        governor = lab.governor(text, privacy=plan, normaliser=4.0, on_trust=["exposures"])
+        governor = lab.governor(text, privacy=Privacy(plan, on_trust=["exposures"]), normaliser=4.0)
         for _ in range(3):
             lab.step(governor, [*lab.batch("abd"), lab.example("late", gone="2026-05-01")])
         return governor

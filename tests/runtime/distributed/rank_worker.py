@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gradwarden.policy import Program, compile_policy, parse_policy
 from gradwarden.policy.errors import GradwardenError
-from gradwarden.runtime import Governor, Job, Ledger, ModelMap, Signer
+from gradwarden.runtime import Governor, Job, Ledger, ModelMap, Privacy, Signer
 from gradwarden.runtime.errors import LedgerError, MaskError
 from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
 from gradwarden.runtime.privacy.sampling import MixedSampler, group_rows
@@ -299,9 +299,11 @@ def governed(
         ledger = Ledger.open(folder / "run.ledger", Signer.load(folder / "run.key"), durability="os")
     options = {"clock": lambda: date(2026, 1, 31 - rank), **task.get("options", {})}
     if "privacy" in task:
-        options |= private_options(program, rank, **task["privacy"])
+        sampler = None if drawn is None else drawn.sampler
+        options |= {"privacy": private_options(program, rank, sampler=sampler, **task["privacy"])}
+        options |= {"normaliser": 4.0}
     if drawn is not None:
-        options |= {"sampler": drawn.sampler, "dataset": drawn.dataset}
+        options |= {"dataset": drawn.dataset}
     try:
         with Governor(
             program,
@@ -314,7 +316,7 @@ def governed(
             **options,
         ) as governor:
             if task.get("privacy", {}).get("silent"):
-                governor.budgets._noise = Silence()
+                governor.joined.budgets._noise = Silence()
             yield governor
     finally:
         if ledger is not None:
@@ -370,7 +372,7 @@ def one_step(governor: Governor, held: nn.Module, step: dict[str, Any], rank: in
         "local": proposal.weights.tolist(),
         "graded": [parameter.grad is not None for parameter in governor.model.parameters()],
         "weights": [whole(parameter) for parameter in governor.model.parameters()],
-        "ratios": governor.references.signal(proposal.batch).tolist(),
+        "ratios": governor.measures.references.signal(proposal.batch).tolist(),
         "measured": {
             name: values.tolist() for name, values in governor.measures.signals(proposal.batch).items()
         },
@@ -431,7 +433,7 @@ def spoilt(how: str, governor: Governor, losses: Tensor) -> None:
         case "disk":
             governor.ledger.flush()
             governor.ledger._writer._file.write = full
-            governor.recorder.event("expired", {"step": 0, "rule": "r", "count": 0})
+            governor.joined.recorder.event("expired", {"step": 0, "rule": "r", "count": 0})
             with suppress(LedgerError):
                 governor.ledger.flush()
 
@@ -449,10 +451,10 @@ def private_options(
     noise: Sequence[float] = (4.0, 4.0),
     silent: bool = False,
     **options: Any,
-) -> dict[str, Any]:
+) -> Privacy:
     """What a governor needs for privacy rules. noise: multipliers by rank."""
     plan = JointPlan.for_noise(privacy_rules(program), 0.5, noise[rank])
-    return {"privacy": plan, "normaliser": 4.0, "noise_seed": 5, **options}
+    return Privacy(plan, **{"noise_seed": 5, **options})
 
 
 class Drawn:

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from gradwarden.runtime import Measuring
+
 WAYS = ["bare", "ddp", "fsdp"]
 
 KINDS = ("abdba|ab", "a|dbCa", "bb|d", "|ab", "abdC|")
@@ -70,8 +72,10 @@ def test_it_is_measured_as_sequences_in_rows_of_their_own_are(lab, site, way, en
     steps = batch("abdba|ab", "|ab")
     policy = lab.policy + "signals { depth_share : number 0..1 default 0 }\n"
     policy += "advisory memorization deep { when depth_share > 0  refuse }\n"
-    first, second = site.train(policy, steps, **task_of(way, engine=engine, options={"measure_every": 1}))
-    alone = site.alone(policy, padded(steps), **task_of("bare", options={"measure_every": 1}))
+    first, second = site.train(
+        policy, steps, **task_of(way, engine=engine, options={"measuring": Measuring(every=1)})
+    )
+    alone = site.alone(policy, padded(steps), **task_of("bare", options={"measuring": Measuring(every=1)}))
     assert_same(first, second, alone)
     for one, other, whole in zip(first["steps"], second["steps"], alone["steps"], strict=True):
         assert one["measured"] == other["measured"]

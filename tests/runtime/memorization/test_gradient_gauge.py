@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gradwarden.policy.known_signals import KNOWN_SIGNALS
+from gradwarden.runtime import Measuring
 
 WATCHED = ("parameter_gradient_norm", "depth_share")
 
@@ -119,7 +120,7 @@ def shares_of(governor, count: int) -> list[float]:
 def test_norms_are_those_of_each_examples_own_gradient(lab, monkeypatch, engine, model, size):
     kinds, x, y = "abdaba", words(6), words(6).flip(1)
     governor = lab.governor(
-        lab.policy + DECLARED, made(model), engine=engine, measure_every=1, normaliser=5.0
+        lab.policy + DECLARED, made(model), engine=engine, measuring=Measuring(every=1), normaliser=5.0
     )
     norms, shares = wanted(governor, losses(governor.model(x), y).sum(1), kinds)
     found = noted(governor, monkeypatch)
@@ -138,7 +139,9 @@ def test_norms_of_examples_that_share_rows_or_have_several(lab, monkeypatch, eng
     owners = torch.tensor([[0, 0, 1, 1, -1], [2, 2, 2, 2, 2], [3, 3, 3, -1, -1], [4, 1, 4, 1, 4]])
     if not packed:
         kinds, owners = "abd", torch.tensor([1, 2, 0, 1])
-    governor = lab.governor(lab.policy + DECLARED, made("packable"), engine=engine, measure_every=1)
+    governor = lab.governor(
+        lab.policy + DECLARED, made("packable"), engine=engine, measuring=Measuring(every=1)
+    )
 
     def each(logits: Tensor) -> Tensor:
         of = losses(logits, y)

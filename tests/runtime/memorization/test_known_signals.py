@@ -12,6 +12,7 @@ from torch._functorch import config as functorch_config
 
 from gradwarden.policy.errors import GradwardenError
 from gradwarden.policy.known_signals import KNOWN_SIGNALS
+from gradwarden.runtime import Measuring
 from gradwarden.runtime.errors import ExampleError, MaskError
 from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
 
@@ -58,8 +59,7 @@ def test_every_signal_rises_on_a_sentence_that_is_repeated_and_a_guard_stops_it(
         text + DECLARED + READ + "\n" + GUARD,
         model,
         torch.optim.Adam(model.parameters(), 1e-2),
-        measure_every=1,
-        clusters={"planted": "copy", "planted again": "copy"},
+        measuring=Measuring(clusters={"planted": "copy", "planted again": "copy"}, every=1),
     )
     planted = torch.tensor([16, 17, 18, 19, 16, 18, 17])
     generator = torch.Generator().manual_seed(1)
@@ -109,7 +109,7 @@ def test_every_signal_rises_on_a_sentence_that_is_repeated_and_a_guard_stops_it(
 @pytest.mark.parametrize("engine", ["fused", "split"])
 @pytest.mark.parametrize("size", [2, 7])
 def test_the_depth_share_is_that_of_each_examples_own_gradient(lab, size, engine):
-    governor = lab.governor(policy(lab), measure_every=1, engine=engine)
+    governor = lab.governor(policy(lab), measuring=Measuring(every=1), engine=engine)
     kinds, inputs = "abAadbc", lab.inputs(7)
     wanted = []
     for loss, kind in zip(lab.losses(governor.model, inputs), kinds, strict=True):
@@ -131,7 +131,7 @@ def test_the_depth_share_is_that_of_each_examples_own_gradient(lab, size, engine
 @pytest.mark.parametrize("engine", ["fused", "split"])
 def test_measuring_depth_changes_no_gradient(lab, engine):
     plain = lab.governor(name="plain", engine=engine)
-    measured = lab.governor(policy(lab), name="measured", engine=engine, measure_every=1)
+    measured = lab.governor(policy(lab), name="measured", engine=engine, measuring=Measuring(every=1))
     for governor in (plain, measured):
         lab.step(governor, lab.batch("aabad"))
     for one, other in zip(plain.model.parameters(), measured.model.parameters(), strict=True):
@@ -139,7 +139,7 @@ def test_measuring_depth_changes_no_gradient(lab, engine):
 
 
 def test_the_depth_share_of_examples_with_several_rows_is_measured_by_the_reference_engine(lab):
-    governor = lab.governor(policy(lab), measure_every=1, engine="split")
+    governor = lab.governor(policy(lab), measuring=Measuring(every=1), engine="split")
     inputs = lab.inputs(4)
     whole = lab.losses(governor.model, inputs).view(2, 2).sum(0)
     wanted = []
@@ -191,7 +191,7 @@ def test_compiled_models_are_measured_as_they_are_uncompiled(lab, how):
         model = wrap(lab.model())
         noted = measured[name] = []
         with functorch_config.patch(donated_buffer=False):
-            governor = lab.governor(policy(lab), model, name=name, measure_every=1)
+            governor = lab.governor(policy(lab), model, name=name, measuring=Measuring(every=1))
             governor.measures._kept["gradient_norm"].observe = lambda rows, norms, to=noted: to.extend(norms)
             for _ in range(2):
                 lab.step(governor, lab.batch("abad"))
@@ -202,7 +202,7 @@ def test_compiled_models_are_measured_as_they_are_uncompiled(lab, how):
 
 
 def test_reference_losses_from_elsewhere_go_before_an_examples_first_loss(lab):
-    governor = lab.governor(policy(lab), reference_losses={"e0": 100.0})
+    governor = lab.governor(policy(lab), measuring=Measuring({"e0": 100.0}))
     first = lab.losses(governor.model, lab.inputs(2)).tolist()
     lab.step(governor, lab.batch("aa"))
     assert signals_of(governor, "e0", "e1")["loss_gap"] == pytest.approx([100.0 - first[0], 0.0])
@@ -227,7 +227,7 @@ def test_nothing_is_measured_of_private_examples(lab):
     rules = "privacy p { when kind == b  within shallow  epsilon 3  delta 1e-6  clip 1.0 }"
     text = policy(lab, rules)
     plan = JointPlan.for_noise(privacy_rules(lab.program(text)), 0.01, noise_multiplier=4.0)
-    governor = lab.governor(text, privacy=plan, normaliser=4.0, measure_every=1, engine="fused")
+    governor = lab.governor(text, privacy=plan, normaliser=4.0, measuring=Measuring(every=1), engine="fused")
     for _ in range(3):
         lab.step(governor, lab.batch("a" * 20 + "b"))
     found = signals_of(governor, "e0", "e20")
@@ -241,14 +241,14 @@ def test_nothing_is_measured_of_private_examples(lab):
 
 
 def test_signals_outlive_a_stop(lab):
-    first = lab.governor(policy(lab), measure_every=1, clusters={"e0": "x", "e1": "x"})
+    first = lab.governor(policy(lab), measuring=Measuring(clusters={"e0": "x", "e1": "x"}, every=1))
     for seed in range(12):
         lab.step(first, lab.batch("aaab"), seed=seed)
     known, state = list(first.roster.known()), first.measures.state_dict()
     wanted = signals_of(first, *known)
     first.engine.close()
     first.ledger.close()
-    again = lab.governor(policy(lab), measure_every=1, clusters={"e0": "x", "e1": "x"})
+    again = lab.governor(policy(lab), measuring=Measuring(clusters={"e0": "x", "e1": "x"}, every=1))
     again.roster.add(
         (e["id"], {k: v for k, v in e.items() if k != "id"}) for e in reversed(lab.batch("aaab"))
     )
@@ -271,8 +271,8 @@ def test_logits_of_another_shape_are_refused(lab):
     wanted = pytest.raises(GradwardenError, match="one row of logits per example: 2, not 3")
     with wanted, governor.step(lab.batch("aa")) as proposal:
         proposal.observe_tokens(torch.zeros(3, 4, 5), torch.zeros(3, 4, dtype=torch.long))
-    with pytest.raises(MaskError, match="at least 1"):
-        lab.governor(policy(lab), name="other", measure_every=0)
+    with pytest.raises(MaskError, match="one step in 1 at least"):
+        lab.governor(policy(lab), name="other", measuring=Measuring(every=0))
 
 
 def test_a_closed_run_leaves_no_hook_on_the_model(lab):

@@ -163,7 +163,7 @@ def test_a_step_whose_outcome_a_crash_took_counts_as_learned(lab):
     governor = lab.governor(lab.policy + GUARDS)
     lab.step(governor, [lab.example("e0")])
     governor.step([lab.example("e1")]).__enter__()
-    governor._abandon()
+    governor.abandon()
     (dossier,) = dossiers(lab.path(), [secret(lab).commit("e1")])
     assert [one.outcome for one in dossier.seen] == ["unknown"]
     assert dossier.learned == [1]

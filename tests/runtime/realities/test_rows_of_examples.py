@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gradwarden.runtime import Privacy
 from gradwarden.runtime.masks import make_engine
 from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
 
@@ -146,8 +147,9 @@ def one_step(
     model = kind()
     rules = privacy_rules(lab.program(text))
     plan = JointPlan.for_noise(rules, 0.01, noise_multiplier=4.0)
+    privacy = Privacy(plan, noise_seed=11)
     governor = lab.governor(
-        text, model=model, name=kind.__name__, engine=engine, privacy=plan, normaliser=4.0, noise_seed=11
+        text, model=model, name=kind.__name__, engine=engine, privacy=privacy, normaliser=4.0
     )
     with governor.step(lab.batch("aadbd")) as proposal:
         proposal.backward(run(proposal, model))

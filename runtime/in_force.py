@@ -1,0 +1,56 @@
+"""What is in force in a run: its program now, the parameters of each band, the engine that masks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+from torch import nn
+
+from gradwarden.policy.combine import QUARANTINE
+from gradwarden.policy.program import Program
+from gradwarden.runtime.binding import BoundModel
+from gradwarden.runtime.masks import Engine
+
+MakeEngine: TypeAlias = Callable[[Program], Engine]
+"""Makes the engine of a program. Raises MaskError for a model that it cannot mask exactly."""
+
+
+class InForce:
+    """The program of a run, bound to its model, and its engine, until another comes into force."""
+
+    def __init__(self, bound: BoundModel, make_engine: MakeEngine) -> None:
+        self._bound = bound
+        self._make_engine = make_engine
+        self.engine = make_engine(bound.program)
+
+    @property
+    def program(self) -> Program:
+        return self._bound.program
+
+    @property
+    def parameters(self) -> Mapping[str, tuple[nn.Parameter, ...]]:
+        """The parameters of each band."""
+        return self._bound.parameters
+
+    def every_parameter(self) -> list[nn.Parameter]:
+        """Return the parameters in the order of bands."""
+        return [parameter for members in self.parameters.values() for parameter in members]
+
+    @property
+    def deepest(self) -> int:
+        """The number of the deepest band, the quarantine aside where there is another."""
+        names = self.program.band_names
+        return max((n for n, name in enumerate(names) if name != QUARANTINE), default=0)
+
+    def change(self, bound: BoundModel, agree: Callable[[], None]) -> None:
+        """Put another program in force, if `agree` lets it; whatever that raises leaves the old one."""
+        self.engine.close()
+        try:
+            self.engine = self._make_engine(bound.program)
+            agree()
+        except BaseException:
+            self.engine.close()
+            self.engine = self._make_engine(self.program)
+            raise
+        self._bound = bound
