@@ -42,7 +42,7 @@ class StepMeasures:
         """What the engine measures examples' gradients with in the part at hand; None where it does not."""
 
     def expect(self, owners: Tensor | None) -> None:
-        """Be ready for the part at hand. owners: whose its rows are, None where one is each example's."""
+        """Be ready for the part at hand. owners: as of `Proposal.assign`, or None."""
         count, outputs = len(self._parts.rows), self._measures.outputs
         if outputs is not None:
             outputs.begin(count if owners is None else None)
