@@ -39,7 +39,7 @@ class Calendar:
     def accept(self, part: Part) -> None:
         """Take the next part of a ledger."""
         if isinstance(part, Turns):
-            self._pass(max((day for day in part.todays if day is not None), default=None))
+            self._pass(max((day for day in set(part.todays) if day is not None), default=None))
         elif part.kind == "step":
             self._pass(part.body["today"])
         elif part.kind == "opened":

@@ -41,13 +41,13 @@ from gradwarden.runtime.ledger.reader import absent, open_ledger
 from gradwarden.runtime.ledger.sidecar import read_sidecar, replace_durably
 from gradwarden.runtime.verification.approval_audit import ApprovalAudit
 from gradwarden.runtime.verification.budget_audit import BudgetAudit
+from gradwarden.runtime.verification.decision_tally import DecisionTally
 from gradwarden.runtime.verification.drift_measure import AnchoredBand
 from gradwarden.runtime.verification.example_audit import ExampleAudit
 from gradwarden.runtime.verification.key_periods import Calendar
 from gradwarden.runtime.verification.maintenance_audit import MaintenanceAudit
 from gradwarden.runtime.verification.plain_data import PlainData
 from gradwarden.runtime.verification.restart_audit import RestartAudit
-from gradwarden.runtime.verification.rule_tally import RuleTally
 from gradwarden.runtime.verification.run_replay import HistoryWithoutExamples, RunReplay
 from gradwarden.runtime.verification.stretch import Tables
 from gradwarden.runtime.verification.weight_audit import SavedWeights, WeightAudit
@@ -62,7 +62,7 @@ STATE = PlainData(
         HistoryWithoutExamples: {},
         PendingStep: {},
         Tables: {},
-        RuleTally: {},
+        DecisionTally: {},
         # Readers number examples anew.
         ExampleAudit: {"_numbered": dict},
         ApprovalAudit: {"_approvers": lambda: NOBODY},

@@ -11,7 +11,6 @@ the one given), `program_damaged`, `unapproved_policy`, `wrong_approval`, `wrong
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -21,7 +20,6 @@ from typing import Any
 
 from gradwarden.policy.decision import VERDICTS, Decision
 from gradwarden.policy.errors import GradwardenError
-from gradwarden.policy.evaluation.replay import Replayer
 from gradwarden.policy.program import Program
 from gradwarden.policy.program_json import program_from_json
 from gradwarden.runtime.errors import NoteError
@@ -36,16 +34,17 @@ from gradwarden.runtime.privacy.accounting import epsilon_text, privacy_rules
 from gradwarden.runtime.recorder import decision_body
 from gradwarden.runtime.verification.approval_audit import ApprovalAudit
 from gradwarden.runtime.verification.budget_audit import BudgetAudit
+from gradwarden.runtime.verification.decision_tally import DecisionTally
 from gradwarden.runtime.verification.drift_measure import AnchoredBand
 from gradwarden.runtime.verification.example_audit import ExampleAudit, Numbers
 from gradwarden.runtime.verification.key_periods import Calendar
 from gradwarden.runtime.verification.maintenance_audit import MaintenanceAudit
 from gradwarden.runtime.verification.outcome_audit import OutcomeAudit
 from gradwarden.runtime.verification.restart_audit import RestartAudit, restart_facts
-from gradwarden.runtime.verification.rule_tally import RuleTally
 from gradwarden.runtime.verification.stretch import (
     ALL_VERDICTS,
     STEP_VERDICTS,
+    Judge,
     Tables,
     judge_stretch,
 )
@@ -62,19 +61,16 @@ SHORTEST = 4
 MOST_TALLIES = 8
 """Tallies of one run that are made again; each takes another pass through the ledger."""
 
-MOST_UNCOUNTED = 10_000
-"""Decisions are counted by verdict so many at a time."""
-
 
 @dataclass(frozen=True, slots=True)
 class _InForce:
     """What a complete program gives to judge by.
 
-    replayer: remembers the number that a decision was recorded under, once it was found to be that decision.
+    judge: remembers the number that a decision was recorded under, once it was found to be that decision.
     plain: whether the program has neither budgets nor maintained bands.
     """
 
-    replayer: Replayer[int]
+    judge: Judge
     outcomes: OutcomeAudit
     band_count: int
     plain: bool
@@ -103,10 +99,7 @@ class RunReplay:
         self._declared = Tables()
         self._reached = 0
         """The bands (bit i: band i) in which some example of the last step has weight."""
-        self._agreed: list[int] = []
-        """The numbers of decisions that hold and are not counted in `_verdicts` yet."""
-        self._verdicts: Counter[str] = Counter()
-        self._rules = RuleTally()
+        self._tally = DecisionTally()
         self._first: Finding | None = None
         self._audit = BudgetAudit((), None)
         self._maintained = MaintenanceAudit()
@@ -171,16 +164,14 @@ class RunReplay:
             return False
         self._may_skip = False
         stretch = judge_stretch(
-            turns, history.next_step, self._declared, force.replayer, force.outcomes, self._agree
+            turns, history.next_step, self._declared, force.judge, force.outcomes, self._agree
         )
         if stretch is None or not self._examples.accept_turns(turns, rows):
             return False
         self._restarts.step(history.next_step)
         history.advance(stretch.steps, stretch.committed, stretch.learned)
         self.weights.move(stretch.active)
-        for decision, times in enumerate(stretch.decisions):
-            if times:
-                self._tally(decision, times)
+        self._tally.take_counted(stretch.decisions)
         return True
 
     def _accept(self, index: int, kind: str, body: Mapping[str, Any]) -> None:
@@ -217,8 +208,8 @@ class RunReplay:
             yield from self._restarts.findings()
 
     def facts(self) -> dict[str, Any]:
-        self._count()
         history = self._history
+        self._tally.settle(history.decisions)
         opened = history.opened or {}
         return {
             "run": opened.get("run"),
@@ -232,9 +223,7 @@ class RunReplay:
             "committed": history.committed,
             "refused": history.refused,
             **restart_facts(history),
-            "decisions_replayed": self._verdicts.total(),
-            "verdicts": dict(self._verdicts),
-            "rules": self._rules.facts(),
+            **self._tally.facts(),
             "exposures": history.example_count,
             "privacy": history.spending,
             "epsilon_bounds": self._epsilon_bounds(),
@@ -326,10 +315,10 @@ class RunReplay:
         self._forget_numbers()
 
     def _forget_numbers(self) -> None:
-        self._count()
+        self._tally.settle(self._history.decisions)
         self._declared.clear()
         if self._in_force is not None:
-            self._in_force.replayer.forget()
+            self._in_force.judge.forget()
 
     def _check_supply(self, body: Mapping[str, Any]) -> None:
         if self._history.next_step or len(self.supplied) == MOST_SUPPLIES:
@@ -373,7 +362,7 @@ class RunReplay:
 
     def _put_in_force(self, program: Program) -> _InForce:
         return _InForce(
-            Replayer(program),
+            Judge.of(program),
             OutcomeAudit(program, self._clip_norm, together=self._member is not None),
             len(program.bands),
             not privacy_rules(program) and not program.maintained,
@@ -402,7 +391,7 @@ class RunReplay:
             )
 
     def _check_classes(self, body: Mapping[str, Any]) -> None:
-        replayer, classes = self._ready().replayer, self._declared.classes
+        replayer, classes = self._ready().judge.rows, self._declared.classes
         for described in body["classes"]:
             if described["id"] != len(classes):
                 raise ViolationError("wrong_classes", f"decision class {described['id']} is out of order")
@@ -462,9 +451,7 @@ class RunReplay:
         self._audit.check_spent(body, self._history.private_steps)
         if agreed != numbers:
             self._check_same(body["step"], agreed, numbers)
-        self._agreed += numbers
-        if len(self._agreed) > MOST_UNCOUNTED:
-            self._count()
+        self._tally.take(numbers)
         if body["verdict"] != verdict:
             raise ViolationError(
                 "wrong_decision",
@@ -484,7 +471,7 @@ class RunReplay:
 
     def _decide(self, body: Mapping[str, Any]) -> list[int]:
         """Decide a step; return numbers under which its decisions were recorded, now or earlier."""
-        replayer, numbers, known = self._ready().replayer, body["decision"], self._declared.classes
+        replayer, numbers, known = self._ready().judge.rows, body["decision"], self._declared.classes
         return replayer.judge(
             [known[number] for number in body["classes"]],
             slots=body["slots"],
@@ -514,20 +501,6 @@ class RunReplay:
         ]
         if differences:
             raise ViolationError("wrong_decision", f"step {step}, example {place}: {'; '.join(differences)}")
-
-    def _count(self) -> None:
-        """Count the decisions that hold."""
-        for decision, times in Counter(self._agreed).items():
-            self._tally(decision, times)
-        self._agreed.clear()
-
-    def _tally(self, decision: int, times: int) -> None:
-        self._verdicts[self._verdict(decision)] += times
-        self._rules.add(self._history.decisions[decision], times)
-
-    def _verdict(self, decision: int) -> str:
-        """Return the verdict of a decision that was recorded under a number."""
-        return VERDICTS[(self._declared.marks[decision] & ALL_VERDICTS).bit_length() - 1]
 
     # --- outcomes ------------------------------------------------------------------------------------------
 

@@ -7,10 +7,10 @@ what is wrong, and where, is for that to say.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, chain, compress, groupby
-from operator import itemgetter
+from itertools import chain, compress
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,6 +19,8 @@ import numpy.typing as npt
 from gradwarden.policy.decision import VERDICTS, Decision, step_verdict
 from gradwarden.policy.errors import GradwardenError
 from gradwarden.policy.evaluation.replay import Class, Clock, Replayer
+from gradwarden.policy.evaluation.replay_columns import ColumnReplayer, Places, StepColumns
+from gradwarden.policy.program import Program
 from gradwarden.runtime.ledger.turns import Turns
 from gradwarden.runtime.verification.outcome_audit import OutcomeAudit
 from gradwarden.runtime.verification.violation import ViolationError
@@ -59,6 +61,26 @@ class Tables:
 
 
 @dataclass(frozen=True, slots=True)
+class Judge:
+    """What decides again under one program, and remembers the numbers of recorded decisions.
+
+    rows: example by example. columns: many together, but for decisions that signals scale.
+    """
+
+    rows: Replayer[int]
+    columns: ColumnReplayer
+
+    @classmethod
+    def of(cls, program: Program) -> Judge:
+        return cls(Replayer(program), ColumnReplayer(program))
+
+    def forget(self) -> None:
+        """Take decisions and classes for numbered anew."""
+        self.rows.forget()
+        self.columns.forget()
+
+
+@dataclass(frozen=True, slots=True)
 class Stretch:
     """Steps with which all is well. learned: examples that shaped some band. active: the bands that
     some committed step has moved. decisions: how often each was taken, by number.
@@ -68,21 +90,21 @@ class Stretch:
     committed: int
     learned: int
     active: frozenset[str]
-    decisions: list[int]
+    decisions: Numbers
 
 
 def judge_stretch(
     turns: Turns,
     due: int,
     tables: Tables,
-    replayer: Replayer[int],
+    judge: Judge,
     outcomes: OutcomeAudit,
     agree: Callable[[int, Decision], int],
 ) -> Stretch | None:
     """Judge steps and their outcomes under a program without budgets; None where not all is well.
 
-    due: the number of the first step. replayer: remembers numbers of recorded decisions. agree: compares a
-    decision with the one that is recorded under a number, and returns the number.
+    due: the number of the first step. judge: remembers what was recorded so far. agree: compares a decision
+    with the one that is recorded under a number, and returns the number.
     """
     steps, results = len(turns.numbers), turns.results()
     numbers = list(range(due, due + steps))
@@ -93,7 +115,7 @@ def judge_stretch(
         or any(turns.spent)
         or decisions.max(initial=-1) >= len(tables.marks)
         or max(tables.reach, default=0) >> MOST_BANDS
-        or not _decided(turns, tables.classes, replayer, agree)
+        or not _decided(turns, tables.classes, judge, agree)
     ):
         return None
     marks = _joined(np.array(tables.marks, np.int64)[decisions], turns.counts)
@@ -107,7 +129,7 @@ def judge_stretch(
     weighty = np.array(tables.reach, np.int64)[decisions] != 0
     learned = int((weighty & np.repeat(turns.committed, turns.counts)).sum())
     active = frozenset(chain.from_iterable(body["active"] for body in committed))
-    return Stretch(steps, len(committed), learned, active, np.bincount(decisions).tolist())
+    return Stretch(steps, len(committed), learned, active, np.bincount(decisions))
 
 
 def _joined(marks: Numbers, counts: Sequence[int]) -> list[int]:
@@ -122,52 +144,63 @@ def _joined(marks: Numbers, counts: Sequence[int]) -> list[int]:
 
 
 def _decided(
-    turns: Turns, known: Sequence[Class], replayer: Replayer[int], agree: Callable[[int, Decision], int]
+    turns: Turns, known: Sequence[Class], judge: Judge, agree: Callable[[int, Decision], int]
 ) -> bool:
     """Whether the decisions of steps are what the program gives."""
-    ends = list(accumulate(turns.counts, initial=0))
+    columns = StepColumns(
+        turns.counts,
+        turns.numbers,
+        turns.epochs,
+        turns.todays,
+        np.frombuffer(turns.classes, np.intc),
+        None if turns.exposures is None else np.frombuffer(turns.exposures, np.intc),
+        {name: np.frombuffer(values, np.int64) for name, values in turns.signals.items()},
+        turns.slots,
+    )
+    recorded = np.frombuffer(turns.decisions, np.intc)
+    if columns.classes.max(initial=-1) >= len(known):
+        return False
     try:
-        clocks = [
-            replayer.clock(step, epoch, today, frozenset())
-            for step, epoch, today in zip(turns.numbers, turns.epochs, turns.todays, strict=True)
-        ]
+        places = judge.columns.doubtful(columns, known, recorded, agree)
+        if places is None:
+            return False
+        steps = np.repeat(np.arange(len(turns.counts)), turns.counts)[places]
+        groups = defaultdict[Clock, list[int]](list)
+        for step in np.unique(steps).tolist():
+            clock = judge.rows.clock(turns.numbers[step], turns.epochs[step], turns.todays[step], frozenset())
+            groups[clock].append(step)
         return all(
-            _replayed(turns, slice(ends[places[0]], ends[places[-1] + 1]), clock, known, replayer, agree)
-            for clock, group in groupby(enumerate(clocks), itemgetter(1))
-            if (places := [place for place, _ in group])
+            _replayed(columns, recorded, places[np.isin(steps, group)], clock, known, judge.rows, agree)
+            for clock, group in groups.items()
         )
     except (ViolationError, GradwardenError):
         return False
 
 
 def _replayed(
-    turns: Turns,
-    examples: slice,
+    columns: StepColumns,
+    recorded: npt.NDArray[np.int32],
+    places: Places,
     clock: Clock,
     known: Sequence[Class],
     replayer: Replayer[int],
     agree: Callable[[int, Decision], int],
 ) -> bool:
     """Whether the decisions for some examples, of steps with the same clock, are what the program gives."""
-    classes, decisions = (
-        np.frombuffer(column, np.intc)[examples] for column in (turns.classes, turns.decisions)
-    )
-    exposures = None if turns.exposures is None else np.frombuffer(turns.exposures, np.intc)[examples]
-    signals = {name: np.frombuffer(values, np.int64)[examples] for name, values in turns.signals.items()}
-    if classes.max(initial=-1) >= len(known):
-        return False
-    columns = [classes, decisions, *signals.values(), *(() if exposures is None else (exposures,))]
-    one = slice(None) if turns.slots else _distinct(columns)
-    recorded: list[int] = decisions[one].tolist()
+    exposures, signals = columns.exposures, columns.signals
+    read = [columns.classes, recorded, *signals.values(), *(() if exposures is None else (exposures,))]
+    if not columns.slots:
+        places = places[_distinct([column[places] for column in read])]
+    numbers: list[int] = recorded[places].tolist()
     replayed = replayer.judge(
-        list(map(known.__getitem__, classes[one].tolist())),
-        slots={name: values[examples] for name, values in turns.slots.items()},
-        exposures=None if exposures is None else exposures[one].tolist(),
-        signals={name: values[one].tolist() for name, values in signals.items()},
+        list(map(known.__getitem__, columns.classes[places].tolist())),
+        slots={name: [values[place] for place in places.tolist()] for name, values in columns.slots.items()},
+        exposures=None if exposures is None else exposures[places].tolist(),
+        signals={name: values[places].tolist() for name, values in signals.items()},
         clock=clock,
-        judge=lambda place, decision: agree(recorded[place], decision),
+        judge=lambda place, decision: agree(numbers[place], decision),
     )
-    return replayed == recorded
+    return replayed == numbers
 
 
 def _distinct(columns: Sequence[npt.NDArray[Any]]) -> Numbers | slice:
