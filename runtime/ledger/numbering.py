@@ -1,25 +1,48 @@
 """Numbers the commitments that one process reads, so that whoever judges a run looks each up only once.
 
 A commitment is 32 bytes, and a run names each of its examples many times. Where two processes read, each has
-numbers of its own.
+numbers of its own. The commitments of a block are unpacked and looked up together: one by one that would take
+longer than all else that is read of a step.
 """
 
 from __future__ import annotations
 
 import os
 from array import array
-from binascii import a2b_base64
 from collections import defaultdict
-from collections.abc import Iterable
-from itertools import count, islice
-from operator import itemgetter
-from struct import iter_unpack
+from collections.abc import Sequence
+from itertools import count
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.ledger.shapes import COMMITMENT_SIZE
 
 MOST = 1 << 18
 """Commitments that are remembered; beyond it numbering begins anew."""
+
+ROOM = 4
+"""Slots of the table for each commitment, at least; a new table has twice as many."""
+
+_WORDS = COMMITMENT_SIZE // 8
+_HALVES = COMMITMENT_SIZE // 4
+
+Keys: TypeAlias = npt.NDArray[np.uint64]
+"""Commitments: [n, words]; the two halves of a word are numbers of four bytes, the greatest first."""
+
+_ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+_SIX_BITS = bytes(max(0, _ALPHABET.find(byte)) for byte in range(256))
+"""What each byte of base64 stands for; 0 for the padding."""
+
+_GROUP = 16
+"""Characters that become whole numbers of four bytes."""
+
+_MOST_PADDED = 4
+"""How many times as long texts may become, for all of them to have one length."""
+
+_EMPTY = -1
 
 
 @frozen
@@ -37,18 +60,107 @@ class Numbered:
 
 
 class Numbering:
-    """The numbers that one process has given."""
+    """The numbers that one process has given.
+
+    Most are found, all together, in a table with a slot for each value of some bits of a commitment. One that
+    finds its slot taken is kept in a dictionary.
+    """
 
     def __init__(self) -> None:
-        self._given: defaultdict[bytes, int] = defaultdict(count().__next__)
+        self._begin()
 
-    def number(self, texts: Iterable[bytes]) -> Numbered:
+    def _begin(self) -> None:
+        self._count = 0
+        self._keys: Keys = np.empty((0, _WORDS), np.uint64)
+        """The commitments by number; there is room for more."""
+        self._table = np.empty(0, np.int32)
+        self._displaced: dict[bytes, int] = {}
+
+    def number(self, texts: Sequence[bytes]) -> Numbered:
         """Return the commitments in texts of sound base64, as numbers."""
-        if len(self._given) > MOST:
-            self._given = defaultdict(count().__next__)
-        known = len(self._given)
-        packed = b"".join(map(a2b_base64, texts))
-        commitments = map(itemgetter(0), iter_unpack(f"{COMMITMENT_SIZE}s", packed))
-        numbers = array("i", list(map(self._given.__getitem__, commitments)))
-        fresh = list(islice(reversed(self._given), len(self._given) - known))
-        return Numbered(os.getpid(), numbers, known, b"".join(reversed(fresh)))
+        if self._count > MOST:
+            self._begin()
+        known = self._count
+        keys = unpack(texts)
+        if ROOM * known >= len(self._table):
+            self._make_table(2 * ROOM * (known + len(keys)))
+        slots = self._slots(keys)
+        numbers = self._table.take(slots)
+        same = numbers != _EMPTY
+        if known:
+            held = self._keys.take(numbers, axis=0, mode="clip")
+            for word in range(_WORDS):
+                same &= held[:, word] == keys[:, word]
+        others = np.flatnonzero(~same)
+        if len(others):
+            numbers[others] = self._look_up(keys[others])
+        fresh = self._keys[known : self._count].view(np.uint32).astype(">u4").tobytes()
+        return Numbered(os.getpid(), array("i", numbers.tobytes()), known, fresh)
+
+    def _slots(self, keys: Keys) -> npt.NDArray[np.intp]:
+        return (keys[:, 0] & np.uint64(len(self._table) - 1)).astype(np.intp)
+
+    def _make_table(self, size: int) -> None:
+        """Make a table of so many slots or more, for all commitments so far."""
+        self._table = np.full(1 << size.bit_length(), _EMPTY, np.int32)
+        self._displaced.clear()
+        self._place(0, self._keys[: self._count])
+
+    def _look_up(self, keys: Keys) -> list[int]:
+        """Return the numbers of commitments that are not in their slots, and remember new ones."""
+        displaced, new = self._displaced, defaultdict[bytes, int](count(self._count).__next__)
+        names = _names(keys)
+        numbers = [displaced[name] if name in displaced else new[name] for name in names]
+        if new:
+            self._add(np.frombuffer(b"".join(new), np.uint64).reshape(-1, _WORDS))
+        return numbers
+
+    def _add(self, new: Keys) -> None:
+        """Give commitments the next numbers."""
+        first, self._count = self._count, self._count + len(new)
+        if self._count > len(self._keys):
+            room = np.empty((max(self._count, 2 * len(self._keys)), _WORDS), np.uint64)
+            room[:first] = self._keys[:first]
+            self._keys = room
+        self._keys[first : self._count] = new
+        self._place(first, new)
+
+    def _place(self, first: int, keys: Keys) -> None:
+        """Put commitments that have the numbers from `first` on where their slots are free."""
+        slots, numbers = self._slots(keys), np.arange(first, first + len(keys), dtype=np.int32)
+        free = self._table.take(slots) == _EMPTY
+        self._table[slots[free]] = numbers[free]
+        lost = self._table.take(slots) != numbers
+        self._displaced.update(zip(_names(keys[lost]), numbers[lost].tolist(), strict=True))
+
+
+def _names(keys: Keys) -> list[bytes]:
+    names: list[bytes] = keys.view(f"V{COMMITMENT_SIZE}").reshape(-1).tolist()
+    return names
+
+
+def unpack(texts: Sequence[bytes]) -> Keys:
+    """Return the commitments in texts of sound base64, one text after the other."""
+    width = -(-max(map(len, texts), default=0) // _GROUP)
+    if len(texts) * width * _GROUP > _MOST_PADDED * sum(map(len, texts)):
+        return np.concatenate([_unpack([text], -(-len(text) // _GROUP)) for text in texts])
+    return _unpack(texts, width)
+
+
+def _unpack(texts: Sequence[bytes], width: int) -> Keys:
+    """Return the commitments in texts of no more than `width` groups of characters each.
+
+    Four characters are one number of 24 bits, and four of these three of 32 bits.
+    """
+    padded = b"".join([text.ljust(_GROUP * width, b"=") for text in texts])
+    sixes = np.frombuffer(padded.translate(_SIX_BITS), np.dtype("<u4"))
+    twelves = (sixes & 0x003F003F) << 6 | sixes >> 8 & 0x003F003F
+    parts = ((twelves & 0xFFF) << 12 | twelves >> 16).reshape(-1, 4)
+    halves = np.empty((len(parts), 3), np.uint32)
+    for place, (left, right) in enumerate(((8, 16), (16, 8), (24, 0))):
+        halves[:, place] = parts[:, place] << left | parts[:, place + 1] >> right
+    rows = halves.reshape(len(texts), 3 * width)
+    counts = _HALVES * np.array([len(text) // 4 * 3 // COMMITMENT_SIZE for text in texts], np.intp)
+    alike = len(counts) and (counts == counts[0]).all()
+    packed = rows[:, : counts[0]] if alike else rows[np.arange(3 * width) < counts[:, None]]
+    return np.ascontiguousarray(packed).view(np.uint64).reshape(-1, _WORDS)
