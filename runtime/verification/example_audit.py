@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from gradwarden.policy.evaluation.lookup import GrowingArray
 from gradwarden.runtime.commitments import SIZE
 from gradwarden.runtime.ledger.numbering import Numbered
 from gradwarden.runtime.ledger.turns import Turns
@@ -37,13 +38,13 @@ class ExampleAudit:
     def __init__(self) -> None:
         self._program: list[str] = []
         self._signals: frozenset[str] = frozenset()
-        self._kinds: list[int] = []
+        self._kinds = GrowingArray(np.int64)
         """What each class says of an example: the truth of the tests, or what is wrong with it."""
         self._meanings: defaultdict[Hashable, int] = defaultdict(count().__next__)
         """Whatever is said of examples, by classes alone or with slots, is numbered."""
         self._silent: set[int] = set()
         """Classes that say nothing of an example: only signals are at fault."""
-        self._weighty: list[bool] = []
+        self._weighty = GrowingArray(np.bool_)
         """Whether a decision lets some weight through, by its number."""
         self._parts: list[str] = []
         self._rows: defaultdict[bytes, int] = defaultdict(count().__next__)
@@ -75,7 +76,8 @@ class ExampleAudit:
                 for described in body["classes"]:
                     self._declare(described)
             case "decisions":
-                self._weighty += [any(decision["weights"]) for decision in body["decisions"]]
+                weighty = [any(decision["weights"]) for decision in body["decisions"]]
+                self._weighty.extend(np.array(weighty, bool))
             case "program":
                 self._read_program(body)
             case "opened" | "policy_changed":
@@ -94,21 +96,23 @@ class ExampleAudit:
 
     def _forget(self) -> None:
         """Begin anew: classes and decisions are numbered from 0, and nothing is known of any example."""
-        self._kinds.clear()
+        self._kinds, self._weighty = GrowingArray(np.int64), GrowingArray(np.bool_)
         self._silent.clear()
-        self._weighty.clear()
         self._meanings.clear()
         self._known.fill(UNKNOWN)
 
     def _declare(self, described: Mapping[str, Any]) -> None:
         """Take the next decision class. What a step's signals were is no part of an example."""
         if "bits" in described:
-            self._kinds.append(self._meanings[described["bits"]])
+            self._mean(described["bits"])
             return
         problems = tuple((name, code) for name, code in described["problems"] if name not in self._signals)
         if not problems:
-            self._silent.add(len(self._kinds))
-        self._kinds.append(self._meanings[problems])
+            self._silent.add(self._kinds.count)
+        self._mean(problems)
+
+    def _mean(self, said: Hashable) -> None:
+        self._kinds.extend(np.array([self._meanings[said]]))
 
     def _check(self, body: Mapping[str, Any]) -> None:
         packed = b"".join(map(a2b_base64, [*self._parts, body["commitments"]]))
@@ -119,7 +123,7 @@ class ExampleAudit:
         self._check_kinds(body, rows)
         if body["exposures"] is not None:
             self._check_exposures(body, rows)
-        weighty = np.array([self._weighty[number] for number in body["decision"]], bool)
+        weighty = self._weighty.array.take(np.array(body["decision"], np.intp))
         self._learned = rows[weighty].tolist()
 
     def _rows_of(self, packed: bytes) -> Numbers:
@@ -138,7 +142,7 @@ class ExampleAudit:
 
     def _given(self, classes: Sequence[int], slots: Mapping[str, Sequence[Any]]) -> list[int]:
         """Return the number of what classes and slots say of each example."""
-        kinds = [self._kinds[number] for number in classes]
+        kinds: list[int] = self._kinds.array.take(np.array(classes, np.intp)).tolist()
         if not slots:
             return kinds
         columns = [column for _, column in sorted(slots.items())]
@@ -194,7 +198,7 @@ class ExampleAudit:
         """
         if self._parts:
             return False
-        weighty = np.array(self._weighty, bool)[np.frombuffer(turns.decisions, np.intc)]
+        weighty = self._weighty.array.take(np.frombuffer(turns.decisions, np.intc))
         learned = weighty & np.repeat(turns.committed, turns.counts)
         if turns.exposures is not None:
             recorded = np.frombuffer(turns.exposures, np.intc)
@@ -212,15 +216,17 @@ class ExampleAudit:
         """Whether exposures are what earlier steps add up to, and no step has an example twice."""
         # By row and then by place; numpy sorts numbers several times as fast as it finds their order.
         bits = len(rows).bit_length()
-        order = np.sort(rows << bits | np.arange(len(rows))) & ((1 << bits) - 1)
-        rows, step, learned, recorded = rows[order], step[order], learned[order], recorded[order]
-        begins = np.ones(len(rows), bool)
-        begins[1:] = rows[1:] != rows[:-1]
-        if np.any(~begins[1:] & (step[1:] == step[:-1])):
+        ordered = np.sort(rows << bits | np.arange(len(rows)))
+        order, rows = ordered & ((1 << bits) - 1), ordered >> bits
+        step, learned, recorded = step[order], learned[order], recorded[order]
+        others = rows[1:] != rows[:-1]
+        if not (others | (step[1:] != step[:-1])).all():
             return False
+        begins = np.concatenate(([0], np.flatnonzero(others) + 1)) if len(rows) else np.zeros(0, np.intp)
         before: Numbers = np.cumsum(learned) - learned
-        since: Numbers = before - before[np.maximum.accumulate(np.where(begins, np.arange(len(rows)), 0))]
-        return bool(np.array_equal(self._exposures[rows] + since, recorded))
+        earlier = self._exposures[rows[begins]] - before[begins]
+        expected = before + np.repeat(earlier, np.diff(begins, append=len(rows)))
+        return bool(np.array_equal(expected, recorded))
 
     def _told(self, turns: Turns, rows: Numbers) -> bool:
         """Whether classes and slots say of each example what they said before; if so, keep what is new."""
@@ -228,12 +234,15 @@ class ExampleAudit:
         if turns.slots:
             given = np.array(self._given(turns.classes, turns.slots), np.int64)
         else:
-            given = np.array(self._kinds, np.int64)[classes]
+            given = self._kinds.array.take(classes)
         if self._silent:
             speaks = ~np.isin(classes, list(self._silent))
             rows, given = rows[speaks], given[speaks]
         before = self._known[rows]
-        self._known[rows] = np.where(before == UNKNOWN, given, before)
+        new = before == UNKNOWN
+        if not new.any():
+            return bool(np.array_equal(before, given))
+        self._known[rows[new]] = given[new]
         if np.array_equal(self._known[rows], given):
             return True
         self._known[rows] = before

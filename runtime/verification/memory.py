@@ -23,9 +23,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 
 from gradwarden.policy.errors import GradwardenError
+from gradwarden.policy.evaluation.lookup import GrowingArray
 from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import Maintenance, Program, Rehearsal
 from gradwarden.runtime.branches import Branches, Saved
@@ -61,7 +63,8 @@ STATE = PlainData(
         RunReplay: {"_expected": tuple, "_in_force": lambda: None, "_first": lambda: None},
         HistoryWithoutExamples: {},
         PendingStep: {},
-        Tables: {},
+        Tables: {"_array": lambda: np.zeros(0, np.int64)},
+        GrowingArray: {},
         DecisionTally: {},
         # Readers number examples anew.
         ExampleAudit: {"_numbered": dict},

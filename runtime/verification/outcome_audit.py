@@ -9,6 +9,8 @@ from math import hypot, inf
 from operator import and_
 from typing import Any
 
+import numpy as np
+
 from gradwarden.policy.program import Program
 from gradwarden.runtime.privacy.accounting import privacy_rules
 from gradwarden.runtime.verification.violation import ViolationError, decimals, names, number
@@ -97,23 +99,31 @@ class OutcomeAudit:
         lists = {bands: self.named(bands) for bands in set(reached)}
         if 0 in lists or [body["active"] for body in bodies] != [lists[bands] for bands in reached]:
             return False
-        norms = [body["norms"] for body in bodies]
         losses = [loss for body in bodies if (loss := body["loss"]) not in _ENDLESS]
-        if decimals(losses) is None or not {len(self._bits)}.issuperset(map(len, norms)):
-            return False
+        return decimals(losses) is not None and self._hold_norms([body["norms"] for body in bodies], reached)
+
+    def _hold_norms(self, norms: Sequence[Mapping[str, str | None]], reached: Sequence[int]) -> bool:
+        """Whether the gradient norms of many steps are what bands that were reached may have."""
         everywhere = reduce(and_, reached, -1)
+        squares = np.zeros(len(norms))
         columns = []
         for band, bit in self._bits.items():
             texts = [norm.get(band, "absent") for norm in norms]
             if not everywhere & bit and set(compress(texts, [not bands & bit for bands in reached])) - {None}:
                 return False
-            values = decimals(texts if None not in texts else [text or "0" for text in texts])
-            greatest, _ = self._caps.get(band, (inf, ""))
-            if values is None or min(values, default=0.0) < 0.0 or max(values, default=0.0) > greatest:
+            numbers = decimals(["0" if text is None else text for text in texts])
+            if numbers is None:
                 return False
-            columns.append(values)
-        return self._greatest == inf or all(
-            hypot(*whole) <= self._greatest for whole in zip(*columns, strict=True)
+            values = np.array(numbers)
+            greatest, _ = self._caps.get(band, (inf, ""))
+            if values.min(initial=0.0) < 0.0 or values.max(initial=0.0) > greatest:
+                return False
+            squares += np.square(values)
+            columns.append(numbers)
+        # Far from the bound it does not matter how a root is rounded.
+        far = squares.max(initial=0.0) < 0.999 * self._greatest**2
+        return {len(self._bits)}.issuperset(map(len, norms)) and (
+            far or all(hypot(*whole) <= self._greatest for whole in zip(*columns, strict=True))
         )
 
     def movable(self, reached: int, spent: Collection[str]) -> list[str]:

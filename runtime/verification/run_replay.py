@@ -406,9 +406,7 @@ class RunReplay:
                 raise ViolationError(
                     "wrong_budget", "the run withholds private examples, and a decision on one is recorded"
                 )
-            reach = bands_of(described["weights"])
-            declared.reach.append(reach)
-            declared.marks.append(1 << VERDICTS.index(described["verdict"]) | reach << len(VERDICTS))
+            declared.add(described["verdict"], bands_of(described["weights"]))
 
     def _ready(self) -> _InForce:
         if self._in_force is None:

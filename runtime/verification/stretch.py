@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, compress
+from operator import itemgetter
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,9 +28,6 @@ from gradwarden.runtime.verification.violation import ViolationError
 
 Numbers: TypeAlias = npt.NDArray[np.int64]
 
-MOST_BANDS = 56
-"""Bands that fit beside the verdict in a mark of 64 bits."""
-
 MOST_ROWS = 1 << 62
 """Different rows that can be told from each other by a number of 64 bits."""
 
@@ -42,22 +40,34 @@ STEP_VERDICTS = [
 """The verdict of a step by the verdicts of its decisions (bit i: verdict i)."""
 
 
-@dataclass(frozen=True, slots=True)
 class Tables:
     """What has been declared so far.
 
     classes: by number. marks: of each decision by number, its verdict (bit i: verdict i) and, above these,
-    the bands that it reaches. reach: these bands alone (bit i: band i).
+    the bands that it reaches (bit i: band i).
     """
 
-    classes: list[Class] = field(default_factory=list)
-    marks: list[int] = field(default_factory=list)
-    reach: list[int] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.classes: list[Class] = []
+        self.marks: list[int] = []
+        self._array: Numbers = np.zeros(0, np.int64)
+
+    def add(self, verdict: str, reach: int) -> None:
+        """Take the next decision. reach: the bands in which it lets some weight through."""
+        self.marks.append(1 << VERDICTS.index(verdict) | reach << len(VERDICTS))
 
     def clear(self) -> None:
         """Number classes and decisions from 0."""
-        for table in (self.classes, self.marks, self.reach):
-            table.clear()
+        self.__init__()  # type: ignore[misc]  # nothing is kept
+
+    def array(self) -> Numbers | None:
+        """Return the marks; None where one has more bits than a number of an array."""
+        if len(self._array) != len(self.marks):
+            try:
+                self._array = np.array(self.marks, np.int64)
+            except OverflowError:
+                return None
+        return self._array
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,41 +116,40 @@ def judge_stretch(
     due: the number of the first step. judge: remembers what was recorded so far. agree: compares a decision
     with the one that is recorded under a number, and returns the number.
     """
-    steps, results = len(turns.numbers), turns.results()
+    steps, results, marks = len(turns.numbers), turns.results(), tables.array()
     numbers = list(range(due, due + steps))
     decisions = np.frombuffer(turns.decisions, np.intc)
     if (
-        turns.numbers != numbers
-        or [result["step"] for result in results] != numbers
+        marks is None
+        or turns.numbers != numbers
+        or list(map(itemgetter("step"), results)) != numbers
         or any(turns.spent)
-        or decisions.max(initial=-1) >= len(tables.marks)
-        or max(tables.reach, default=0) >> MOST_BANDS
+        or decisions.max(initial=-1) >= len(marks)
         or not _decided(turns, tables.classes, judge, agree)
     ):
         return None
-    marks = _joined(np.array(tables.marks, np.int64)[decisions], turns.counts)
-    if [STEP_VERDICTS[given & ALL_VERDICTS] for given in marks] != turns.verdicts:
+    marks = marks.take(decisions)
+    given, taken = _joined(marks, turns.counts), np.array(turns.committed, bool)
+    if [STEP_VERDICTS[verdicts] for verdicts in (given & ALL_VERDICTS).tolist()] != turns.verdicts:
         return None
     committed = list(compress(results, turns.committed))
-    reached = [given >> len(VERDICTS) for given in compress(marks, turns.committed)]
+    reached: list[int] = (given[taken] >> len(VERDICTS)).tolist()
     counts = list(compress(turns.counts, turns.committed))
-    if any(result["privacy"] for result in committed) or not outcomes.hold(committed, reached, counts):
+    if any(map(itemgetter("privacy"), committed)) or not outcomes.hold(committed, reached, counts):
         return None
-    weighty = np.array(tables.reach, np.int64)[decisions] != 0
-    learned = int((weighty & np.repeat(turns.committed, turns.counts)).sum())
-    active = frozenset(chain.from_iterable(body["active"] for body in committed))
+    learned = int(((marks > ALL_VERDICTS) & np.repeat(taken, turns.counts)).sum())
+    active = frozenset(chain.from_iterable(map(itemgetter("active"), committed)))
     return Stretch(steps, len(committed), learned, active, np.bincount(decisions))
 
 
-def _joined(marks: Numbers, counts: Sequence[int]) -> list[int]:
+def _joined(marks: Numbers, counts: Sequence[int]) -> Numbers:
     """Return the marks of each step's decisions together, 0 for a step without examples."""
     sizes = np.array(counts, np.int64)
     joined = np.zeros(len(counts), np.int64)
     if len(marks):
         starts = np.cumsum(sizes) - sizes
         joined[sizes > 0] = np.bitwise_or.reduceat(marks, starts[sizes > 0])
-    together: list[int] = joined.tolist()
-    return together
+    return joined
 
 
 def _decided(

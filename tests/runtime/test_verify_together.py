@@ -145,6 +145,8 @@ def _tampered(entries: list[Any], data: st.DataObject) -> list[Any]:
     """Return entries with some of them changed; those that no ledger can hold are left as they were."""
     entries = copy.deepcopy(entries)
     for _ in range(data.draw(st.integers(1, 2))):
+        if len(entries) < 2:
+            break
         place = data.draw(st.integers(1, len(entries) - 1))
         how = data.draw(st.sampled_from(("mutate", "mutate", "mutate", "mutate", "drop", "swap", "double")))
         kind, body = entries[place]
