@@ -297,6 +297,7 @@ def begin_run(joined: Joined, engine: str) -> Began:
     joined.terms.check_against(history.opened)
     joined.roster.resume(history)
     joined.budgets.resume(history.private_steps)
+    joined.milestones.branches = history.branches
     # Not the digest: a crash may have cut off the text of the very program that the ledger names.
     if history.program_text != program.to_json():
         recorder.change_policy(program, history.next_step, joined.signature)

@@ -6,14 +6,13 @@ whether the replicas are still equal, the governor sees to first.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from gradwarden.runtime.base_run import describe_base
-from gradwarden.runtime.branches import REWOUND, STATE_SUFFIX
+from gradwarden.runtime.branches import REWOUND, STATE_SUFFIX, Branches
 from gradwarden.runtime.checkpoints import SavedWeights, gathered, save_checkpoint, save_leaves
 from gradwarden.runtime.evidence.supply import KIND as SUPPLIED
 from gradwarden.runtime.evidence.supply import read_supply
@@ -27,13 +26,18 @@ from gradwarden.runtime.rewinding import going_back
 from gradwarden.runtime.wrapping import is_sharded
 
 
-@dataclass(frozen=True, slots=True)
 class Milestones:
-    """Records one run's milestones. Holds no count: every method is told the step that comes next."""
+    """Records one run's milestones. Holds no count: every method is told the step that comes next.
 
-    keeping: Keeping
-    ledger: Ledger | Unwritten
-    recorder: Recorder
+    branches: the weights that the ledger names, and which steps led to them; of a run that is resumed, those
+    of its history.
+    """
+
+    def __init__(self, keeping: Keeping, ledger: Ledger | Unwritten, recorder: Recorder) -> None:
+        self._keeping = keeping
+        self._ledger = ledger
+        self._recorder = recorder
+        self.branches = Branches()
 
     def weights(self, step: int, model: nn.Module, target: Path, *, averaged: bool) -> str:
         """Save the model's weights once, record them, and return the file's digest (hex SHA-256).
@@ -47,26 +51,28 @@ class Milestones:
             return saved
 
         def record(saved: SavedWeights) -> None:
-            self.recorder.checkpoint(step, target.name, saved.digest, saved.tree, averaged=averaged)
+            self._recorder.checkpoint(step, target.name, saved.digest, saved.tree, averaged=averaged)
+            named = {"step": step, "file": target.name, "digest": saved.digest}
+            self.branches.apply("checkpoint", named)
 
-        return self.keeping.save(write, record, self.ledger).digest
+        return self._keeping.save(write, record, self._ledger).digest
 
     def training_state(self, step: int, optimizer: torch.optim.Optimizer, weights: Path) -> None:
         """Save the state of training beside a file of weights, and record it."""
         beside = weights.with_suffix(STATE_SUFFIX)
         found = save_training_state(optimizer, beside)
         body = {"step": step, "file": beside.name, "digest": found, "tensors": None}
-        self.recorder.event("checkpoint", body)
+        self._recorder.event("checkpoint", body)
 
     def supply(self, note: bytes) -> None:
         """Record what those who supply the data have signed. Raises NoteError."""
         read_supply(note)
         body = {"note": note.decode()}
-        self.keeping.lead("record a supply", lambda: self.recorder.event(SUPPLIED, body))
+        self._keeping.lead("record a supply", lambda: self._recorder.event(SUPPLIED, body))
 
     def derive(self, base: Path) -> None:
         """Record the run whose weights this one goes on from; `base` is its ledger."""
-        self.keeping.lead("name a base", lambda: self.recorder.event("derived", describe_base(base)))
+        self._keeping.lead("name a base", lambda: self._recorder.event("derived", describe_base(base)))
 
     def rewind(self, step: int, model: nn.Module, checkpoint: Path) -> int:
         """Record that training goes on from a file's weights; return how many steps led to these.
@@ -75,23 +81,23 @@ class Milestones:
         """
 
         def record() -> int:
-            self.ledger.flush()
-            body = going_back(self.ledger.path, step, model, checkpoint)
-            self.recorder.event(REWOUND, body)
-            self.ledger.flush()
+            body = going_back(self.branches, step, model, checkpoint)
+            self._recorder.event(REWOUND, body)
+            self._ledger.flush()
+            self.branches.apply(REWOUND, body)
             effective: int = body["effective"]
             return effective
 
-        return self.keeping.lead("go back", record)
+        return self._keeping.lead("go back", record)
 
     def tally(self) -> None:
         """Record the tally of all examples so far."""
 
         def record() -> None:
-            self.ledger.flush()
-            self.recorder.event("tallied", tally_ledger(self.ledger.path).body())
+            self._ledger.flush()
+            self._recorder.event("tallied", tally_ledger(self._ledger.path).body())
 
-        self.keeping.lead("tally the run", record)
+        self._keeping.lead("tally the run", record)
 
 
 def whole_model(model: nn.Module) -> nn.Module:

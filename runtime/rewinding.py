@@ -14,19 +14,16 @@ from torch import Tensor, nn
 from gradwarden.runtime.branches import MOST_REWINDS, Branches
 from gradwarden.runtime.digests import file_digest
 from gradwarden.runtime.errors import LedgerError
-from gradwarden.runtime.ledger.reader import read_entries
 
 RESTORE = "load the checkpoint into the model first, and the optimizer's state with it"
 
 
-def going_back(ledger: str, next_step: int, model: nn.Module, checkpoint: Path) -> dict[str, Any]:
+def going_back(branches: Branches, next_step: int, model: nn.Module, checkpoint: Path) -> dict[str, Any]:
     """Return the body of the entry by which a run goes back to the weights in a file.
 
-    Raises LedgerError where the ledger does not name the file, or the model holds other weights.
+    branches: the run's, so far. Raises LedgerError where it did not save the file, where it went back too
+    often, or where the model holds other weights.
     """
-    branches = Branches()
-    for entry in read_entries(ledger, allow_partial_tail=True):
-        branches.apply(entry.kind, entry.body)
     try:
         digest = file_digest(checkpoint)
     except OSError as error:

@@ -112,6 +112,7 @@ class _Again(Governor):
         joined.recorder.open(self.program, facts, joined.signature)
         joined.roster.resume(history)
         joined.budgets.resume(history.private_steps)
+        joined.milestones.branches = history.branches
         return history.counts, Standing(history.anchors, history.former_anchors)
 
 

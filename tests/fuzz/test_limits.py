@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_model
+from torch import nn
 
 from gradwarden.cli.commands.memorized import ids_of
 from gradwarden.cli.inputs import read_example
@@ -21,6 +23,8 @@ from gradwarden.policy.evaluation.evaluate import decide
 from gradwarden.policy.program_json import program_from_json
 from gradwarden.policy.source import Source
 from gradwarden.policy.testing.yaml_text import read_yaml
+from gradwarden.runtime.branches import REWOUND, Branches
+from gradwarden.runtime.digests import file_digest
 from gradwarden.runtime.errors import EntryInvalid
 from gradwarden.runtime.evidence.dsse import parse_envelope
 from gradwarden.runtime.evidence.proof_file import ConsistencyProof, parse_proof
@@ -30,6 +34,7 @@ from gradwarden.runtime.evidence.timestamp import check_stamp
 from gradwarden.runtime.evidence.trust_policy import parse_trust_policy
 from gradwarden.runtime.evidence.witness import open_witness
 from gradwarden.runtime.jobs.binder import job_terms
+from gradwarden.runtime.ledger import archive
 from gradwarden.runtime.ledger.authority import Authority, UnauthorisedError
 from gradwarden.runtime.ledger.entries import encode_body
 from gradwarden.runtime.ledger.key_changes import Rotation, check_reason
@@ -37,6 +42,7 @@ from gradwarden.runtime.ledger.keys import Signer
 from gradwarden.runtime.ledger.merkle import EMPTY_ROOT
 from gradwarden.runtime.ledger.note import Checkpoint, parse_note, sign_note
 from gradwarden.runtime.memorization.content import ContentIndex
+from gradwarden.runtime.rewinding import going_back
 from gradwarden.runtime.weights.stored import StoredWeights
 from tests.fuzz.targets import ROOT
 
@@ -64,6 +70,7 @@ SMALL = {
     "cli.signing.MAX_PEM": 100,
     "cli.commands.memorized.MAX_TEXT": 100,
     "runtime.ledger.authority.MAX_CHANGES": 2,
+    "runtime.ledger.archive.MAX_LIST": 200,
     "runtime.evidence.proof_file.MAX_PROOF": 100,
     "runtime.evidence.receipt.MAX_RECEIPT": 100,
     "runtime.evidence.witness.MAX_RECORD": 100,
@@ -95,6 +102,27 @@ def _key_changes(count: int, _: Path) -> None:
             authority.apply(Rotation(place, old, new), index)
     except UnauthorisedError as error:
         raise EntryInvalid(error.message) from error
+
+
+def _rewinds(count: int, folder: Path) -> None:
+    """Go back to the same weights once more than is allowed."""
+    model = nn.Linear(2, 2)
+    saved = folder / "model.safetensors"
+    save_model(model, saved)
+    branches, named = Branches(), {"step": 0, "file": saved.name, "digest": file_digest(saved)}
+    branches.apply("checkpoint", named)
+    for _ in range(count + 1):
+        branches.apply(REWOUND, going_back(branches, 0, model, saved))
+
+
+def _archived(folder: Path, frame: int, name: str) -> Any:
+    """Read the list of an archive with one frame of so many bytes; the list itself has more than 200."""
+    segment = archive.Segment(name[:200], 0, 1, frame, "0" * 64, ((10, frame),))
+    kept = archive.Kept(1, "0" * 64, (bytes(32),), (archive.KeptLine(0, b"", ()),))
+    ledger = folder / "run.ledger"
+    Path(archive.list_path(ledger)).write_bytes(archive.encode(archive.Archives(folder, (segment,), kept)))
+    with ledger.open("w+b") as live:
+        return archive.find_archives(ledger, live)
 
 
 def _certificates(size: int, folder: Path) -> Any:
@@ -275,6 +303,9 @@ EXCEED: dict[str, Exceed] = {
         ranks=n + 1, every=1, lag=0, placement="anywhere"
     ),
     "runtime.ledger.authority.MAX_CHANGES": _key_changes,
+    "runtime.branches.MOST_REWINDS": _rewinds,
+    "runtime.ledger.archive.MAX_LIST": lambda n, folder: _archived(folder, 10, "x" * n),
+    "runtime.ledger.archive.MAX_FRAME": lambda n, folder: _archived(folder, n + 1, "run.archive"),
     "runtime.ledger.key_changes.MAX_REASON": lambda n, _: check_reason("x" * (n + 1)),
     "runtime.ledger.note.MAX_NOTE": lambda n, _: parse_note(_note(1, "x" * n)),
     "runtime.ledger.note.MAX_SIGNATURES": lambda n, _: parse_note(_note(n + 1)),
