@@ -7,11 +7,11 @@ from pathlib import Path
 import click
 
 from gradwarden.cli.app import verb
+from gradwarden.cli.cosigning import cosign
 from gradwarden.cli.failures import InputError
-from gradwarden.cli.files import write_text
-from gradwarden.cli.inputs import load_program, read_note
+from gradwarden.cli.inputs import load_program
 from gradwarden.cli.options import FILE
-from gradwarden.cli.output import emit_json, format_option
+from gradwarden.cli.output import format_option
 from gradwarden.cli.signing import KeyAccess, signing_options
 
 
@@ -39,26 +39,16 @@ def command(program: Path, key: Path, access: KeyAccess, output_format: str) -> 
     \b
     Exit status: 0 the signature was added, 2 it was not.
     """
-    from gradwarden.runtime.errors import NoteError
-    from gradwarden.runtime.ledger.program_signature import add_signature, note_path, sign_program
+    from gradwarden.runtime.ledger.program_signature import add_signature, note_path
 
     if program.suffix != ".json":
         raise InputError(f"`{program}` is no compiled program", help="`gradwarden build` makes one")
-    loaded = load_program(program)
-    beside = note_path(program)
-    signer = access.signer(key)
-    if beside.exists():
-        try:
-            note = add_signature(loaded, read_note(beside), signer).decode()
-        except NoteError as error:
-            raise InputError(f"`{beside}`: {error.message}", help="move it away, to begin anew") from None
-    else:
-        note = sign_program(loaded, [signer])
-    write_text(beside, note)
-    if output_format == "json":
-        facts = {"name": loaded.name, "version": loaded.version, "digest": loaded.digest}
-        emit_json({**facts, "note": str(beside), "signed_by": signer.public.vkey})
-        return 0
-    click.echo(f"signed {loaded.name} version {loaded.version}, sha256 {loaded.digest}")
-    click.echo(f"wrote {beside}: it has the signature by `{signer.name}`")
-    return 0
+    loaded, signer = load_program(program), access.signer(key)
+    return cosign(
+        note_path(program),
+        signer,
+        lambda note: add_signature(loaded, signer, note),
+        f"{loaded.name} version {loaded.version}, sha256 {loaded.digest}",
+        {"name": loaded.name, "version": loaded.version, "digest": loaded.digest},
+        output_format,
+    )

@@ -7,11 +7,9 @@ from pathlib import Path
 import click
 
 from gradwarden.cli.app import verb
-from gradwarden.cli.failures import InputError
-from gradwarden.cli.files import write_text
-from gradwarden.cli.inputs import read_note
+from gradwarden.cli.cosigning import cosign
 from gradwarden.cli.options import FILE
-from gradwarden.cli.output import emit_json, format_option
+from gradwarden.cli.output import format_option
 from gradwarden.cli.signing import KeyAccess, signing_options
 
 
@@ -38,19 +36,14 @@ def command(manifest: Path, key: Path, access: KeyAccess, output_format: str) ->
     \b
     Exit status: 0 the signature was added, 2 it was not.
     """
-    from gradwarden.runtime.errors import NoteError
     from gradwarden.runtime.evidence.supply import note_path, sign_supply, supply_of
 
-    supply, beside, signer = supply_of(manifest), note_path(manifest), access.signer(key)
-    try:
-        note = sign_supply(supply, signer, read_note(beside) if beside.exists() else None)
-    except NoteError as error:
-        raise InputError(f"`{beside}`: {error.message}", help="move it away, to begin anew") from None
-    write_text(beside, note.decode())
-    if output_format == "json":
-        facts = {"digest": supply.digest, "bytes": supply.size}
-        emit_json({**facts, "note": str(beside), "signed_by": signer.public.vkey})
-        return 0
-    click.echo(f"signed {manifest}, sha256 {supply.digest}")
-    click.echo(f"wrote {beside}: it has the signature by `{signer.name}`")
-    return 0
+    supply, signer = supply_of(manifest), access.signer(key)
+    return cosign(
+        note_path(manifest),
+        signer,
+        lambda note: sign_supply(supply, signer, note),
+        f"{manifest}, sha256 {supply.digest}",
+        {"digest": supply.digest, "bytes": supply.size},
+        output_format,
+    )

@@ -354,7 +354,8 @@ def judge(
         if not path.is_dir():
             with path.open("rb"):
                 pass  # a file that cannot be read is told before the ledger is gone through
-    with progress(f"verifying {ledger.name}", ledger.stat().st_size, "bytes") as advance:
+    total = ledger.stat().st_size + sum(map(_size_of, weights))
+    with progress(f"verifying {ledger.name}", total, "bytes") as advance:
         report = verify_ledger(
             ledger,
             trust.keys,
@@ -366,6 +367,7 @@ def judge(
             since=since,
             remember=remember is not None,
             progress=arrived(advance),
+            hashed=advance,
         )
     known = compare_notes(ledger, notes, trust, report.facts)
     pairs = list(zip(paths, notes, strict=True)) if authorities else []
@@ -393,6 +395,12 @@ def judge(
         weights=tuple(weights),
         signatures=tuple(signatures),
     )
+
+
+def _size_of(weights: Path) -> int:
+    """Return the bytes of a file of weights, or of the files in a folder of shards."""
+    files = weights.glob("*.safetensors") if weights.is_dir() else [weights]
+    return sum(file.stat().st_size for file in files)
 
 
 def _approvers(files: Sequence[Path], needed: int | None) -> Approvers:

@@ -39,11 +39,14 @@ def sign_program(program: Program, signers: Iterable[Signer]) -> str:
     return sign_note(note_text(program), signers)
 
 
-def add_signature(program: Program, note: bytes, signer: Signer) -> bytes:
+def add_signature(program: Program, signer: Signer, note: bytes | None = None) -> bytes:
     """Return a program's note with one more signature, in the place of an earlier one by the same key.
 
-    Signatures by others are kept as they are, unchecked. Raises NoteError where it is another program's note.
+    note: as it is so far; signatures by others are kept, unchecked. Raises NoteError where that is the note
+    of another program.
     """
+    if note is None:
+        return sign_program(program, [signer]).encode()
     parsed = parse_note(_bounded(note))
     _check_text(parsed.text, program)
     own = NoteSignature(signer.name, signer.public.key_id, signer.sign(parsed.text.encode()))

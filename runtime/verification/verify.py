@@ -76,6 +76,7 @@ class _Task:
     remember: bool
     beside: Callable[[], Listener] | None
     progress: Callable[[int, int], None] | None
+    hashed: Callable[[int], None]
 
 
 def verify_ledger(
@@ -91,6 +92,7 @@ def verify_ledger(
     remember: bool = False,
     beside: Callable[[], Listener] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    hashed: Callable[[int], None] = lambda _: None,
 ) -> VerifyReport:
     """Verify a ledger.
 
@@ -102,14 +104,16 @@ def verify_ledger(
     it is None. since: a file with what an earlier verification remembered, which was asked for the same; what
     it covers is not read again (`memory`). remember: whether to give what the next can go on from. beside:
     gives who else is told of each entry that is read and replayed, see `verify_chain`. progress: called with
-    (bytes done, bytes in all).
+    (bytes done, bytes in all). hashed: told of bytes of weights that are, from any thread.
 
     Raises LedgerError only where the file cannot be read, and MemoryFileError for what was remembered.
     """
     expected = () if program is None else (program,) if isinstance(program, Program) else tuple(program)
     given = () if weights is None else (weights,) if isinstance(weights, Path) else tuple(weights)
     asked = terms(keys, expected, approvers, only)
-    task = _Task(Path(path), keys, expected, approvers, given, earlier, asked, remember, beside, progress)
+    task = _Task(
+        Path(path), keys, expected, approvers, given, earlier, asked, remember, beside, progress, hashed
+    )
     if since is None:
         return _verified(task, None)
     memory = read_memory(since, asked)
@@ -145,7 +149,7 @@ def _verified(task: _Task, memory: Memory | None) -> VerifyReport:
         findings += replay.findings(chain)
         if chain.status != "TAMPERED":  # what such a ledger names last is not known
             if task.weights and not any(finding.code == "wrong_tensors" for finding in findings):
-                checked = _check_weights(replay, task.path, task.weights, chain.size, task.earlier)
+                checked = _check_weights(replay, task, chain.size)
                 findings += checked.findings
             if not any(finding.severity == "error" for finding in findings):
                 findings += _tally_findings(replay, task.path, 0 if memory is None else memory.size)
@@ -192,13 +196,12 @@ def _tally_findings(replay: RunReplay, path: str | Path, known: int) -> Iterator
             yield Finding("wrong_tally", index, "the tally of examples is not what the entries add up to")
 
 
-def _check_weights(
-    replay: RunReplay, ledger: Path, given: Sequence[Path], size: int, earlier: bool
-) -> WeightsReport:
+def _check_weights(replay: RunReplay, task: _Task, size: int) -> WeightsReport:
     """Hold weights against the checkpoints of a ledger; measure the maintained bands of the last one."""
     if replay.checkpoint is None:
         return WeightsReport((Finding("weights_mismatch", size - 1, "the ledger names no checkpoint"),), ())
-    report = check_weights(ledger, given, size, listed=replay.weights.count > 0, earlier=earlier)
+    ledger, given, listed = task.path, task.weights, replay.weights.count > 0
+    report = check_weights(ledger, given, size, listed=listed, earlier=task.earlier, hashed=task.hashed)
     drifts: list[Finding] = []
     for path, match in zip(given, report.matches, strict=True):
         if match is not None and match.last:

@@ -12,7 +12,7 @@ the very file that it names.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
@@ -59,8 +59,11 @@ class GivenWeights:
     Raises OSError where they cannot be read.
     """
 
-    def __init__(self, path: Path, *, tensors: bool) -> None:
-        """tensors: whether some checkpoint lists its tensors, so that those of the weights are hashed."""
+    def __init__(self, path: Path, *, tensors: bool, hashed: Callable[[int], None] = lambda _: None) -> None:
+        """tensors: whether some checkpoint lists its tensors, so that those of the weights are hashed.
+
+        hashed: told of bytes of tensors that are, from any thread.
+        """
         self.path = path
         self.match: Match | None = None
         self._compared = tensors
@@ -71,16 +74,18 @@ class GivenWeights:
         self._problem = "only its files have digests in the ledger, and they are in a folder"
         self._closest: tuple[int, _Saved] | None = None
         with ThreadPoolExecutor(1) as beside:
+            # The digest of a file is no function of its tensors' digests, so its bytes are hashed twice: at
+            # once, and from the same pages of memory.
             digest = None if path.is_dir() else beside.submit(file_digest, path)
             if tensors:
-                self._hash()
+                self._hash(hashed)
             self._digest = None if digest is None else digest.result()
 
-    def _hash(self) -> None:
+    def _hash(self, hashed: Callable[[int], None]) -> None:
         try:
             with StoredWeights.open(self.path) as stored:
                 self._stored = stored.tensors
-                self._tree = hash_weights(stored)
+                self._tree = hash_weights(stored, advance=hashed)
                 self._tensors = frozenset(self._tree.tensors)
         except WeightsError as error:
             self._problem = error.message
@@ -165,14 +170,21 @@ class WeightsReport:
 
 
 def check_weights(
-    ledger: Path, given: Sequence[Path], size: int, *, listed: bool, earlier: bool = False
+    ledger: Path,
+    given: Sequence[Path],
+    size: int,
+    *,
+    listed: bool,
+    earlier: bool = False,
+    hashed: Callable[[int], None] = lambda _: None,
 ) -> WeightsReport:
     """Find the checkpoints of a sound ledger that weights are.
 
     given: files and folders; one of them must be the last checkpoint, unless `earlier`. size: entries of the
-    ledger. listed: whether some checkpoint lists its tensors. Raises OSError where weights cannot be read.
+    ledger. listed: whether some checkpoint lists its tensors. hashed: told of bytes of tensors that are,
+    from any thread. Raises OSError where weights cannot be read.
     """
-    weights = [GivenWeights(path, tensors=listed) for path in given]
+    weights = [GivenWeights(path, tensors=listed, hashed=hashed) for path in given]
     findings: list[Finding] = []
     last: _Saved | None = None
     with closing(_checkpoints(ledger, size)) as saved:

@@ -84,6 +84,14 @@ def test_the_ledger_says_which_checkpoint_weights_are(run: Any) -> None:
     assert run.verify(weights=run.folder / "2.safetensors", earlier=True).ok
 
 
+def test_how_much_of_the_weights_is_hashed_is_told(run: Any) -> None:
+    told: list[int] = []
+    files = [run.folder / f"{name}.safetensors" for name in (4, 0)]
+    assert run.verify(weights=files, hashed=told.append).ok
+    tensors = [array for file in files for array in safetensors.numpy.load_file(file).values()]
+    assert sum(told) == sum(array.nbytes for array in tensors)
+
+
 def test_the_same_tensors_in_other_files_are_the_checkpoint(run: Any, tmp_path: Path) -> None:
     arrays = safetensors.numpy.load_file(run.folder / "4.safetensors")
     for number, name in enumerate(arrays):

@@ -56,7 +56,7 @@ def test_two_of_three_must_sign_every_policy_of_a_run(lab: Any) -> None:
             with pytest.raises(NoteError):
                 governor.change_policy(second, note)
         assert governor.program.version == 1
-        governor.change_policy(second, add_signature(second, signed(second, STRANGER), OFFICER))
+        governor.change_policy(second, add_signature(second, OFFICER, signed(second, STRANGER)))
         lab.step(governor, lab.batch("ab"))
     report = lab.verify(approvers=approvers)
     assert report.status == "OK"
@@ -93,7 +93,7 @@ def test_one_person_with_two_names_is_one_signer() -> None:
 def test_a_signature_of_another_program_is_no_approval(lab: Any) -> None:
     program, other = lab.program(), lab.program(lab.policy.replace("version 1", "version 2"))
     with pytest.raises(NoteError, match="is not of this program"):
-        add_signature(other, signed(program), OFFICER)
+        add_signature(other, OFFICER, signed(program))
     with lab.governor(program, signature=signed(other)) as governor:
         lab.step(governor, lab.batch("ab"))
     assert [finding.code for finding in lab.verify().findings] == ["wrong_approval"]
