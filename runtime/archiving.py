@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
-from typing import BinaryIO
 
 from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.errors import LedgerError
@@ -29,6 +28,7 @@ from gradwarden.runtime.ledger.archive import (
     missing_error,
 )
 from gradwarden.runtime.ledger.chain import ChainReport, first_error, verify_chain
+from gradwarden.runtime.ledger.durable import drafted, replace_durably
 from gradwarden.runtime.ledger.entries import HEAD, OPENINGS, REVOKED, ROTATED
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.merkle import (
@@ -39,7 +39,6 @@ from gradwarden.runtime.ledger.merkle import (
     range_roots,
 )
 from gradwarden.runtime.ledger.reader import archives_of, open_ledger, pieces
-from gradwarden.runtime.ledger.sidecar import replace_durably, sync_directory
 from gradwarden.runtime.ledger.storage import LedgerFile
 from gradwarden.runtime.ledger.zstd import FrameError, compress, decompress
 
@@ -125,7 +124,7 @@ def _write(path: str, target: Path, entries: tuple[int, int], start: int, level:
     draft = target.with_name(f"{target.name}.new")
     frames: list[tuple[int, int]] = []
     digest = sha256()
-    with _drafted(draft, target) as out:
+    with drafted(draft, target) as out:
         for lines in _frames(path, entries[1] - entries[0], start):
             frame = compress(lines, level)
             out.write(frame)
@@ -204,19 +203,8 @@ def _kept(path: str, end: int) -> Kept:
 def _cut(path: str, start: int) -> None:
     """Leave of a ledger what comes from a byte on, as a whole and durably."""
     draft = Path(f"{path}.rest")
-    with open_ledger(path) as file, _drafted(draft, Path(path)) as out:
+    with open_ledger(path) as file, drafted(draft, Path(path)) as out:
         os.chmod(draft, os.stat(path).st_mode & 0o777)
         file.seek(start)
         while part := file.read(1 << 24):
             out.write(part)
-
-
-@contextmanager
-def _drafted(draft: Path, target: Path) -> Iterator[BinaryIO]:
-    """Open a draft that replaces a file as a whole and durably, if all of it could be written."""
-    with draft.open("wb") as out:
-        yield out
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(draft, target)
-    sync_directory(target)

@@ -7,7 +7,6 @@ single process, so that any number of processes can go on from it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.digests import file_digest
 from gradwarden.runtime.errors import RuntimeGovernanceError
-from gradwarden.runtime.ledger.sidecar import sync_directory
+from gradwarden.runtime.ledger.durable import put_in_place
 from gradwarden.runtime.weights.leaves import LEAVES_SUFFIX, leaf_tensors
 from gradwarden.runtime.weights.stored import StoredWeights
 from gradwarden.runtime.weights.tree import WeightTree, hash_weights
@@ -106,11 +105,7 @@ def save_whole(
     try:
         write(draft)
         measured = measure(draft)
-        with draft.open("rb") as file:
-            os.fsync(file.fileno())
-        target = path if named is None else named(measured)
-        draft.replace(target)
-        sync_directory(target)
+        put_in_place(draft, path if named is None else named(measured))
     except OSError as error:
         draft.unlink(missing_ok=True)
         raise RuntimeGovernanceError(f"cannot write the {what} `{path}`: {error}") from error

@@ -26,10 +26,10 @@ from pathlib import Path
 from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.errors import EvidenceError, HeadMismatch, LedgerError
 from gradwarden.runtime.evidence.prover import SignedHead, prove_consistency, read_head, stored_lines
+from gradwarden.runtime.ledger.durable import replace_durably
 from gradwarden.runtime.ledger.entries import MAX_LINE
 from gradwarden.runtime.ledger.merkle import EMPTY_ROOT, HASH_SIZE, Tree, leaf_hashes
 from gradwarden.runtime.ledger.note import MAX_NOTE, Checkpoint
-from gradwarden.runtime.ledger.sidecar import replace_durably
 
 WIDTH = 256
 """Hashes in a full tile, and entries in a full bundle."""

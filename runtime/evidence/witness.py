@@ -40,10 +40,10 @@ from gradwarden.runtime.evidence.proof_check import Fault, compare_heads, trust_
 from gradwarden.runtime.evidence.proof_file import ConsistencyProof
 from gradwarden.runtime.evidence.trust import Trust
 from gradwarden.runtime.ledger.cosignature import cosign, cosignatures, witness_key
+from gradwarden.runtime.ledger.durable import replace_durably
 from gradwarden.runtime.ledger.keys import PublicKey, Signer, WitnessKey
 from gradwarden.runtime.ledger.merkle import EMPTY_ROOT
 from gradwarden.runtime.ledger.note import Checkpoint, parse_checkpoint, parse_note
-from gradwarden.runtime.ledger.sidecar import replace_durably
 
 FORMAT = "gradwarden/witness/1"
 

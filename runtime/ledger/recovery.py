@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from gradwarden.runtime.errors import LedgerDamaged, LedgerError, LedgerRollback
 from gradwarden.runtime.ledger.archive import missing_error
 from gradwarden.runtime.ledger.chain import run_links
+from gradwarden.runtime.ledger.durable import sync_directory
 from gradwarden.runtime.ledger.entries import HEAD, MalformedLineError, decode
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.links import Fault, Links
 from gradwarden.runtime.ledger.reader import archives_of
-from gradwarden.runtime.ledger.sidecar import Sidecar, read_sidecar, sync_directory
+from gradwarden.runtime.ledger.sidecar import Sidecar, read_sidecar
 from gradwarden.runtime.ledger.storage import LedgerFile
 
 TORN = frozenset({"too_long", "not_json", "not_canonical", "not_an_entry", "unknown_kind", "wrong_shape"})

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gradwarden.runtime.errors import LedgerError, NoteError
+from gradwarden.runtime.ledger.durable import replace_durably
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.note import Checkpoint, open_note, parse_checkpoint, parse_note
 
@@ -68,26 +69,3 @@ def read_sidecar(path: str | os.PathLike[str]) -> Sidecar | None:
 def write_sidecar(path: str | os.PathLike[str], note: str) -> None:
     """Replace the sidecar durably. Raises OSError."""
     replace_durably(sidecar_path(path), note.encode())
-
-
-def replace_durably(target: str, content: bytes) -> None:
-    """Replace a file as a whole: after a crash it is the old one or the new one. Raises OSError."""
-    temporary = f"{target}.new"
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    try:
-        with os.fdopen(handle, "wb", closefd=False) as file:
-            file.write(content)
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    os.replace(temporary, target)
-    sync_directory(target)
-
-
-def sync_directory(path: str | os.PathLike[str]) -> None:
-    """Make the directory entry of a file durable. Raises OSError."""
-    handle = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

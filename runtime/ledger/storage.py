@@ -6,7 +6,7 @@ import fcntl
 import os
 
 from gradwarden.runtime.errors import LedgerBusy, LedgerError
-from gradwarden.runtime.ledger.sidecar import sync_directory
+from gradwarden.runtime.ledger.durable import sync_directory
 
 
 class LedgerFile:

@@ -35,12 +35,13 @@ from gradwarden.runtime.errors import LedgerError, MemoryFileError
 from gradwarden.runtime.history import PendingStep
 from gradwarden.runtime.ledger.archived_head import prefix
 from gradwarden.runtime.ledger.chain import Finding
+from gradwarden.runtime.ledger.durable import replace_durably
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.links import Links
 from gradwarden.runtime.ledger.merkle import leaf_hash
 from gradwarden.runtime.ledger.program_signature import NOBODY, Approvers
 from gradwarden.runtime.ledger.reader import absent, open_ledger
-from gradwarden.runtime.ledger.sidecar import read_sidecar, replace_durably
+from gradwarden.runtime.ledger.sidecar import read_sidecar
 from gradwarden.runtime.verification.approval_audit import ApprovalAudit
 from gradwarden.runtime.verification.budget_audit import BudgetAudit
 from gradwarden.runtime.verification.decision_tally import DecisionTally

@@ -14,7 +14,7 @@ from typing import Any
 from unittest.mock import patch
 
 from gradwarden.runtime.errors import LedgerError
-from gradwarden.runtime.ledger import recovery, sidecar, storage
+from gradwarden.runtime.ledger import durable, recovery, storage
 from gradwarden.runtime.ledger import writer as writer_module
 from gradwarden.runtime.ledger.ledger import Ledger
 from tests.campaign.disk import Ack
@@ -88,7 +88,7 @@ def fault(campaign: Campaign, random: Random) -> None:
     with (
         patch.object(writer_module, "HEAD_ENTRIES", HEADS),
         patch.object(storage, "os", system),
-        patch.object(sidecar, "os", system),
+        patch.object(durable, "os", system),
         patch.object(recovery, "os", system),
     ):
         try:
