@@ -1,29 +1,21 @@
-"""Repeated blocks of a model, which can be run in two parts: rows that need a graph, and rows that do not.
+"""Repeated blocks of a model, and what the probe learns of how they are called.
 
-An example that may shape neither a block nor anything before it needs no gradient there. Its rows go through
-the block without a graph, the others with one, and the outputs are put together in the batch's order. The
-gradients are those of the whole batch in one piece; what is saved is the backward pass of everything in the
-block for the first rows, attention and activations included, and their memory.
+A block whose arguments and results are known, and where they hold the batch, can be run in parts (`parts`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.utils import _pytree as pytree
 
 from gradwarden.runtime.masks.bands import BandIndex
-from gradwarden.runtime.masks.call import differentiable_once
 from gradwarden.runtime.masks.layout import Layout
-from gradwarden.runtime.masks.plan import Plan
 from gradwarden.runtime.masks.planner import BlockCost
-from gradwarden.runtime.masks.rows import Rows
 from gradwarden.runtime.masks.sites import Site
 
 Leaves = list[Any]
@@ -50,7 +42,7 @@ class Signature:
     def fits(self, leaves: Leaves, batch: int) -> bool:
         """Return whether leaves of this tree have the batch where it was found."""
         return all(
-            _constant(leaf) if dim is None else _holds(leaf, dim, batch)
+            _constant(leaf) if dim is None else holds(leaf, dim, batch)
             for leaf, dim in zip(leaves, self.dims, strict=True)
         )
 
@@ -60,22 +52,25 @@ class Block:
     """One repeated block.
 
     own: the bands of its parameters, as a bit mask. before: those of all layers called before it, as far as
-    seen; grows only. size: its number of parameters. inputs: how it may be called, with the signature of its
-    results; learned by the probe. fault: why it cannot be run in parts, empty where it can. random: whether
-    it draws random numbers; changes: whether it changes an argument in place; narrow: whether a parameter is
-    of a precision in `NARROW`.
+    seen; grows only. size: how many numbers its `parameters` have. inputs: how it may be called, with the
+    signature of its results; learned by the probe. fault: why it cannot be run in parts, empty where it can.
+    random: whether it draws random numbers; changes: whether it changes an argument in place; narrow: whether
+    a parameter is of a precision in `NARROW`; recomputed: whether layers within it have been recomputed in a
+    backward pass.
     """
 
     name: str
     module: nn.Module
     own: int
     size: int
+    parameters: tuple[nn.Parameter, ...] = ()
     before: int = 0
     inputs: dict[Any, tuple[Signature, Signature]] = field(default_factory=dict)
     fault: str = "it was not called while the model was probed"
     random: bool = False
     changes: bool = False
     narrow: bool = False
+    recomputed: bool = False
     _last: tuple[Any, Any, tuple[Signature, Signature] | None] | None = None
 
     def look_at(self, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int) -> tuple[str, BlockCost]:
@@ -142,7 +137,8 @@ def find_blocks(model: nn.Module, sites: Sequence[Site], bands: BandIndex) -> It
         if outer or (inner and own.bit_count() > 1) or id(module) in seen:
             continue
         seen.add(id(module))
-        yield Block(name, module, own, sum(p.numel() for p in module.parameters()))
+        parameters = tuple(module.parameters())
+        yield Block(name, module, own, sum(p.numel() for p in parameters), parameters)
 
 
 def _kept(name: str, found: dict[str, nn.Module], bands: BandIndex) -> bool:
@@ -290,7 +286,8 @@ def _constant(leaf: Any) -> bool:
     return isinstance(leaf, (*_CONSTANTS, Tensor))
 
 
-def _holds(leaf: Any, dim: int, batch: int) -> bool:
+def holds(leaf: Any, dim: int, batch: int) -> bool:
+    """Return whether a dimension of a tensor has this many examples."""
     return isinstance(leaf, Tensor) and leaf.dim() > dim and leaf.shape[dim] == batch
 
 
@@ -307,177 +304,3 @@ def _generators() -> list[Tensor]:
 
 def _versions(module: nn.Module) -> list[tuple[int, int]]:
     return [(id(buffer), buffer._version) for buffer in module.buffers()]
-
-
-# --- running one in two parts -------------------------------------------------------------------------------
-
-
-class PickRows(Function):
-    """x -> the chosen rows of x. The gradient of the others is zero."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Rows, layout: Layout, x: Tensor) -> Tensor:
-        ctx.rows, ctx.layout, ctx.shape = rows, layout, x.shape
-        picked = rows.pick(x, layout)
-        # A view of an input could not be changed in place by the block.
-        return picked if picked._base is None else picked.clone()
-
-    @staticmethod
-    @differentiable_once
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        whole = grad.new_zeros(ctx.shape)
-        ctx.rows.place(whole, grad, ctx.layout)
-        return None, None, whole
-
-
-class JoinRows(Function):
-    """The chosen rows and the others -> all rows in order. No gradient goes to the others."""
-
-    @staticmethod
-    def forward(ctx: Any, join: Join, chosen: Tensor, others: Tensor) -> Tensor:
-        ctx.join = join
-        return join.join(chosen, others)
-
-    @staticmethod
-    @differentiable_once
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return None, ctx.join.pick(grad), None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Join:
-    """Which rows of a joined tensor come from where. part: the plan of the rows that have a graph."""
-
-    part: Plan
-    block: Block
-    layout: Layout
-
-    @property
-    def plan(self) -> Plan:
-        """The plan of the whole batch."""
-        return self.part.whole
-
-    def pick(self, grad: Tensor) -> Tensor:
-        """Return the rows that have a graph."""
-        return self.part.rows.pick(grad, self.layout)
-
-    def join(self, chosen: Tensor, others: Tensor) -> Tensor:
-        """Return all rows in the batch's order."""
-        shape = list(chosen.shape)
-        shape[self.layout.dim] = self.plan.batch
-        result = chosen.new_empty(shape)
-        self.part.rows.place(result, chosen, self.layout)
-        self.part.rest.place(result, others, self.layout)
-        return result
-
-
-@dataclass(slots=True, eq=False)
-class Joined:
-    """The last joined tensors of a batch and their parts, so that the next block need not take them apart."""
-
-    part: Plan | None = None
-    parts: dict[int, tuple[Tensor, int, Tensor, Tensor]] = field(default_factory=dict)
-
-    def keep(self, part: Plan, whole: Tensor, chosen: Tensor, others: Tensor) -> None:
-        """Remember the two parts of a tensor; those joined under another plan are forgotten."""
-        if self.part is not part:
-            self.clear()
-            self.part = part
-        self.parts[id(whole)] = (whole, whole._version, chosen, others)
-
-    def find(self, part: Plan, whole: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Return both parts of a tensor, if it is as it was joined from the same rows."""
-        known = self.parts.get(id(whole)) if self.part is part else None
-        if known is None or known[0] is not whole or known[1] != whole._version:
-            return None
-        return known[2], known[3]
-
-    def clear(self) -> None:
-        """Forget everything, and with it the graphs that it holds."""
-        self.part = None
-        self.parts.clear()
-
-
-class UnlikePartsError(Exception):
-    """The parts of a block's result do not fit together."""
-
-
-def run_in_parts(
-    block: Block,
-    part: Plan,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    run: Callable[[Any, Any], Any],
-    joined: Joined,
-) -> Any:
-    """Run a block's chosen rows with a graph and the rest without one; return the joined result.
-
-    part: the plan of the chosen rows. run: runs the block on (args, kwargs) of those rows, under that plan.
-    Raises UnlikePartsError.
-    """
-    leaves, spec = flatten_call(args, kwargs)
-    inputs, outputs = block.signed(spec)
-    kept, left = _divide(leaves, inputs, part, joined)
-    chosen, kept_spec = pytree.tree_flatten(run(*pytree.tree_unflatten(kept, spec)))
-    with without_graph():
-        args, kwargs = pytree.tree_unflatten(left, spec)
-        others, left_spec = pytree.tree_flatten(block.stock(*args, **kwargs))
-    if kept_spec != outputs.spec or left_spec != outputs.spec:
-        raise UnlikePartsError
-    result = [
-        one if dim is None else _join(Join(part, block, Layout(dim, one.dim())), one, other, joined)
-        for one, other, dim in zip(chosen, others, outputs.dims, strict=True)
-    ]
-    return pytree.tree_unflatten(result, kept_spec)
-
-
-def _divide(leaves: Leaves, inputs: Signature, part: Plan, joined: Joined) -> tuple[Leaves, Leaves]:
-    kept, left = list(leaves), list(leaves)
-    for place, (leaf, dim) in enumerate(zip(leaves, inputs.dims, strict=True)):
-        if dim is None:
-            continue
-        known = joined.find(part, leaf)
-        if known is not None:
-            kept[place], left[place] = known
-            continue
-        layout = Layout(dim, leaf.dim())
-        kept[place] = (
-            PickRows.apply(part.rows, layout, leaf)  # type: ignore[no-untyped-call]
-            if leaf.requires_grad
-            else part.rows.pick(leaf, layout)
-        )
-        left[place] = part.rest.pick(leaf.detach(), layout)
-    return kept, left
-
-
-def _join(join: Join, chosen: Any, others: Any, joined: Joined) -> Tensor:
-    dim, rows, rest = join.layout.dim, join.part.rows, join.part.rest
-    if not _holds(chosen, dim, rows.count) or not _holds(others, dim, rest.count):
-        raise UnlikePartsError
-    if _other_sizes(chosen, dim) != _other_sizes(others, dim) or chosen.dtype != others.dtype:
-        raise UnlikePartsError
-    if not chosen.requires_grad:
-        return join.join(chosen, others)
-    whole: Tensor = JoinRows.apply(join, chosen, others)  # type: ignore[no-untyped-call]
-    joined.keep(join.part, whole, chosen, others)
-    return whole
-
-
-def _other_sizes(tensor: Tensor, dim: int) -> tuple[int, ...]:
-    return tuple(tensor.shape[:dim]) + tuple(tensor.shape[dim + 1 :])
-
-
-@contextmanager
-def without_graph() -> Iterator[None]:
-    """Inside, nothing is recorded, and weights that autocast converts are not kept for later use.
-
-    A converted weight that was kept without a graph would be used again, without one, where a gradient is
-    wanted.
-    """
-    cache = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        torch.set_autocast_cache_enabled(cache)

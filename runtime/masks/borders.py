@@ -29,7 +29,6 @@ from gradwarden.runtime.masks.blocks import (
     Block,
     Leaves,
     Signature,
-    UnlikePartsError,
     flatten_call,
     flatten_result,
     unflatten_call,
@@ -37,6 +36,7 @@ from gradwarden.runtime.masks.blocks import (
 )
 from gradwarden.runtime.masks.call import differentiable_once
 from gradwarden.runtime.masks.layout import Layout
+from gradwarden.runtime.masks.parts import UnlikePartsError
 from gradwarden.runtime.masks.plan import Plan
 from gradwarden.runtime.masks.rows import Columns, Rows
 

@@ -6,8 +6,10 @@ that pass, so that layers recomputed in the backward pass (activation checkpoint
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -15,14 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gradwarden.runtime.errors import MaskError
-from gradwarden.runtime.masks.blocks import (
-    Block,
-    Joined,
-    UnlikePartsError,
-    observe,
-    run_in_parts,
-    without_graph,
-)
+from gradwarden.runtime.masks.blocks import Block, observe
 from gradwarden.runtime.masks.borders import (
     ChangedInPlaceError,
     Left,
@@ -34,10 +29,11 @@ from gradwarden.runtime.masks.borders import (
 from gradwarden.runtime.masks.call import Call
 from gradwarden.runtime.masks.detaching import refuse_flow, run_severed
 from gradwarden.runtime.masks.layout import Layout
+from gradwarden.runtime.masks.parts import Joined, UnlikePartsError, frozen, run_in_parts, without_graph
 from gradwarden.runtime.masks.pieces import Piece, floating_outputs, run_piece
 from gradwarden.runtime.masks.places import Places
 from gradwarden.runtime.masks.plan import Plan
-from gradwarden.runtime.masks.planner import Choice, choose, scaling
+from gradwarden.runtime.masks.planner import BlockCost, Choice, choose, scaling
 from gradwarden.runtime.masks.present import Present
 from gradwarden.runtime.masks.rows import Rows
 from gradwarden.runtime.masks.sink import Gauge, Sink
@@ -51,8 +47,9 @@ class Forward(Present):
     run the model together. last: the plan of the last armed forward pass, to be explained. choices: how its
     blocks were run. plain: whether layers are run as they are, because rows lie elsewhere in this pass.
     probing: whether the model is being tried. replaying: whether a backward pass is running, in which layers
-    may be recomputed. scales: whether blocks may be scaled at their borders. given_up: ids of the layers that
-    go the reference way. cut: the tensors that pieces have cut out of the graph.
+    may be recomputed. scales: whether blocks may be scaled at their borders. freezing: whether rows that may
+    not shape a block go through it with its parameters frozen; None: where that pays. given_up: ids of the
+    layers that go the reference way. cut: the tensors that pieces have cut out of the graph.
     """
 
     def __init__(self, places: Places, *, detached: bool, collective: bool) -> None:
@@ -65,6 +62,7 @@ class Forward(Present):
         self.plain = self.probing = self.replaying = False
         self.given_up: frozenset[int] = frozenset()
         self.scales = True
+        self.freezing: bool | None = None
         self.cut: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
         self._joined, self._left = Joined(), Left()
         self._in_part = False
@@ -90,14 +88,16 @@ class Forward(Present):
             self.scales = before
 
     @contextmanager
-    def following(self, plan: Plan) -> Iterator[None]:
-        """Inside, forward passes follow a plan."""
+    def following(self, plan: Plan, freezing: bool = False) -> Iterator[None]:
+        """Inside, forward passes follow a plan. freezing: whether blocks are frozen wherever they can be."""
         before = (self.plan, self.pending)
         self.begin(plan)
+        self.freezing = freezing
         try:
             yield
         finally:
             self.plan, self.pending = before
+            self.freezing = None
 
     def begin(self, plan: Plan, whole_inputs: bool = False) -> None:
         """Bind a plan to the forward pass that starts now."""
@@ -154,8 +154,7 @@ class Forward(Present):
         if not torch.is_grad_enabled() or plan.trivial:
             return site.stock(*args, **kwargs)
         if self.replaying and not self._in_part and site.block is not None:
-            # Recomputed by a checkpoint within the block, which was given some of the rows.
-            plan = plan.ways.get(site.block) or plan
+            plan = self._recomputed(plan, site.block)
         if not site.own & ~plan.plainly:
             return site.stock(*args, **kwargs)
         if len(args) != 1 or kwargs:
@@ -188,9 +187,12 @@ class Forward(Present):
         try:
             if outer is plan:
                 return self._run_part(block, part, args, kwargs)
-            return run_in_parts(
-                block, outer, args, kwargs, lambda a, k: self._run_part(block, part, a, k), self._joined
-            )
+            runs = [
+                lambda a, k: self._run_part(block, part, a, k),
+                lambda a, k: self._run_frozen(block, a, k),
+            ]
+            partition = part.partition or plan.divide(outer.rows, outer.rows)
+            return run_in_parts(block, partition, args, kwargs, runs, self._joined)
         except UnlikePartsError:
             block.give_up("its result does not look like those that the probe has seen")
             plan.ways[block] = plan
@@ -212,21 +214,11 @@ class Forward(Present):
         if plan.grid is not None:
             fault = "its rows hold several examples"
         if block not in plan.ways:
-            mask = block.own | block.before
-            chosen = plan if plan.grid is None else plan.examples
-            choice = choose(block.name, chosen, block.own, mask, cost, fault)
-            forced = self.probing and choice.way == "slice" and not fault and not plan.reach(mask).whole
-            split = choice.way == "split" or forced
-            way = None if choice.way == "stop" else plan.part(plan.reach(mask)) if split else plan
             # What a unit shapes is taken from layers, which must see the gradients that are its
             # own; so must a gauge, which looks at layers.
             by_layer = plan.units is not None or plan.whole.gauge is not None
-            even = way is not None and not by_layer and way.reach(mask).whole
-            if way is not None and even and not fault and self.scales:
-                costs = self._places.costs
-                way = (scaled(way, block.own, costs) if scalable(block, args, kwargs) else None) or way
-            plan.ways[block] = way
-            self.choices[block.name] = scaling(choice) if way is not None and way.plainly else choice
+            even = not (by_layer or fault) and self.scales and scalable(block, args, kwargs)
+            plan.ways[block] = self._choose(plan, block, cost, fault, even)
         elif fault and plan.ways[block] not in (None, plan):
             block.give_up(fault)
             raise MaskError(
@@ -234,6 +226,39 @@ class Forward(Present):
                 help="repeat the step: from now on the block is run in one piece",
             )
         return plan.ways[block]
+
+    def _choose(self, plan: Plan, block: Block, cost: BlockCost, fault: str, even: bool) -> Plan | None:
+        """Return what `_part` returns, by cost. even: whether a block can be run plainly between borders."""
+        mask, costs = block.own | block.before, self._places.costs
+        chosen, reach = plan if plan.grid is None else plan.examples, plan.reach(mask)
+        opened = self._open(plan, block, reach) if even else None
+        if opened is not None and self.freezing:
+            cost = replace(cost, size=sys.maxsize)
+        choice = choose(block.name, chosen, block.own, mask, cost, fault, opened is not None)
+        way: Plan | None = None
+        if opened is not None and choice.way == "freeze":
+            way = scaled(plan.part(opened), block.own, costs)
+            if way is not None:
+                way.partition = plan.divide(opened, reach)
+            else:
+                choice = choose(block.name, chosen, block.own, mask, cost, fault)
+        if way is None and choice.way != "stop":
+            forced = self.probing and choice.way == "slice" and not fault and not reach.whole
+            way = plan.part(reach) if choice.way == "split" or forced else plan
+            if even and way.reach(mask).whole:
+                way = scaled(way, block.own, costs) or way
+        self.choices[block.name] = scaling(choice) if way is not None and way.plainly else choice
+        return way
+
+    def _open(self, plan: Plan, block: Block, reach: Rows) -> Rows | None:
+        """Return the rows that may shape a block, where the others could go through it frozen.
+
+        reach: those that may shape it or what is before it.
+        """
+        if self.freezing is False or self.detached or block.recomputed or plan.whole.examples is not plan:
+            return None
+        rows = plan.shapers(block.own)
+        return None if rows is None or rows.empty or rows.count >= reach.count else rows
 
     def _run_part(self, block: Block, part: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a block under the plan of the rows that it is given, within borders if they are scaled."""
@@ -263,6 +288,16 @@ class Forward(Present):
         finally:
             self._plan, self._in_part, self.quiet.now = before, False, quiet
 
+    def _run_frozen(self, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a block with its parameters frozen, on rows that may not shape it."""
+        in_part, quiet = self._in_part, self.quiet.now
+        self._in_part = self.quiet.now = True
+        try:
+            with frozen(block):
+                return block.stock(*args, **kwargs)
+        finally:
+            self._in_part, self.quiet.now = in_part, quiet
+
     def answer_piece(self, piece: Piece, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a module that is differentiated as a piece: plainly, or by itself under the present plan."""
         if self._recorder is not None:
@@ -284,13 +319,24 @@ class Forward(Present):
         if any(self._unit_home(plan, p) is not None for p in piece.parameters):
             return piece.stock(*args, **kwargs)  # a unit's gradients are then taken by plain autograd
         if self.replaying and not self._in_part and piece.block is not None:
-            plan = plan.ways.get(piece.block) or plan
+            plan = self._recomputed(plan, piece.block)
         if not piece.own & ~plan.plainly:
             return piece.stock(*args, **kwargs)
         rows = {p: self._rows(plan, p) for p in piece.parameters}
         counting = {p: own for p, own in rows.items() if not own.empty}
         homes = [self._band(p) for p in counting] if plan.whole.gauge is not None else ()
         return run_piece(piece, plan, counting, args, kwargs, self.cut, homes)
+
+    def _recomputed(self, plan: Plan, block: Block) -> Plan:
+        """Return the plan of what is recomputed within a block, which may have been given some rows only."""
+        block.recomputed = True
+        part = plan.ways.get(block) or plan
+        if part.partition is None:
+            return part
+        raise MaskError(
+            f"layers of the block `{block.name}` are recomputed, and were not when it was probed",
+            help="repeat the step: from now on no row goes through the block with its parameters frozen",
+        )
 
     def _pass(self, site: Site | Piece) -> None:
         site.before |= self._reached

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from gradwarden.runtime.masks.blocks import JoinRows
 from gradwarden.runtime.masks.borders import BorderRows, ScaledPlan
 from gradwarden.runtime.masks.layers import OPERATIONS
+from gradwarden.runtime.masks.parts import JoinRows
 from gradwarden.runtime.masks.pieces import PieceRows
 from gradwarden.runtime.masks.trial import tolerance
 

@@ -43,6 +43,19 @@ class Mode:
     gauge: Gauge | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Partition:
+    """The parts of a batch that go through a block one by one.
+
+    plan: of the whole batch. rows: of each part; every row is in one. graphs: how many of the parts have a
+    graph; those come first.
+    """
+
+    plan: Plan
+    rows: tuple[Rows, ...]
+    graphs: int
+
+
 class Plan:
     """How the backward pass of one armed batch weighs rows.
 
@@ -64,12 +77,14 @@ class Plan:
     gauge: is shown the gradients of the whole batch, layer by layer, which then weigh them.
 
     plainly: the bands whose parameters need no weighing, as a bit mask, inside a block whose gradients are
-    scaled at its border (`borders`); outer: the plan around it.
+    scaled at its border (`borders`); outer: the plan around it. partition: the parts of the batch that the
+    block is run in, where these rows are one and others go through it with its parameters frozen.
     """
 
     owners: Tensor | None = None
     grid: tuple[int, int] | None = None
     outer: Plan | None = None
+    partition: Partition | None = None
     plainly = 0
     gauge: Gauge | None = None
     units: Tensor | None = None
@@ -96,7 +111,6 @@ class Plan:
         self.units = units
         self.unit_count = 0 if units is None or not len(units) else int(units.max()) + 1
         self.public = weights if units is None else weights * (units < 0)[:, None]
-        self._relative = relative(weights, factors)
         self._owned: dict[tuple[int | None, int | None], tuple[Rows, tuple[Owners | None, ...]]] = {}
         self._unit_rows: dict[int, tuple[Rows, ...]] = {}
         shaped = () if units is None else weights[units >= 0].gt(0).any(dim=0).nonzero().flatten().tolist()
@@ -111,14 +125,14 @@ class Plan:
                 Rows(column, awaited=wait) for column, wait in zip(scaled.unbind(dim=1), awaited, strict=True)
             )
             self._step = Columns(classes, class_factors)
-        self.every = Rows(torch.ones(len(weights), dtype=torch.float64, device="cpu"))
-        self.rows = self.every if rows is None else rows
+        self._given = rows
         self.examples = self
         self._reach: dict[int, Rows] = {}
         self._flow: dict[tuple[int, int], Rows] = {}
         self._rows: dict[tuple[bool, ...], Rows] = {}
         self._bits: list[int] | None = None
         self._parts: dict[bytes, Plan] = {}
+        self._partitions: dict[tuple[bytes, bytes], Partition] = {}
         self.ways: dict[object, Plan | None] = {}
 
     @classmethod
@@ -145,6 +159,34 @@ class Plan:
             )
         return self._parts[key]
 
+    def divide(self, open: Rows, reach: Rows) -> Partition:
+        """Return the parts of the whole batch: open rows, the others of those that reach, and all others.
+
+        The first two have a graph. The same parts for the same rows.
+        """
+        key = (open.chosen.numpy().tobytes(), reach.chosen.numpy().tobytes())
+        if key not in self._partitions:
+            parts = [open]
+            if open.count < reach.count:
+                opened = set(open.chosen.tolist())
+                parts.append(Rows.of(self.batch, [row for row in reach.chosen.tolist() if row not in opened]))
+            graphs = len(parts)
+            if not reach.whole:
+                parts.append(reach.others())
+            self._partitions[key] = Partition(self, tuple(parts), graphs)
+        return self._partitions[key]
+
+    def shapers(self, mask: int) -> Rows | None:
+        """Return the examples that may shape the bands whose bits are set; None where these are not alike."""
+        bands = [band for band in range(mask.bit_length()) if mask >> band & 1]
+        if not bands:
+            return None
+        first, *others = bands
+        opened = self.columns[first] > 0 if others else None
+        if opened is not None and any(not np.array_equal(opened, self.columns[k] > 0) for k in others):
+            return None
+        return self.bands[first]
+
     def spread(self, owners: Tensor) -> Plan:
         """Return the plan of rows that belong to this plan's examples.
 
@@ -167,6 +209,21 @@ class Plan:
     @property
     def batch(self) -> int:
         return len(self.weights)
+
+    @cached_property
+    def every(self) -> Rows:
+        """See the class."""
+        return Rows.of(self.batch, range(self.batch))
+
+    @cached_property
+    def rows(self) -> Rows:
+        """See the class."""
+        return self.every if self._given is None else self._given
+
+    @cached_property
+    def _relative(self) -> Tensor:
+        """The weights over the factors [B, bands]."""
+        return relative(self.weights, self.factors)
 
     @cached_property
     def columns(self) -> FloatArray:
@@ -328,6 +385,7 @@ class _SpreadPlan(Plan):
         self.rest = examples.rest.spread(self._owners)
         self._spread: dict[int, tuple[Rows, Rows]] = {}
         self._parts = {}
+        self._partitions = {}
         self.ways = {}
 
     def per_row(self, values: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """Trying the fused engine on the real model before it is trusted.
 
 On the first armed forward pass, three examples of the batch are run plainly; the gradients of each example's
-loss say where its rows lie in the output of every supported layer. Then the engine runs them under random and
-under staircase weights, and its gradients are compared with the weighted sum of plain per-example gradients.
-The losses are random linear functionals of the model's outputs.
+loss say where its rows lie in the output of every supported layer. Then the engine runs them under random
+weights, and with blocks divided in every way, and its gradients are compared with the weighted sum of plain
+per-example gradients. The losses are random linear functionals of the model's outputs.
 
 Where the engine detaches (`detaching`), the gradients of an example are those of a plain run in which the
 layers of its closed bands are given detached inputs; and every parameter, frozen ones too, must be used by
@@ -26,6 +26,7 @@ from gradwarden.runtime.masks.graph import coarsest, uses
 from gradwarden.runtime.masks.layers import Embedding
 from gradwarden.runtime.masks.layout import Layout, candidates, confirmed
 from gradwarden.runtime.masks.pieces import Piece
+from gradwarden.runtime.masks.plan import Plan
 from gradwarden.runtime.masks.recorder import Recorder
 from gradwarden.runtime.masks.sites import Site
 from gradwarden.runtime.masks.trial import SIZES, Trial, TrialError, refuse_dependence, tolerance, untouched
@@ -273,22 +274,28 @@ def _compare(
     engine: Differentiation, trial: Trial, located: Located, reference: Sequence[dict[int, Tensor]]
 ) -> None:
     """Raise TrialError unless the engine gives the weighted sum of the reference gradients."""
-    rows = torch.ones(SIZES[1], dtype=torch.bool, device="cpu")
-    for weights in _trial_weights(engine.bands.count):
+    for weights, freezing in _trial_weights(engine.bands.count):
         if engine.forward.detached:
             reference = _severed_gradients(engine, trial, located, weights)
         plan = engine.plan(weights)
-        with engine.forward.following(plan):
+        with engine.forward.following(plan, freezing):
             losses = _losses(trial.run(_EXAMPLES), located)
             rounding = coarsest(losses)
-            try:
-                got: dict[int, Tensor] = {}
-                for parameter, gradient in engine.gradients(plan, losses, 1.0, rows):
-                    previous = got.get(id(parameter))
-                    got[id(parameter)] = dense(gradient) if previous is None else previous + gradient
-            except RuntimeError as error:
-                raise TrialError(f"the backward pass failed: {' '.join(str(error).split())[:200]}") from error
+            got = _engine_gradients(engine, plan, losses)
         _check(engine, weights, got, reference, rounding)
+
+
+def _engine_gradients(engine: Differentiation, plan: Plan, losses: Tensor) -> dict[int, Tensor]:
+    """Return the weighted gradients that the engine gives, by parameter id."""
+    rows = torch.ones(SIZES[1], dtype=torch.bool, device="cpu")
+    got: dict[int, Tensor] = {}
+    try:
+        for parameter, gradient in engine.gradients(plan, losses, 1.0, rows):
+            previous = got.get(id(parameter))
+            got[id(parameter)] = dense(gradient) if previous is None else previous + gradient
+    except RuntimeError as error:
+        raise TrialError(f"the backward pass failed: {' '.join(str(error).split())[:200]}") from error
+    return got
 
 
 def _check(
@@ -338,16 +345,20 @@ def check_gradients(
             )
 
 
-def _trial_weights(bands: int) -> Iterator[Tensor]:
-    """Yield random weights with zeros and without, then a staircase: all bands, the shallower half, none."""
+def _trial_weights(bands: int) -> Iterator[tuple[Tensor, bool]]:
+    """Yield weights to try, and whether blocks are frozen for examples that may not shape them.
+
+    Random ones with zeros and without, then 1 in all bands, in the deeper half, in none.
+    """
     generator = torch.Generator().manual_seed(_SEED)
     values = torch.tensor([0.0, 0.25, 0.5, 1.0, 1.5], dtype=torch.float64, device="cpu")
-    yield values[torch.randint(len(values), (SIZES[1], bands), generator=generator, device="cpu")]
-    yield values[torch.randint(1, len(values), (SIZES[1], bands), generator=generator, device="cpu")]
-    staircase = torch.zeros(SIZES[1], bands, dtype=torch.float64, device="cpu")
-    staircase[0] = 1.0
-    staircase[1, : (bands + 1) // 2] = 1.0
-    yield staircase
+    for least in (0, 1):
+        drawn = torch.randint(least, len(values), (SIZES[1], bands), generator=generator, device="cpu")
+        yield values[drawn], False
+    halves = torch.zeros(SIZES[1], bands, dtype=torch.float64, device="cpu")
+    halves[0] = 1.0
+    halves[1, bands // 2 :] = 1.0
+    yield halves, True
 
 
 def _losses(outputs: Sequence[Tensor], located: Located) -> Tensor:

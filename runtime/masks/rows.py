@@ -78,11 +78,19 @@ class Rows:
         rows.idle = self.idle
         return rows
 
+    @classmethod
+    def of(cls, batch: int, chosen: Sequence[int]) -> Rows:
+        """Return chosen examples of a batch, in order, with weight 1."""
+        rows = cls.__new__(cls)
+        ends = (chosen[0], chosen[-1]) if chosen else None
+        rows._set(batch, torch.tensor(chosen, dtype=torch.int64, device="cpu"), None, 1.0, ends)
+        rows.idle = rows.empty
+        return rows
+
     def others(self) -> Rows:
         """Return the examples that are not chosen, with weight 1."""
-        left = torch.ones(self.batch, dtype=torch.float64, device="cpu")
-        left[self.chosen] = 0.0
-        return Rows(left)
+        chosen = set(self.chosen.tolist())
+        return Rows.of(self.batch, [row for row in range(self.batch) if row not in chosen])
 
     def pick(self, tensor: Tensor, layout: Layout) -> Tensor:
         """Return the chosen examples' rows; a view where they are adjacent."""

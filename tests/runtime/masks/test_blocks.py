@@ -1,4 +1,4 @@
-"""Blocks that run in two parts: gradients stay what they are, and work that a mask forbids is not done."""
+"""Blocks that run in parts: gradients stay what they are, and work that a mask forbids is not done."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ WIDTH, TOKENS, WORDS = 8, 3, 7
 def always_in_parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let a second call of a block cost nothing, so that small ones are run in parts as well."""
     monkeypatch.setitem(planner.CALL_COST, "cpu", 0.0)
+    monkeypatch.setitem(planner.FREEZING_COST, "cpu", 0.0)
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     yield
@@ -184,6 +185,86 @@ def test_gradients_are_those_of_each_example_alone(
         assert_equal(step(engine, model, weights, words), wanted(model, weights, words))
 
 
+@pytest.mark.parametrize("kind", ["plain", "loose", "tuple", "twice"])
+@settings(max_examples=4)
+@given(st.lists(st.lists(weight, min_size=5, max_size=5), min_size=2, max_size=5))
+def test_any_example_may_shape_any_block(kind: str, drawn: list[list[float]]) -> None:
+    torch.manual_seed(len(drawn))
+    model, weights = Model(kind), torch.tensor(drawn)
+    words = torch.randint(WORDS, (len(drawn), TOKENS))
+    engine = make_engine(model, bands_of(model), "fused")
+    if weights.any():
+        assert_equal(step(engine, model, weights, words), wanted(model, weights, words))
+
+
+MIXED = torch.tensor([[1.0, 1, 0, 1, 1], [1, 0, 0.5, 1, 1], [1, 1, 1, 0, 0], [1, 1, 0, 1, 0]])
+"""Every block is open to some examples and passed through by others; what lies before it is closed to two."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_of_every_kind_are_passed_through_by_those_who_may_not_shape_them(kind: str) -> None:
+    torch.manual_seed(0)
+    model = Model(kind)
+    words = torch.randint(WORDS, (4, TOKENS))
+    engine = make_engine(model, bands_of(model), "fused")
+    for _ in range(2):
+        assert_equal(step(engine, model, MIXED, words), wanted(model, MIXED, words))
+    found = [ways(engine)[f"blocks.{number}"] for number in range(3)]
+    if kind == "inner checkpoint":  # what is recomputed later is not frozen then
+        assert found == ["split", "slice", "slice"]
+    else:
+        assert found == ["freeze" if kind == "twice" else "split", "freeze", "freeze"]
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_block_whose_bands_are_open_to_different_examples_is_not_frozen() -> None:
+    torch.manual_seed(0)
+    model = Model()
+    names = [name for name, _ in model.named_parameters()]
+    groups = ["head.", "blocks.2.up", "blocks.2.", "blocks.1.", "blocks.0.", "words."]
+    home = {name: next(k for k, group in enumerate(groups) if name.startswith(group)) for name in names}
+    bands = tuple(Band(g, (), tuple(n for n in names if home[n] == k)) for k, g in enumerate(groups))
+    weights, words = torch.ones(4, 6), torch.randint(WORDS, (4, TOKENS))
+    weights[:2, 1] = weights[1:3, 2] = 0.0
+    engine = make_engine(model, bands, "fused")
+    step(engine, model, weights, words)
+    assert ways(engine)["blocks.2"] == "slice"
+    weights[:, 1] = weights[:, 2]
+    step(engine, model, weights, words)
+    assert ways(engine)["blocks.2"] == "freeze"
+
+
+def test_layers_that_are_recomputed_later_on_refuse_the_step_and_the_next_is_exact() -> None:
+    torch.manual_seed(0)
+    model, words = Model(), torch.randint(WORDS, (4, TOKENS))
+    engine = make_engine(model, bands_of(model), "fused")
+    step(engine, model, MIXED, words)
+    model.blocks[1].kind = "inner checkpoint"
+    with pytest.raises(MaskError, match=r"`blocks\.1` are recomputed"):
+        step(engine, model, MIXED, words)
+    assert_equal(step(engine, model, MIXED, words), wanted(model, MIXED, words))
+    assert [ways(engine)[f"blocks.{number}"] for number in range(3)] == ["split", "slice", "freeze"]
+
+
+def test_a_block_that_fails_is_left_trainable() -> None:
+    torch.manual_seed(0)
+    model, words = Model(), torch.randint(WORDS, (4, TOKENS))
+    engine = make_engine(model, bands_of(model), "fused")
+    step(engine, model, MIXED, words)
+    trained = []
+
+    def fail(module: nn.Module, args: tuple[Any, ...]) -> None:
+        trained.append(module.weight.requires_grad)
+        if not trained[-1]:
+            raise ValueError("broken")
+
+    model.blocks[1].up.register_forward_pre_hook(fail)
+    with pytest.raises(ValueError, match="broken"):
+        step(engine, model, MIXED, words)
+    assert trained == [True, False]
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_blocks_of_every_kind_are_run_in_parts(kind: str) -> None:
     torch.manual_seed(0)
@@ -301,6 +382,24 @@ def test_only_the_arithmetic_that_the_mask_leaves_is_done(depths: list[int], lef
         flops(governed)  # the engine looks at batches 1, 2 and 4 more closely
     share = flops(governed) / flops(plain)
     assert share == pytest.approx(left, abs=0.03)
+
+
+def test_who_may_not_shape_a_block_costs_no_gradients_of_its_parameters() -> None:
+    torch.manual_seed(0)
+    model, weights = Model(), torch.ones(4, 5)
+    weights[torch.tensor([0, 2, 3]), torch.tensor([1, 2, 2])] = 0.0  # the third block once, the second twice
+    words = torch.randint(WORDS, (4, 64))
+    engine = make_engine(model, bands_of(model), "fused")
+
+    def governed() -> None:
+        step(engine, model, weights, words)
+
+    for _ in range(4):
+        flops(governed)
+    share = flops(governed) / flops(lambda: losses_of(model, words).sum().backward())
+    assert list(ways(engine).values())[:3] == ["scale", "freeze", "freeze"]
+    products = 8 / (8 + 4 * 64 / WIDTH / 2)  # of a block's multiplications; the others are of attention
+    assert share == pytest.approx(1 - products * 3 / 4 / 9, abs=0.03)
 
 
 def test_a_block_too_small_for_a_second_call_is_run_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gradwarden.runtime.masks.plan import Plan
-from gradwarden.runtime.masks.planner import CALL_COST, BlockCost, Choice, band_choices, choose
+from gradwarden.runtime.masks.planner import CALL_COST, FREEZING_COST, BlockCost, Choice, band_choices, choose
 
 LARGE = BlockCost(size=10**6, positions=128, device="cpu")
 SMALL = BlockCost(size=100, positions=1, device="cpu")
@@ -46,6 +46,20 @@ def test_a_block_that_cannot_be_divided_says_why() -> None:
     choice = chosen(plan_of((1, 1, 1), (1, 0, 0)), fault="it changes its own buffers")
     assert choice.way == "slice"
     assert choice.reason == "it is not run in parts: it changes its own buffers"
+
+
+def test_who_may_not_shape_a_block_passes_through_it_frozen_where_that_pays() -> None:
+    rows = [(1, 1, 1), (1, 0, 1), (1, 0, 0)]
+    worth = int(FREEZING_COST["cpu"])
+    large, small = BlockCost(worth, 1, "cpu"), BlockCost(worth - 1, 1, "cpu")
+    choice = choose("blocks.0", plan_of(*rows), OWN, OWN | BEFORE, large, "", True)
+    assert (choice.way, choice.rows, choice.work) == ("freeze", 2, 0.5)
+    assert choice.reason == (
+        "1 may shape something before it, but not itself; 1 may shape neither it nor anything before it"
+    )
+    assert choose("blocks.0", plan_of(*rows), OWN, OWN | BEFORE, small, "", True).way == "split"
+    assert choose("blocks.0", plan_of(*rows[:2]), OWN, OWN | BEFORE, small, "", True).way == "slice"
+    assert choose("blocks.0", plan_of(*rows[:2]), OWN, OWN | BEFORE, large, "a fault", True).way == "slice"
 
 
 @pytest.mark.parametrize("device", sorted(CALL_COST))
