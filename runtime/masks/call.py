@@ -28,6 +28,10 @@ SPARE = 0.2
 class Parameters(Protocol):
     """The gradients of a layer's weight and bias in one call, to be computed for any rows."""
 
+    @property
+    def grad(self) -> Tensor:
+        """The gradient of the layer's output."""
+
     def summed(self, rows: Rows | None, bias_rows: Rows | None) -> tuple[Tensor | None, Tensor | None]:
         """Return the weighted sums over the rows given for weight and bias; None for None."""
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -31,6 +31,8 @@ _KEY, _BLOCK = 32, 16
 """Bytes of a key, and of what the cipher works on."""
 _CHUNK = 1 << 17
 """Numbers drawn at once: they and what they are made from stay in the cache."""
+_SENT = 1 << 23
+"""Numbers that are sent to another device at once."""
 
 
 class NoiseSource(Protocol):
@@ -50,6 +52,7 @@ class FastNoise:
     def __init__(self, seed: int | None = None, rank: int = 0) -> None:
         self._bits = _Bits(os.urandom(_KEY) if seed is None else _key(seed, rank))
         self._uniform = torch.empty(_CHUNK, dtype=torch.float32, device="cpu")
+        self._least = torch.tensor(2.0**-31, dtype=torch.float32, device="cpu")
 
     def fill(self, target: Tensor) -> None:
         """See `NoiseSource`."""
@@ -65,7 +68,7 @@ class FastNoise:
         words = torch.frombuffer(self._bits.draw(8 * pairs), dtype=torch.int32)
         radius, angle = self._uniform[: 2 * pairs].copy_(words).view(2, pairs)
         # In [2^-31, 1], closely spaced near 0: the logarithm of 0 is not finite.
-        radius.abs_().add_(1.0).mul_(2.0**-31).log_().mul_(-2.0).sqrt_()
+        torch.add(self._least, radius.abs_(), alpha=2.0**-31, out=radius).log_().mul_(-2.0).sqrt_()
         angle.mul_(math.pi * 2.0**-31)
         rest = len(part) - pairs
         torch.cos(angle, out=part[:pairs]).mul_(radius)
@@ -123,22 +126,45 @@ def add_noise(sums: GradientSum, sigma: float, source: NoiseSource, copy: int = 
     copies: how many processes hold sums for the same elements, which are then added up. Each noises a part of
     the elements, `copy` (from 0) says which: so every element is noised once.
     """
-    for total in sums.values():
-        flat = total.reshape(-1)
-        start, end = (len(flat) * place // copies for place in (copy, copy + 1))
-        _noise_vector(flat[start:end], sigma, source)
+    flats = [(total, total.reshape(-1)) for total in sums.values()]
+    own = [_share(flat, copy, copies) for _, flat in flats]
+    for window in _windows(own):
+        sizes = [len(part) for part in window]
+        drawn = torch.empty(sum(sizes), dtype=window[0].dtype, device="cpu")
+        source.fill(drawn)
+        pieces = torch.split_with_sizes(drawn.to(window[0].device), sizes)
+        for part, piece in zip(window, pieces, strict=True):
+            part.add_(piece, alpha=sigma)
+    for total, flat in flats:
         if not total.is_contiguous():
             total.copy_(flat.view(total.shape))
 
 
-def _noise_vector(vector: Tensor, sigma: float, source: NoiseSource) -> None:
-    size = _CHUNK if vector.device.type == "cpu" else len(vector)
-    memory = torch.empty(min(size, len(vector)), dtype=vector.dtype, device="cpu")
-    for start in range(0, len(vector), max(size, 1)):
-        part = vector[start : start + size]
-        drawn = memory[: len(part)]
-        source.fill(drawn)
-        part.add_(drawn.to(vector.device), alpha=sigma)
+def _share(flat: Tensor, copy: int, copies: int) -> Tensor:
+    start, end = (len(flat) * place // copies for place in (copy, copy + 1))
+    return flat[start:end]
+
+
+def _windows(vectors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield parts of vectors, in turn: as many as numbers are drawn for at once.
+
+    Parts that are handed out together lie on one device, at one precision. So the many short sums of a model
+    take one draw, not one each.
+    """
+    window: list[Tensor] = []
+    room, kind = 0, None
+    for vector in vectors:
+        while len(vector):
+            if not room or kind != (vector.device, vector.dtype):
+                if window:
+                    yield window
+                window, kind = [], (vector.device, vector.dtype)
+                room = _CHUNK if vector.device.type == "cpu" else _SENT
+            part, vector = vector[:room], vector[room:]
+            window.append(part)
+            room -= len(part)
+    if window:
+        yield window
 
 
 def add_to_gradients(sums: GradientSum, normaliser: float) -> None:

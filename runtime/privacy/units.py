@@ -21,13 +21,15 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from gradwarden.policy.context import FloatArray
 from gradwarden.runtime.errors import PrivacyError
 from gradwarden.runtime.masks.call import Call, Parameters
 from gradwarden.runtime.masks.rows import Rows
-from gradwarden.runtime.masks.unitwise import Unitwise, clip_factor, squared_norm
+from gradwarden.runtime.masks.unitwise import Unitwise, clip_factor, clip_factors, squared_norm
 from gradwarden.runtime.privacy.clipping import (
     GradientSum,
     Group,
@@ -48,6 +50,11 @@ class _Use:
     parameters: Parameters
     weight: Tensor | None
     bias: Tensor | None
+
+    @property
+    def narrow(self) -> bool:
+        """Whether a sum over all units, which a kernel rounds to half precision, may pass their bounds."""
+        return torch.finfo(self.parameters.grad.dtype).bits < 32
 
     def unitwise(self) -> dict[Tensor, Unitwise]:
         """Return the gradients by unit."""
@@ -109,6 +116,7 @@ class UnitSums:
     ) -> None:
         checked_units(units, len(weights))
         self._units = tuple(units)
+        self._clips = np.array([unit.clip for unit in units], dtype=np.float64)
         self._weights = weights
         self._bands = bands
         self._groups = tuple(groups)
@@ -200,31 +208,37 @@ class UnitSums:
 
     def _finish(self, pending: _Pending) -> None:
         """Clip and sum what the calls of a group have given, and let go of it."""
-        bounds = [unit.clip * pending.group.share for unit in self._units]
+        bounds = self._clips * pending.group.share
         clusters, pending.uses = _clusters(pending.uses), []
         if len(clusters) == len(clusters[0]) == 1:
             self._clip_layer(clusters[0][0].unitwise(), bounds)
             return
-        squares = [0.0] * len(bounds)
+        squares = sum(map(self._squares, clusters), start=np.zeros(len(bounds)))
         for uses in clusters:
-            found = self._squares(uses)
-            squares = [known + more for known, more in zip(squares, found, strict=True)]
-        for use in (use for uses in clusters for use in uses):
-            parameters = [p for p in (use.weight, use.bias) if p is not None]
-            eps = max(torch.finfo(wide(p)).eps for p in parameters)
-            factors = [clip_factor(s, bound, eps) for s, bound in zip(squares, bounds, strict=True)]
-            for parameter, part in use.weighed(factors):
-                self._sum(parameter).add_(part.to(wide(parameter)))
+            self._add(uses, squares, bounds)
 
-    def _clip_layer(self, gradients: Mapping[Tensor, Unitwise], bounds: Sequence[float]) -> None:
+    def _add(self, uses: Sequence[_Use], squares: FloatArray, bounds: FloatArray) -> None:
+        """Add the gradients of calls that share parameters, clipped by the norms of their whole group."""
+        parameters = {p: None for use in uses for p in (use.weight, use.bias) if p is not None}
+        factors = clip_factors(squares, bounds, max(torch.finfo(wide(p)).eps for p in parameters))
+        if not any(use.narrow for use in uses):
+            for parameter, part in (pair for use in uses for pair in use.weighed(factors.tolist())):
+                self._sum(parameter).add_(part.to(wide(parameter)))
+        elif len(uses) == 1:
+            for parameter, by_unit in uses[0].unitwise().items():
+                by_unit.add(self._sum(parameter), factors)
+        else:
+            for unit, factor in enumerate(factors.tolist()):
+                for parameter, part in _of_unit(uses, unit).items() if factor else ():
+                    self._sum(parameter).add_(part, alpha=factor)
+
+    def _clip_layer(self, gradients: Mapping[Tensor, Unitwise], bounds: FloatArray) -> None:
         """Add the clipped gradients of a layer that is clipped by itself: the largest ones as they come."""
         if not gradients:
             return
         largest = max(gradients, key=lambda p: p.numel())
-        others = [0.0] * len(bounds)
-        for parameter, by_unit in gradients.items():
-            if parameter is not largest:
-                others = [known + more for known, more in zip(others, by_unit.squares(), strict=True)]
+        smaller = [by_unit.squares() for parameter, by_unit in gradients.items() if parameter is not largest]
+        others = sum(smaller, start=np.zeros(len(bounds)))
         factors = gradients[largest].clip(self._sum(largest), others, bounds)
         for parameter, by_unit in gradients.items():
             if parameter is not largest:
@@ -236,19 +250,22 @@ class UnitSums:
             self._sums |= zeros([parameter])
         return self._sums[parameter]
 
-    def _squares(self, uses: Sequence[_Use]) -> list[float]:
+    def _squares(self, uses: Sequence[_Use]) -> FloatArray:
         """Return the squared norm of each unit's gradient over calls that share parameters."""
         if len(uses) == 1:
-            found = [by_unit.squares() for by_unit in uses[0].unitwise().values()]
-            return [sum(each) for each in zip(*found, strict=True)] or [0.0] * len(self._units)
-        squares = []
-        for unit in range(len(self._units)):
-            gradient: GradientSum = {}
-            for parameter, part in (pair for use in uses for pair in use.of_unit(unit)):
-                known = gradient.get(parameter)
-                gradient[parameter] = part.to(wide(parameter)) if known is None else known.add_(part)
-            squares.append(sum(map(squared_norm, gradient.values())))
-        return squares
+            found = (by_unit.squares() for by_unit in uses[0].unitwise().values())
+            return sum(found, start=np.zeros(len(self._units)))
+        units = range(len(self._units))
+        return np.array([sum(map(squared_norm, _of_unit(uses, unit).values())) for unit in units])
+
+
+def _of_unit(uses: Sequence[_Use], unit: int) -> GradientSum:
+    """Return the gradient of one unit over calls that share parameters."""
+    gradient: GradientSum = {}
+    for parameter, part in (pair for use in uses for pair in use.of_unit(unit)):
+        known = gradient.get(parameter)
+        gradient[parameter] = part.to(wide(parameter)) if known is None else known.add_(part)
+    return gradient
 
 
 def add_units(

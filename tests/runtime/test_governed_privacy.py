@@ -55,10 +55,10 @@ def noise_of(parameters: list[Tensor], sigma: float, steps: int = 1) -> list[Ten
     """The noise of the last of some steps, drawn as the governor draws it."""
     source = FastNoise(SEED)
     for _ in range(steps):
-        drawn = [torch.zeros(p.numel(), dtype=p.dtype) for p in parameters]
-        for vector in drawn:
-            source.fill(vector)
-    return [vector.view(p.shape) * sigma for p, vector in zip(parameters, drawn, strict=True)]
+        drawn = torch.zeros(sum(p.numel() for p in parameters), dtype=parameters[0].dtype)
+        source.fill(drawn)
+    parts = drawn.split([p.numel() for p in parameters])
+    return [part.view(p.shape) * sigma for p, part in zip(parameters, parts, strict=True)]
 
 
 def clipped(lab, governor, rows: list[int], weights: list[float], inputs: Tensor) -> list[Tensor]:

@@ -283,6 +283,14 @@ def test_noise_is_normal_and_never_the_same(source, dtype):
     assert not torch.equal(drawn, other)
 
 
+def test_noise_is_the_same_however_a_model_is_divided_into_parameters():
+    whole = torch.zeros(150_000)
+    parts = torch.zeros(150_000).split([3, 140_000, 9_996, 1])
+    add_noise({whole: whole}, 2.0, FastNoise(7))
+    add_noise({part: part for part in parts}, 2.0, FastNoise(7))
+    assert torch.equal(torch.cat(parts), whole)
+
+
 def test_noise_of_sums_on_whatever_layout_is_the_same():
     rows, columns = torch.zeros(300, 500), torch.zeros(500, 300).t()
     for total in (rows, columns):

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -18,8 +19,9 @@ from torch.nn import functional
 
 from gradwarden.policy.program import Band
 from gradwarden.runtime.errors import PrivacyError
+from gradwarden.runtime.masks import unitwise
 from gradwarden.runtime.masks.engine import Engine, make_engine
-from gradwarden.runtime.masks.layers import row_convolution
+from gradwarden.runtime.masks.layers import layer_norm, row_convolution
 from gradwarden.runtime.privacy.clipping import Clipping, Group, Unit, clip_groups
 from gradwarden.runtime.privacy.units import UnitSums, add_units
 
@@ -188,7 +190,9 @@ def test_sums_of_the_one_pass_equal_those_of_plain_autograd(name, clipping, data
         return
     columns = {band: bench.members[band] for band in within}
     wanted = plain(bench, units, weights, columns, clip_groups(bench.model, columns, clipping))
-    sink, grads = bench.sums(units, weights, within, clipping)
+    one_by_one = 0 if data.draw(st.booleans()) else 1 << 10
+    with patch.object(unitwise, "_SMALL", one_by_one), patch.object(layer_norm, "_LARGE", one_by_one):
+        sink, grads = bench.sums(units, weights, within, clipping)
     for p, total in wanted.items():
         torch.testing.assert_close(sink.sums[p], total, rtol=1e-9, atol=1e-13)
     public = weights * torch.tensor(owner).lt(0)[:, None]
@@ -233,8 +237,9 @@ def test_gradients_of_convolutions_too_large_to_keep_are_clipped_one_by_one(clip
 
 
 @pytest.mark.parametrize("clipping", ["flat", "band", "layer"])
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])
-def test_a_unit_moves_the_sum_by_its_clip_at_most_in_single_precision(clipping, scale):
+@pytest.mark.parametrize(("scale", "small"), [(1e-3, 0), (1.0, 1 << 10), (1e6, 0)])
+def test_a_unit_moves_the_sum_by_its_clip_at_most_in_single_precision(clipping, scale, small, monkeypatch):
+    monkeypatch.setattr(unitwise, "_SMALL", small)
     bench = Bench("tokens")
     bench.model.float()
     bench.model.head.weight.data *= scale
@@ -244,9 +249,47 @@ def test_a_unit_moves_the_sum_by_its_clip_at_most_in_single_precision(clipping, 
     assert math.sqrt(square) <= 0.5
 
 
+class Half(nn.Module):
+    """Layers that are wide enough for rounding to show; where tied, one of them is used twice."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.up, self.norm = nn.Linear(48, 96), nn.LayerNorm(96)
+        self.down, self.tied = nn.Linear(96, 48, bias=False), tied
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.down(torch.tanh(self.norm(self.up(x))))
+        return self.up(h) if self.tied else h
+
+
 @pytest.mark.parametrize("clipping", ["flat", "layer"])
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_unit_that_is_not_finite_counts_as_zero_and_spoils_no_other(clipping, value):
+@pytest.mark.parametrize(("autocast", "tied"), [(True, False), (False, False), (True, True)])
+@pytest.mark.parametrize("places", [4, 200])  # norms from products between places, and from gradients
+def test_a_unit_of_half_precision_layers_is_clipped_to_its_bound_and_no_further(
+    clipping, autocast, tied, places
+):
+    torch.manual_seed(0)
+    model, x = Half(tied), torch.randn(3, places, 48)
+    if not autocast:
+        model, x = model.bfloat16(), x.bfloat16()
+    columns = {0: list(model.parameters())}
+    groups = clip_groups(model, columns, clipping)
+    sink = UnitSums([Unit((1,), 0.01)], torch.ones(3, 1, dtype=torch.float64), columns, groups)
+    engine = make_engine(model, [Band("all", (), tuple(n for n, _ in model.named_parameters()))], "fused")
+    engine.arm(torch.ones(3, 1, dtype=torch.float64), units=sink.members())
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        losses = 100.0 * model(x).float().square().mean((1, 2))
+    engine.backward(losses, 1.0, rows=sink.members() < 0, sink=sink)
+    sink.check()
+    for group in groups:
+        square = sum(float(sink.sums[p].double().square().sum()) for p in group.parameters)
+        assert 0.999 * 0.01 * group.share <= math.sqrt(square) <= 0.01 * group.share
+
+
+@pytest.mark.parametrize("clipping", ["flat", "layer"])
+@pytest.mark.parametrize(("value", "small"), [(math.nan, 0), (math.inf, 1 << 10)])
+def test_a_unit_that_is_not_finite_counts_as_zero_and_spoils_no_other(clipping, value, small, monkeypatch):
+    monkeypatch.setattr(unitwise, "_SMALL", small)
     weights = torch.ones(ROWS, 2, dtype=torch.float64)
     others = [Unit((row,), 0.05) for row in (0, 2, 3)]
     wanted, public = Bench("pictures").sums(

@@ -21,7 +21,10 @@ from gradwarden.runtime.masks.call import (
 from gradwarden.runtime.masks.layers.operation import stock_forward
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.rows import Rows
-from gradwarden.runtime.masks.unitwise import Owners, Stacked, Unitwise, rows_first
+from gradwarden.runtime.masks.unitwise import Owners, Stacked, Unitwise, over_places, rows_first
+
+_LARGE = 1 << 14
+"""Elements of a row for which a call of a kernel costs little."""
 
 
 class LayerNormRows(Function):
@@ -100,16 +103,42 @@ class _Parameters:
         grad, x, mean, rstd = (
             rows_first(tensor, rows, self.layout, rank) for tensor in (self.grad, *self.row_wise)
         )
-        dtype = torch.promote_types(mean.dtype, torch.float32)
-        weight = bias = None
-        if owners is not None:
-            centred = x.to(dtype).sub(mean).mul_(grad).flatten(2)
-            weight = Stacked(
-                torch.bmm(rstd.to(dtype).flatten(1)[:, None], centred).view(-1, *x.shape[2:]), owners
-            )
-        if bias_owners is not None:
-            bias = Stacked(grad.sum(1, dtype=dtype), bias_owners)
-        return weight, bias
+        wanted = (owners is not None, bias_owners is not None)
+        weight, bias = _by_row(grad, (x, mean, rstd), _shapes(self.affine), wanted)
+        return (
+            None if owners is None or weight is None else Stacked(weight, owners),
+            None if bias_owners is None or bias is None else Stacked(bias, bias_owners),
+        )
+
+
+def _by_row(
+    grad: Tensor,
+    row_wise: tuple[Tensor, Tensor, Tensor],
+    affine: tuple[Tensor, Tensor | None],
+    wanted: tuple[bool, bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients of weight and bias [rows, *shape] of each row, as far as wanted.
+
+    grad: [rows, T, *shape]. row_wise: x, like it; mean and rstd, [rows, T, …, 1].
+    """
+    x, mean, rstd = row_wise
+    dtype = torch.promote_types(mean.dtype, torch.float32)
+    if _row_is_large(x) and {grad.dtype, x.dtype, mean.dtype, affine[0].dtype} == {dtype}:
+        each = zip(grad, *row_wise, strict=True)
+        found = [_gradients(own, others, affine, [False, *wanted])[1:] for own, *others in each]
+        weights, biases = zip(*found, strict=True)
+        return torch.stack(weights) if wanted[0] else None, torch.stack(biases) if wanted[1] else None
+    weight = None
+    if wanted[0]:
+        centred = x.to(dtype).sub(mean).mul_(grad).flatten(2)
+        weight = torch.bmm(rstd.to(dtype).flatten(1)[:, None], centred).view(-1, *x.shape[2:])
+    bias = over_places(grad.to(dtype).flatten(2)).view(-1, *x.shape[2:]) if wanted[1] else None
+    return weight, bias
+
+
+def _row_is_large(x: Tensor) -> bool:
+    """Return whether the stock kernel is faster at each row than arithmetic on all of them at once."""
+    return x.device.type == "cpu" and len(x) > 0 and x[0].numel() >= _LARGE
 
 
 def _even(rows: Rows) -> bool:

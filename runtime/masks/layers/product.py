@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.rows import Rows
-from gradwarden.runtime.masks.unitwise import Owners, Products, Stacked, Unitwise, rows_first
+from gradwarden.runtime.masks.unitwise import Owners, Stacked, Unitwise, over_places, products, rows_first
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,11 +32,11 @@ class ProductParameters:
     ) -> tuple[Unitwise | None, Unitwise | None]:
         """See `Parameters`."""
         grad = rows_first(self.grad, rows, self.layout, 1)
-        bias = None if bias_owners is None else Stacked(grad.sum(1), bias_owners)
+        bias = None if bias_owners is None else Stacked(over_places(grad), bias_owners)
         if owners is None:
             return None, bias
         x = rows_first(self.x, rows, self.layout, 1)
-        return Products(x, grad, owners) if self.transposed else Products(grad, x, owners), bias
+        return products(x, grad, owners) if self.transposed else products(grad, x, owners), bias
 
 
 def matrix(tensor: Tensor) -> Tensor:

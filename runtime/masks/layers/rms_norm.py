@@ -14,7 +14,7 @@ from gradwarden.runtime.masks.call import Call, differentiable_once, scaled
 from gradwarden.runtime.masks.layers.operation import stock_forward
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.rows import Rows
-from gradwarden.runtime.masks.unitwise import Owners, Stacked, Unitwise, rows_first
+from gradwarden.runtime.masks.unitwise import Owners, Stacked, Unitwise, over_places, rows_first
 
 
 class RMSNormRows(Function):
@@ -67,7 +67,8 @@ class _Parameters:
         rank = self.weight.dim()
         normal, _ = _normalise(rows_first(self.x, rows, self.layout, rank), rank, self.eps)
         grad = rows_first(self.grad, rows, self.layout, rank)
-        return Stacked((grad.to(normal.dtype) * normal).sum(1), owners), None
+        found = over_places(normal.mul_(grad).flatten(2))
+        return Stacked(found.view(-1, *self.weight.shape), owners), None
 
 
 def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gradwarden.policy.context import FloatArray
 from gradwarden.runtime.masks.unitwise import OneByOne, Owners, Stacked, Unitwise
 
 _MANY_CHANNELS = 64
@@ -125,7 +126,7 @@ class _Large(OneByOne):
     def _each(self) -> Iterator[tuple[int, Tensor]]:
         memory, other = self._windows.empty(), None
         lines = memory.unbind()
-        for unit, (first, *others), (weight, *weights) in self._owners.members():
+        for unit, (first, *others), (weight, *weights) in self._owners.members:
             self._windows.form(first, iter(lines))
             if weight != 1.0:
                 memory.mul_(weight)
@@ -143,17 +144,17 @@ class _Turned:
     gradients: Unitwise
     shape: torch.Size
 
-    def squares(self) -> list[float]:
+    def squares(self) -> FloatArray:
         """See `Unitwise`."""
         return self.gradients.squares()
 
-    def add(self, total: Tensor, factors: Sequence[float]) -> None:
+    def add(self, total: Tensor, factors: FloatArray) -> None:
         """See `Unitwise`."""
         found = self._none(total)
         self.gradients.add(found, factors)
         total += self._turned(found)
 
-    def clip(self, total: Tensor, others: Sequence[float], bounds: Sequence[float]) -> list[float]:
+    def clip(self, total: Tensor, others: FloatArray, bounds: FloatArray) -> FloatArray:
         """See `Unitwise`."""
         found = self._none(total)
         factors = self.gradients.clip(found, others, bounds)
