@@ -5,6 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 
 from gradwarden.policy.checking.walk import Node, children, signals_of
+from gradwarden.policy.known_signals import BY_NAME
 from gradwarden.policy.linting.possible import possible
 from gradwarden.policy.linting.subject import Report, SourcedRule, Subject
 from gradwarden.policy.program import (
@@ -18,6 +19,7 @@ from gradwarden.policy.program import (
     Modulation,
     Not,
     Or,
+    Waiver,
 )
 from gradwarden.policy.source import Span
 from gradwarden.policy.syntax import tree as s
@@ -47,6 +49,8 @@ def lint_privacy(subject: Subject, report: Report) -> None:
     counted = pairs <= MAX_PAIRS and any(
         word in file.source.text for file in subject.files for word in ("exposure", COPIES)
     )
+    for rule in [rule for rule in private if rule.is_hard][:1]:
+        _given_signals(subject, report, rule)
     for rule in private:
         _terms(report, rule)
         if rule.is_hard and isinstance(rule.rule, Limit) and counted:
@@ -90,13 +94,41 @@ def _exposures(subject: Subject, report: Report, private: SourcedRule, limit: Li
     """Report a guarantee that is void: what is learned depends on how often examples were drawn before."""
     counting = [rule.item.name.text for rule in subject.rules if _counts_exposures(subject, rule, limit)]
     if counting:
-        shown = [f"`{name}`" for name in counting[:_SHOWN]]
-        if len(counting) > _SHOWN:
-            shown.append(f"{len(counting) - _SHOWN} more")
-        listed = " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
-        message = f"{listed} may count the exposures of examples under `{limit.name}`"
+        message = f"{_listed(counting)} may count the exposures of examples under `{limit.name}`"
         help = "that voids the guarantee: exclude private examples there, or limit by `at most N epochs`"
         report.add("GW525", message, private.name, help)
+
+
+def _given_signals(subject: Subject, report: Report, private: SourcedRule) -> None:
+    """Report signals that rules go by and the loop hands over: they may be computed from anything."""
+    given = {signal.name for signal in subject.program.signals} - BY_NAME.keys()
+    read = {rule.item.name.text: _read(subject, rule) & given for rule in subject.rules} if given else {}
+    going = [name for name, signals in read.items() if signals]
+    if going:
+        named = _listed(sorted(set().union(*read.values())))
+        message = (
+            f"{_listed(going)} may tell public examples of private ones: what the loop hands over as {named} "
+            "may be computed from anything"
+        )
+        help = (
+            "go by signals that the governor measures; or see to it that each value depends on its own "
+            "example and the model alone, and say so in a comment that allows this"
+        )
+        report.add("GW549", message, private.name, help)
+
+
+def _listed(names: list[str]) -> str:
+    shown = [f"`{name}`" for name in names[:_SHOWN]]
+    if len(names) > _SHOWN:
+        shown.append(f"{len(names) - _SHOWN} more")
+    return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
+
+
+def _read(subject: Subject, rule: SourcedRule) -> set[str]:
+    """Return the signals that a rule goes by."""
+    scaled = rule.rule.scalings if isinstance(rule.rule, Modulation) else ()
+    found = {scaling.signal for scaling in scaled}
+    return found.union(*(signals_of(condition) for condition, _ in _effects(subject, rule)))
 
 
 def _counts_exposures(subject: Subject, rule: SourcedRule, limit: Limit) -> bool:
@@ -115,10 +147,7 @@ def _counts_exposures(subject: Subject, rule: SourcedRule, limit: Limit) -> bool
 
 
 def _reads_copies(subject: Subject, rule: SourcedRule) -> bool:
-    scaled = rule.rule.scalings if isinstance(rule.rule, Modulation) else ()
-    return any(scaling.signal == COPIES for scaling in scaled) or any(
-        COPIES in signals_of(condition) for condition, _ in _effects(subject, rule)
-    )
+    return COPIES in _read(subject, rule)
 
 
 def _reads_exposures(condition: Condition) -> bool:
@@ -139,7 +168,7 @@ def _effects(subject: Subject, rule: SourcedRule) -> list[tuple[Condition, tuple
     match rule.rule:
         case Limit(clauses=clauses):
             return [(clause.when, clause.caps) for clause in clauses]
-        case Grant(when=when) | Modulation(when=when):
+        case Grant(when=when) | Modulation(when=when) | Waiver(when=when):
             return [(when, everywhere)]
         case _:
             return []

@@ -90,6 +90,7 @@ RULES = (
     _warning("GW545", "premature-guard", "a memorization rule that holds before anything is measured"),
     _warning("GW547", "refuses-everything", "a rule that refuses every example at any time"),
     _warning("GW548", "idle-maintenance", "a `maintain` rule for a band that no rule grants"),
+    _warning("GW549", "given-signal", "a rule that goes by a signal of the loop's, under privacy rules"),
 )
 """Every lint rule, by code."""
 

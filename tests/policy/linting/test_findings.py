@@ -257,37 +257,40 @@ def test_rules_that_are_said_to_do_nothing_do_nothing_in_a_long_campaign(
             "curriculum c { in one reach shallow  in three reach all }",
             [],
         ),
-        # privacy
+        # privacy; `settle` goes by `loss`, a signal of the loop's (GW549)
         (
             "privacy p { when kind == b  within shallow  epsilon 3  delta 1e-6  clip 1  unit who }\n"
             "retain r { when kind == b  at most 3 exposures }",
-            ["GW525"],
+            ["GW525", "GW549"],
         ),
         (
             "signals { copies : integer 0..100 default 0 }\n"
             "privacy p { when kind == b  within shallow  epsilon 3  delta 1e-6  clip 1  unit who }\n"
             'suppress r { when kind == a and copies > 3  because "r" }',
-            ["GW525"],
+            ["GW525", "GW549"],
         ),
         (
             "privacy p { when kind == b  within shallow  epsilon 3  delta 1e-6  clip 1  unit who }\n"
             "retain r { when kind == a  at most 3 exposures }",
-            [],
+            ["GW549"],
         ),
         (
             "privacy p { when kind == b  within shallow  epsilon 3  delta 1e-6  clip 1  unit who }\n"
             'suppress r { when exposures > 3  cap deep at 0  because "it is closed to p anyway" }',
-            [],
+            ["GW549"],
         ),
         (
             "privacy p { when kind == b  within shallow  epsilon 3  delta 1e-6  clip 1  unit who }\n"
             "advisory retain r { when kind == b  at most 3 exposures }",
-            [],
+            ["GW549"],
         ),
-        ("privacy p { when kind == b  within shallow  epsilon 10  delta 0.001  clip 1  unit who }", []),
+        (
+            "privacy p { when kind == b  within shallow  epsilon 10  delta 0.001  clip 1  unit who }",
+            ["GW549"],
+        ),
         (
             "privacy p { when kind == b  within shallow  epsilon 10.1  delta 0.0011  clip 1  unit who }",
-            ["GW526", "GW527"],
+            ["GW526", "GW527", "GW549"],
         ),
         # effects
         ("memorization m { when loss < 1 refuse }", []),
@@ -329,6 +332,40 @@ def test_rules_that_are_said_to_do_nothing_do_nothing_in_a_long_campaign(
 )  # fmt: skip
 def test_findings_of_rules(rules: str, expected: list[str]) -> None:
     assert sorted(codes(rules)) == expected
+
+
+PRIVATE = "privacy p { when kind == b  within shallow  epsilon 3  delta 1e-6  clip 1  unit who }\n"
+READ_ALL = USES.split("modulate")[0]
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        ("modulate m { scale deep by loss from 1 to 0.5 }\n" + PRIVATE, ["GW549"]),
+        ("let lost = loss > 3\nsuppress m { when lost and kind == a  because \"r\" }\n" + PRIVATE, ["GW549"]),
+        ("memorization m { when loss < 0.5  cap deep at 0 }\n" + PRIVATE, ["GW549"]),
+        (
+            "memorization m { when loss < 0.5  cap deep at 0 }\n" + PRIVATE + PRIVATE.replace(" p ", " q "),
+            ["GW549"],
+        ),
+        ("memorization m { when loss < 0.5  cap deep at 0 }\n", []),
+        ("memorization m { when loss < 0.5  cap deep at 0 }\nadvisory " + PRIVATE, ["GW528"]),
+        ("let lost = loss > 3\n" + PRIVATE, ["GW511"]),
+        (
+            "memorization m { when loss < 0.5  cap deep at 0 }\n"
+            "# gradwarden: allow GW549 because the loss is the example's own\n" + PRIVATE,
+            [],
+        ),
+        (
+            "signals { loss_ratio : number 0..10 default 1 }\n"
+            "memorization m { when loss_ratio < 0.5 cap deep at 0 }\n" + PRIVATE,
+            ["GW509"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_signal_of_the_loop_voids_a_privacy_claim(rules: str, expected: list[str]) -> None:
+    found = parse_policy(HEAD + READ_ALL + rules).warnings
+    assert sorted(warning.code for warning in found) == expected
 
 
 def test_a_condition_that_the_checker_has_judged_is_told_once() -> None:
