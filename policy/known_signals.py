@@ -71,6 +71,12 @@ KNOWN_SIGNALS: tuple[KnownSignal, ...] = (
         "the exposures so far of the example and its near-duplicates together",
         "`Measuring(clusters=…)`, which copies are of one text; else each example is by itself",
     ),
+    KnownSignal(
+        "comings", "0", "1000000", "0",
+        "how often the example and its near-duplicates came so far, learned from or not; above the number of "
+        "the epoch: more often than once an epoch",
+        "as `copies`",
+    ),
 )  # fmt: skip
 
 BY_NAME = {signal.name: signal for signal in KNOWN_SIGNALS}

@@ -23,10 +23,10 @@ class Admission:
     """What was decided of one step.
 
     Of the batch of all processes: admitted (the decisions), verdict, active (the bands that are reached or
-    noised), recorded and private (bool [N]: what the ledger mentions; what a privacy rule covers and has
-    weight). Of this process's examples, those in `own`: decisions, weights (float64 [B, bands]), units (the
-    private ones), hold_outs (int64 [B]: of how many tokens one is held out, 0 for none). refusal: why the
-    step cannot be let through, None where it can.
+    noised), recorded, covered and private (bool [N]: what the ledger mentions; what a privacy rule covers;
+    what of that has weight). Of this process's examples, those in `own`: decisions, weights (float64
+    [B, bands]), units (the private ones), hold_outs (int64 [B]: of how many tokens one is held out,
+    0 for none). refusal: why the step cannot be let through, None where it can.
     """
 
     context: Context
@@ -34,6 +34,7 @@ class Admission:
     verdict: str
     active: tuple[str, ...]
     recorded: npt.NDArray[np.bool_]
+    covered: npt.NDArray[np.bool_]
     private: npt.NDArray[np.bool_]
     own: slice
     decisions: Sequence[Decision]
@@ -68,6 +69,7 @@ def admit(run: Run, context: Context, batch: IntArray, own: slice) -> Admission:
         verdict=step_verdict({VERDICTS[code] for code in admitted.verdicts.tolist()}),
         active=() if refusal is not None else _active(run, admitted),
         recorded=~covered | (not joined.budgets.withholds),
+        covered=covered,
         private=covered & admitted.micro.any(axis=1),
         own=own,
         decisions=decisions,

@@ -357,7 +357,7 @@ class Proposal:
 
     def take_losses(self, parts: Sequence[Part]) -> None:
         """Take what all ranks have measured for that of the step, and remember it by example."""
-        self._measures.take(parts, self.batch, self._starts)
+        self._measures.take(parts, self.batch, self._starts, self._admission.covered)
 
     def restore(self) -> None:
         """Put generators and buffers back as they were before the step; drop its gradients."""

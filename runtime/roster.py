@@ -137,6 +137,10 @@ class Roster:
         """Return how often each example has shaped the model, earlier places of the same batch included."""
         return self._exposures.counts(rows) + occurrence(rows)
 
+    def clusters(self, rows: IntArray) -> IntArray:
+        """Return the number of the cluster of near-duplicates that each row is in, int64 [rows]."""
+        return rows if self._copies is None else self._copies.clusters(rows)
+
     def copies(self, rows: IntArray) -> IntArray:
         """Return how often each example and its near-duplicates have shaped the model, counted alike."""
         return self.exposures(rows) if self._copies is None else self._copies.counts(rows)

@@ -18,6 +18,7 @@ from gradwarden.policy import compile_policy, load_policy
 from gradwarden.policy.context import FloatArray
 from gradwarden.policy.evaluation.arrays import BoolArray
 from gradwarden.runtime import Governor, Ledger, ModelMap, Signer
+from gradwarden.runtime.options import Privacy
 from gradwarden.runtime.privacy.accounting import JointPlan, PrivacyRule, privacy_rules
 from gradwarden.runtime.privacy.sampling import MixedSampler
 
@@ -86,7 +87,9 @@ def train(policy: str, ward: Ward, inside: BoolArray, effort: Effort, seed: int)
     before = _margins(model, ward)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     normaliser = float(effort.batch + effort.rate * ward.canaries / 2)
-    terms = {"privacy": plan, "normaliser": normaliser}
+    # The sampler's rows are patients, canaries that stay outside among them, and so no places in a data set.
+    privacy = None if plan is None else Privacy(plan, on_trust=["sampling"])
+    terms = {"privacy": privacy, "normaliser": normaliser}
     with (
         TemporaryDirectory() as folder,
         Governor(program, model, optimizer, ledger=_ledger(Path(folder)), **terms) as governor,

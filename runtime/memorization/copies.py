@@ -40,12 +40,13 @@ class CopyCounter:
 
     def counts(self, rows: IntArray) -> IntArray:
         """Return the exposures of each row's cluster so far, earlier places of the same batch included."""
-        clusters = self._numbers_of(rows)
+        clusters = self.clusters(rows)
         return self._counts.counts(clusters) + occurrence(clusters)
 
     def commit(self, rows: IntArray) -> None:
         """Count one exposure for each row of a committed step."""
-        self._counts.commit(self._numbers_of(rows))
+        self._counts.commit(self.clusters(rows))
 
-    def _numbers_of(self, rows: IntArray) -> IntArray:
+    def clusters(self, rows: IntArray) -> IntArray:
+        """Return the number of each row's cluster."""
         return np.fromiter((self._of_row[row] for row in rows.tolist()), dtype=np.int64, count=len(rows))

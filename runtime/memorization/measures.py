@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 from torch import nn
 
 from gradwarden.policy.context import FloatArray, IntArray
 from gradwarden.policy.program import Program, SignalSpec
 from gradwarden.runtime.errors import ExampleError, MaskError
+from gradwarden.runtime.memorization.comings import ComingCounter
 from gradwarden.runtime.memorization.gradient_gauge import GradientGauge, measured_at
 from gradwarden.runtime.memorization.latest import LatestValues
 from gradwarden.runtime.memorization.losses import LossReference
@@ -61,6 +63,7 @@ class Measures:
         self._bands = 0
         self.references = LossReference()
         self._falls = LossTrajectory()
+        self._comings = ComingCounter(roster)
         self._kept: dict[str, _Kept] = {
             GRADIENT_NORM: NormOutliers(),
             PARAMETER_NORM: NormOutliers(),
@@ -114,6 +117,8 @@ class Measures:
                 return self._falls.signal(rows)
             case "copies":
                 return self._roster.copies(rows)
+            case "comings":
+                return self._comings.signal(rows)
             case _:
                 kept = self._kept.get(name)
                 return None if kept is None else kept.signal(rows)
@@ -126,8 +131,9 @@ class Measures:
             [self._given.get(name, np.nan) for name in self._roster.names(rows)], dtype=np.float64
         )
 
-    def observe(self, rows: IntArray, readings: Readings) -> None:
-        """Remember what a step has measured. rows: of its whole batch."""
+    def observe(self, rows: IntArray, readings: Readings, private: npt.NDArray[np.bool_]) -> None:
+        """Remember what a step has measured. rows: of its whole batch; private: which privacy rules cover."""
+        self._comings.came(rows[~private])
         for name, (places, values) in readings.items():
             if name == LOSS:
                 own = rows[places]
@@ -141,7 +147,12 @@ class Measures:
         """Return all that is remembered, by id, as plain data; what the ledger holds is left out."""
         ids = list(self._roster.known())
         state = {name: kept.state_dict(ids) for name, kept in self._kept.items()}
-        return {"losses": self.references.state_dict(ids), "loss_fall": self._falls.state_dict(ids), **state}
+        return {
+            "losses": self.references.state_dict(ids),
+            "loss_fall": self._falls.state_dict(ids),
+            "comings": self._comings.state_dict(ids),
+            **state,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what another run of the same examples remembered; they must be known already.
@@ -152,6 +163,7 @@ class Measures:
         try:
             self.references.load_state_dict(state["losses"], rows)
             self._falls.load_state_dict(state["loss_fall"], rows)
+            self._comings.load_state_dict(state["comings"], rows)
             for name, kept in self._kept.items():
                 kept.load_state_dict(state[name], rows)
         except KeyError as error:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from gradwarden.policy.context import IntArray
@@ -91,11 +93,16 @@ class StepMeasures:
         """Return all readings of this process."""
         return self._readings.joined()
 
-    def take(self, parts: Sequence[Part], batch: IntArray, starts: Sequence[int]) -> None:
-        """Take what all ranks have measured for that of the step, and remember it by example."""
+    def take(
+        self, parts: Sequence[Part], batch: IntArray, starts: Sequence[int], covered: npt.NDArray[np.bool_]
+    ) -> None:
+        """Take what all ranks have measured for that of the step, and remember it by example.
+
+        covered: of the batch, which examples privacy rules cover.
+        """
         readings = join_readings(parts, starts)
         self._losses = readings[LOSS][1].tolist() if LOSS in readings else []
-        self._measures.observe(batch, readings)
+        self._measures.observe(batch, readings, covered)
 
     @property
     def mean_loss(self) -> float | None:

@@ -38,6 +38,7 @@ from gradwarden.runtime.privacy.clipping import (
 )
 from gradwarden.runtime.privacy.conditions import (
     check_conditions,
+    check_sampling,
     check_signals,
     check_trust,
     decides_by_epoch,
@@ -78,6 +79,8 @@ class BudgetBook:
         check_trust(privacy.on_trust)
         check_conditions(program, privacy.on_trust)
         _check_plan(rules, privacy.plan, normaliser)
+        if rules and rank == 0:  # the process that holds all to the draws
+            check_sampling(privacy.sampler is not None, privacy.on_trust)
         self._privacy = privacy
         self._plan = privacy.plan
         self._bands = program.band_names

@@ -26,10 +26,11 @@ from gradwarden.policy.program import (
 )
 from gradwarden.runtime.errors import PrivacyError
 
-Trust: TypeAlias = Literal["exposures", "signals"]
-"""What a caller may answer for: that decisions by exposures, or by signals given, do not depend on draws."""
+Trust: TypeAlias = Literal["exposures", "signals", "sampling"]
+"""What a caller may answer for: that decisions by exposures, or by signals given, do not depend on draws;
+that private units are drawn by Poisson sampling at the planned rate."""
 
-TRUSTS: tuple[Trust, ...] = ("exposures", "signals")
+TRUSTS: tuple[Trust, ...] = ("exposures", "signals", "sampling")
 
 COPIES = "copies"
 
@@ -57,6 +58,17 @@ def check_conditions(program: Program, on_trust: Collection[str]) -> None:
             f"`{name}` may decide by {by}, which depends on the steps that private examples were drawn for",
             help="exclude private examples there (`and not …`), limit by `at most N epochs` or a date, or "
             'answer for it with `on_trust=["exposures"]`, which the ledger records',
+        )
+
+
+def check_sampling(sampled: bool, on_trust: Collection[str]) -> None:
+    """Raise PrivacyError where no sampler holds steps to its draws and nobody answers for them."""
+    if not sampled and "sampling" not in on_trust:
+        raise PrivacyError(
+            "nothing shows that private examples are drawn by Poisson sampling, which epsilon is reckoned by",
+            help="pass `Privacy(plan, sampler=…)` and `dataset=`, to which each step is then held, or answer "
+            'for it with `on_trust=["sampling"]`, which the ledger records; a shuffled loader is no Poisson '
+            "sampling",
         )
 
 

@@ -17,7 +17,8 @@ from gradwarden.policy import Context, parse_policy
 from tests.docs.pages import DOCS, ROOT
 
 PAGE = (DOCS / "requirements.md").read_text("utf-8")
-TESTS = sorted(set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PAGE)))
+PRIVACY = (DOCS / "privacy.md").read_text("utf-8")
+TESTS = sorted(set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PAGE + PRIVACY)))
 
 HEADER = "policy p version 1 language 1\n"
 RIGHTS = "examples { rights : one of open, unknown  source : string  trial : bool }\n"

@@ -86,7 +86,7 @@ def test_private_examples_are_clipped_and_noised_alike(lab: Any, device: torch.d
     def run(where: torch.device, name: str) -> list[Tensor]:
         model = lab.model().to(where)
         plan = JointPlan.for_noise(privacy_rules(lab.program(text)), 0.01, noise_multiplier=4.0)
-        privacy = Privacy(plan, noise_seed=11)
+        privacy = Privacy(plan, on_trust=["sampling"], noise_seed=11)
         options: dict[str, Any] = {"privacy": privacy, "normaliser": 4.0, "engine": engine}
         with lab.governor(text, model, name=name, **options) as governor, governor.step(examples) as proposal:
             proposal.backward(lab.losses(model, lab.inputs(3).to(where)))
@@ -109,7 +109,7 @@ def test_a_default_device_of_the_callers_changes_nothing(lab: Any, engine: str) 
         model = lab.model()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)  # AdamW makes tensors of its own
         plan = JointPlan.for_noise(privacy_rules(lab.program(text)), 0.01, noise_multiplier=4.0)
-        privacy = Privacy(plan, noise_seed=11)
+        privacy = Privacy(plan, on_trust=["sampling"], noise_seed=11)
         options: dict[str, Any] = {"privacy": privacy, "normaliser": 4.0, "engine": engine}
         torch.set_default_device(default)
         try:

@@ -287,7 +287,11 @@ def test_private_steps_are_pulled_after_their_noise(lab):
     gradients = {}
     for rule in ("", "maintain base { within shallow  strength 2 }"):
         plan = JointPlan.for_noise(privacy_rules(lab.program(text + rule)), 0.01, noise_multiplier=4.0)
-        options = {"privacy": Privacy(plan, noise_seed=11), "normaliser": 4.0, "name": f"private{bool(rule)}"}
+        options = {
+            "privacy": Privacy(plan, on_trust=["sampling"], noise_seed=11),
+            "normaliser": 4.0,
+            "name": f"private{bool(rule)}",
+        }
         governor = lab.governor(text + rule, **options)
         anchor = values(governor, "shallow")
         lab.step(governor, lab.batch("b"))

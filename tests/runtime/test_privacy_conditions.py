@@ -32,8 +32,9 @@ def text(lab) -> str:
 def open_run(lab, text: str, **options: Any) -> Any:
     """A governor for a text; `options` are its own and those of `Privacy`."""
     plan = JointPlan.for_noise(privacy_rules(lab.program(text)), RATE, 4.0)
+    trusted = [] if "sampler" in options else ["sampling"]
     private = {field.name: options.pop(field.name) for field in fields(Privacy) if field.name in options}
-    privacy = Privacy(plan, **{"noise_seed": 1, **private})
+    privacy = Privacy(plan, **{"noise_seed": 1, "on_trust": trusted, **private})
     return lab.governor(text, privacy=privacy, normaliser=4.0, **options)
 
 
@@ -54,7 +55,7 @@ def open_run(lab, text: str, **options: Any) -> Any:
 def test_a_policy_whose_decisions_depend_on_draws_is_refused_unless_it_is_answered_for(lab, text, rule, by):
     with pytest.raises(PrivacyError, match=f"may decide by `?{by}`?, which depends on the steps"):
         open_run(lab, text + rule, name="refused")
-    governor = open_run(lab, text + rule, on_trust=["exposures"])
+    governor = open_run(lab, text + rule, on_trust=["exposures", "sampling"])
     governor.close()
     assert lab.bodies("opened")[0]["privacy"][0]["on_trust"] == "exposures sampling"
     assert lab.verify().ok
@@ -113,12 +114,21 @@ def test_a_change_to_a_policy_that_decides_by_epochs_is_refused_where_the_openin
         governor.change_policy(lab.program(text + "retain few { when ok  at most 3 epochs }", model))
 
 
-def test_signals_that_the_caller_gives_are_refused_unless_answered_for(lab, text):
-    guarded = text + "signals { odd : number 0..1 default 0 }\nsuppress odd_ones { when odd > 0.5 }"
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "suppress odd_ones { when odd > 0.5 }",
+        "let strange = odd > 0.5\ndepth odd_ones { when not strange and kind == c  reach deep }",
+        "modulate steady { when kind == a  scale shallow by odd from 1 to 0.5 }",
+        "memorization known { when odd > 0.5 and kind == a  refuse }",
+    ],
+)
+def test_signals_that_the_caller_gives_are_refused_unless_answered_for(lab, text, rule):
+    guarded = text + "signals { odd : number 0..1 default 0 }\n" + rule
     governor = open_run(lab, guarded, name="refused")
     with pytest.raises(PrivacyError, match="`odd` is given by the caller"):
         governor.step(lab.batch("a"), signals={"odd": 0.1}).__enter__()
-    governor = open_run(lab, guarded, on_trust=["signals"])
+    governor = open_run(lab, guarded, on_trust=["signals", "sampling"])
     assert lab.step(governor, lab.batch("a"), signals={"odd": 0.1}).committed
     governor.close()
     assert lab.bodies("opened")[0]["privacy"][0]["on_trust"] == "sampling signals"
@@ -164,6 +174,13 @@ def test_steps_of_the_samplers_draws_are_taken_and_sampling_is_not_on_trust(lab,
     governor.close()
     assert lab.bodies("opened")[0]["privacy"][0]["on_trust"] == ""
     assert lab.verify().ok
+
+
+def test_a_run_without_a_sampler_is_refused_unless_answered_for(lab, text):
+    with pytest.raises(PrivacyError, match="drawn by Poisson sampling"):
+        open_run(lab, text, on_trust=[])
+    open_run(lab, text, on_trust=["sampling"], name="trusted").close()
+    assert lab.bodies("opened", "trusted")[0]["privacy"][0]["on_trust"] == "sampling"
 
 
 def test_private_examples_that_were_not_drawn_or_left_out_are_refused(lab, text):

@@ -582,7 +582,9 @@ def recorded(laboratory, tmp_path_factory, run_signer) -> Any:
     plan = JointPlan.for_noise(privacy_rules(lab.program(text)), 0.01, 4.0)
 
     def train() -> Any:
-        governor = lab.governor(text, privacy=Privacy(plan, on_trust=["exposures"]), normaliser=4.0)
+        governor = lab.governor(
+            text, privacy=Privacy(plan, on_trust=["exposures", "sampling"]), normaliser=4.0
+        )
         for _ in range(3):
             lab.step(governor, [*lab.batch("abd"), lab.example("late", gone="2026-05-01")])
         return governor

@@ -454,7 +454,8 @@ def private_options(
 ) -> Privacy:
     """What a governor needs for privacy rules. noise: multipliers by rank."""
     plan = JointPlan.for_noise(privacy_rules(program), 0.5, noise[rank])
-    return Privacy(plan, **{"noise_seed": 5, **options})
+    trusted = () if options.get("sampler") else ("sampling",)
+    return Privacy(plan, **{"noise_seed": 5, "on_trust": trusted, **options})
 
 
 class Drawn:

@@ -12,7 +12,7 @@ from torch._functorch import config as functorch_config
 
 from gradwarden.policy.errors import GradwardenError
 from gradwarden.policy.known_signals import KNOWN_SIGNALS
-from gradwarden.runtime import Measuring
+from gradwarden.runtime import Measuring, Privacy
 from gradwarden.runtime.errors import ExampleError, MaskError
 from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
 
@@ -237,6 +237,44 @@ def test_nothing_is_measured_of_private_examples(lab):
     assert {name for name, values in found.items() if values[0] == defaults[name]} <= {"token_score"}
 
 
+def test_a_text_that_comes_again_within_an_epoch_is_told_from_the_second_time_on(lab):
+    guard = "memorization again { when comings > epoch  refuse }"
+    governor = lab.governor(policy(lab, guard), measuring=Measuring(clusters={"x1": "x", "x2": "x"}))
+    seen = []
+    for epoch, names in [(0, ["x1", "y"]), (0, ["x2", "z"]), (1, ["x1", "y"]), (1, ["z", "x2", "z"])]:
+        governor.epoch = epoch
+        proposal = lab.step(governor, [lab.example(name) for name in names])
+        seen.append([decision.verdict for decision in proposal.decisions])
+    assert seen == [
+        ["admit", "admit"],
+        ["refuse", "admit"],
+        ["refuse", "admit"],
+        ["admit", "refuse", "refuse"],
+    ]
+    assert signals_of(governor, "x1", "y", "z") == {
+        **signals_of(governor, "x1", "y", "z"),
+        "comings": [4.0, 2.0, 3.0],
+        "copies": [1.0, 2.0, 2.0],
+    }
+    governor.close()
+    assert lab.verify().ok
+
+
+def test_what_came_under_a_privacy_rule_is_not_counted_when_its_budget_is_spent_either(lab):
+    rules = "privacy p { when kind == b  within shallow  epsilon 3  delta 1e-6  clip 1.0 }"
+    text = policy(lab, rules)
+    plan = JointPlan.for_steps(privacy_rules(lab.program(text)), 0.01, 2)
+    governor = lab.governor(
+        text,
+        privacy=Privacy(plan, on_trust=["exposures", "sampling"]),
+        normaliser=4.0,
+        measuring=Measuring(clusters={"e0": "x", "e1": "x"}),
+    )
+    last = [lab.step(governor, lab.batch("ab")).decisions[1].verdict for _ in range(4)][-1]
+    assert last == "refuse"
+    assert signals_of(governor, "e0")["comings"] == [4.0]
+
+
 # --- what is kept, and misuse -------------------------------------------------------------------------------
 
 
@@ -255,6 +293,7 @@ def test_signals_outlive_a_stop(lab):
     again.measures.load_state_dict(state)
     assert signals_of(again, *known) == wanted
     assert wanted["copies"] == [24.0, 25.0, 12.0, 12.0]  # `e1` comes after its copy in a batch
+    assert wanted["comings"] == wanted["copies"]
 
 
 def test_a_state_of_unknown_examples_is_refused(lab):
