@@ -66,7 +66,10 @@ class PendingStep:
 
 @dataclass(slots=True)
 class History:
-    """A fold over the entries of one ledger."""
+    """A fold over the entries of one ledger: what they add up to, without its steps.
+
+    To go through the steps themselves: `verification.opened_data.RecordedRun`.
+    """
 
     opened: Mapping[str, Any] | None = None
     program_parts: list[str] = field(default_factory=list)

@@ -92,7 +92,10 @@ class Stretch:
 
 
 class RecordedRun:
-    """Reads a run's steps from a ledger that has been verified.
+    """Reads a run's steps, one by one, from a ledger that has been verified.
+
+    `History` adds entries up to what a run goes on from, and keeps no step; this gives every step, with the
+    classes and decisions that it names, and adds nothing up.
 
     opened: the body of the opening entry, once `stretches` has begun.
     """

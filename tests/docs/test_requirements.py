@@ -45,7 +45,10 @@ def test_each_requirement_names_tests() -> None:
     privacy = ["R25", "R47", "R48", "R49"]
     evidence = ["R54", "R55", "R57", "R58", "R59", "R60", "R61", "R62", "R63", "R64", "R65", "R66"]
     assert [number for number, _ in rows] == [*policy, *masks, *memory, *privacy, *evidence]
-    assert all("::" in tests for _, tests in rows)
+    further = re.findall(r"^\| ([a-z][a-z ]+) \|.*\| ([^|]+) \|$", PAGE, re.MULTILINE)
+    scale = ["processes", "ranks", "private ranks", "weights", "archives", "new entries only"]
+    assert [what for what, _ in further] == scale
+    assert all("::" in tests for _, tests in [*rows, *further])
 
 
 def test_a_region_of_data_is_retained_in_a_region_of_the_model() -> None:
