@@ -12,15 +12,15 @@ from gradwarden.cli.diagnostics import plural, printable
 from gradwarden.cli.output import emit_table
 
 if TYPE_CHECKING:
-    from gradwarden.runtime.provenance.index import Index
-    from gradwarden.runtime.provenance.lineage import Added, Taken
-    from gradwarden.runtime.provenance.queries import (
+    from gradwarden.runtime.provenance.answers import (
         BandTrace,
         ExampleTrace,
         FootprintTrace,
         RuleTrace,
         Steps,
     )
+    from gradwarden.runtime.provenance.index import Index
+    from gradwarden.runtime.provenance.lineage import Added, Taken
 
 SHOWN = 16
 """Hexadecimal digits of a commitment in a table; `--commitment` takes them."""

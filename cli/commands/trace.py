@@ -19,8 +19,9 @@ from gradwarden.policy.frozen import frozen
 
 if TYPE_CHECKING:
     from gradwarden.runtime.commitments import Committer
+    from gradwarden.runtime.provenance.answers import Steps
     from gradwarden.runtime.provenance.index import Index
-    from gradwarden.runtime.provenance.queries import Queries, Steps
+    from gradwarden.runtime.provenance.queries import Queries
 
 QUESTIONS = ("index", "check", "band", "example", "rule", "footprint", "added")
 

@@ -9,164 +9,34 @@ that, by training twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, TypeAlias
+from typing import Any
 
 import orjson
 
 from gradwarden.policy.errors import did_you_mean
-from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import SCALE
 from gradwarden.runtime.branches import Branches, Spans
 from gradwarden.runtime.errors import TraceError
 from gradwarden.runtime.provenance import tables
+from gradwarden.runtime.provenance.answers import (
+    BandTrace,
+    Chapter,
+    ExampleTrace,
+    Footprint,
+    FootprintTrace,
+    Part,
+    RuleTrace,
+    Shaper,
+    Steps,
+    Stopped,
+)
+from gradwarden.runtime.provenance.database import EVERY_STEP, Database, listed, numbers
 from gradwarden.runtime.provenance.index import Index
 
-Steps: TypeAlias = tuple[int, int | None]
-"""The first step and the last, None for all that follow."""
-
-LAST_STEP = (1 << 62) - 1
-
 STOPPING = ("refuse", "defer", "invalid")
-
-
-@frozen
-class Shaper:
-    """An example that shaped a band. weight, share: see the module. first, last: steps in which it did."""
-
-    commitment: str
-    uses: int
-    weight: float
-    share: float
-    first: int
-    last: int
-
-
-@frozen
-class BandTrace:
-    """What shaped a band in some steps. examples, uses, weight: of all that did; `top` are the heaviest."""
-
-    band: str
-    steps: Steps
-    examples: int
-    uses: int
-    weight: float
-    top: tuple[Shaper, ...]
-
-
-@frozen
-class Chapter:
-    """Steps of one example that were decided alike.
-
-    weights: by band. learned: in how many of the steps the model may have learned from it.
-    """
-
-    program: int
-    verdict: str
-    weights: dict[str, float]
-    rules: tuple[str, ...]
-    first: int
-    last: int
-    uses: int
-    learned: int
-
-
-@frozen
-class ExampleTrace:
-    """What became of an example; `uses` is 0 where the indexed entries never name it.
-
-    proposed: the first and the last step that proposed it. exposed: those from which the model may have
-    learned it; None: none. weights, shares: by band. steps: every step that proposed it, with its entry, its
-    outcome, the verdict, and whether the run has abandoned it.
-    """
-
-    commitment: str
-    uses: int
-    exposures: int
-    proposed: tuple[int, int] | None
-    exposed: tuple[int, int] | None
-    weights: dict[str, float]
-    shares: dict[str, float]
-    chapters: tuple[Chapter, ...]
-    steps: tuple[dict[str, Any], ...]
-
-
-@frozen
-class Part:
-    """How often a rule had a part of one kind in decisions of one verdict."""
-
-    program: int
-    part: str
-    verdict: str
-    uses: int
-    examples: int
-    first: int
-    last: int
-
-
-@frozen
-class Stopped:
-    """An example that a rule stopped, how often, and in which steps."""
-
-    commitment: str
-    uses: int
-    first: int
-    last: int
-    rules: tuple[str, ...]
-    """All that had a part."""
-
-
-@frozen
-class RuleTrace:
-    """What a rule did. declared: as each program in force says.
-
-    examples, uses: that got no weight at all in a decision on which it bore; `top` the most often stopped.
-    """
-
-    rule: str
-    declared: tuple[dict[str, Any], ...]
-    parts: tuple[Part, ...]
-    examples: int
-    uses: int
-    top: tuple[Stopped, ...]
-    expirations: tuple[dict[str, Any], ...]
-
-
-@frozen
-class Footprint:
-    """What the model had learned of an example that a rule stops. stopped: the first step in which it did.
-
-    uses, first, last: steps from which the model may have learned it. later: how many of them came after that
-    step (under another verdict). weights: by band.
-    """
-
-    commitment: str
-    stopped: int
-    uses: int
-    first: int
-    last: int
-    later: int
-    weights: dict[str, float]
-
-
-@frozen
-class FootprintTrace:
-    """What was learned of all that a rule stops.
-
-    stopped, examples: how many it stopped, and how many of these left something. checkpoints: saved after the
-    first such exposure. top: those with the most weight.
-    """
-
-    rule: str
-    stopped: int
-    examples: int
-    uses: int
-    weights: dict[str, float]
-    shares: dict[str, float]
-    checkpoints: tuple[dict[str, Any], ...]
-    top: tuple[Footprint, ...]
 
 
 class Queries:
@@ -174,13 +44,13 @@ class Queries:
 
     def __init__(self, index: Index, *, effective: bool = False) -> None:
         self.index = index
-        self._db = connect(index)
-        self._spans: Spans = self.effective() if effective else ((0, LAST_STEP),)
+        self._db = Database(index)
+        self._spans: Spans = self.effective() if effective else EVERY_STEP
 
     def effective(self) -> Spans:
         """Return the steps that led to the weights with which the run ended."""
         branches = Branches()
-        for kind, text in self._all(
+        for kind, text in self._db.all(
             "SELECT kind, body FROM events WHERE kind IN ('checkpoint', 'rewound') ORDER BY entry"
         ):
             branches.apply(kind, orjson.loads(text))
@@ -189,7 +59,7 @@ class Queries:
     def band(self, band: str, steps: Steps = (0, None), top: int = 20) -> BandTrace:
         """Return what shaped a band between two steps, both included. Raises TraceError for an unknown."""
         self._known(band, "band", "SELECT DISTINCT band FROM weights")
-        rows = self._all(
+        rows = self._db.all(
             f"""
             WITH given AS (
                 SELECT example, sum(uses) AS uses, sum(uses * weight::DOUBLE) AS weight,
@@ -215,10 +85,10 @@ class Queries:
 
     def example(self, commitment: bytes) -> ExampleTrace:
         """Return what became of an example, by its commitment."""
-        found = self._all("SELECT example FROM examples WHERE commitment = ?", [commitment])
+        found = self._db.all("SELECT example FROM examples WHERE commitment = ?", [commitment])
         if not found:
             return ExampleTrace(commitment.hex(), 0, 0, None, None, {}, {}, (), ())
-        own = self._all(
+        own = self._db.all(
             """
             SELECT step, decision, learned, entry, outcome, d.verdict, program
             FROM (SELECT * FROM uses WHERE example = ?) JOIN steps USING (step)
@@ -260,7 +130,7 @@ class Queries:
 
     def find(self, prefix: str) -> bytes:
         """Return the one commitment that begins with some hexadecimal digits. Raises TraceError."""
-        rows = self._all(
+        rows = self._db.all(
             "SELECT commitment FROM examples WHERE starts_with(lower(hex(commitment)), ?) LIMIT 2", [prefix]
         )
         if len(rows) != 1:
@@ -270,19 +140,19 @@ class Queries:
 
     def opened(self) -> dict[str, Any]:
         """Return the body of the ledger's first entry."""
-        [[text]] = self._all("SELECT body FROM events WHERE kind = 'opened' LIMIT 1")
+        [[text]] = self._db.all("SELECT body FROM events WHERE kind = 'opened' LIMIT 1")
         body: dict[str, Any] = orjson.loads(text)
         return body
 
     def base(self) -> dict[str, Any] | None:
         """Return the body of the entry that names the base of the run, None where there is none."""
-        rows = self._all("SELECT body FROM events WHERE kind = 'derived' LIMIT 1")
+        rows = self._db.all("SELECT body FROM events WHERE kind = 'derived' LIMIT 1")
         return orjson.loads(rows[0][0]) if rows else None
 
     def rule(self, rule: str, steps: Steps = (0, None), top: int = 20) -> RuleTrace:
         """Return what a rule did, and why it is there. Raises TraceError for a rule that nothing names."""
         self._know_rule(rule)
-        parts = self._all(
+        parts = self._db.all(
             f"""
             SELECT program, part, verdict, sum(uses)::BIGINT, count(DISTINCT example), min(first), max(last)
             FROM ({self._in(steps)}) JOIN (SELECT * FROM rules WHERE rule = ?) USING (decision)
@@ -290,7 +160,7 @@ class Queries:
             """,
             [rule],
         )
-        stopped = self._all(
+        stopped = self._db.all(
             f"""
             WITH stopped AS (
                 SELECT example, sum(uses)::BIGINT AS uses, min(first) AS first, max(last) AS last
@@ -319,7 +189,7 @@ class Queries:
     def footprint(self, rule: str, top: int = 20) -> FootprintTrace:
         """Return what the model had learned of the examples that a rule stops. Raises as `rule` does."""
         self._know_rule(rule)
-        rows = self._all(
+        rows = self._db.all(
             f"""
             WITH stopped AS (
                 SELECT example, min(first) AS stop FROM sums JOIN ({_STOPS}) USING (decision) GROUP BY example
@@ -329,7 +199,7 @@ class Queries:
             """,
             [rule],
         )
-        [[stopped]] = self._all(
+        [[stopped]] = self._db.all(
             f"SELECT count(DISTINCT example) FROM sums JOIN ({_STOPS}) USING (decision)", [rule]
         )
         weights, _ = self._declared({row[2] for row in rows})
@@ -368,17 +238,15 @@ class Queries:
         """
         chosen = "SELECT example FROM examples"
         if commitments is not None:
-            self._db.execute("CREATE OR REPLACE TEMP TABLE chosen (commitment BLOB)")
-            if commitments:
-                self._db.executemany("INSERT INTO chosen VALUES (?)", [[one] for one in commitments])
+            self._db.choose(commitments)
             chosen = "SELECT DISTINCT example FROM examples JOIN chosen USING (commitment)"
-        [[examples, uses]] = self._all(
+        [[examples, uses]] = self._db.all(
             f"""
             SELECT count(DISTINCT example), coalesce(sum(uses), 0)::BIGINT
             FROM sums SEMI JOIN ({chosen}) USING (example) WHERE learned
             """
         )
-        rows = self._all(
+        rows = self._db.all(
             f"""
             SELECT band, sum(n * weight) FROM (
                 SELECT decision, sum(uses) AS n FROM sums SEMI JOIN ({chosen}) USING (example)
@@ -391,7 +259,7 @@ class Queries:
 
     def known(self, commitments: Sequence[bytes]) -> set[bytes]:
         """Return those of some commitments that the model may have learned from."""
-        rows = self._all(
+        rows = self._db.all(
             """
             SELECT commitment FROM examples
             SEMI JOIN (SELECT example FROM sums WHERE learned) USING (example)
@@ -401,45 +269,20 @@ class Queries:
 
     def programs(self) -> list[dict[str, Any]]:
         """Return what governed the run, in order."""
-        return self._records("SELECT first_step, name, version, digest FROM programs ORDER BY program")
+        return self._db.records("SELECT first_step, name, version, digest FROM programs ORDER BY program")
 
     # --- parts of answers ----------------------------------------------------------------------------------
 
     def _in(self, steps: Steps) -> str:
-        """Return a query for all uses in some steps, as far as they are asked about."""
-        first, last = steps[0], LAST_STEP if steps[1] is None else steps[1]
-        parts = ["SELECT example, decision, learned, uses, first, last FROM sums WHERE false"]
-        for begin, end in self._spans:
-            if max(first, begin) <= min(last, end - 1):
-                parts += self._between(max(first, begin), min(last, end - 1))
-        return " UNION ALL ".join(parts)
-
-    def _between(self, first: int, last: int) -> list[str]:
-        """Return queries for the uses between two steps, summed as far as whole blocks lie within."""
-        size, end = tables.BLOCK, self.index.steps
-        stop = -(-end // size) if last >= end - 1 else (last + 1) // size
-        whole = range(-(-first // size), stop)
-        parts = []
-        if inside := self.index.paths("sums", whole):
-            parts.append(
-                f"SELECT example, decision, learned, uses, first, last FROM read_parquet({_listed(inside)})"
-            )
-        touched = range(first // size, min(last, end) // size + 1)
-        ends = [block for block in touched if block not in whole]
-        if edges := [path for block in ends for path in self.index.paths("uses", range(block, block + 1))]:
-            parts.append(
-                "SELECT example, decision, learned, 1 AS uses, step AS first, step AS last "
-                f"FROM read_parquet({_listed(edges)}) WHERE step BETWEEN {first:d} AND {last:d}"
-            )
-        return parts
+        return self._db.uses_in(steps, self._spans)
 
     def _rules_with(self, rule: str, steps: Steps, examples: Sequence[int]) -> dict[int, tuple[str, ...]]:
         """Return all rules that bore on the decisions by which a rule stopped some examples."""
         found: dict[int, set[str]] = {example: set() for example in examples}
-        rows = self._all(
+        rows = self._db.all(
             f"""
             SELECT DISTINCT example, rules.rule FROM ({self._in(steps)}) JOIN ({_STOPS}) USING (decision)
-            JOIN rules USING (decision) WHERE rules.part = 'rule' AND example IN ({_numbers(examples)})
+            JOIN rules USING (decision) WHERE rules.part = 'rule' AND example IN ({numbers(examples)})
             """,
             [rule],
         )
@@ -451,30 +294,21 @@ class Queries:
         """Return how often each of some examples was learned from after a step of its own."""
         block = tables.BLOCK
         counts = dict.fromkeys(stops, 0)
-        named = f"learned AND example IN ({_numbers(stops)})"
-        for example, first, uses in self._all(f"SELECT example, first, uses FROM sums WHERE {named}"):
+        named = f"learned AND example IN ({numbers(stops)})"
+        for example, first, uses in self._db.all(f"SELECT example, first, uses FROM sums WHERE {named}"):
             if first // block > stops[example] // block:
                 counts[example] += uses
         # Of the block in which it was stopped, single uses tell.
         within = {stop // block for stop in stops.values()}
         paths = [path for at in sorted(within) for path in self.index.paths("uses", range(at, at + 1))]
-        single = f"SELECT example, step FROM read_parquet({_listed(paths)}) WHERE {named}"
-        for example, step in self._all(single) if paths else ():
+        single = f"SELECT example, step FROM read_parquet({listed(paths)}) WHERE {named}"
+        for example, step in self._db.all(single) if paths else ():
             stop = stops[example]
             counts[example] += step > stop and step // block == stop // block
         return counts
 
-    def _all(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        rows: list[tuple[Any, ...]] = self._db.execute(query, list(values)).fetchall()
-        return rows
-
-    def _records(self, query: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
-        rows = self._all(query, values)
-        names = [column[0] for column in self._db.description]
-        return [dict(zip(names, row, strict=True)) for row in rows]
-
     def _known(self, name: str, noun: str, query: str) -> None:
-        names = sorted(row[0] for row in self._all(query))
+        names = sorted(row[0] for row in self._db.all(query))
         if name not in names:
             near = (
                 did_you_mean(name, names) or f"there are {', '.join(f'`{one}`' for one in names) or 'none'}"
@@ -488,17 +322,17 @@ class Queries:
         """Return weights by band, and the rules that bore on it, of each of some decisions."""
         weights: dict[int, dict[str, int]] = {number: {} for number in decisions}
         rules: dict[int, tuple[str, ...]] = dict.fromkeys(decisions, ())
-        for number, band, weight in self._all("SELECT decision, band, weight FROM weights"):
+        for number, band, weight in self._db.all("SELECT decision, band, weight FROM weights"):
             if number in weights:
                 weights[number][band] = weight
-        for number, rule in self._all("SELECT decision, rule FROM rules WHERE part = 'rule'"):
+        for number, rule in self._db.all("SELECT decision, rule FROM rules WHERE part = 'rule'"):
             if number in rules:
                 rules[number] += (rule,)
         return weights, rules
 
     def _totals(self) -> dict[str, int]:
         """Return all weight that each band took."""
-        rows = self._all(
+        rows = self._db.all(
             """
             SELECT band, sum(n * weight) FROM (
                 SELECT decision, sum(uses) AS n FROM sums WHERE learned GROUP BY decision
@@ -508,11 +342,11 @@ class Queries:
         return {band: int(weight) for band, weight in rows}
 
     def _commitments(self, examples: Sequence[int]) -> dict[int, str]:
-        wanted = f"WHERE example IN ({_numbers(examples)})"
-        return dict(self._all(f"SELECT example, lower(hex(commitment)) FROM examples {wanted}"))
+        wanted = f"WHERE example IN ({numbers(examples)})"
+        return dict(self._db.all(f"SELECT example, lower(hex(commitment)) FROM examples {wanted}"))
 
     def _policies(self, rule: str) -> list[dict[str, Any]]:
-        return self._records(
+        return self._db.records(
             """
             SELECT program, first_step, name AS policy, version, kind, because
             FROM policy_rules JOIN programs USING (program) WHERE rule = ? ORDER BY program
@@ -521,7 +355,7 @@ class Queries:
         )
 
     def _expirations(self, rule: str) -> list[dict[str, Any]]:
-        return self._records(
+        return self._db.records(
             """
             SELECT entry, step, CAST(body->>'$.count' AS BIGINT) AS count FROM events
             WHERE kind = 'expired' AND body->>'$.rule' = ? ORDER BY entry
@@ -533,7 +367,7 @@ class Queries:
         """Return the checkpoints that were saved after a step."""
         if first is None:
             return []
-        return self._records(
+        return self._db.records(
             """
             SELECT entry, step, body->>'$.file' AS file, body->>'$.digest' AS digest FROM events
             WHERE kind = 'checkpoint' AND step > ? ORDER BY entry
@@ -548,32 +382,6 @@ _STOPS = f"""
     AND (program, rule) NOT IN (SELECT (program, rule) FROM policy_rules WHERE kind = 'depth')
 """
 """The decisions on which a rule bore, other than by granting, and that let nothing through."""
-
-
-def connect(index: Index) -> Any:
-    """Return a DuckDB connection in which every table of an index is a view of its files."""
-    try:
-        import duckdb  # type: ignore[import-not-found, import-untyped, unused-ignore]  # an extra
-    except ImportError:
-        raise TraceError("asking an index needs duckdb", help="pip install 'gradwarden[trace]'") from None
-    # No extension is fetched or loaded: what reading Parquet takes is built in.
-    quiet: dict[str, Any] = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
-    db = duckdb.connect(":memory:", config=quiet)
-    for table, columns in tables.TABLES.items():
-        files = _listed(index.paths(table))
-        db.execute(f"CREATE VIEW {table} AS SELECT {', '.join(columns)} FROM read_parquet({files})")
-    return db
-
-
-def _listed(paths: Sequence[str]) -> str:
-    """Return paths as a list in SQL."""
-    quoted = [f"'{path.replace(chr(39), chr(39) * 2)}'" for path in paths]
-    return f"[{', '.join(quoted)}]"
-
-
-def _numbers(examples: Iterable[int]) -> str:
-    """Return numbers as a list in SQL; one that nothing has where there are none."""
-    return ", ".join(f"{example:d}" for example in examples) or "-1"
 
 
 def _whole(weights: dict[str, int]) -> dict[str, float]:

@@ -1,0 +1,95 @@
+"""The tables of an index as DuckDB reads them, and the uses of examples in some of its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from gradwarden.runtime.branches import Spans
+from gradwarden.runtime.errors import TraceError
+from gradwarden.runtime.provenance import tables
+from gradwarden.runtime.provenance.answers import Steps
+from gradwarden.runtime.provenance.index import Index
+
+LAST_STEP = (1 << 62) - 1
+
+EVERY_STEP: Spans = ((0, LAST_STEP),)
+
+
+class Database:
+    """Asks the tables of an index in SQL."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._connection = _connect(index)
+
+    def all(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Return the rows that a query gives."""
+        rows: list[tuple[Any, ...]] = self._connection.execute(query, list(values)).fetchall()
+        return rows
+
+    def records(self, query: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        """Return them by the names of their columns."""
+        rows = self.all(query, values)
+        names = [column[0] for column in self._connection.description]
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def choose(self, commitments: Sequence[bytes]) -> None:
+        """Make a table `chosen` of some commitments."""
+        self._connection.execute("CREATE OR REPLACE TEMP TABLE chosen (commitment BLOB)")
+        if commitments:
+            self._connection.executemany("INSERT INTO chosen VALUES (?)", [[one] for one in commitments])
+
+    def uses_in(self, steps: Steps, spans: Spans) -> str:
+        """Return a query for all uses in some steps, as far as they are among `spans`."""
+        first, last = steps[0], LAST_STEP if steps[1] is None else steps[1]
+        parts = ["SELECT example, decision, learned, uses, first, last FROM sums WHERE false"]
+        for begin, end in spans:
+            if max(first, begin) <= min(last, end - 1):
+                parts += self._between(max(first, begin), min(last, end - 1))
+        return " UNION ALL ".join(parts)
+
+    def _between(self, first: int, last: int) -> list[str]:
+        """Return queries for the uses between two steps, summed as far as whole blocks lie within."""
+        size, end = tables.BLOCK, self._index.steps
+        stop = -(-end // size) if last >= end - 1 else (last + 1) // size
+        whole = range(-(-first // size), stop)
+        parts = []
+        if inside := self._index.paths("sums", whole):
+            parts.append(
+                f"SELECT example, decision, learned, uses, first, last FROM read_parquet({listed(inside)})"
+            )
+        touched = range(first // size, min(last, end) // size + 1)
+        ends = [block for block in touched if block not in whole]
+        if edges := [path for block in ends for path in self._index.paths("uses", range(block, block + 1))]:
+            parts.append(
+                "SELECT example, decision, learned, 1 AS uses, step AS first, step AS last "
+                f"FROM read_parquet({listed(edges)}) WHERE step BETWEEN {first:d} AND {last:d}"
+            )
+        return parts
+
+
+def _connect(index: Index) -> Any:
+    """Return a DuckDB connection in which every table of an index is a view of its files."""
+    try:
+        import duckdb  # type: ignore[import-not-found, import-untyped, unused-ignore]  # an extra
+    except ImportError:
+        raise TraceError("asking an index needs duckdb", help="pip install 'gradwarden[trace]'") from None
+    # No extension is fetched or loaded: what reading Parquet takes is built in.
+    quiet: dict[str, Any] = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
+    db = duckdb.connect(":memory:", config=quiet)
+    for table, columns in tables.TABLES.items():
+        files = listed(index.paths(table))
+        db.execute(f"CREATE VIEW {table} AS SELECT {', '.join(columns)} FROM read_parquet({files})")
+    return db
+
+
+def listed(paths: Sequence[str]) -> str:
+    """Return paths as a list in SQL."""
+    quoted = [f"'{path.replace(chr(39), chr(39) * 2)}'" for path in paths]
+    return f"[{', '.join(quoted)}]"
+
+
+def numbers(examples: Iterable[int]) -> str:
+    """Return numbers as a list in SQL; one that nothing has where there are none."""
+    return ", ".join(f"{example:d}" for example in examples) or "-1"
