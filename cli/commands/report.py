@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradwarden.cli.app import verb
-from gradwarden.cli.commands.verify import judge
 from gradwarden.cli.failures import InputError
 from gradwarden.cli.files import write_text
+from gradwarden.cli.judging import judge
 from gradwarden.cli.options import FILE, trust_options
 from gradwarden.cli.output import emit_json, format_option, progress
 from gradwarden.cli.verdict import MEANINGS

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,25 +10,22 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradwarden.cli.app import verb
-from gradwarden.cli.failures import InputError
-from gradwarden.cli.inputs import load_program, read_note
+from gradwarden.cli.inputs import load_program
 from gradwarden.cli.job_verdict import judge_job, show_job
-from gradwarden.cli.opened import difference_to_json, open_data, program_of, show_difference
+from gradwarden.cli.judging import held_to, judge, with_data
+from gradwarden.cli.opened import difference_to_json, show_difference
 from gradwarden.cli.options import FILE, trust_options
-from gradwarden.cli.output import arrived, emit_json, format_option, progress
-from gradwarden.cli.signing import load_authorities
-from gradwarden.cli.verdict import Signature, Verdict, show, worst
+from gradwarden.cli.output import emit_json, format_option
+from gradwarden.cli.program_verdict import signature_beside, verify_program
+from gradwarden.cli.verdict import show
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gradwarden.policy.program import Program
     from gradwarden.runtime.evidence.trust import Trust
-    from gradwarden.runtime.ledger.keys import PublicKey
     from gradwarden.runtime.ledger.program_signature import Approvers
     from gradwarden.runtime.verification.key_periods import Schedule
     from gradwarden.runtime.verification.verify import Only
-    from gradwarden.runtime.verification.what_if import Difference
 
 
 class KeyAge(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click
@@ -192,68 +188,67 @@ def command(
     \b
     Exit status: 0 it holds (OK), 1 it does not hold, 2 misuse or unreadable input.
     """
-    if model_map is not None and not policies:
-        raise click.UsageError("--model-map says how to bind the --policy, and there is none")
-    keys = trust.keys
+    _refuse((model_map and not policies, "--model-map says how to bind the --policy, and there is none"))
+    if ledger.suffix == ".json" and not ledger.is_dir():
+        others = (checkpoints, checkpoint_weights, authority_files, approver_files, data, since, remember)
+        _refuse((policies or any(others), f"`{ledger}` is a program: only its signature is checked"))
+        return verify_program(ledger, trust.keys, output_format)
     if ledger.is_dir():
         whole = (checkpoint_weights, authority_files, data, secret, what_if, only, schedule, since, remember)
-        if any(whole):
-            raise click.UsageError(f"`{ledger}` is a job: verify a rank's ledger by itself for that")
-        job = judge_job(
-            ledger,
-            trust,
-            programs=[load_program(policy, model_map) for policy in policies],
-            approvers=_approvers(approver_files, policy_signers),
-            checkpoints=checkpoints,
+        _refuse((any(whole), f"`{ledger}` is a job: verify a rank's ledger by itself for that"))
+    else:
+        replaying = policies or approver_files or checkpoint_weights or data
+        _refuse(
+            (only and replaying, f"`--only {only}` replays nothing; {REPLAYING} need it"),
+            (
+                _is_log_of_logs(ledger),
+                f"`{ledger}` is the log of logs of a job: give its folder, `{ledger.parent}`",
+            ),
+            (
+                (data is None) != (secret is None),
+                "--data and --secret go together: neither opens commitments alone",
+            ),
+            (
+                supplier_files and not data,
+                "--supplier says who signed the data set: give it with --data and --secret",
+            ),
+            (what_if and not data, "--what-if needs the metadata of the examples: --data and --secret"),
+            (
+                earlier and not checkpoint_weights,
+                "--earlier says which weights will do, and there are none: --checkpoint-weights",
+            ),
+            (
+                trust.witnesses and not checkpoints,
+                "witnesses vouch for a head that they cosigned: give it with --checkpoint",
+            ),
         )
+    programs = [load_program(policy, model_map) for policy in policies]
+    approvers = _approvers(approver_files, policy_signers)
+    if ledger.is_dir():
+        job = judge_job(ledger, trust, programs=programs, approvers=approvers, checkpoints=checkpoints)
         emit_json(job.to_json()) if output_format == "json" else show_job(job)
         return int(not job.ok)
-    if ledger.suffix == ".json":
-        others = (checkpoints, checkpoint_weights, authority_files, approver_files, data, since, remember)
-        if policies or any(others):
-            raise click.UsageError(f"`{ledger}` is a program: only its signature is checked")
-        return _verify_program(ledger, keys, output_format)
-    if only and (policies or approver_files or checkpoint_weights or data):
-        raise click.UsageError(
-            f"`--only {only}` replays nothing; --policy, --policy-key, --checkpoint-weights, --data need it"
-        )
-    if _is_log_of_logs(ledger):
-        raise click.UsageError(f"`{ledger}` is the log of logs of a job: give its folder, `{ledger.parent}`")
-    if (data is None) != (secret is None):
-        raise click.UsageError("--data and --secret go together: neither opens commitments alone")
-    if supplier_files and data is None:
-        raise click.UsageError("--supplier says who signed the data set: give it with --data and --secret")
-    if what_if is not None and data is None:
-        raise click.UsageError("--what-if needs the metadata of the examples: --data and --secret")
     other = None if what_if is None else load_program(what_if)
-    programs = [load_program(policy, model_map) for policy in policies]
-    signatures = [_signature(*pair, keys) for pair in zip(policies, programs, strict=True)]
-    known = [signature for signature in signatures if signature is not None]
-    if earlier and not checkpoint_weights:
-        raise click.UsageError(
-            "--earlier says which weights will do, and there are none: --checkpoint-weights"
-        )
-    if trust.witnesses and not checkpoints:
-        raise click.UsageError("witnesses vouch for a head that they cosigned: give it with --checkpoint")
+    signatures = [signature_beside(*pair, trust.keys) for pair in zip(policies, programs, strict=True)]
     verdict = judge(
         ledger,
         trust,
         programs=programs,
-        approvers=_approvers(approver_files, policy_signers),
+        approvers=approvers,
         checkpoints=checkpoints,
         weights=checkpoint_weights,
         earlier=earlier,
-        signatures=known,
+        signatures=[signature for signature in signatures if signature is not None],
         authority_files=authority_files,
         only=only,
         since=since,
         remember=remember,
     )
     if schedule is not None:
-        verdict = _held_to(verdict, schedule)
+        verdict = held_to(verdict, schedule)
     difference = None
     if data is not None and secret is not None:
-        verdict, difference = _with_data(verdict, data, secret, other, supplier_files)
+        verdict, difference = with_data(verdict, data, secret, other, supplier_files)
     if output_format == "json":
         found = {} if difference is None else {"what_if": difference_to_json(difference)}
         emit_json({**verdict.to_json(), **found})
@@ -264,12 +259,14 @@ def command(
     return int(not verdict.ok)
 
 
-def _held_to(verdict: Verdict, schedule: Schedule) -> Verdict:
-    """Add what a schedule of rotation warns of."""
-    from gradwarden.runtime.verification.key_periods import overdue
+REPLAYING = "--policy, --policy-key, --checkpoint-weights, --data"
 
-    late = overdue(verdict.facts["key_periods"], schedule)
-    return replace(verdict, findings=(*verdict.findings, *late))
+
+def _refuse(*cases: tuple[object, str]) -> None:
+    """Raise UsageError for the first case of misuse that is so."""
+    for holds, said in cases:
+        if holds:
+            raise click.UsageError(said)
 
 
 def _is_log_of_logs(path: Path) -> bool:
@@ -284,125 +281,6 @@ def _is_log_of_logs(path: Path) -> bool:
         return False
 
 
-def _with_data(
-    verdict: Verdict,
-    data: Path,
-    secret: Path,
-    other: Program | None,
-    supplier_files: Sequence[Path],
-) -> tuple[Verdict, Difference | None]:
-    """Hold a verdict's ledger against the data set, and against another program where there is one."""
-    from gradwarden.runtime.evidence.supply import check_supply
-    from gradwarden.runtime.ledger.keys import PublicKey
-    from gradwarden.runtime.verification.metadata_audit import MetadataAudit
-    from gradwarden.runtime.verification.what_if import what_if
-
-    program = program_of(verdict.ledger)
-    if program is None or verdict.status not in SOUND:
-        return verdict, None
-    opened = open_data(data, secret, program)
-    audit = MetadataAudit(verdict.ledger, opened)
-    suppliers = [PublicKey.load(path) for path in supplier_files]
-    findings = (*audit.findings(), *check_supply(verdict.ledger, data, suppliers))
-    if findings:
-        return replace(verdict, status="VIOLATION", findings=(*verdict.findings, *findings)), None
-    facts = {
-        **verdict.facts,
-        "metadata_compared": {"steps": audit.steps, "examples": audit.examples},
-        "data_signed_by": [key.vkey for key in suppliers],
-    }
-    difference = None if other is None else what_if(verdict.ledger, opened, other)
-    return replace(verdict, facts=facts), difference
-
-
-SOUND = ("OK", "UNWITNESSED", "INCOMPLETE", "UNTRUSTED")
-"""Of such ledgers, what is recorded can be compared with the data."""
-
-
-def judge(
-    ledger: Path,
-    trust: Trust,
-    *,
-    programs: Sequence[Program] = (),
-    approvers: Approvers | None = None,
-    checkpoints: Sequence[Path] = (),
-    weights: Sequence[Path] = (),
-    earlier: bool = False,
-    signatures: Sequence[Signature] = (),
-    authority_files: Sequence[Path] = (),
-    only: Only | None = None,
-    since: Path | None = None,
-    remember: Path | None = None,
-) -> Verdict:
-    """Verify a ledger, and compare it with heads and weights that were kept elsewhere.
-
-    programs, approvers: what must have governed the run, and who must have signed it; see `verify_ledger`.
-    checkpoints: notes with such heads. weights, earlier: as of `verify_ledger`. signatures: of the programs,
-    as far as they are known. authority_files: certificates by which time stamps beside heads are checked.
-    only: where to stop. since, remember: files with what an earlier verification found, and for what this
-    one finds.
-    """
-    from gradwarden.runtime.evidence.stamped import check_stamps
-    from gradwarden.runtime.evidence.witnessed import compare_notes
-    from gradwarden.runtime.ledger.program_signature import NOBODY
-    from gradwarden.runtime.verification.verify import verify_ledger
-
-    paths = [*checkpoints, *_stamped(ledger, checkpoints, authority_files)]
-    notes = [read_note(path) for path in paths]
-    authorities = load_authorities(authority_files)
-    for path in weights:
-        if not path.is_dir():
-            with path.open("rb"):
-                pass  # a file that cannot be read is told before the ledger is gone through
-    total = ledger.stat().st_size + sum(map(_size_of, weights))
-    with progress(f"verifying {ledger.name}", total, "bytes") as advance:
-        report = verify_ledger(
-            ledger,
-            trust.keys,
-            program=programs,
-            approvers=approvers or NOBODY,
-            weights=weights,
-            only=only,
-            earlier=earlier,
-            since=since,
-            remember=remember is not None,
-            progress=arrived(advance),
-            hashed=advance,
-        )
-    known = compare_notes(ledger, notes, trust, report.facts)
-    pairs = list(zip(paths, notes, strict=True)) if authorities else []
-    stamps, unstamped = check_stamps(pairs, authorities)
-    findings = (*known.findings, *unstamped)
-    status = worst(report.status, findings)
-    remembered = None
-    if remember is not None and report.memory is not None and status in SOUND:
-        report.memory.write(remember)
-        remembered = remember
-    return Verdict(
-        ledger=ledger,
-        status=status,
-        findings=(*report.findings, *findings),
-        facts={
-            **report.facts,
-            **known.facts(),
-            **({"timestamps": [s.facts() for s in stamps]} if authorities else {}),
-        },
-        policy_given=bool(programs),
-        heads_compared=len(checkpoints),
-        memory=since,
-        remembered=remembered,
-        assurance=known.assurance,
-        weights=tuple(weights),
-        signatures=tuple(signatures),
-    )
-
-
-def _size_of(weights: Path) -> int:
-    """Return the bytes of a file of weights, or of the files in a folder of shards."""
-    files = weights.glob("*.safetensors") if weights.is_dir() else [weights]
-    return sum(file.stat().st_size for file in files)
-
-
 def _approvers(files: Sequence[Path], needed: int | None) -> Approvers:
     """Return who must have signed the policies of a run."""
     from gradwarden.runtime.ledger.keys import PublicKey
@@ -412,71 +290,3 @@ def _approvers(files: Sequence[Path], needed: int | None) -> Approvers:
         raise click.UsageError("--policy-signers counts signatures by --policy-key, and there is none")
     keys = tuple(PublicKey.load(path) for path in files)
     return Approvers(keys, needed or len({key.raw for key in keys}) or 1)
-
-
-def _stamped(ledger: Path, checkpoints: Sequence[Path], authority_files: Sequence[Path]) -> list[Path]:
-    """Return the head beside a ledger where it has a time stamp and stamps are asked for.
-
-    Raises UsageError where they are, and no head at hand has one.
-    """
-    from gradwarden.runtime.evidence.stamped import stamp_path
-
-    if not authority_files:
-        return []
-    head = ledger.with_name(f"{ledger.name}.head")
-    if head.exists() and stamp_path(head).exists():
-        return [head]
-    if not any(stamp_path(path).exists() for path in checkpoints):
-        wanted = stamp_path(checkpoints[0] if checkpoints else head)
-        raise click.UsageError(f"--tsa checks the time stamp of a head, and `{wanted}` is missing")
-    return []
-
-
-def _signature(policy: Path, program: Program, keys: Sequence[PublicKey]) -> Signature | None:
-    """Return what is known of the signature beside a compiled program, None where there is none.
-
-    Raises NoteError where there is one by a given key and it does not hold.
-    """
-    from gradwarden.runtime.errors import NoteError
-    from gradwarden.runtime.ledger.program_signature import check_signature, note_path
-
-    if policy.suffix != ".json" or not note_path(policy).exists():
-        return None
-    try:
-        signers = check_signature(program, read_note(note_path(policy)), keys)
-    except NoteError as error:
-        if getattr(error, "fault", None) != "unknown_key":
-            raise
-        return Signature(note_path(policy), ())
-    return Signature(note_path(policy), tuple(key.name for key in signers))
-
-
-def _verify_program(path: Path, keys: Sequence[PublicKey], output_format: str) -> int:
-    """Check the signature of a compiled program."""
-    from gradwarden.runtime.errors import NoteError
-    from gradwarden.runtime.ledger.program_signature import check_signature, note_path
-
-    program = load_program(path)
-    beside = note_path(path)
-    if not beside.exists():
-        raise InputError(
-            f"`{path}` has no signature: `{beside}` is missing",
-            help="`gradwarden build --sign KEY` writes it",
-        )
-    signers: tuple[str, ...] = ()
-    fault = None
-    try:
-        signers = tuple(key.name for key in check_signature(program, read_note(beside), keys))
-    except NoteError as error:
-        fault = error.message
-    facts: dict[str, Any] = {"name": program.name, "version": program.version, "digest": program.digest}
-    if output_format == "json":
-        emit_json({"ok": fault is None, "program": facts, "signed_by": list(signers), "fault": fault})
-    elif fault is None:
-        told = f"{program.name} version {program.version}, sha256 {program.digest}"
-        click.echo(
-            f"{click.style('OK', fg='green', bold=True)} {path}: {told}, signed by {', '.join(signers)}"
-        )
-    else:
-        click.echo(f"{click.style('UNTRUSTED', fg='red', bold=True)} {path}: {fault}")
-    return int(fault is not None)

@@ -1,0 +1,169 @@
+"""Comes to a verdict on a ledger, for the verbs that need one: what the files given to it say about it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gradwarden.cli.inputs import read_note
+from gradwarden.cli.opened import open_data, program_of
+from gradwarden.cli.output import arrived, progress
+from gradwarden.cli.signing import load_authorities
+from gradwarden.cli.verdict import Signature, Verdict, worst
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gradwarden.policy.program import Program
+    from gradwarden.runtime.evidence.trust import Trust
+    from gradwarden.runtime.ledger.program_signature import Approvers
+    from gradwarden.runtime.verification.key_periods import Schedule
+    from gradwarden.runtime.verification.verify import Only
+    from gradwarden.runtime.verification.what_if import Difference
+
+SOUND = ("OK", "UNWITNESSED", "INCOMPLETE", "UNTRUSTED")
+"""Of such ledgers, what is recorded can be compared with the data."""
+
+
+def judge(
+    ledger: Path,
+    trust: Trust,
+    *,
+    programs: Sequence[Program] = (),
+    approvers: Approvers | None = None,
+    checkpoints: Sequence[Path] = (),
+    weights: Sequence[Path] = (),
+    earlier: bool = False,
+    signatures: Sequence[Signature] = (),
+    authority_files: Sequence[Path] = (),
+    only: Only | None = None,
+    since: Path | None = None,
+    remember: Path | None = None,
+) -> Verdict:
+    """Verify a ledger, and compare it with heads and weights that were kept elsewhere.
+
+    programs, approvers: what must have governed the run, and who must have signed it; see `verify_ledger`.
+    checkpoints: notes with such heads. weights, earlier: as of `verify_ledger`. signatures: of the programs,
+    as far as they are known. authority_files: certificates by which time stamps beside heads are checked.
+    only: where to stop. since, remember: files with what an earlier verification found, and for what this
+    one finds.
+    """
+    from gradwarden.runtime.evidence.stamped import check_stamps
+    from gradwarden.runtime.evidence.witnessed import compare_notes
+    from gradwarden.runtime.ledger.program_signature import NOBODY
+    from gradwarden.runtime.verification.verify import verify_ledger
+
+    paths = [*checkpoints, *_stamped(ledger, checkpoints, authority_files)]
+    notes = [read_note(path) for path in paths]
+    authorities = load_authorities(authority_files)
+    for path in weights:
+        if not path.is_dir():
+            with path.open("rb"):
+                pass  # a file that cannot be read is told before the ledger is gone through
+    total = ledger.stat().st_size + sum(map(_size_of, weights))
+    with progress(f"verifying {ledger.name}", total, "bytes") as advance:
+        report = verify_ledger(
+            ledger,
+            trust.keys,
+            program=programs,
+            approvers=approvers or NOBODY,
+            weights=weights,
+            only=only,
+            earlier=earlier,
+            since=since,
+            remember=remember is not None,
+            progress=arrived(advance),
+            hashed=advance,
+        )
+    known = compare_notes(ledger, notes, trust, report.facts)
+    pairs = list(zip(paths, notes, strict=True)) if authorities else []
+    stamps, unstamped = check_stamps(pairs, authorities)
+    findings = (*known.findings, *unstamped)
+    status = worst(report.status, findings)
+    remembered = None
+    if remember is not None and report.memory is not None and status in SOUND:
+        report.memory.write(remember)
+        remembered = remember
+    return Verdict(
+        ledger=ledger,
+        status=status,
+        findings=(*report.findings, *findings),
+        facts={
+            **report.facts,
+            **known.facts(),
+            **({"timestamps": [s.facts() for s in stamps]} if authorities else {}),
+        },
+        policy_given=bool(programs),
+        heads_compared=len(checkpoints),
+        memory=since,
+        remembered=remembered,
+        assurance=known.assurance,
+        weights=tuple(weights),
+        signatures=tuple(signatures),
+    )
+
+
+def _size_of(weights: Path) -> int:
+    """Return the bytes of a file of weights, or of the files in a folder of shards."""
+    files = weights.glob("*.safetensors") if weights.is_dir() else [weights]
+    return sum(file.stat().st_size for file in files)
+
+
+def _stamped(ledger: Path, checkpoints: Sequence[Path], authority_files: Sequence[Path]) -> list[Path]:
+    """Return the head beside a ledger where it has a time stamp and stamps are asked for.
+
+    Raises UsageError where they are, and no head at hand has one.
+    """
+    from gradwarden.runtime.evidence.stamped import stamp_path
+
+    if not authority_files:
+        return []
+    head = ledger.with_name(f"{ledger.name}.head")
+    if head.exists() and stamp_path(head).exists():
+        return [head]
+    if not any(stamp_path(path).exists() for path in checkpoints):
+        wanted = stamp_path(checkpoints[0] if checkpoints else head)
+        raise click.UsageError(f"--tsa checks the time stamp of a head, and `{wanted}` is missing")
+    return []
+
+
+def with_data(
+    verdict: Verdict,
+    data: Path,
+    secret: Path,
+    other: Program | None,
+    supplier_files: Sequence[Path],
+) -> tuple[Verdict, Difference | None]:
+    """Hold a verdict's ledger against the data set, and against another program where there is one."""
+    from gradwarden.runtime.evidence.supply import check_supply
+    from gradwarden.runtime.ledger.keys import PublicKey
+    from gradwarden.runtime.verification.metadata_audit import MetadataAudit
+    from gradwarden.runtime.verification.what_if import what_if
+
+    program = program_of(verdict.ledger)
+    if program is None or verdict.status not in SOUND:
+        return verdict, None
+    opened = open_data(data, secret, program)
+    audit = MetadataAudit(verdict.ledger, opened)
+    suppliers = [PublicKey.load(path) for path in supplier_files]
+    findings = (*audit.findings(), *check_supply(verdict.ledger, data, suppliers))
+    if findings:
+        return replace(verdict, status="VIOLATION", findings=(*verdict.findings, *findings)), None
+    facts = {
+        **verdict.facts,
+        "metadata_compared": {"steps": audit.steps, "examples": audit.examples},
+        "data_signed_by": [key.vkey for key in suppliers],
+    }
+    difference = None if other is None else what_if(verdict.ledger, opened, other)
+    return replace(verdict, facts=facts), difference
+
+
+def held_to(verdict: Verdict, schedule: Schedule) -> Verdict:
+    """Add what a schedule of rotation warns of."""
+    from gradwarden.runtime.verification.key_periods import overdue
+
+    late = overdue(verdict.facts["key_periods"], schedule)
+    return replace(verdict, findings=(*verdict.findings, *late))
