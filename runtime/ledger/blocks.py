@@ -14,12 +14,12 @@ from typing import BinaryIO, Literal, TypeAlias, get_args
 
 from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.ledger.entries import MAX_LINE
-from gradwarden.runtime.ledger.frames import read_frames
-from gradwarden.runtime.ledger.lines import Landmarks, Part, Recogniser
+from gradwarden.runtime.ledger.frames import Frames, Landmarks, find_frames, find_landmarks
+from gradwarden.runtime.ledger.lines import Part, Recogniser
 from gradwarden.runtime.ledger.merkle import HASH_SIZE
 from gradwarden.runtime.ledger.turns import OddBlockError
 
-BLOCK = 1 << 18
+BLOCK = 1 << 19
 """Bytes of a block; a line belongs to the block in which it begins."""
 
 Reading: TypeAlias = Literal["frames", "lines", "columns"]
@@ -65,9 +65,8 @@ class BlockReader:
         self._size = size
         self._file = file
         self._total = total
-        recogniser = Recogniser()
-        readers = {"frames": read_frames, "lines": recogniser.check, "columns": recogniser.read}
-        self._read = readers[reading]
+        self._reading = reading
+        self._recogniser = Recogniser()
 
     def read(self, number: int) -> Block:
         """Check the lines that begin in one block. Raises OddBlockError for anything but sound lines."""
@@ -78,15 +77,22 @@ class BlockReader:
             return Block(-1, "", b"", {}, 0, 0, tail, [])
         # Each line behind the byte that a leaf hash begins with.
         lines = (b"\0" + whole.replace(b"\n", b"\n\0")).split(b"\n")[:-1]
-        if max(map(len, lines)) > MAX_LINE + 1:
-            raise OddBlockError
+        frames = find_frames(_index(lines[0]), lines)
         leaves = b"".join([sha256(line).digest() for line in lines])
-        links = b"".join([line[-66:-2] for line in lines]).decode("ascii", "replace")
-        if links[64:] != leaves[:-HASH_SIZE].hex():
+        prev, links = frames.links[:64].decode("ascii", "replace"), frames.links[64:]
+        if links != leaves[:-HASH_SIZE].hex().encode():
             raise OddBlockError
-        first = _index(lines[0])
-        landmarks, parts = self._read(first, lines)
-        return Block(first, links[:64], leaves, landmarks, len(whole), len(lines[-1]), tail, parts)
+        parts = self._parts(frames)
+        landmarks = find_landmarks(frames)
+        return Block(frames.first, prev, leaves, landmarks, len(whole), len(lines[-1]), tail, parts)
+
+    def _parts(self, frames: Frames) -> list[Part]:
+        """Check or read what lines say, as far as that is wanted. Raises OddBlockError."""
+        if self._reading == "columns":
+            return self._recogniser.read(frames)
+        if self._reading == "lines":
+            self._recogniser.check(frames)
+        return []
 
 
 def _whole_lines(file: BinaryIO, span: tuple[int, int], total: int, *, first: bool) -> tuple[bytes, bytes]:

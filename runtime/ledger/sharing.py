@@ -31,7 +31,7 @@ SMALLEST = 12 << 20
 
 CHECKER = "gradwarden.runtime.ledger.sharing"
 
-SHARE = 8
+SHARE = 4
 """Blocks that a process claims at once."""
 
 MOST_WAITING = 8

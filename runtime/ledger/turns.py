@@ -94,15 +94,15 @@ def check_steps(steps: Sequence[tuple[bytes, ...]], *, sound: bool = False) -> d
     where no step has any.
     """
     fields: dict[str, Any] = dict(zip(STEP_FIELDS, zip(*steps, strict=True), strict=True))
-    counts = _values(fields["count"], sound)
+    counts = values_of(fields["count"], sound)
     if not (sound or all(map(_fits, fields["commitments"], counts))):
         raise OddBlockError
     if not any(text is not None for text in fields["exposures"]):
         fields["exposures"] = None
-    values = {name: _values(fields[name], sound) for name in ("step", "epoch", "today")}
+    values = {name: values_of(fields[name], sound) for name in ("step", "epoch", "today")}
     lists = {name: _numbers(fields[name], counts, sound) for name in ("classes", "decision", "exposures")}
-    named = {name: _named(fields[name], counts, sound) for name in ("signals", "slots")}
-    return {**fields, "count": counts, **values, **lists, **named, "spent": _values_of_few(fields["spent"])}
+    named = {name: named_columns(fields[name], counts, sound) for name in ("signals", "slots")}
+    return {**fields, "count": counts, **values, **lists, **named, "spent": values_of_few(fields["spent"])}
 
 
 def check_outcomes(outcomes: Sequence[tuple[bytes | None, ...]], *, sound: bool = False) -> bytes:
@@ -168,14 +168,14 @@ def _parsed(text: bytes, sound: bool = False) -> list[Any]:
     return values
 
 
-def _values(texts: Iterable[bytes], sound: bool = False) -> list[Any]:
+def values_of(texts: Iterable[bytes], sound: bool = False) -> list[Any]:
     return _parsed(_joined(texts), sound)
 
 
-def _values_of_few(texts: Sequence[bytes]) -> list[Any]:
+def values_of_few(texts: Sequence[bytes]) -> list[Any]:
     """Return the values of texts of which few are distinct; equal ones are one object."""
     distinct = list(set(texts))
-    known = dict(zip(distinct, _values(distinct), strict=True))
+    known = dict(zip(distinct, values_of(distinct), strict=True))
     return [known[text] for text in texts]
 
 
@@ -190,15 +190,15 @@ def _numbers(texts: Sequence[bytes | None] | None, counts: Sequence[int], sound:
         return None
     if not sound and (None in texts or [text.count(b",") + 1 if text else 0 for text in texts] != counts):
         raise OddBlockError
-    return _values(filter(None, texts), sound)
+    return values_of(filter(None, texts), sound)
 
 
-def _named(texts: Sequence[bytes], counts: Sequence[int], sound: bool) -> dict[str, list[Any]]:
+def named_columns(texts: Sequence[bytes], counts: Sequence[int], sound: bool = False) -> dict[str, list[Any]]:
     """Return the columns of mappings of names to lists, joined by name; all have the same names."""
     names, *others = set(texts) if texts[0] == b"{}" else (b"",)
     if names == b"{}" and not others:
         return {}
-    columns: list[Mapping[str, list[Any]]] = _values(texts, sound)
+    columns: list[Mapping[str, list[Any]]] = values_of(texts, sound)
     joined = {}
     for name in columns[0]:
         try:

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import orjson
+
+from gradwarden.policy.frozen import frozen
 
 _NATURAL = rb"[0-9]+"
 _NATURALS = rb"\[[0-9,]*\]"
@@ -122,59 +124,99 @@ outcome_apart = re.compile(_FRAME % (_OUTCOME, _INDEX, rb"(?(1)committed|refused
 _WHOLE = rb"(?!0[0-9])[0-9]{1,15}+"
 """A canonical number; some larger ones are, too."""
 
-_INTEGER = rb"(?!0[0-9])(?!-0)-?[0-9]{1,15}+"
-
 _NAME = re.compile(_TEXT.replace(b'"[', b'"([', 1).replace(b']*"', b']*)"') + b":")
 
 _EXACT_TEXTS = rb"\[(?:%b(?:,%b)*+)?+\]" % (_TEXT, _TEXT)
 
+_BEGIN = rb'\{"body":'
 
-def _numbers(form: bytes, count: int) -> bytes:
-    return b",".join([form] * count)
+_ANY_LIST = rb"\[([^]]+)\]"
+"""A list that holds no lists. To look at all its numbers elsewhere together takes a fraction of the time."""
 
 
 def _exact_names(names: Iterable[bytes], form: bytes) -> bytes:
     return rb"\{%b\}" % b",".join([b'"%b":%b' % (re.escape(name), form) for name in names])
 
 
-Form: TypeAlias = Callable[[bytes, int], re.Match[bytes] | None]
-"""Takes a line apart, from a place in it on; the groups are those of `step_apart` or `outcome_apart`."""
+@frozen
+class Form:
+    """What recognises lines of one form, as far as the name of their index.
 
-LONGEST = 64
-"""Examples of a step beyond which an expression for just so many takes too long to make."""
+    one: matches such a line. all: matches any number of them, with a newline behind each.
+    """
+
+    one: re.Pattern[bytes]
+    all: re.Pattern[bytes]
+
+    @classmethod
+    def of(cls, fields: Mapping[str, bytes]) -> Form:
+        line = _BEGIN + _fields(fields)
+        return cls(re.compile(line), re.compile(rb"(?:%b\n)*+" % line))
+
+    def fit(self, lines: Sequence[bytes]) -> list[bool]:
+        """Return which lines have the form."""
+        # INVARIANT: no line has a newline in it.
+        if self.all.fullmatch(b"\n".join([*lines, b""])) is not None:
+            return [True] * len(lines)
+        return [self.one.fullmatch(line) is not None for line in lines]
 
 
-def step_form(found: re.Match[bytes]) -> Form | None:
-    """Return what recognises canonical steps of the form of one that `step_apart` has found.
+@frozen
+class StepForm:
+    """What recognises steps of one form, with the same signals, and exposures or none.
 
-    They have as many examples, and the same signals and slots. None where the form cannot be canonical, or is
-    too long.
+    line: takes a line apart, as far as the name of its index, into `FORM_FIELDS`, less `exposures` where it
+    has none, and with the list of each signal. It is an entry if the numbers in the lists are canonical, the
+    mapping of slots is, and there are as many of all as commitments (`steps`).
+    """
+
+    line: re.Pattern[bytes]
+    signals: tuple[str, ...]
+    exposed: bool
+
+    def take(self, lines: Sequence[bytes]) -> list[tuple[bytes, ...] | None]:
+        """Return what each line says that has the form."""
+        found: list[tuple[bytes, ...]] = self.line.findall(b"\n".join(lines))
+        # Each match begins and ends where a line does: as many as lines are one to a line.
+        if len(found) == len(lines):
+            return [*found]
+        matches = map(self.line.fullmatch, lines)
+        return [None if match is None else match.groups() for match in matches]
+
+
+FORM_FIELDS = (
+    *("classes", "commitments", "count", "decision", "epoch", "exposures"),
+    *("signals", "slots", "spent", "step", "today", "verdict"),
+)
+"""What the groups of a `StepForm` hold, in order; of signals there is a group for each."""
+
+
+def step_form(found: re.Match[bytes]) -> StepForm | None:
+    """Return what recognises steps of the form of one that `step_apart` has found.
+
+    None where the form cannot be canonical.
     """
     step = dict(zip(STEP_FIELDS, found.groups(), strict=True))
-    signals, slots = (_NAME.findall(step[name]) for name in ("signals", "slots"))
-    if len(step["count"]) > 3 or int(step["count"]) > LONGEST or not _ordered(signals) or not _ordered(slots):
+    signals = _NAME.findall(step["signals"])
+    if not _ordered(signals):
         return None
-    count = int(step["count"])
-    naturals = rb"\[(%b)\]" % _numbers(_WHOLE, count)
-    named = [
-        _exact_names(names, rb"\[%b\]" % _numbers(form, count))
-        for names, form in ((signals, _INTEGER), (slots, rb"(?:null|%b)" % _INTEGER))
-    ]
     fields = {
         "step": b"(%b)" % _WHOLE,
         "epoch": b"(%b)" % _WHOLE,
         "today": rb"(null|%b)" % _WHOLE,
-        "count": b"(%d)" % count,
-        "commitments": rb'"([A-Za-z0-9+/]{%d}%b)"' % ((256 * count + 5) // 6, b"=" * (-32 * count % 3)),
-        "classes": naturals,
-        "exposures": rb"(?:null|((?!)))" if step["exposures"] is None else naturals,
-        "signals": b"(%b)" % named[0],
-        "slots": b"(%b)" % named[1],
+        "count": b"(%b)" % _WHOLE,
+        "commitments": rb'"([^"]+)"',
+        "classes": _ANY_LIST,
+        "exposures": b"null" if step["exposures"] is None else _ANY_LIST,
+        "signals": _exact_names(signals, _ANY_LIST),
+        "slots": _APART["slots"],
         "spent": b"(%b)" % _EXACT_TEXTS,
-        "decision": naturals,
+        "decision": _ANY_LIST,
         "verdict": _APART["verdict"],
     }
-    return re.compile(_FRAME % (_fields(fields), b"(%b)" % _WHOLE, b"step")).fullmatch
+    names = tuple(name.decode() for name in signals)
+    line = re.compile(b"^%b$" % (_BEGIN + _fields(fields)), re.MULTILINE)
+    return StepForm(line, names, step["exposures"] is not None)
 
 
 def outcome_form(found: re.Match[bytes]) -> Form | None:
@@ -192,14 +234,19 @@ def outcome_form(found: re.Match[bytes]) -> Form | None:
     norms, privacy = ([name.encode() for name in body[field]] for field in ("norms", "privacy"))
     if not _ordered(norms) or not _ordered(privacy):
         return None
-    fields = {
-        "step": _WHOLE,
-        "active": _EXACT_TEXTS + (rb',"batch":%b' % _WHOLE if "batch" in body else b""),
-        "norms": _exact_names(norms, rb"(?:null|%b)" % _TEXT),
-        "loss": rb"(?:null|%b)" % _TEXT,
-        "privacy": _exact_names(privacy, rb'\{"epsilon":%b,"steps":%b\}' % (_TEXT, _WHOLE)),
-    }
-    return re.compile(_FRAME % (b"(%b)()" % _fields(fields), b"(%b)" % _WHOLE, b"committed")).fullmatch
+    return Form.of(
+        {
+            "step": _WHOLE,
+            "active": _EXACT_TEXTS + (rb',"batch":%b' % _WHOLE if "batch" in body else b""),
+            "norms": _exact_names(norms, rb"(?:null|%b)" % _TEXT),
+            "loss": rb"(?:null|%b)" % _TEXT,
+            "privacy": _exact_names(privacy, rb'\{"epsilon":%b,"steps":%b\}' % (_TEXT, _WHOLE)),
+        }
+    )
+
+
+refused_form = Form.of(_REFUSED | {"step": _WHOLE})
+"""Recognises canonical outcomes of refused steps."""
 
 
 def _ordered(names: Sequence[bytes]) -> bool:

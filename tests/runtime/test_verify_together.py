@@ -15,6 +15,7 @@ from gradwarden.runtime.errors import EntryInvalid
 from gradwarden.runtime.ledger import blocks, chain, numbering, sharing
 from gradwarden.runtime.ledger.chain import ChainReport
 from gradwarden.runtime.ledger.entries import Entry, compose, encode_body
+from gradwarden.runtime.ledger.frames import find_frames
 from gradwarden.runtime.ledger.lines import Recogniser
 from gradwarden.runtime.ledger.numbering import Numbering
 from gradwarden.runtime.ledger.turns import OddBlockError, Turns
@@ -193,7 +194,7 @@ def _together(entries: list[Any], at_once: int) -> Any:
             patch.setattr(numbering, "MOST", 2)
             patch.setattr(numbering.os, "getpid", lambda turn=turn: turn)
             try:
-                parts = readers[turn].read(start, [lines[index] for index in piece])[1]
+                parts = readers[turn].read(find_frames(start, [lines[index] for index in piece]))
             except OddBlockError:
                 parts = [Entry(index, *entries[index], b"") for index in piece]
         for part in parts:
@@ -330,7 +331,7 @@ def _audit(steps: list[dict[str, Any]]) -> tuple[ExampleAudit, Turns]:
         outcome = {"step": number, "active": ["a"], "norms": {"a": "1"}, "loss": None, "privacy": {}}
         for kind, told in (("step", body), ("committed", outcome)):
             lines.append(b"\0" + compose(kind, len(lines), "0" * 64, encode_body(kind, told)))
-    (turns,) = Recogniser().read(0, lines)[1]
+    (turns,) = Recogniser().read(find_frames(0, lines))
     assert isinstance(turns, Turns)
     return audit, turns
 
