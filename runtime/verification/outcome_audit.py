@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from functools import reduce
-from itertools import compress
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import hypot, inf
-from operator import and_
-from typing import Any
+from operator import lt
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
+import orjson
 
 from gradwarden.policy.program import Program
 from gradwarden.runtime.privacy.accounting import privacy_rules
-from gradwarden.runtime.verification.violation import ViolationError, decimals, names, number
+from gradwarden.runtime.verification.outcome_columns import (
+    Floats,
+    OutcomeColumns,
+    OutcomeReader,
+    read_decimals,
+)
+from gradwarden.runtime.verification.violation import ViolationError, names, number
 
 NORM_ROUNDING = 1e-5
 """Norms are recorded with six significant digits."""
 
 _ENDLESS = (None, "inf", "-inf")
 """What a loss may be besides a number."""
+
+_ENDLESS_JSON = frozenset(map(orjson.dumps, _ENDLESS))
+
+MOST_BANDS = 62
+"""Bands that are bits of one number of an array."""
+
+Numbers: TypeAlias = npt.NDArray[np.int64]
 
 
 class OutcomeAudit:
@@ -33,14 +46,12 @@ class OutcomeAudit:
     def __init__(self, program: Program, clip_norm: float, *, together: bool = False) -> None:
         self._together = together
         self._bits = {name: 1 << place for place, name in enumerate(program.band_names)}
-        self._noised = [
-            (rule.name, sum(self._bits.get(band, 0) for band in set(rule.bands)))
-            for rule in privacy_rules(program)
-        ]
+        self._noised = [(rule.name, self._named_by(rule.bands)) for rule in privacy_rules(program)]
         """Each privacy rule and the bands that its noise moves until it is spent, as bits."""
         self._caps = {
             cap.band: (float(cap.norm) * (1 + NORM_ROUNDING), cap.norm) for cap in program.gradient_caps
         }
+        self._reader = OutcomeReader(program.band_names)
         self._clip_norm = clip_norm
         self._greatest = clip_norm * (1 + NORM_ROUNDING)
 
@@ -67,7 +78,7 @@ class OutcomeAudit:
                 f"step {body['step']} must say how many examples all ranks proposed, in a job and only there"
             )
         if self._together:
-            reached |= sum(self._bits.get(name, 0) for name in set(body["active"]))
+            reached |= self._named_by(body["active"])
         return self.named(reached)
 
     def check_batch(self, body: Mapping[str, Any], count: int) -> None:
@@ -80,51 +91,49 @@ class OutcomeAudit:
                 f"step {body['step']} has {count} examples here, and {body['batch']} on all ranks"
             )
 
-    def hold(
-        self, bodies: Sequence[Mapping[str, Any]], reached: Sequence[int], counts: Sequence[int]
-    ) -> bool:
-        """Whether the checks find nothing wrong with the outcomes of many steps, with all budgets spent.
+    def read(self, bodies: bytes, committed: Sequence[bool]) -> OutcomeColumns | None:
+        """Read the outcomes of many steps; see `OutcomeReader.read`."""
+        return self._reader.read(bodies, committed)
 
-        counts: of the examples of each.
+    def hold(self, outcomes: OutcomeColumns, reached: Numbers, counts: Numbers) -> int | None:
+        """Return the bands (bit i: band i) that committed steps have moved, all budgets being spent.
+
+        None unless the checks find nothing wrong with them. reached, counts: of the examples of each, [C].
         """
+        if len(self._bits) > MOST_BANDS:
+            return None
         if self._together:
-            if any(body.get("batch", -1) < count for body, count in zip(bodies, counts, strict=True)):
-                return False
-            reached = [
-                bands | sum(self._bits.get(name, 0) for name in set(body["active"]))
-                for body, bands in zip(bodies, reached, strict=True)
-            ]
-        elif any("batch" in body for body in bodies):
-            return False
-        lists = {bands: self.named(bands) for bands in set(reached)}
-        if 0 in lists or [body["active"] for body in bodies] != [lists[bands] for bands in reached]:
-            return False
-        losses = [loss for body in bodies if (loss := body["loss"]) not in _ENDLESS]
-        return decimals(losses) is not None and self._hold_norms([body["norms"] for body in bodies], reached)
+            if b"" in outcomes.batches or any(map(lt, map(int, outcomes.batches), counts.tolist())):
+                return None
+            others = {text: self._named_by(orjson.loads(text)) for text in set(outcomes.active)}
+            reached = reached | np.array([others[text] for text in outcomes.active], np.int64)
+        elif any(outcomes.batches):
+            return None
+        bands: list[int] = reached.tolist()
+        texts = {some: orjson.dumps(self.named(some)) for some in set(bands)}
+        if 0 in texts or [texts[some] for some in bands] != list(outcomes.active):
+            return None
+        losses = read_decimals([loss for loss in outcomes.losses if loss not in _ENDLESS_JSON])
+        if losses is None or not self._hold_norms(outcomes.norms, reached):
+            return None
+        return int(np.bitwise_or.reduce(reached, initial=0))
 
-    def _hold_norms(self, norms: Sequence[Mapping[str, str | None]], reached: Sequence[int]) -> bool:
-        """Whether the gradient norms of many steps are what bands that were reached may have."""
-        everywhere = reduce(and_, reached, -1)
-        squares = np.zeros(len(norms))
-        columns = []
-        for band, bit in self._bits.items():
-            texts = [norm.get(band, "absent") for norm in norms]
-            if not everywhere & bit and set(compress(texts, [not bands & bit for bands in reached])) - {None}:
-                return False
-            numbers = decimals(["0" if text is None else text for text in texts])
-            if numbers is None:
-                return False
-            values = np.array(numbers)
-            greatest, _ = self._caps.get(band, (inf, ""))
-            if values.min(initial=0.0) < 0.0 or values.max(initial=0.0) > greatest:
-                return False
-            squares += np.square(values)
-            columns.append(numbers)
+    def _hold_norms(self, norms: Floats, reached: Numbers) -> bool:
+        """Whether norms [bands, C] are what those of steps that reach some bands may be."""
+        bits = np.array([*self._bits.values()], np.int64)[:, None]
+        absent = np.isnan(norms)
+        values = np.where(absent, 0.0, norms)
+        greatest = np.array([self._caps.get(band, (inf, ""))[0] for band in self._bits])[:, None]
+        if not (absent | (reached & bits != 0)).all() or not ((values >= 0.0) & (values <= greatest)).all():
+            return False
         # Far from the bound it does not matter how a root is rounded.
-        far = squares.max(initial=0.0) < 0.999 * self._greatest**2
-        return {len(self._bits)}.issuperset(map(len, norms)) and (
-            far or all(hypot(*whole) <= self._greatest for whole in zip(*columns, strict=True))
-        )
+        if np.square(values).sum(axis=0).max(initial=0.0) < 0.999 * self._greatest**2:
+            return True
+        return all(hypot(*whole) <= self._greatest for whole in values.T.tolist())
+
+    def _named_by(self, names: Iterable[str]) -> int:
+        """Return the bands of these names, as bits."""
+        return sum(self._bits.get(name, 0) for name in set(names))
 
     def movable(self, reached: int, spent: Collection[str]) -> list[str]:
         """Return the bands that a step whose outcome was lost may have moved; arguments as of `check`."""

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain, compress
-from operator import itemgetter
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -116,39 +114,39 @@ def judge_stretch(
     due: the number of the first step. judge: remembers what was recorded so far. agree: compares a decision
     with the one that is recorded under a number, and returns the number.
     """
-    steps, results, marks = len(turns.numbers), turns.results(), tables.array()
+    steps, marks = len(turns.numbers), tables.array()
     numbers = list(range(due, due + steps))
     decisions = np.frombuffer(turns.decisions, np.intc)
+    results = outcomes.read(turns.outcomes, turns.committed)
     if (
         marks is None
+        or results is None
         or turns.numbers != numbers
-        or list(map(itemgetter("step"), results)) != numbers
+        or results.steps != numbers
         or any(turns.spent)
         or decisions.max(initial=-1) >= len(marks)
         or not _decided(turns, tables.classes, judge, agree)
     ):
         return None
     marks = marks.take(decisions)
-    given, taken = _joined(marks, turns.counts), np.array(turns.committed, bool)
+    counts, committed = np.array(turns.counts, np.int64), np.array(turns.committed, bool)
+    given = _joined(marks, counts)
     if [STEP_VERDICTS[verdicts] for verdicts in (given & ALL_VERDICTS).tolist()] != turns.verdicts:
         return None
-    committed = list(compress(results, turns.committed))
-    reached: list[int] = (given[taken] >> len(VERDICTS)).tolist()
-    counts = list(compress(turns.counts, turns.committed))
-    if any(map(itemgetter("privacy"), committed)) or not outcomes.hold(committed, reached, counts):
+    moved = outcomes.hold(results, given[committed] >> len(VERDICTS), counts[committed])
+    if moved is None:
         return None
-    learned = int(((marks > ALL_VERDICTS) & np.repeat(taken, turns.counts)).sum())
-    active = frozenset(chain.from_iterable(map(itemgetter("active"), committed)))
-    return Stretch(steps, len(committed), learned, active, np.bincount(decisions))
+    learned = int(((marks > ALL_VERDICTS) & np.repeat(committed, counts)).sum())
+    active = frozenset(outcomes.named(moved))
+    return Stretch(steps, len(results.active), learned, active, np.bincount(decisions))
 
 
-def _joined(marks: Numbers, counts: Sequence[int]) -> Numbers:
+def _joined(marks: Numbers, counts: Numbers) -> Numbers:
     """Return the marks of each step's decisions together, 0 for a step without examples."""
-    sizes = np.array(counts, np.int64)
     joined = np.zeros(len(counts), np.int64)
     if len(marks):
-        starts = np.cumsum(sizes) - sizes
-        joined[sizes > 0] = np.bitwise_or.reduceat(marks, starts[sizes > 0])
+        some = counts > 0
+        joined[some] = np.bitwise_or.reduceat(marks, (np.cumsum(counts) - counts)[some])
     return joined
 
 
