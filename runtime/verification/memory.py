@@ -44,12 +44,14 @@ from gradwarden.runtime.ledger.reader import absent, open_ledger
 from gradwarden.runtime.ledger.sidecar import read_sidecar
 from gradwarden.runtime.verification.approval_audit import ApprovalAudit
 from gradwarden.runtime.verification.budget_audit import BudgetAudit
+from gradwarden.runtime.verification.decision_audit import DecisionAudit
 from gradwarden.runtime.verification.decision_tally import DecisionTally
 from gradwarden.runtime.verification.drift_measure import AnchoredBand
 from gradwarden.runtime.verification.example_audit import ExampleAudit
 from gradwarden.runtime.verification.key_periods import Calendar
 from gradwarden.runtime.verification.maintenance_audit import MaintenanceAudit
 from gradwarden.runtime.verification.plain_data import PlainData
+from gradwarden.runtime.verification.program_audit import ProgramAudit
 from gradwarden.runtime.verification.restart_audit import RestartAudit
 from gradwarden.runtime.verification.run_replay import HistoryWithoutExamples, RunReplay
 from gradwarden.runtime.verification.stretch import Tables
@@ -61,7 +63,9 @@ FORMAT = "gradwarden/memory/1"
 
 STATE = PlainData(
     {
-        RunReplay: {"_expected": tuple, "_in_force": lambda: None, "_first": lambda: None},
+        RunReplay: {"_in_force": lambda: None, "_first": lambda: None},
+        ProgramAudit: {"_expected": tuple},
+        DecisionAudit: {"_judge": lambda: None},
         HistoryWithoutExamples: {},
         PendingStep: {},
         Tables: {"_array": lambda: np.zeros(0, np.int64)},

@@ -13,40 +13,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from math import inf
-from operator import or_
 from typing import Any
 
-from gradwarden.policy.decision import VERDICTS, Decision
 from gradwarden.policy.errors import GradwardenError
 from gradwarden.policy.program import Program
-from gradwarden.policy.program_json import program_from_json
 from gradwarden.runtime.errors import NoteError
 from gradwarden.runtime.evidence.supply import MOST_SUPPLIES, describe_supply
-from gradwarden.runtime.history import History, PendingStep, bands_of
+from gradwarden.runtime.history import History, PendingStep
 from gradwarden.runtime.ledger.chain import ChainReport, Finding
 from gradwarden.runtime.ledger.entries import Entry
 from gradwarden.runtime.ledger.lines import Part
 from gradwarden.runtime.ledger.program_signature import NOBODY, Approvers
 from gradwarden.runtime.ledger.turns import Turns
 from gradwarden.runtime.privacy.accounting import epsilon_text, privacy_rules
-from gradwarden.runtime.recorder import decision_body
 from gradwarden.runtime.verification.approval_audit import ApprovalAudit
 from gradwarden.runtime.verification.budget_audit import BudgetAudit
-from gradwarden.runtime.verification.decision_tally import DecisionTally
+from gradwarden.runtime.verification.decision_audit import DecisionAudit
 from gradwarden.runtime.verification.drift_measure import AnchoredBand
 from gradwarden.runtime.verification.example_audit import ExampleAudit, Numbers
 from gradwarden.runtime.verification.key_periods import Calendar
 from gradwarden.runtime.verification.maintenance_audit import MaintenanceAudit
 from gradwarden.runtime.verification.outcome_audit import OutcomeAudit
+from gradwarden.runtime.verification.program_audit import ProgramAudit
 from gradwarden.runtime.verification.restart_audit import RestartAudit, restart_facts
-from gradwarden.runtime.verification.stretch import (
-    ALL_VERDICTS,
-    STEP_VERDICTS,
-    Judge,
-    Tables,
-    judge_stretch,
+from gradwarden.runtime.verification.step_order import (
+    check_begin,
+    check_between,
+    check_part,
+    check_sealed,
+    pending_step,
 )
 from gradwarden.runtime.verification.violation import ViolationError, number
 from gradwarden.runtime.verification.weight_audit import WeightAudit
@@ -66,13 +62,10 @@ MOST_TALLIES = 8
 class _InForce:
     """What a complete program gives to judge by.
 
-    judge: remembers the number that a decision was recorded under, once it was found to be that decision.
     plain: whether the program has neither budgets nor maintained bands.
     """
 
-    judge: Judge
     outcomes: OutcomeAudit
-    band_count: int
     plain: bool
 
 
@@ -91,22 +84,18 @@ class RunReplay:
     """
 
     def __init__(self, expected: Sequence[Program], approvers: Approvers = NOBODY) -> None:
-        self._expected = tuple(expected)
+        self._programs = ProgramAudit(expected)
         self._approvals = ApprovalAudit(approvers)
+        self._decisions = DecisionAudit()
         self._examples = ExampleAudit()
         self._history = HistoryWithoutExamples()
         self._in_force: _InForce | None = None
-        self._declared = Tables()
-        self._reached = 0
-        """The bands (bit i: band i) in which some example of the last step has weight."""
-        self._tally = DecisionTally()
         self._first: Finding | None = None
         self._audit = BudgetAudit((), None)
         self._maintained = MaintenanceAudit()
         self._restarts = RestartAudit()
         self.weights = WeightAudit()
         self._clip_norm = inf
-        self._policy: Mapping[str, Any] = {}
         self._member: Mapping[str, Any] | None = None
         """The ledger's place in a job, where it has one."""
         self._may_skip = False
@@ -136,10 +125,10 @@ class RunReplay:
         program = self._maintained.program
         if program is None:
             raise ValueError("no program is in force")
-        self._expected = tuple(expected)
+        self._programs.go_on(expected)
         self._approvals.go_on(approvers)
         self._audit.go_on(program)
-        self._in_force = self._put_in_force(program)
+        self._put_in_force(program)
 
     def accept(self, part: Part) -> None:
         """Take the next part of the chain."""
@@ -163,15 +152,13 @@ class RunReplay:
         if self._approvals.due:
             return False
         self._may_skip = False
-        stretch = judge_stretch(
-            turns, history.next_step, self._declared, force.judge, force.outcomes, self._agree
-        )
+        stretch = self._decisions.judge_together(turns, history.next_step, force.outcomes, history.decisions)
         if stretch is None or not self._examples.accept_turns(turns, rows):
             return False
         self._restarts.step(history.next_step)
         history.advance(stretch.steps, stretch.committed, stretch.learned)
         self.weights.move(stretch.active)
-        self._tally.take_counted(stretch.decisions)
+        self._decisions.take(stretch)
         return True
 
     def _accept(self, index: int, kind: str, body: Mapping[str, Any]) -> None:
@@ -209,7 +196,6 @@ class RunReplay:
 
     def facts(self) -> dict[str, Any]:
         history = self._history
-        self._tally.settle(history.decisions)
         opened = history.opened or {}
         return {
             "run": opened.get("run"),
@@ -223,7 +209,7 @@ class RunReplay:
             "committed": history.committed,
             "refused": history.refused,
             **restart_facts(history),
-            **self._tally.facts(),
+            **self._decisions.facts(history.decisions),
             "exposures": history.example_count,
             "privacy": history.spending,
             "epsilon_bounds": self._epsilon_bounds(),
@@ -253,9 +239,9 @@ class RunReplay:
             case "committed":
                 self._check_committed(body)
             case "examples":
-                self._check_part(body)
+                check_part(body, self._history)
             case "refused":
-                self._pending(body)
+                pending_step(body, self._history)
                 self._maintained.check_refused(body["step"])
             case "anchored":
                 self._ready()
@@ -263,14 +249,16 @@ class RunReplay:
                 within = history.pending is not None
                 self._maintained.check_anchor(body, history.next_step, within_step=within)
             case "maintained":
-                self._pending(body)
+                pending_step(body, self._history)
                 self._maintained.check_measured(body)
             case "halted":
                 self._audit.check_halt(body, self._history.private_steps)
             case "classes":
-                self._check_classes(body)
+                self._ready()
+                self._decisions.declare_classes(body)
             case "decisions":
-                self._check_decisions(body)
+                self._ready()
+                self._decisions.declare_decisions(body, withheld=self._audit.withholds)
             case "program":
                 self._check_program(body)
             case "approved":
@@ -282,7 +270,8 @@ class RunReplay:
                 self._may_skip = self._member is not None
                 self._replace_program(body["policy"])
             case "policy_changed":
-                self._check_change(body)
+                check_between(body, self._history, "the policy changes")
+                self._replace_program(body["policy"])
             case "resumed":
                 self._resume()
             case "skipped":
@@ -304,21 +293,15 @@ class RunReplay:
             case "tallied" if len(self.tallies) == MOST_TALLIES:
                 raise ViolationError("wrong_tally", f"the run was tallied more than {MOST_TALLIES} times")
             case "sealed":
-                self._check_sealed(body)
+                check_sealed(body, self._history)
 
-    # --- program and classes -------------------------------------------------------------------------------
+    # --- the program in force ------------------------------------------------------------------------------
 
     def _replace_program(self, policy: Mapping[str, Any]) -> None:
-        self._policy = policy
+        self._programs.name(policy)
         self._approvals.take_program(None)
         self._in_force = None
-        self._forget_numbers()
-
-    def _forget_numbers(self) -> None:
-        self._tally.settle(self._history.decisions)
-        self._declared.clear()
-        if self._in_force is not None:
-            self._in_force.judge.forget()
+        self._decisions.forget(self._history.decisions)
 
     def _check_supply(self, body: Mapping[str, Any]) -> None:
         if self._history.next_step or len(self.supplied) == MOST_SUPPLIES:
@@ -332,81 +315,28 @@ class RunReplay:
         pending, force = self._history.pending, self._in_force
         lost: list[str] = []
         if pending is not None and force is not None:
-            lost = force.outcomes.movable(self._reached, pending.body["spent"])
+            lost = force.outcomes.movable(self._decisions.reached, pending.body["spent"])
         self.weights.resume(lost)
-        self._forget_numbers()
+        self._decisions.forget(self._history.decisions)
         self._maintained.forget()
         self._may_skip = self._member is not None
 
-    def _check_change(self, body: Mapping[str, Any]) -> None:
-        if body["step"] != self._history.next_step or self._history.pending is not None:
-            raise ViolationError("wrong_step", "the policy changes in the middle of a step or at another one")
-        self._replace_program(body["policy"])
-
     def _check_program(self, body: Mapping[str, Any]) -> None:
-        parts = self._history.program_parts
-        if body["digest"] != self._history.program_digest or body["part"] != len(parts):
-            raise ViolationError("program_damaged", "the parts of the program do not fit together")
-        if body["part"] + 1 < body["parts"]:
+        program = self._programs.read(body, self._history)
+        if program is None:
             return
-        program = program_from_json("".join(parts) + body["text"])
-        if program.digest != body["digest"]:
-            raise ViolationError("program_damaged", "the program is not the one that the ledger names")
-        self._check_identity(program)
-        self._check_expected(program)
         self._audit.check_terms(program)
         self._maintained.take_program(program)
         self.weights.take_program(program)
         self._approvals.take_program(program)
-        self._in_force = self._put_in_force(program)
+        self._put_in_force(program)
 
-    def _put_in_force(self, program: Program) -> _InForce:
-        return _InForce(
-            Judge.of(program),
+    def _put_in_force(self, program: Program) -> None:
+        self._decisions.take_program(program)
+        self._in_force = _InForce(
             OutcomeAudit(program, self._clip_norm, together=self._member is not None),
-            len(program.bands),
             not privacy_rules(program) and not program.maintained,
         )
-
-    def _check_identity(self, program: Program) -> None:
-        opened = self._history.opened or {}
-        fits = (program.name, program.version) == (self._policy["name"], self._policy["version"])
-        if self._policy is opened["policy"]:
-            fits &= (list(program.band_names), program.model_map) == (opened["bands"], opened["model_map"])
-        if not fits:
-            raise ViolationError("program_damaged", "the ledger describes another program than it holds")
-
-    def _check_expected(self, program: Program) -> None:
-        """Check that a program in force is one of those given; one without a model map fits any binding."""
-        if not self._expected:
-            return
-        unbound = program.unbound()
-        given = [expected.digest for expected in self._expected]
-        if not {program.digest, unbound.digest} & set(given):
-            raise ViolationError(
-                "policy_mismatch",
-                f"the run was governed by `{program.name}` version {program.version}, digest "
-                f"{program.digest[:16]}… ({unbound.digest[:16]}… without its model map), not by what was "
-                f"given: {', '.join(f'{digest[:16]}…' for digest in given)}",
-            )
-
-    def _check_classes(self, body: Mapping[str, Any]) -> None:
-        replayer, classes = self._ready().judge.rows, self._declared.classes
-        for described in body["classes"]:
-            if described["id"] != len(classes):
-                raise ViolationError("wrong_classes", f"decision class {described['id']} is out of order")
-            classes.append(replayer.class_of(described))
-
-    def _check_decisions(self, body: Mapping[str, Any]) -> None:
-        bands, declared = self._ready().band_count, self._declared
-        for described in body["decisions"]:
-            if described["id"] != len(declared.marks) or len(described["weights"]) != bands:
-                raise ViolationError("wrong_decision", f"decision {described['id']} is out of order")
-            if self._audit.withholds and any(kind == "privacy" for kind, _ in described["obligations"]):
-                raise ViolationError(
-                    "wrong_budget", "the run withholds private examples, and a decision on one is recorded"
-                )
-            declared.add(described["verdict"], bands_of(described["weights"]))
 
     def _ready(self) -> _InForce:
         if self._in_force is None:
@@ -416,13 +346,8 @@ class RunReplay:
     # --- steps ---------------------------------------------------------------------------------------------
 
     def _check_order(self, body: Mapping[str, Any]) -> None:
-        due, pending = self._history.next_step, self._history.pending
-        if pending is not None:
-            raise ViolationError(
-                "wrong_step", f"step {body['step']} begins before step {pending.step} has ended"
-            )
-        if body["step"] != due:
-            raise ViolationError("wrong_step", f"step {body['step']} comes where step {due} was due")
+        check_begin(body, self._history)
+        due = self._history.next_step
         self._may_skip = False
         self._approvals.check_step(due)
         self._restarts.step(due)
@@ -436,110 +361,29 @@ class RunReplay:
             )
         self.weights.move_all()
 
-    def _check_part(self, body: Mapping[str, Any]) -> None:
-        history = self._history
-        due = (history.next_step, history.parts)
-        if (body["step"], body["part"]) != due or history.pending is not None:
-            raise ViolationError("wrong_step", "commitments come out of turn, or belong to another step")
-
     def _check_step(self, body: Mapping[str, Any]) -> None:
-        verdict, numbers = self._check_numbers(body), body["decision"]
+        recorded = self._history.decisions
+        verdict = self._decisions.read(body)
         self._examples.accept("step", body)
-        agreed = self._decide(body)
+        self._ready()
+        agreed = self._decisions.decide(body, recorded)
         self._audit.check_spent(body, self._history.private_steps)
-        if agreed != numbers:
-            self._check_same(body["step"], agreed, numbers)
-        self._tally.take(numbers)
-        if body["verdict"] != verdict:
-            raise ViolationError(
-                "wrong_decision",
-                f"step {body['step']} is recorded as `{body['verdict']}`; its decisions make it `{verdict}`",
-            )
-
-    def _check_numbers(self, body: Mapping[str, Any]) -> str:
-        """Check that a step names known classes and decisions; return the verdict that these add up to."""
-        if body["classes"] and max(body["classes"]) >= len(self._declared.classes):
-            raise ViolationError("wrong_classes", f"step {body['step']} names an unknown decision class")
-        used, marks = set(body["decision"]), self._declared.marks
-        if used and max(used) >= len(marks):
-            raise ViolationError("wrong_decision", f"step {body['step']} names an unknown decision")
-        mark = reduce(or_, map(marks.__getitem__, used), 0)
-        self._reached = mark >> len(VERDICTS)
-        return STEP_VERDICTS[mark & ALL_VERDICTS]
-
-    def _decide(self, body: Mapping[str, Any]) -> list[int]:
-        """Decide a step; return numbers under which its decisions were recorded, now or earlier."""
-        replayer, numbers, known = self._ready().judge.rows, body["decision"], self._declared.classes
-        return replayer.judge(
-            [known[number] for number in body["classes"]],
-            slots=body["slots"],
-            exposures=body["exposures"],
-            signals=body["signals"],
-            clock=replayer.clock(body["step"], body["epoch"], body["today"], frozenset(body["spent"])),
-            judge=lambda place, decision: self._agree(numbers[place], decision, body["step"], place),
-        )
-
-    def _agree(self, number: int, decision: Decision, step: int = 0, place: int = 0) -> int:
-        """Check a decision against the one recorded under a number; return the number."""
-        self._compare(number, decision_body(decision), step, place)
-        return number
-
-    def _check_same(self, step: int, agreed: Sequence[int], numbers: Sequence[int]) -> None:
-        """Check that decisions recorded under other numbers than before are the same."""
-        for place, (before, now) in enumerate(zip(agreed, numbers, strict=True)):
-            self._compare(now, self._history.decisions[before], step, place)
-
-    def _compare(self, number: int, given: Mapping[str, Any], step: int, place: int) -> None:
-        """Compare what the policy gives for an example with the decision recorded under a number."""
-        recorded = self._history.decisions[number]
-        differences = [
-            f"{name} {recorded[name]!r} where the policy gives {given[name]!r}"
-            for name in ("verdict", "weights", "rules", "advisory", "waived", "obligations")
-            if recorded[name] != given[name]
-        ]
-        if differences:
-            raise ViolationError("wrong_decision", f"step {step}, example {place}: {'; '.join(differences)}")
+        self._decisions.hold(body, agreed, verdict, recorded)
 
     # --- outcomes ------------------------------------------------------------------------------------------
 
-    def _pending(self, body: Mapping[str, Any]) -> PendingStep:
-        pending = self._history.pending
-        if pending is None or pending.step != body["step"]:
-            raise ViolationError(
-                "wrong_outcome", f"an outcome of step {body['step']}, which was not proposed"
-            )
-        return pending
-
     def _check_committed(self, body: Mapping[str, Any]) -> None:
-        intent = self._pending(body).body
+        intent = pending_step(body, self._history).body
         spent = intent["spent"]
         self._maintained.check_rehearsed(intent, self._history.decisions)
         outcomes = self._ready().outcomes
-        active = outcomes.check(body, self._reached, spent)
+        active = outcomes.check(body, self._decisions.reached, spent)
         outcomes.check_batch(body, intent["count"])
         self._maintained.check_outcome(body["step"], active)
         self.weights.move(active)
         self._audit.check_charge(body, spent, self._history.private_steps)
 
     def _check_checkpoint(self, index: int, body: Mapping[str, Any]) -> None:
-        if body["step"] != self._history.next_step or self._history.pending is not None:
-            raise ViolationError(
-                "wrong_step", "a checkpoint was saved in the middle of a step or at another one"
-            )
+        check_between(body, self._history, "a checkpoint was saved")
         self.weights.take_checkpoint(index, body)
         self.checkpoint, self.anchored = body, self._maintained.standing()
-
-    def _check_sealed(self, body: Mapping[str, Any]) -> None:
-        history = self._history
-        counted = {
-            "steps": history.next_step,
-            "committed": history.committed,
-            "refused": history.refused,
-            "examples": history.example_count,
-        }
-        if body != counted:
-            raise ViolationError(
-                "wrong_totals", f"the seal says {dict(body)}; the entries add up to {counted}"
-            )
-        if history.pending is not None:
-            raise ViolationError("wrong_outcome", f"step {history.pending.step} has no outcome")

@@ -96,7 +96,7 @@ def later_tampered(entries: list[Any], start: int, data: st.DataObject) -> list[
     return entries[:start] + _tampered([entries[0], *entries[start:]], data)[1:]
 
 
-UNKEPT = ("_in_force", "_numbered", "_plan", "_terms", "_array")
+UNKEPT = ("_in_force", "_judge", "_numbered", "_plan", "_terms", "_array")
 """What is worked out again."""
 
 
