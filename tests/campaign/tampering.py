@@ -43,7 +43,7 @@ from gradwarden.runtime.ledger.chain import Finding
 from gradwarden.runtime.ledger.entries import MalformedLineError, decode
 from gradwarden.runtime.ledger.merkle import leaf_hash
 from gradwarden.runtime.ledger.note import parse_checkpoint, parse_note
-from gradwarden.runtime.verification import run_replay
+from gradwarden.runtime.verification import program_audit
 from gradwarden.runtime.verification.verify import VerifyReport, verify_ledger
 from tests.campaign import keyholder, outside
 from tests.campaign.genuine import WRITERS, Genuine, genuine, joined, workplace
@@ -355,7 +355,7 @@ def run(
     only: kinds that take turns; by default all kinds, each according to its share.
     """
     # Programs are read once: the same text gives the same program.
-    with workplace() as folder, patch.object(run_replay, "program_from_json", _programs):
+    with workplace() as folder, patch.object(program_audit, "program_from_json", _programs):
         campaign = Campaign(Judge(folder))
         for name in WRITERS:
             base = genuine(name)
