@@ -2,8 +2,8 @@
 
 Each rank has decided and recorded its own examples, and waited until that is durable. What no rank can know
 alone is whether all of them can let the step through, which bands any of them reaches, which parameters have
-a gradient anywhere, and how many examples there were. The numbers are as many for any batch and any number of
-ranks; nothing of the evidence travels.
+a gradient anywhere, and how many examples there were (with what locates a share that is recorded wrongly:
+`jobs.shares`). The numbers are as many for any batch and any number of ranks; no evidence travels.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import torch
 from gradwarden.runtime.data_parallel import Ranks
 from gradwarden.runtime.errors import RankError
 from gradwarden.runtime.gates import Finding
+from gradwarden.runtime.jobs.shares import PRIME, WholeBatch, weighted
 
-_FIXED = 8
+_FIXED = 12
 """Numbers before those of bands and parameters."""
 
 
@@ -25,9 +26,10 @@ _FIXED = 8
 class Stance:
     """What one rank brings to the end of a step.
 
-    step, epoch: where it is. examples: how many it proposed. active: whether it reaches each band. graded:
+    step, epoch: where it is. examples: how many it recorded. active: whether it reaches each band. graded:
     bit i is set where it has a gradient for parameter i, of `parameters`. finding: why it cannot let the step
-    through. leaving: whether it goes no further, whatever the others do.
+    through. leaving: whether it goes no further, whatever the others do. draw: a number
+    below 2^20 for the private examples that the sampler drew for all ranks, another one for most other draws.
     """
 
     step: int
@@ -38,13 +40,17 @@ class Stance:
     parameters: int
     finding: Finding | None
     leaving: bool = False
+    draw: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What the ranks have come to. finding: why the step is refused, on all alike but for the words."""
+    """What the ranks have come to. finding: why the step is refused, on all alike but for the words.
 
-    examples: int
+    whole: the batch of all; None where one ledger has it.
+    """
+
+    whole: WholeBatch | None
     active: tuple[bool, ...]
     graded: int
     finding: Finding | None
@@ -59,14 +65,17 @@ def agree(ranks: Ranks, stance: Stance) -> Agreement:
         int(leaves),
         ranks.rank * leaves,
         stance.examples,
+        *weighted(ranks.rank, stance.examples),
         stance.step,
         stance.step**2,
         stance.epoch,
+        stance.draw,
+        stance.draw**2,
     ]
     graded = [stance.graded >> place & 1 for place in range(stance.parameters)]
     told = torch.tensor([*numbers, *map(int, stance.active), *graded], dtype=torch.int64)
     found: list[int] = ranks.sum(f"end step {stance.step}", told).tolist()
-    refusing, refuser, leaving, leaver, examples, steps, squares, epochs = found[:_FIXED]
+    refusing, refuser, leaving, leaver, *shares, steps, squares, epochs, draws, draws_squared = found[:_FIXED]
     # Equal numbers, and only they, have the least sum of squares for their sum (Cauchy-Schwarz).
     if squares * ranks.size != steps**2 or epochs != stance.epoch * ranks.size:
         raise RankError(
@@ -79,10 +88,16 @@ def agree(ranks: Ranks, stance: Stance) -> Agreement:
         raise RankError(
             f"{who} left step {stance.step}, and the run", help="see what the other ranks printed"
         )
+    if draws_squared * ranks.size != draws**2:
+        raise RankError(
+            f"the ranks have drawn other private examples for step {stance.step} than each other",
+            help="give every rank a sampler of the same seed, in the same state; `renew(seed)` alike on all",
+        )
     bands = found[_FIXED : _FIXED + len(stance.active)]
     places = found[_FIXED + len(stance.active) :]
+    examples, *sums = shares
     return Agreement(
-        examples,
+        WholeBatch(examples, (sums[0] % PRIME, sums[1] % PRIME)),
         tuple(map(bool, bands)),
         sum(1 << place for place, count in enumerate(places) if count),
         _finding(stance, refusing, refuser, any(bands)),

@@ -4,8 +4,9 @@ A decision reads an example's own metadata and signals, the clock (step, epoch, 
 what came of the example before. Of these only the last can depend on other ranks. So a policy that counts
 exposures needs every example to have one home (`by_example`): then all that ever came of it is in one ledger.
 What joins the examples of a batch, or of a run, over the ranks is refused here: rehearsal and other terms of
-`maintain` rules, and the signals that a run measures itself. So are privacy rules, where the governor makes
-their budgets.
+`maintain` rules, and the signals that a run measures itself. Of privacy rules the budgets are the same on all
+ranks, since every step is paid for; units are dealt out by a sampler, so that none of their examples has a
+home.
 """
 
 from __future__ import annotations
@@ -19,23 +20,22 @@ from gradwarden.policy.program import Program
 from gradwarden.runtime.commitments import SIZE
 from gradwarden.runtime.errors import MaskError
 from gradwarden.runtime.jobs.layout import Placement
+from gradwarden.runtime.privacy.accounting import privacy_rules
 
 GATHERED = "give rank 0 a ledger, and no `job=`: then every rank decides the batch of all"
 
 
-def check_apart(program: Program, placement: Placement, whole: bool) -> None:
-    """Raise MaskError for a program that the ranks of a job cannot decide each for itself.
-
-    whole: whether each rank holds whole parameters.
-    """
-    if not whole:
-        raise MaskError(
-            "under `fully_shard` every rank must know the batch of all, which those of a job do not tell",
-            help=f"{GATHERED}; or wrap the model in DistributedDataParallel",
-        )
+def check_apart(program: Program, placement: Placement) -> None:
+    """Raise MaskError for a program that the ranks of a job cannot decide each for itself."""
     if program.maintained:
         raise MaskError(
             f"`{program.maintained[0].name}` maintains bands over the batch of all ranks", help=GATHERED
+        )
+    private = privacy_rules(program)
+    if private and placement == "by_example":
+        raise MaskError(
+            f"the units of `{private[0].name}` are dealt out to the ranks by a sampler, which knows no homes",
+            help=f'`Job(…, placement="anywhere")`, with a policy that counts no exposures; or {GATHERED}',
         )
     declared = {signal.name for signal in program.signals}
     measured = [signal.name for signal in KNOWN_SIGNALS if signal.name in declared]

@@ -18,8 +18,9 @@ from torch import Tensor
 from gradwarden.policy.context import FloatArray, IntArray
 from gradwarden.policy.program import SCALE
 from gradwarden.runtime.admission_gate import Admission
-from gradwarden.runtime.data_parallel import Ranks
 from gradwarden.runtime.errors import MaskError, PrivacyError
+from gradwarden.runtime.keeping import Keeping
+from gradwarden.runtime.meeting import RankPart
 from gradwarden.runtime.privacy.clipping import Unit
 from gradwarden.runtime.reduction import Reduction
 
@@ -36,13 +37,13 @@ class BatchParts:
     """
 
     def __init__(
-        self, admission: Admission, reduction: Reduction, ranks: Ranks, starts: Sequence[int]
+        self, admission: Admission, reduction: Reduction, keeping: Keeping, starts: Sequence[int]
     ) -> None:
         self._admission = admission
         self._weights = admission.weights
         self._units = admission.units.units
         self._reduction = reduction
-        self._ranks = ranks
+        self._keeping = keeping
         self._starts = starts
         self._done = np.zeros(len(self._weights), dtype=bool)
         self._number = 0
@@ -51,8 +52,17 @@ class BatchParts:
         self.rows: IntArray = np.arange(len(self._weights))
         self.public = torch.from_numpy(self._weights.any(axis=1) & ~admission.units.mask)
         self.together = reduction.passes.collective
-        if self.together:
+        self._meets = self.together and keeping.apart
+        if self.together and not keeping.apart:
             self._expect([np.arange(starts[-1])])
+
+    def meet(self) -> None:
+        """Learn what the other ranks' examples weigh, where only they know it and all run each part together.
+
+        Raises RankError where a rank does not come.
+        """
+        if self._meets:
+            self._learn([self.rows])
 
     def cut(self, cut: Cut, size: int) -> Iterator[IntArray]:
         """Cut the examples, and take up each part in turn.
@@ -71,7 +81,9 @@ class BatchParts:
 
     def _common(self, cut: Cut, size: int) -> list[IntArray]:
         """Return as many parts as any process has; note what the examples of each weigh on all of them."""
-        ranks, step = self._ranks, self._admission.context.step
+        if self._meets:
+            return self._learn(cut(self._weights, size))
+        ranks, step = self._keeping.ranks, self._admission.context.step
         found = ranks.collect(f"cut step {step}", lambda: cut(self._weights, size))
         count = max(1, *map(len, found))
         parts = [cuts + [np.zeros(0, dtype=np.int64)] * (count - len(cuts)) for cuts in found]
@@ -84,14 +96,30 @@ class BatchParts:
         )
         return parts[ranks.rank]
 
+    def _learn(self, parts: list[IntArray]) -> list[IntArray]:
+        """Do the same by asking the other ranks. parts: of this process's own examples."""
+        micro, private, context = (
+            self._admission.admitted.micro,
+            self._admission.private,
+            self._admission.context,
+        )
+        told = [RankPart(micro[rows], bool(private[rows].any())) for rows in parts]
+        common = self._keeping.meet(context.step, context.epoch, micro.shape[1], told)
+        self._run_alike([part.weights for part in common], [part.private for part in common])
+        return parts + [np.zeros(0, dtype=np.int64)] * (len(common) - len(parts))
+
     def _expect(self, places: Sequence[IntArray]) -> None:
         """Note what examples weigh in each part that all processes run together, and whether any is private.
 
         places: of the examples of each part in the batch of all.
         """
         micro, private = self._admission.admitted.micro, self._admission.private
-        self._classes = [torch.from_numpy(np.unique(micro[rows], axis=0) / SCALE) for rows in places]
-        self._clips = [bool(private[rows].any()) for rows in places]
+        classes = [np.unique(micro[rows], axis=0) for rows in places]
+        self._run_alike(classes, [bool(private[rows].any()) for rows in places])
+
+    def _run_alike(self, classes: Sequence[IntArray], clips: list[bool]) -> None:
+        self._classes = [torch.from_numpy(weights / SCALE) for weights in classes]
+        self._clips = clips
         self._reduction.expect(sum(bool(classes.any()) for classes in self._classes))
 
     # --- the part at hand ----------------------------------------------------------------------------------

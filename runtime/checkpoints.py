@@ -55,6 +55,11 @@ def gathered(model: nn.Module) -> nn.Module:
     return _Weights(state)
 
 
+def holds_weights(model: nn.Module) -> bool:
+    """Whether what was gathered, or a whole model, has its weights in this process."""
+    return not isinstance(model, _Weights) or bool(model.state_dict())
+
+
 class _Weights(nn.Module):
     """A state dict in the place of a model."""
 

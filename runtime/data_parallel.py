@@ -72,6 +72,9 @@ class Ranks(Protocol):
     def sum(self, what: str, numbers: Tensor) -> Tensor:
         """Return the sum of each number over the ranks, on the CPU. Alike in shape and type on all."""
 
+    def gather(self, what: str, numbers: Tensor) -> Tensor:
+        """Return the numbers [n] of every rank, [ranks, n], on the CPU. Alike in shape and type on all."""
+
     def tell(self, what: str, source: int, value: T | None) -> T:
         """Return the value that rank `source` has; the others pass None."""
 
@@ -104,6 +107,9 @@ class OneRank:
 
     def sum(self, what: str, numbers: Tensor) -> Tensor:
         return numbers.cpu()
+
+    def gather(self, what: str, numbers: Tensor) -> Tensor:
+        return numbers.cpu()[None]
 
     def tell(self, what: str, source: int, value: T | None) -> T:
         assert value is not None
@@ -172,6 +178,13 @@ class GroupRanks:
 
     def sum(self, what: str, numbers: Tensor) -> Tensor:
         return self._reduced(what, numbers, dist.ReduceOp.SUM)
+
+    def gather(self, what: str, numbers: Tensor) -> Tensor:
+        own = numbers.to(self._device)
+        told = [torch.empty_like(own) for _ in range(self.size)]
+        with self._together(what):
+            dist.all_gather(told, own, group=self._group)
+        return torch.stack(told).cpu()
 
     def tell(self, what: str, source: int, value: T | None) -> T:
         found: list[Any] = [value]

@@ -164,14 +164,14 @@ class Governor:
         """Begin the run together with the other processes, or go on with it."""
         joined = self._joined
         check_equal(joined.peers, JOIN, self._replica)
-        counts, anchored = joined.keeping.begin(self._open, joined.recorder)
-        if joined.budgets:
-            joined.budgets.follow(joined.ranks.lead(JOIN, joined.budgets.paid, dict))
+        joined.keeping.look_at(joined.model, joined.ledger)
+        counts, anchored, paid = joined.keeping.begin(self._open, joined.recorder)
+        joined.budgets.follow(paid)
         joined.maintainer.begin(self.program, self.parameters, counts.next_step, anchored)
         self._run.progress.go_on(counts)
 
     def _open(self) -> Began:
-        """Open the run in the ledger or resume it; return how far it has come, and its anchors."""
+        """Open the run in the ledger or resume it; return what it goes on from."""
         return begin_run(self._joined, self.engine.name)
 
     def _replica(self) -> dict[str, str]:

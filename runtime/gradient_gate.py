@@ -58,8 +58,8 @@ class GradientGate:
         joined, everything = self.joined, self.in_force.every_parameter()
         joined.reduction.settle(everything, graded)
         joined.scaling.divide(everything)
-        if joined.keeping.apart and joined.terms.normaliser is None:
-            divide(everything, proposal.total)
+        if proposal.whole is not None and joined.terms.normaliser is None:
+            divide(everything, proposal.whole.count)
 
     def _add_private(self, proposal: Proposal) -> Finding | None:
         budgets, reduction, parameters = self.joined.budgets, self.joined.reduction, self.in_force.parameters

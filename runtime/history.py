@@ -124,6 +124,10 @@ class History:
                 self.resume()
             case "skipped":
                 self.next_step = body["until"]
+            case "paid":
+                known = self.private_steps
+                for rule, steps in body["rules"].items():
+                    self.unsettled[rule] = self.unsettled.get(rule, 0) + steps - known.get(rule, 0)
             case "sealed":
                 self.sealed = True
 

@@ -140,6 +140,8 @@ class Joined:
         }
         if self.reduction.replicated:
             facts["weights"] = weights_digest(self.model)
+        if self.keeping.apart and self.budgets:
+            facts["data set"] = repr(self.terms.dataset)
         return facts
 
     def give_up(self) -> None:
@@ -181,7 +183,7 @@ def _joined(request: Request, reduction: Reduction, foreign: ForeignWatch, keepi
     ledger = keeping.open(request.ledger)
     check_replica(reduction.module, keeping.peers)
     bound = bind_model(request.program, reduction.module, request.optimizer)
-    budgets = _budgets(request, bound.program, keeping)
+    budgets = BudgetBook(bound.program, request.privacy, request.normaliser, keeping.peers.rank)
     _check_spread(bound.program, reduction, keeping)
     roster, terms = _roster(request, bound.program, budgets, keeping, ledger)
     recorder = Recorder(ledger, sparing=budgets.withholds)
@@ -206,23 +208,13 @@ def _joined(request: Request, reduction: Reduction, foreign: ForeignWatch, keepi
     )
 
 
-def _budgets(request: Request, program: Program, keeping: Keeping) -> BudgetBook:
-    budgets = BudgetBook(program, request.privacy, request.normaliser, keeping.peers.rank)
-    if budgets and keeping.apart:
-        raise PrivacyError(
-            "a rank of a job does not know which private examples others have",
-            help="give rank 0 one ledger for all, without `job=`",
-        )
-    return budgets
-
-
 def _check_spread(program: Program, reduction: Reduction, keeping: Keeping) -> None:
     if program.maintained and not reduction.whole:
         raise MaskError(
             f"`{program.maintained[0].name}` maintains bands, whose parameters are whole on no process",
             help="train bare replicas, or in DistributedDataParallel",
         )
-    keeping.check(program, reduction.whole)
+    keeping.check(program)
 
 
 def _roster(
@@ -249,8 +241,14 @@ def _roster(
 
 
 def _draws(request: Request, roster: Roster, budgets: BudgetBook, keeping: Keeping) -> DrawWatch | None:
-    """Return what holds steps to their sampler, if there is one; on rank 0 for all."""
+    """Return what holds steps to their sampler, if there is one: on rank 0, or on each rank of a job."""
     sampler = request.privacy.sampler
+    if keeping.apart and budgets and sampler is None:
+        raise PrivacyError(
+            "the ranks of a job cannot tell each other which private examples they have: a sampler must",
+            help="give `Privacy` the `sampler`, of one seed on all ranks, and propose its `part`; or give "
+            "rank 0 one ledger for all, without `job=`",
+        )
     if sampler is None or not budgets or keeping.ranks.rank != ROOT:
         return None
     if request.dataset is None:
@@ -259,7 +257,8 @@ def _draws(request: Request, roster: Roster, budgets: BudgetBook, keeping: Keepi
             help="pass `dataset=` with the examples in the order that the sampler numbers them",
         )
     units = _private_units(roster, budgets, _at_first(request))
-    return budgets.watch(sampler, len(roster.known()), units)
+    place = (keeping.peers.rank, keeping.peers.size) if keeping.apart else (ROOT, 1)
+    return budgets.watch(sampler, len(roster.known()), units, place)
 
 
 def _at_first(request: Request) -> Context:
@@ -281,7 +280,7 @@ def _give_up(keeping: Keeping) -> None:
 
 
 def begin_run(joined: Joined, engine: str) -> Began:
-    """Open the ledger's run, or resume it; return how far it has come, and its anchors.
+    """Open the ledger's run, or resume it; return what it goes on from.
 
     engine: the name of the mask engine. Raises LedgerError for the ledger of another run.
     """
@@ -289,9 +288,9 @@ def begin_run(joined: Joined, engine: str) -> Began:
     history = read_history(joined.ledger.path, joined.ledger.entries_on_open)
     if history.opened is None:
         joined.maintainer.check(program, joined.bound.parameters)
-        facts = {**joined.terms.opening(joined.ledger, engine), **joined.keeping.opening(joined.model)}
+        facts = {**joined.terms.opening(joined.ledger, engine), **joined.keeping.opening()}
         recorder.open(program, facts, joined.signature)
-        return Counts(), None
+        return Counts(), None, joined.budgets.paid()
     history.resume()
     joined.keeping.check_opened(history.opened)
     joined.terms.check_against(history.opened)
@@ -302,4 +301,5 @@ def begin_run(joined: Joined, engine: str) -> Began:
     if history.program_text != program.to_json():
         recorder.change_policy(program, history.next_step, joined.signature)
         history.change_anchors()
-    return history.counts, Standing(history.anchors, history.former_anchors)
+    standing = Standing(history.anchors, history.former_anchors)
+    return history.counts, standing, joined.budgets.paid()

@@ -2,13 +2,14 @@
 
 `Keeping`: rank 0 keeps one ledger for all. Every step is gathered first; all ranks decide the batch of all.
 `KeepingApart`: each rank of a job keeps its own, and decides its own part of a step. A step then costs no
-message but those without which no gradient can be summed (`agreement`); all else that ranks tell each other
-comes before the first step, with checkpoints and changes of policy, and at the end.
+message but those without which no gradient can be summed (`agreement`, and `meeting` where the model is
+sharded); all else that ranks tell each other comes before the first step, with checkpoints and changes of
+policy, and at the end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,13 +30,14 @@ from gradwarden.runtime.jobs.job import Job
 from gradwarden.runtime.ledger.ledger import Ledger
 from gradwarden.runtime.ledger.unwritten import Unwritten
 from gradwarden.runtime.maintenance import Standing
+from gradwarden.runtime.meeting import Meeting, RankPart
 from gradwarden.runtime.recorder import Recorder
 from gradwarden.runtime.terms import ledger_of
 
 T = TypeVar("T")
 
-Began = tuple[Counts, Standing | None]
-"""What a run goes on from: its counts, and its anchors."""
+Began = tuple[Counts, Standing | None, Mapping[str, int]]
+"""What a run goes on from: its counts, its anchors, and the steps that privacy rules have paid for."""
 
 
 class Keeping:
@@ -60,8 +62,8 @@ class Keeping:
         """Return where the secret of the commitments is; None: beside the ledger."""
         return given
 
-    def check(self, program: Program, whole: bool) -> None:
-        """Raise MaskError for what cannot be decided so. whole: whether ranks have all parameters."""
+    def check(self, program: Program) -> None:
+        """Raise MaskError for what cannot be decided so."""
 
     def lead(self, what: str, produce: Callable[[], T]) -> T:
         """Run this where the ledger is, on every rank that has one; return what came of it there."""
@@ -71,7 +73,10 @@ class Keeping:
         """Open the run in the ledger, or go on with it; return what it goes on from."""
         return self.lead("join the run", produce)
 
-    def opening(self, model: nn.Module) -> Mapping[str, Any]:
+    def look_at(self, model: nn.Module, ledger: Ledger | Unwritten) -> None:
+        """Take note, together, of what a ledger's opening will say of the model."""
+
+    def opening(self) -> Mapping[str, Any]:
         """Return further fields of a ledger's opening."""
         return {}
 
@@ -97,13 +102,20 @@ class Keeping:
 
         return self.lead("save a checkpoint", both)
 
+    def meet(self, step: int, epoch: int, bands: int, parts: Sequence[RankPart]) -> Sequence[RankPart]:
+        """Return what the examples of all ranks weigh in each part that they run together."""
+        return parts
+
+    def desert(self, stance: Stance, met: bool) -> None:
+        """Tell the others that this rank comes no further in a step. met: whether no `meet` is due before."""
+
     def settle(self, recorder: Recorder) -> LedgerError | None:
         """Wait, where no other rank does, until the intent is durable; return why it cannot be."""
         return None
 
     def agree(self, stance: Stance, unsaid: LedgerError | None) -> Agreement:
         """Return what this rank knows of the step: everything. unsaid: what `settle` returned."""
-        return Agreement(stance.examples, tuple(stance.active), stance.graded, stance.finding)
+        return Agreement(None, tuple(stance.active), stance.graded, stance.finding)
 
     def stepped(self, step: int) -> None:
         """Take note that the step before `step` has its outcome."""
@@ -127,7 +139,8 @@ class KeepingApart(Keeping):
         super().__init__(peers)
         self.ranks = OneRank()
         self._job = job
-        self._name = ""
+        self._name = self._weights = ""
+        self._meeting = Meeting(peers)
 
     def prepare(self, secret: Path | None) -> None:
         job, size = self._job, self.peers.size
@@ -143,24 +156,36 @@ class KeepingApart(Keeping):
     def secret(self, given: Path | None) -> Path | None:
         return self._job.secret(given)
 
-    def check(self, program: Program, whole: bool) -> None:
-        check_apart(program, self._job.placement, whole)
+    def check(self, program: Program) -> None:
+        check_apart(program, self._job.placement)
 
     def lead(self, what: str, produce: Callable[[], T]) -> T:
         return self.peers.collect(what, produce)[self.peers.rank]
 
     def begin(self, produce: Callable[[], Began], recorder: Recorder) -> Began:
-        """As above; a rank that a crash left behind leaves out the steps that others have begun."""
+        """As above; a rank that a crash left behind leaves out the steps that others have begun.
+
+        Budgets have paid for what they have on the rank that counts most: a step may have moved the model
+        where any rank holds that it may.
+        """
         found = self.peers.collect("join the run", produce)
-        counts, standing = found[self.peers.rank]
-        latest = max(told.next_step for told, _ in found)
+        counts, standing, own = found[self.peers.rank]
+        latest = max(told.next_step for told, _, _ in found)
+        paid = {rule: max(others[rule] for _, _, others in found) for rule in own}
         if counts.next_step < latest:
             recorder.event("skipped", {"step": counts.next_step, "until": latest})
+        if paid != own:
+            recorder.event("paid", {"step": latest, "rules": paid})
         self._job.sign()
-        return replace(counts, next_step=latest), standing
+        return replace(counts, next_step=latest), standing, paid
 
-    def opening(self, model: nn.Module) -> Mapping[str, Any]:
-        return {"job": self._job.member(weights_digest(model))}
+    def look_at(self, model: nn.Module, ledger: Ledger | Unwritten) -> None:
+        """As above. The pieces of a sharded model are gathered for it, so none or all ranks do this."""
+        if self.peers.any("open the ledgers", not ledger.entries_on_open):
+            self._weights = weights_digest(model)
+
+    def opening(self) -> Mapping[str, Any]:
+        return {"job": self._job.member(self._weights)}
 
     def check_opened(self, opened: Mapping[str, Any]) -> None:
         self._job.check_member(opened)
@@ -183,6 +208,15 @@ class KeepingApart(Keeping):
         self.peers.collect("record a checkpoint", keep)
         self.peers.lead("bind a checkpoint", self._job.bind, lambda: None)
         return saved
+
+    def meet(self, step: int, epoch: int, bands: int, parts: Sequence[RankPart]) -> Sequence[RankPart]:
+        return self._meeting.hold(step, epoch, bands, parts)
+
+    def desert(self, stance: Stance, met: bool) -> None:
+        if met:
+            agree(self.peers, stance)
+        else:
+            self._meeting.leave(stance.step, stance.epoch, len(stance.active))
 
     def settle(self, recorder: Recorder) -> LedgerError | None:
         try:

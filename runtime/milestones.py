@@ -13,7 +13,13 @@ from torch import nn
 
 from gradwarden.runtime.base_run import describe_base
 from gradwarden.runtime.branches import REWOUND, STATE_SUFFIX, Branches
-from gradwarden.runtime.checkpoints import SavedWeights, gathered, save_checkpoint, save_leaves
+from gradwarden.runtime.checkpoints import (
+    SavedWeights,
+    gathered,
+    holds_weights,
+    save_checkpoint,
+    save_leaves,
+)
 from gradwarden.runtime.evidence.supply import KIND as SUPPLIED
 from gradwarden.runtime.evidence.supply import read_supply
 from gradwarden.runtime.evidence.tally import tally_ledger
@@ -81,7 +87,8 @@ class Milestones:
         """
 
         def record() -> int:
-            body = going_back(self.branches, step, model, checkpoint)
+            held = model if holds_weights(model) else None
+            body = going_back(self.branches, step, held, checkpoint)
             self._recorder.event(REWOUND, body)
             self._ledger.flush()
             self.branches.apply(REWOUND, body)

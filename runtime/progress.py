@@ -119,8 +119,7 @@ class Progress:
         norms = {band: _decimal(norm) for band, norm in proposal.norms.items()}
         loss = _decimal(proposal.mean_loss)
         joined.maintainer.record(step, proposal.maintained)
-        together = {"batch": proposal.total} if joined.keeping.apart else {}
-        joined.recorder.commit(step, proposal.active, norms, loss, joined.budgets.charge(), **together)
+        joined.recorder.commit(step, proposal.active, norms, loss, joined.budgets.charge(), proposal.whole)
         joined.keeping.stepped(self.next_step)
         for rule, steps in joined.budgets.halting.items():
             joined.recorder.event("halted", {"step": step, "rule": rule, "steps": steps})

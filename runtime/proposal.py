@@ -24,6 +24,7 @@ from gradwarden.runtime.data_parallel import ROOT, Part, Share, join_signals
 from gradwarden.runtime.depth_batches import by_depth
 from gradwarden.runtime.errors import MaskError, PrivacyError
 from gradwarden.runtime.gates import Finding, check_losses, raised
+from gradwarden.runtime.jobs.shares import WholeBatch
 from gradwarden.runtime.maintenance import Measured
 from gradwarden.runtime.memorization.holdout import holdout_mask
 from gradwarden.runtime.memorization.step_measures import StepMeasures
@@ -54,8 +55,8 @@ class Proposal:
         self._signals = signals
         self.refusal: Finding | None = None
         self.committed = False
-        self.total = 0
-        """In a job, the examples of all ranks, once these have agreed on the step."""
+        self.whole: WholeBatch | None = None
+        """In a job, the batch of all ranks, once these have agreed on the step."""
         self.norms: dict[str, float | None] = {}
         """Of each band's gradient, as the optimizer took it; None where it has none."""
         self.maintained = Measured({})
@@ -78,6 +79,7 @@ class Proposal:
             self._admit(context)
             self._gates.begin(self)
         try:
+            self._parts.meet()
             parameters = self._in_force.every_parameter()
             for parameter in parameters:
                 parameter.grad = None
@@ -131,7 +133,7 @@ class Proposal:
         self.verdict: str = admission.verdict
         self.refusal = admission.refusal
         self._masked = admission.hold_outs == 0
-        self._parts = BatchParts(admission, joined.reduction, joined.ranks, self._starts)
+        self._parts = BatchParts(admission, joined.reduction, joined.keeping, self._starts)
         self._measures = StepMeasures(joined.measures, self._in_force, self._parts, context.step)
         self._snapshot = Snapshot(joined.model)
 
@@ -258,7 +260,8 @@ class Proposal:
         divisor, public = self.normaliser / joined.reduction.share, parts.public[parts.rows]
         if self._sink is not None:
             engine.backward(losses, divisor, rows=public, sink=self._sink)
-            joined.budgets.collect(self._sink)
+            if not joined.reduction.declined:
+                joined.budgets.collect(self._sink)
         elif parts.together or bool(public.any()):
             rows = None if bool((public | ~parts.reached()).all()) else public
             engine.backward(losses, divisor, rows=rows)

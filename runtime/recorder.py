@@ -21,6 +21,7 @@ from gradwarden.policy.decision import Decision
 from gradwarden.policy.evaluation.admission import Admitted
 from gradwarden.policy.program import Program
 from gradwarden.runtime.errors import EntryInvalid
+from gradwarden.runtime.jobs.shares import WholeBatch
 from gradwarden.runtime.ledger.entries import encode_body
 from gradwarden.runtime.ledger.ledger import Ledger
 from gradwarden.runtime.ledger.unwritten import Unwritten
@@ -155,9 +156,9 @@ class Recorder:
         norms: Mapping[str, str | None],
         loss: str | None,
         privacy: Mapping[str, Mapping[str, Any]],
-        batch: int | None = None,
+        whole: WholeBatch | None = None,
     ) -> None:
-        """Record that a step was taken. batch: of a rank of a job, how many examples all ranks proposed."""
+        """Record that a step was taken. whole: of a rank of a job, what all ranks proposed."""
         self._intent = None
         self._ledger.append(
             "committed",
@@ -167,7 +168,7 @@ class Recorder:
                 "norms": dict(norms),
                 "loss": loss,
                 "privacy": {rule: dict(spending) for rule, spending in privacy.items()},
-                **({} if batch is None else {"batch": batch}),
+                **({} if whole is None else {"batch": whole.count, "shares": list(whole.sums)}),
             },
         )
 

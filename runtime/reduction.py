@@ -54,6 +54,11 @@ class Reduction:
         """Say that this process will not make the backward pass that is due, but stays in the step."""
 
     @property
+    def declined(self) -> bool:
+        """Whether the last backward pass was not made, because another process stops the step."""
+        return False
+
+    @property
     def astray(self) -> bool:
         """Whether the others are in a forward pass that this process has left, or did not come to."""
         return False

@@ -44,7 +44,7 @@ class ReplicaReduction(Reduction):
         self._watch = watch
         self._synced = wrapper.require_backward_grad_sync
         self._managed = _trainable(wrapper.module)
-        self._met = True
+        self._met, self._declined = True, False
         self._graded: frozenset[int] = frozenset()
         self._passes = ReplicaPasses(self)
         ranks = GroupRanks(group or wrapper.process_group)
@@ -54,7 +54,7 @@ class ReplicaReduction(Reduction):
         """Keep the reducer out of the step's forward passes. Raises MaskError for newly thawed parameters."""
         if [id(p) for p in _trainable(self.module)] != [id(p) for p in self._managed]:
             raise _changed()
-        self._met, self._graded = False, frozenset()
+        self._met, self._declined, self._graded = False, False, frozenset()
         self._passes.final = False
         self._synced = self._wrapper.require_backward_grad_sync
         self._wrapper.require_backward_grad_sync = False
@@ -101,7 +101,12 @@ class ReplicaReduction(Reduction):
     def _meet(self, ready: bool) -> bool:
         """Return whether all processes are ready for the reducing pass. Once per step."""
         self._met = True
-        return not self.ranks.any("reduce the gradients", not ready)
+        self._declined = self.ranks.any("reduce the gradients", not ready)
+        return not self._declined
+
+    @property
+    def declined(self) -> bool:
+        return self._declined
 
     def end(self) -> None:
         """Give the wrapper its setting back."""

@@ -18,11 +18,14 @@ from gradwarden.runtime.errors import LedgerError
 RESTORE = "load the checkpoint into the model first, and the optimizer's state with it"
 
 
-def going_back(branches: Branches, next_step: int, model: nn.Module, checkpoint: Path) -> dict[str, Any]:
+def going_back(
+    branches: Branches, next_step: int, model: nn.Module | None, checkpoint: Path
+) -> dict[str, Any]:
     """Return the body of the entry by which a run goes back to the weights in a file.
 
-    branches: the run's, so far. Raises LedgerError where it did not save the file, where it went back too
-    often, or where the model holds other weights.
+    branches: the run's, so far. model: None where another process holds the weights that were gathered, and
+    compares them. Raises LedgerError where it did not save the file, where it went back too often, or where
+    the model holds other weights.
     """
     try:
         digest = file_digest(checkpoint)
@@ -39,7 +42,8 @@ def going_back(branches: Branches, next_step: int, model: nn.Module, checkpoint:
             f"the run went back {branches.rewinds:,} times already",
             help="begin a new run that is derived from this one (`Governor.derive`)",
         )
-    _check_weights(model, checkpoint)
+    if model is not None:
+        _check_weights(model, checkpoint)
     return branches.rewind(saved, next_step)
 
 

@@ -108,16 +108,17 @@ class StepGates:
         stance = Stance(
             step=proposal.context.step,
             epoch=proposal.context.epoch,
-            examples=len(proposal.batch),
+            examples=int(proposal.recorded.sum()),
             active=[name in proposal.active for name in names],
             graded=graded,
             parameters=len(in_force.every_parameter()),
             finding=finding,
             leaving=unsaid is not None,
+            draw=0 if self.run.joined.draws is None else self.run.joined.draws.mark,
         )
         agreed = self.run.joined.keeping.agree(stance, unsaid)
         proposal.active = tuple(name for name, reached in zip(names, agreed.active, strict=True) if reached)
-        proposal.total = agreed.examples
+        proposal.whole = agreed.whole
         return agreed
 
     def _gradients(self, proposal: Proposal, graded: int) -> Finding | None:
@@ -148,12 +149,14 @@ class StepGates:
         run, joined = self.run, self.run.joined
         finding = Finding("admission", "interrupted", raised("the admission", error))
         bands, parameters = len(run.in_force.program.band_names), len(run.in_force.every_parameter())
+        together = joined.reduction.passes.collective  # then the others wait before their forward pass
         with suppress(RankError, MaskError):
-            if not proposal.begun:
-                joined.reduction.begin()
-            joined.reduction.finish(False)
+            if not together:
+                if not proposal.begun:
+                    joined.reduction.begin()
+                joined.reduction.finish(False)
             stance = deserting(run.progress.next_step, run.epoch, bands, parameters, finding)
-            joined.keeping.agree(stance, None)
+            joined.keeping.desert(stance, met=not together)
         joined.reduction.end()
         run.progress.open = None
         self._abandon()

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 KINDS = (
     "opened", "program", "approved", "classes", "decisions", "examples", "step", "committed", "refused",
     "anchored", "maintained", "starved", "halted", "expired", "policy_changed", "tensors", "checkpoint",
-    "rewound", "resumed", "supplied", "derived", "tallied", "skipped", "job_opened", "bound", "sealed",
-    "rotated", "revoked", "head",
+    "rewound", "resumed", "supplied", "derived", "tallied", "skipped", "paid", "job_opened", "bound",
+    "sealed", "rotated", "revoked", "head",
 )  # fmt: skip
 
 POLL_SECONDS = 0.2
@@ -340,6 +340,10 @@ _CONTENTS = {
     "resumed": lambda body: f"after entry {body['from_size']}, {body['cut']} bytes set aside",
     "supplied": lambda body: f"a manifest of examples, {body['note'].splitlines()[1]}",
     "derived": lambda body: f"from {body['origin']}, {body['size']} entries",
+    "paid": lambda body: (
+        f"by all ranks until step {body['step']}: "
+        + ", ".join(f"{rule} {steps} steps" for rule, steps in body["rules"].items())
+    ),
     "skipped": lambda body: f"steps {body['step']} to {body['until'] - 1} went on without this rank",
     "job_opened": lambda body: f"{body['origin']}, {body['ranks']} ranks, bound every {body['every']} steps",
     "bound": _bound,

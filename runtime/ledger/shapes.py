@@ -169,12 +169,12 @@ def _spending(value: Any) -> bool:
 
 
 _COMMITTED = frozenset(("step", "active", "norms", "loss", "privacy"))
-_COMMITTED_TOGETHER = _COMMITTED | {"batch"}
+_COMMITTED_FORMS = (_COMMITTED, _COMMITTED | {"batch"}, _COMMITTED | {"batch", "shares"})
 
 
 def committed(body: Any) -> bool:
     """A step's outcome; of a rank of a job it says, too, how many examples all ranks proposed."""
-    if type(body) is not dict or body.keys() not in (_COMMITTED, _COMMITTED_TOGETHER):
+    if type(body) is not dict or body.keys() not in _COMMITTED_FORMS:
         return False
     norms, loss = body["norms"], body["loss"]
     return (
@@ -186,6 +186,7 @@ def committed(body: Any) -> bool:
         and (loss is None or type(loss) is str)
         and _map(_spending, body["privacy"])
         and _count(body.get("batch", 0))
+        and ("shares" not in body or _span(body["shares"]))
     )
 
 
@@ -341,6 +342,7 @@ SHAPES: dict[str, Shape] = {
     "job_opened": partial(_record, _JOB),
     "bound": partial(_record, _BOUND),
     "skipped": partial(_record, {"step": _count, "until": _count}),
+    "paid": partial(_record, {"step": _count, "rules": partial(_map, _count)}),
     "program": partial(_record, _PROGRAM),
     "approved": partial(_record, {"note": _text}),
     "classes": partial(_record, {"classes": partial(_list, _decision_class)}),

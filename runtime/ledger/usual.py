@@ -52,12 +52,15 @@ _STEP = {
 _BATCH = rb'(?:,"batch":%b)?' % _NATURAL
 """A field that comes next after `active`, in the ledgers of a job's ranks only."""
 
+_SHARES = rb'(?:,"shares":\[%b,%b\])?' % (_NATURAL, _NATURAL)
+"""One that comes there after `privacy`."""
+
 _COMMITTED = {
     "step": _NATURAL,
     "active": _TEXTS + _BATCH,
     "norms": _named(rb"(?:null|%b)" % _TEXT),
     "loss": rb"(?:null|%b)" % _TEXT,
-    "privacy": _named(rb'\{"epsilon":%b,"steps":%b\}' % (_TEXT, _NATURAL)),
+    "privacy": _named(rb'\{"epsilon":%b,"steps":%b\}' % (_TEXT, _NATURAL)) + _SHARES,
 }
 
 _REFUSED = {
@@ -240,7 +243,8 @@ def outcome_form(found: re.Match[bytes]) -> Form | None:
             "active": _EXACT_TEXTS + (rb',"batch":%b' % _WHOLE if "batch" in body else b""),
             "norms": _exact_names(norms, rb"(?:null|%b)" % _TEXT),
             "loss": rb"(?:null|%b)" % _TEXT,
-            "privacy": _exact_names(privacy, rb'\{"epsilon":%b,"steps":%b\}' % (_TEXT, _WHOLE)),
+            "privacy": _exact_names(privacy, rb'\{"epsilon":%b,"steps":%b\}' % (_TEXT, _WHOLE))
+            + (rb',"shares":\[%b,%b\]' % (_WHOLE, _WHOLE) if "shares" in body else b""),
         }
     )
 

@@ -133,10 +133,14 @@ class BudgetBook:
             check_signals(given, self._privacy.on_trust)
 
     def watch(
-        self, sampler: PoissonSampler | MixedSampler, count: int, units: Mapping[int, Hashable]
+        self,
+        sampler: PoissonSampler | MixedSampler,
+        count: int,
+        units: Mapping[int, Hashable],
+        place: tuple[int, int] = (0, 1),
     ) -> DrawWatch:
         """Return what holds steps to a sampler; see `DrawWatch`."""
-        return DrawWatch(sampler, self._plan, count, units)
+        return DrawWatch(sampler, self._plan, count, units, place)
 
     def unit_of(self, decision: Decision, unit: Callable[[str], str]) -> tuple[str, str]:
         """Return the attribute and the value that name the privacy unit of an example which is covered."""

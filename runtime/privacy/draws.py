@@ -7,6 +7,7 @@ choose among draws by what is in them, nobody can check here.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from hashlib import blake2b
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ from gradwarden.runtime.errors import PrivacyError
 from gradwarden.runtime.privacy.accounting import JointPlan
 from gradwarden.runtime.privacy.sampling import MixedSampler, PoissonSampler
 
+MARKS = 1 << 20
+
 _ALL_OF_THEM = "give all examples that a privacy rule covers, to the sampler's `units`"
 
 
@@ -23,9 +26,11 @@ class DrawWatch:
     """Compares the private examples of steps with the draws of a sampler, one after the other.
 
     plan: whose rates the sampler must keep. count: the examples of the data set. units: the privacy unit of
-    each row that a privacy rule covers. Raises PrivacyError where the sampler draws at a higher rate than a
-    rule counts on, where its units are not the policy's, or where it takes private rows for public or leaves
-    them out.
+    each row that a privacy rule covers. place: the rank, and the number of those of which each watches its
+    own part of every draw, as the sampler deals it out; a unit is then on one of them alone.
+
+    Raises PrivacyError where the sampler draws at a higher rate than a rule counts on, where its units are
+    not the policy's, or where it takes private rows for public or leaves them out.
     """
 
     def __init__(
@@ -34,7 +39,11 @@ class DrawWatch:
         plan: JointPlan,
         count: int,
         units: Mapping[int, Hashable],
+        place: tuple[int, int] = (0, 1),
     ) -> None:
+        self.mark = 0
+        """Of the draw that was last compared: a number below 2^20, another one for most other draws."""
+        self._place = place
         if isinstance(sampler, MixedSampler):
             self._private, self._public = sampler.private, sampler.public
         else:
@@ -70,13 +79,16 @@ class DrawWatch:
                 "a step came without a draw of the run's sampler",
                 help="draw the private examples of every step from the sampler that the governor was given",
             )
-        drawn = self._draws.popleft()
+        whole = self._draws.popleft()
+        self.mark = int.from_bytes(blake2b(whole.tobytes(), digest_size=8).digest(), "big") % MARKS
+        drawn = self._private.part(whole, *self._place)
         came = rows[private]
         inside = came < len(self._covered)
         if not inside.all() or sorted(came.tolist()) != sorted(drawn[self._covered[drawn]].tolist()):
             raise PrivacyError(
                 "the private examples of a step are not those that the sampler drew for it",
-                help="pass every row of a draw, in the order of draws, and no other private row",
+                help="pass every row of a draw, or of this rank's `part`, in the order of draws, and no "
+                "other private row",
             )
 
 

@@ -104,13 +104,13 @@ class PoissonSampler:
         self._generator.bit_generator.state = state["generator"]
         self._forget()
 
-    def renew(self) -> None:
-        """Draw from a new stream, seeded by the operating system.
+    def renew(self, seed: int | None = None) -> None:
+        """Draw from a new stream; seed: None: from the operating system. Of several processes all give one.
 
         A resumed run whose saved state is older than its last step would draw the units of those steps again:
         two releases about the same units, where the accountant counts two independent draws.
         """
-        self._generator = np.random.default_rng()
+        self._generator = np.random.default_rng(seed)
         self._forget()
 
     def _forget(self) -> None:
@@ -210,9 +210,9 @@ class MixedSampler:
         self.epoch, self._position = state["epoch"], state["position"]
         self._private.load_state_dict(state["private"])
 
-    def renew(self) -> None:
+    def renew(self, seed: int | None = None) -> None:
         """Draw private units from a new stream (`PoissonSampler.renew`); the public order stays."""
-        self._private.renew()
+        self._private.renew(seed)
 
 
 def _joined(parts: Sequence[IntArray]) -> IntArray:

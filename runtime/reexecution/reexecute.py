@@ -113,7 +113,8 @@ class _Again(Governor):
         joined.roster.resume(history)
         joined.budgets.resume(history.private_steps)
         joined.milestones.branches = history.branches
-        return history.counts, Standing(history.anchors, history.former_anchors)
+        standing = Standing(history.anchors, history.former_anchors)
+        return history.counts, standing, joined.budgets.paid()
 
 
 def reexecute(

@@ -138,6 +138,14 @@ class BudgetAudit:
         if not due or steps.get(rule, 0) != count:
             raise _violation(f"the run is said to halt after {count:,} steps of `{rule}`, and need not")
 
+    def check_paid(self, claimed: Mapping[str, int], steps: Mapping[str, int]) -> None:
+        """Check that what all ranks of a job are said to have paid for is no less than this one has."""
+        if any(rule not in self._rules or count < steps.get(rule, 0) for rule, count in claimed.items()):
+            raise _violation(
+                f"the ranks are said to have paid for {_counts(claimed)} steps; this one has paid for "
+                f"{_counts(steps)}"
+            )
+
     def _newly_spent(self, claimed: Collection[str], steps: Mapping[str, int]) -> frozenset[str]:
         """Return the rules that are spent and have not been; without the library, those that may well be."""
         if self._plan is not None and self._rules:

@@ -1,6 +1,6 @@
 """What one rank's ledger says of each step of a job, in columns, so that ranks can be compared.
 
-Some 60 bytes a step are kept. Everything here is as recorded; whether it is what the policy gives is for the
+Some 80 bytes a step are kept. Everything here is as recorded; whether it is what the policy gives is for the
 replay of the same ledger to say.
 """
 
@@ -52,15 +52,19 @@ class Clash:
 class Columns:
     """What one rank says of each step, by step.
 
-    outcomes: uint8. counts: the rank's own examples. batches: those of all ranks, 0 unless committed. epochs,
-    days: int64. moved: digests of what a committed step moved, uint8 [steps, 16].
+    outcomes: uint8. counts: the rank's own examples. batches: those of all ranks, 0 unless committed. sums:
+    int64 [steps, 2], what locates a wrong share (`jobs.shares`), -1 where it is not recorded. epochs, days:
+    int64. spending: digests of what privacy rules have spent, 0 where there are none. moved: digests of what
+    a committed step moved, uint8 [steps, 16].
     """
 
     outcomes: npt.NDArray[np.uint8]
     counts: Numbers
     batches: Numbers
+    sums: Numbers
     epochs: Numbers
     days: Numbers
+    spending: Numbers
     moved: npt.NDArray[np.uint8]
 
 
@@ -80,7 +84,9 @@ class RankSteps:
         """The index and the step of the first example that belongs to another rank."""
         self._outcomes = bytearray()
         self._counts, self._batches = array("q"), array("q")
+        self._first_sums, self._second_sums = array("q"), array("q")
         self._epochs, self._days = array("q"), array("q")
+        self._spending = array("q")
         self._moved = bytearray()
         self._room = MOST_MISSING
         self._parts: list[str] = []
@@ -140,7 +146,8 @@ class RankSteps:
         self._counts.append(count)
         self._epochs.append(epoch)
         self._days.append(NO_DAY if today is None else today)
-        self._batches.append(0)
+        for column in (self._batches, self._first_sums, self._second_sums, self._spending):
+            column.append(0)
         self._moved += bytes(_MOVED)
 
     def _fill(self, until: int) -> None:
@@ -150,7 +157,8 @@ class RankSteps:
             self._room -= missing
             self._outcomes += bytes([ABSENT]) * missing
             self._moved += bytes(_MOVED * missing)
-            for column in (self._counts, self._epochs, self._days, self._batches):
+            own = (self._counts, self._epochs, self._days)
+            for column in (*own, self._batches, self._first_sums, self._second_sums, self._spending):
                 column.extend([0] * missing)
 
     def _conclude(self, kind: str, body: Mapping[str, Any]) -> None:
@@ -159,6 +167,8 @@ class RankSteps:
         self._outcomes[-1] = COMMITTED if kind == "committed" else REFUSED
         if kind == "committed":
             self._batches[-1] = body.get("batch", 0)
+            self._first_sums[-1], self._second_sums[-1] = body.get("shares", (-1, -1))
+            self._spending[-1] = _digest(body["privacy"]) if body["privacy"] else 0
             moved = orjson.dumps([body["active"], body["norms"]], option=orjson.OPT_SORT_KEYS)
             self._moved[-_MOVED:] = blake2b(moved, digest_size=_MOVED).digest()
 
@@ -193,10 +203,18 @@ class RankSteps:
             outcomes=np.frombuffer(bytes(self._outcomes[:size]), np.uint8),
             counts=np.array(self._counts[:size], np.int64),
             batches=np.array(self._batches[:size], np.int64),
+            sums=np.array([self._first_sums[:size], self._second_sums[:size]], np.int64).T,
             epochs=np.array(self._epochs[:size], np.int64),
             days=np.array(self._days[:size], np.int64),
+            spending=np.array(self._spending[:size], np.int64),
             moved=np.frombuffer(bytes(self._moved[: size * _MOVED]), np.uint8).reshape(-1, _MOVED),
         )
+
+
+def _digest(spending: Mapping[str, Any]) -> int:
+    """Return a number for what privacy rules have spent, another one for anything else."""
+    text = orjson.dumps(spending, option=orjson.OPT_SORT_KEYS)
+    return int.from_bytes(blake2b(text, digest_size=8).digest(), "big", signed=True)
 
 
 def first_clash(one: RankSteps, other: RankSteps) -> Clash | None:
@@ -217,6 +235,11 @@ def first_clash(one: RankSteps, other: RankSteps) -> Clash | None:
         "outcome": (settled & (ours.outcomes != theirs.outcomes), theirs.outcomes),
         "gradient": (committed & (ours.moved != theirs.moved).any(axis=1), theirs.moved),
         "size of the whole batch": (committed & (ours.batches != theirs.batches), theirs.batches),
+        "sum over the shares of the batch": (
+            committed & (ours.sums != theirs.sums).any(axis=1),
+            theirs.sums,
+        ),
+        "privacy spending": (committed & (ours.spending != theirs.spending), theirs.spending),
     }
     found = [
         Clash(int(step := np.flatnonzero(where)[0]), what, values[step].tobytes())

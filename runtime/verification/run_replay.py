@@ -276,6 +276,10 @@ class RunReplay:
                 self._resume()
             case "skipped":
                 self._check_skipped(body)
+            case "paid":
+                if not self._may_skip or body["step"] != self._history.next_step:
+                    raise ViolationError("wrong_budget", "budgets are said to be paid for out of turn")
+                self._audit.check_paid(body["rules"], self._history.private_steps)
             case "rewound":
                 self.weights.rewind(body["checkpoint"]["digest"])
             case "tensors":

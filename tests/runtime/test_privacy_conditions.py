@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from gradwarden.runtime import Privacy
 from gradwarden.runtime.errors import LedgerError, PrivacyError
 from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
+from gradwarden.runtime.privacy.draws import DrawWatch
 from gradwarden.runtime.privacy.sampling import MixedBatch, MixedSampler, PoissonSampler, group_rows
 
 RATE = 0.5
@@ -191,6 +193,26 @@ def test_private_examples_that_were_not_drawn_or_left_out_are_refused(lab, text)
         rows = change([*drawn.public, *drawn.private])
         with pytest.raises(PrivacyError, match="not those that the sampler drew"):
             take(lab, governor, rows)
+
+
+def test_a_rank_is_held_to_its_own_part_of_each_draw(lab, text):
+    """Whole units, dealt in turn; both ranks see that they have drawn the same."""
+    plan = JointPlan.for_noise(privacy_rules(lab.program(text)), RATE, 4.0)
+    units = {row: WHO[row] for row in COVERED.tolist()}
+    samplers = [sampler_of(), sampler_of()]
+    watches = [DrawWatch(s, plan, len(WHO), units, (rank, 2)) for rank, s in enumerate(samplers)]
+    shared = 0
+    for one, other in zip(*(islice(batches(sampler), 12) for sampler in samplers), strict=True):
+        mine, theirs = (sampler_of().private.part(one.private, rank, 2) for rank in (0, 1))
+        watches[0].check(mine, np.ones(len(mine), bool))
+        if len(one.private):  # the other rank may not take all of a draw, nor what is the first one's
+            shared += len(mine) > 0 and len(theirs) > 0
+            with pytest.raises(PrivacyError, match="not those that the sampler drew"):
+                watches[1].check(other.private, np.ones(len(other.private), bool))
+        else:
+            watches[1].check(theirs, np.ones(0, bool))
+        assert watches[0].mark == watches[1].mark
+    assert shared
 
 
 def take_none(governor: Any, batch: MixedBatch) -> bool:

@@ -156,19 +156,19 @@ def train(task: dict[str, Any], rank: int = 0, group: Any = None) -> dict[str, A
 
     task: `folder`, `policy`, and optionally `model`, `load` (weights), `engine`, `optimizer`, `seeds` (by
     rank), `options` (of the governor), `wrap` (`ddp`, `fsdp`) with `settings` of the wrapper, or `split`,
-    `thaw` (a parameter after wrapping), `steps`, `checkpoint`, `end` (`close` or `leave`), `ends` (a rank
-    that then stops), `job` (options of a job, in the place of a ledger) and `jobs` (others, by rank),
-    `privacy` (`private_options`), `drawn` (`Drawn`). A step has `parts` (examples by rank) or `homed`
-    (examples of which each rank takes its own), and optionally `micro`, `signals` (by rank), `rows`
-    (`packed`, `padded`, `twice`), `sync`, `look` (evaluate before it), `policy` (from here on), `spoil`
-    ([rank, how]), `bear` (go on after a MaskError), and what to tell: `count` (floating-point operations),
-    `spy` (messages), `grads`.
+    `thaw` (a parameter after wrapping), `rewind` (weights to load and go back to), `steps`, `checkpoint`,
+    `end` (`close` or `leave`), `ends` (a rank that then stops), `job` (options of a job, in the place of a
+    ledger) and `jobs` (others, by rank), `privacy` (`private_options`), `drawn` (`Drawn`). A step has `parts`
+    (examples by rank) or `homed` (examples of which each rank takes its own), and optionally `micro`,
+    `signals` (by rank), `rows` (`packed`, `padded`, `twice`), `sync`, `look` (evaluate before it), `policy`
+    (from here on), `save` (a checkpoint before it), `spoil` ([rank, how]), `bear` (go on after a MaskError),
+    and what to tell: `count` (floating-point operations), `spy` (messages), `grads`.
     """
     answer: dict[str, Any] = {"steps": [], "error": None}
     model = MODELS[task.get("model", "plain")](task.get("seeds", [0, 0])[rank])
     try:
-        if "load" in task:
-            load_model(model, task["load"])
+        if "load" in task or "rewind" in task:
+            load_model(model, task.get("load") or Path(task["folder"], task["rewind"]))
         if task.get("thaw"):
             next(model.parameters()).requires_grad_(False)
         held = wrapped(task, model, group)
@@ -177,7 +177,11 @@ def train(task: dict[str, Any], rank: int = 0, group: Any = None) -> dict[str, A
         drawn = Drawn(rank, 1 if group is None else 2, **task["drawn"]) if "drawn" in task else None
         with governed(task, model, held, rank, group, drawn) as governor:
             answer["first"] = governor.next_step
+            if "rewind" in task:
+                governor.rewind(Path(task["folder"], task["rewind"]))
             for step in drawn.steps() if drawn else task["steps"]:
+                if "save" in step:
+                    governor.checkpoint(Path(task["folder"], step["save"]))
                 if step.get("look"):
                     with torch.no_grad():
                         losses_of(held, step["parts"][0])
@@ -200,8 +204,8 @@ def train(task: dict[str, Any], rank: int = 0, group: Any = None) -> dict[str, A
     except GradwardenError as error:
         answer["error"] = [type(error).__name__, str(error)]
     answer["names"] = [name for name, _ in model.named_parameters()]
-    # Gathering takes all processes, and one that failed may be alone, but not with the ledger.
-    failed = answer["error"] is not None and answer["error"][0] != "LedgerError"
+    # Gathering takes all processes, and one that failed may be alone, but not with the one ledger of all.
+    failed = answer["error"] is not None and ("job" in task or answer["error"][0] != "LedgerError")
     if not failed or task.get("wrap") != "fsdp":
         answer["weights"] = [whole(parameter) for parameter in model.parameters()]
     return answer
@@ -347,7 +351,7 @@ def one_step(governor: Governor, held: nn.Module, step: dict[str, Any], rank: in
                         break
                     losses = proposed_losses(held, proposal, examples[rows], step, spoil)
                     spoilt(spoil, governor, losses)
-                    proposal.backward(losses * float("nan") if spoil == "nan" else losses)
+                    proposal.backward(losses * float("nan") if spoil in ("nan", "die late") else losses)
     except QuarrelError as error:
         raised = type(error).__name__
     except MaskError as error:
@@ -382,7 +386,7 @@ def one_step(governor: Governor, held: nn.Module, step: dict[str, Any], rank: in
 @contextmanager
 def counted(calls: Counter[str]) -> Iterator[None]:
     """Count the messages for which the governor itself calls torch, by their kind."""
-    kinds = ("all_reduce", "all_gather_object", "broadcast_object_list", "broadcast")
+    kinds = ("all_reduce", "all_gather", "all_gather_object", "broadcast_object_list", "broadcast")
     originals = {name: getattr(dist, name) for name in kinds}
 
     def counting(name: str) -> Any:
@@ -425,6 +429,9 @@ def spoilt(how: str, governor: Governor, losses: Tensor) -> None:
             raise QuarrelError
         case "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        case "die late":  # when the step is refused on all, and this rank has not recorded it yet
+            governor.ledger.flush()
+            governor.joined.recorder.refuse = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         case "foreign":
             first = next(governor.model.parameters())
             first.grad = torch.ones_like(first)
@@ -459,10 +466,21 @@ def private_options(
 
 
 class Drawn:
-    """Steps that are drawn by a sampler. who: the unit of each example, None for a public one."""
+    """Steps that are drawn by a sampler.
 
-    def __init__(self, rank: int, size: int, who: Sequence[str | None], count: int, seed: int) -> None:
-        self._place, self._count = (rank, size), count
+    who: the unit of each example, None for a public one. seeds: by rank. more: what else a step has.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        who: Sequence[str | None],
+        count: int,
+        seeds: Sequence[int],
+        more: dict[int, dict[str, Any]] | None = None,
+    ) -> None:
+        self._place, self._count, self._more = (rank, size), count, more or {}
         self.dataset = [
             (f"x{row}", {"kind": "d", "who": name, "ok": True} if name else {"kind": "a", "ok": True})
             for row, name in enumerate(who)
@@ -470,14 +488,14 @@ class Drawn:
         private = torch.tensor([row for row, name in enumerate(who) if name]).numpy()
         units = group_rows([who[row] for row in private], private)
         public = [row for row, name in enumerate(who) if not name]
-        self.sampler = MixedSampler(public, units, batch_size=3, rate=0.5, seed=seed)
+        self.sampler = MixedSampler(public, units, batch_size=3, rate=0.5, seed=seeds[rank])
 
     def steps(self) -> Iterator[dict[str, Any]]:
         rank, size = self._place
-        for batch in islice(chain.from_iterable(repeat(self.sampler)), self._count):
+        for place, batch in enumerate(islice(chain.from_iterable(repeat(self.sampler)), self._count)):
             rows = self.sampler.part(batch, rank, size).rows
             examples = [{"id": self.dataset[row][0], **self.dataset[row][1]} for row in rows.tolist()]
-            yield {"parts": {rank: examples}}
+            yield {"parts": {rank: examples}, **self._more.get(place, {})}
 
 
 def full(data: bytes) -> None:

@@ -16,6 +16,7 @@ from gradwarden.runtime.ledger.reader import read_entries
 from gradwarden.runtime.verification.job_report import JobReport
 from gradwarden.runtime.verification.job_verify import verify_job
 from tests.runtime.distributed.test_data_parallel import STEPS, assert_same_weights, parts
+from tests.runtime.distributed.test_sharded import KINDS, batch
 
 EVERY = {"every": 2}
 LIMITED = "\nretain few { when kind == a  at most 1 exposures }\n"
@@ -38,8 +39,9 @@ def codes(report: JobReport) -> set[str]:
     return {finding.code for finding in report.findings}
 
 
-@pytest.mark.parametrize("wrap", [None, "ddp"])
-@pytest.mark.parametrize("normaliser", [None, 8.0])
+@pytest.mark.parametrize(
+    ("wrap", "normaliser"), [(None, 8.0), ("ddp", None), ("ddp", 8.0), ("fsdp", None), ("fsdp", 8.0)]
+)
 def test_two_ranks_train_what_one_process_trains_on_the_batch_of_both(lab, site, wrap, normaliser):
     options = {"normaliser": normaliser}
     steps = [*STEPS, {"parts": parts("ab", "", "s")}, {"parts": parts("C", "ab", "t")}]
@@ -68,7 +70,37 @@ def test_no_evidence_travels_between_the_ranks(lab, site):
         assert answer["steps"][0]["calls"] == {"all_reduce": 1, "all_gather_object": 4}
 
 
-@pytest.mark.parametrize("wrap", [None, "ddp"])
+def test_of_a_sharded_model_the_ranks_tell_each_other_weights_before_they_run_it(lab, site):
+    """Once for the step, once for its parts. What else it has, it has with one ledger for all as well."""
+    steps = [{"parts": parts("ab", "bd")}] * 2  # the model is tried in the first
+    for answer in site.train(lab.policy, steps, job=EVERY, wrap="fsdp"):
+        apart = answer["steps"][1]["calls"]
+    for answer in site.train(lab.policy, steps, wrap="fsdp"):
+        together = answer["steps"][1]["calls"]
+    assert together.pop("all_gather_object") == 5
+    assert apart.pop("all_gather") == 2
+    assert apart == {"all_reduce": together["all_reduce"] + 1}
+
+
+@pytest.mark.parametrize("engine", ["fused", "split"])
+def test_a_sharded_model_is_trained_as_with_one_ledger_for_all(lab, site, engine):
+    """With as many parts as the rank with most has, ranks without examples, and more weights than room."""
+    varied = lab.policy + "".join(
+        f'depth d{n} {{ when has who and who == "w{n}"  reach shallow at 0.{n} }}\n' for n in range(1, 8)
+    )
+    steps = batch(*KINDS, "dddddd|dddb", micro=[2, 3])
+    steps[-1].pop("micro")
+    for number, example in enumerate(e for part in steps[-1]["parts"] for e in part):
+        example["who"] = f"w{number}"
+    task = {"model": "blocks", "engine": engine, "wrap": "fsdp", "options": {"normaliser": 8.0}}
+    found = [site.train(varied, steps, **task, **more) for more in ({"job": EVERY}, {})]
+    (apart, other), (together, _) = found
+    assert (apart["error"], together["error"]) == (None, None)
+    assert apart["weights"] == other["weights"] == together["weights"]
+    assert verified(site).ok
+
+
+@pytest.mark.parametrize("wrap", [None, "ddp", "fsdp"])
 @pytest.mark.parametrize(("how", "reason"), [("nan", "loss_not_finite"), ("raise", "interrupted")])
 def test_what_goes_wrong_on_one_rank_refuses_the_step_on_both(lab, site, wrap, how, reason):
     steps = [{"parts": parts("ab", "a"), "spoil": [1, how]}, {"parts": parts("a", "b", "x")}]
@@ -87,18 +119,22 @@ def test_a_step_that_nothing_of_any_rank_may_shape_is_refused_on_both(lab, site)
     assert verified(site).ok
 
 
-def test_where_one_ledger_cannot_be_written_no_rank_moves(lab, site):
+@pytest.mark.parametrize("wrap", [None, "fsdp"])
+def test_where_one_ledger_cannot_be_written_no_rank_moves(lab, site, wrap):
     steps = [{"parts": parts("ab", "a")}, {"parts": parts("a", "b", "x"), "spoil": [1, "disk"]}]
-    first, second = site.train(lab.policy, steps, job=EVERY)
+    first, second = site.train(lab.policy, steps, job=EVERY, wrap=wrap)
     assert [first["error"][0], second["error"][0]] == ["RankError", "LedgerError"]
-    assert first["weights"] == second["weights"] == first["steps"][0]["weights"]
+    if wrap is None:  # the pieces of a sharded model are gathered by all ranks or none
+        assert first["weights"] == second["weights"] == first["steps"][0]["weights"]
     assert "rank 1 left step 1" in first["error"][1]
     assert verified(site).status == "INCOMPLETE"
 
 
-def test_what_is_no_batch_on_one_rank_ends_the_run_on_both(lab, site):
+@pytest.mark.parametrize("wrap", [None, "fsdp"])
+def test_what_is_no_batch_on_one_rank_ends_the_run_on_both(lab, site, wrap):
     steps = [{"parts": [parts("a", "b")[0], [{"kind": "a"}]]}]
-    first, second = site.train(lab.policy, steps, job=EVERY)
+    first, second = site.train(lab.policy, steps, job=EVERY, wrap=wrap)
+    assert "rank 1 left step 0" in first["error"][1]
     assert [first["error"][0], second["error"][0]] == ["RankError", "ExampleError"]
 
 
@@ -180,7 +216,6 @@ def test_ranks_that_are_not_in_the_same_job_are_told(lab, site, other, words):
 @pytest.mark.parametrize(
     ("task", "words"),
     [
-        ({"wrap": "fsdp"}, "under `fully_shard`"),
         ({"policy": "\nmaintain kept { within deep  strength 0.1 }\n"}, "maintains bands"),
         ({"policy": LIMITED}, "at_home"),
         ({"policy": "\nsignals { loss_ratio : number 0..10 default 1 }\n"}, "`loss_ratio` is measured"),

@@ -109,6 +109,16 @@ def test_a_step_may_come_in_parts_of_other_sizes_on_each_process(lab, site, wrap
     assert first["error"] is None
 
 
+def test_a_step_that_one_process_cannot_let_through_is_refused_on_both_and_not_paid_for(lab, site):
+    steps = batches("d:ann | a", "d:bob | b")
+    steps[0]["spoil"] = [1, "nan"]
+    task = {"model": "layers", "privacy": {"silent": True}, "wrap": "ddp"}
+    for answer in site.train(lab.policy + RULES, steps, **task):
+        assert answer["error"] is None
+        assert [step["committed"] for step in answer["steps"]] == [False, True]
+    assert [spending["quiet"]["steps"] for spending in paid(site)] == [1]
+
+
 # --- noise --------------------------------------------------------------------------------------------------
 
 STEPS_OF_NOISE = 8
@@ -149,7 +159,7 @@ WHO = [None, "ann", "bob", None, "ann", None, "cid", "dan", None, "bob"]
 
 def test_both_draw_from_one_sampler_and_run_whole_units_of_each_draw(lab, site):
     task = {"model": "layers", "privacy": {"silent": True}}
-    task["drawn"] = {"who": WHO, "count": 8, "seed": 2}
+    task["drawn"] = {"who": WHO, "count": 8, "seeds": [2, 2]}
     first, second, alone = both(site, lab.policy + RULES, [], wrap="fsdp", **task)
     assert_same(first, second, alone)
     assert len(first["steps"]) == 8

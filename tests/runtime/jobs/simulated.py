@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from gradwarden.policy.program import Program
 from gradwarden.runtime.commitments import Committer
 from gradwarden.runtime.jobs.binder import Binder
 from gradwarden.runtime.jobs.layout import rank_origin, rank_path
+from gradwarden.runtime.jobs.shares import whole_batch
 from gradwarden.runtime.ledger.keys import PublicKey, Signer
 from gradwarden.runtime.ledger.ledger import Ledger
 from gradwarden.runtime.recorder import Recorder
@@ -109,9 +110,14 @@ class Rank:
         }
 
     def commit(self, active: set[str], batch: int | None, norm: str = "0.25") -> None:
+        """Record an outcome. batch: of all ranks, as the first form of the format had it."""
+        self.conclude(active, norm, {} if batch is None else {"batch": batch})
+
+    def conclude(self, active: set[str], norm: str, together: Mapping[str, Any]) -> None:
         names = [band for band in self.program.band_names if band in active]
         norms = {band: norm if band in active else None for band in self.program.band_names}
-        self.recorder.commit(self.next_step - 1, names, norms, "2.5", {}, batch)
+        body = {"step": self.next_step - 1, "active": names, "norms": norms, "loss": "2.5", "privacy": {}}
+        self.recorder.event("committed", {**body, **together})
         self.roster.expose(self._rows[self._learned])
         self.exposed += int(self._learned.sum())
         self.committed += 1
@@ -186,8 +192,13 @@ class Job:
         parts = self.batches(self.ranks[0].next_step) if parts is None else parts
         reached = [rank.propose(part, **options) for rank, part in zip(self.ranks, parts, strict=True)]
         active: set[str] = set().union(*reached)
+        self.commit(active, list(map(len, parts)))
+
+    def commit(self, active: set[str], told: Sequence[int]) -> None:
+        """Have all ranks commit a step. told: the share of each, as it told the others."""
+        whole = whole_batch(told)
         for rank in self.ranks:
-            rank.commit(active, sum(map(len, parts)))
+            rank.conclude(active, "0.25", {"batch": whole.count, "shares": list(whole.sums)})
 
     def bind(self) -> None:
         for rank in self.ranks:

@@ -227,6 +227,29 @@ def test_another_gradient_is_found(job: Job, signer: Signer) -> None:
     assert "step 2" in report.findings[0].message
 
 
+def test_other_spending_of_a_privacy_budget_is_found(job: Job, signer: Signer) -> None:
+    reached = [rank.propose(part) for rank, part in zip(job.ranks, job.batches(0), strict=True)]
+    for rank, steps in zip(job.ranks, (1, 1, 2), strict=True):
+        spending = {"quiet": {"steps": steps, "epsilon": "0.5"}}
+        rank.conclude(set().union(*reached), "0.25", {"batch": 9, "privacy": spending})
+    job.seal()
+    found = [f for f in verified(job.folder, signer).findings if f.code == "contradiction"]
+    assert [(f.ranks, "privacy spending" in f.message) for f in found] == [((2,), True)]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_what_is_said_to_be_paid_for_by_other_ranks_must_be_due(job: Job, signer: Signer, late: bool) -> None:
+    """Here no rule pays for anything; nor may it be said in the middle of a run."""
+    if late:
+        job.run(1)
+    job.ranks[1].recorder.event("paid", {"step": int(late), "rules": {} if late else {"quiet": 3}})
+    job.run(2)
+    job.seal()
+    found = [f for f in verified(job.folder, signer).ranks[1].findings if f.severity == "error"]
+    assert [f.code for f in found] == ["wrong_budget"]
+    assert ("out of turn" in found[0].message) == late
+
+
 def test_where_all_others_agree_the_first_rank_is_the_odd_one(job: Job, signer: Signer) -> None:
     reached = [rank.propose(part) for rank, part in zip(job.ranks, job.batches(0), strict=True)]
     job.ranks[0].refuse()
@@ -246,17 +269,39 @@ def test_of_two_ranks_that_contradict_each_other_both_are_named(tmp_path: Path, 
     assert named(verified(job.folder, signer), "contradiction") == {0, 1}
 
 
-def test_shares_that_do_not_add_up_are_found(job: Job, signer: Signer) -> None:
-    """A rank records an example more than it told the others of."""
+def shares_told(job: Job, told: dict[int, int]) -> JobReport:
+    """Verify a job whose ranks told each other of other shares of step 3 than they record, three examples."""
     job.run(3)
-    parts = [*job.batches(3)[:2], [*job.batches(3)[2], "padding"]]
-    reached = [rank.propose(part) for rank, part in zip(job.ranks, parts, strict=True)]
-    for rank in job.ranks:
-        rank.commit(set().union(*reached), 9)
+    reached = [rank.propose(part) for rank, part in zip(job.ranks, job.batches(3), strict=True)]
+    job.commit(set().union(*reached), [told.get(rank, 3) for rank in range(len(job.ranks))])
+    job.run(2)
     job.seal()
-    report = verified(job.folder, signer)
+    report = verified(job.folder, job.signer)
     assert (report.status, codes(report)) == ("VIOLATION", {"wrong_shares"})
     assert "step 3" in report.findings[0].message
+    return report
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+@pytest.mark.parametrize("told", [0, 2, 4])
+def test_a_rank_that_records_another_share_than_it_told_is_named(
+    job: Job, signer: Signer, rank: int, told: int
+) -> None:
+    assert named(shares_told(job, {rank: told})) == {rank}
+
+
+@pytest.mark.parametrize("told", [{0: 2, 2: 1}, {0: 2, 1: 4}, {0: 2, 1: 2, 2: 2}])
+def test_of_several_that_do_none_is_named_alone(job: Job, signer: Signer, told: dict[int, int]) -> None:
+    """Not even where what one records too much another records too little."""
+    assert named(shares_told(job, told)) == {0, 1, 2}
+
+
+def test_a_batch_of_the_first_form_of_the_format_locates_no_share(job: Job, signer: Signer) -> None:
+    reached = [rank.propose(part) for rank, part in zip(job.ranks, job.batches(0), strict=True)]
+    for rank in job.ranks:
+        rank.commit(set().union(*reached), 8)
+    job.seal()
+    assert named(verified(job.folder, signer), "wrong_shares") == {0, 1, 2}
 
 
 @pytest.mark.parametrize("early", [False, True])

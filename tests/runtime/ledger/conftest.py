@@ -80,6 +80,7 @@ class Cases:
             "committed": [self.committed(1), {**self.committed(2), "loss": None, "batch": 8}],
             "bound": [{"binding": 0, "part": 0, "parts": 1, "heads": [rank_head]}],
             "skipped": [{"step": 3, "until": 5}],
+            "paid": [{"step": 5, "rules": {"patients": 4}}, {"step": 5, "rules": {}}],
             "refused": [{"step": 1, "gate": "gradient", "reason": "not_finite", "detail": "deep"}],
             "anchored": [self.anchored(), self.anchored(strength=None, drift=20_000)],
             "maintained": [{"step": 9, "drift": {"deep": "0.02"}, "held": ["deep"]}],

@@ -1,0 +1,154 @@
+"""What the ranks of a job say together: of the same step the same, and of its batch shares that add up."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from gradwarden.runtime.jobs.layout import listed
+from gradwarden.runtime.jobs.shares import PRIME, located
+from gradwarden.runtime.verification.job_report import JobFinding, finding
+from gradwarden.runtime.verification.rank_steps import (
+    ABSENT,
+    COMMITTED,
+    Clash,
+    Numbers,
+    RankSteps,
+    first_clash,
+)
+
+TERMS = ("normaliser", "clip_norm", "secret_commitment", "bands", "model_map", "policy", "privacy")
+"""What the openings of all ranks must say alike."""
+
+
+def compared(steps: Mapping[int, RankSteps], ranks: int) -> Iterator[JobFinding]:
+    """Compare the ranks with each other."""
+    if len(steps) < 2:
+        return
+    yield from _openings(steps)
+    reference, *others = steps
+    clashes = {rank: first_clash(steps[reference], steps[rank]) for rank in others}
+    found = {rank: clash for rank, clash in clashes.items() if clash is not None}
+    yield from _contradictions(reference, found, len(steps))
+    yield from _saved(steps)
+    yield from _left_out(steps)
+    if len(steps) == ranks:
+        yield from _shares(steps)
+
+
+def _openings(steps: Mapping[int, RankSteps]) -> Iterator[JobFinding]:
+    """Name the ranks that began under other terms than most."""
+    for name in TERMS:
+        said = {rank: repr(found.opened[name]) for rank, found in steps.items() if found.opened}
+        yield from _odd_ones(said, "other_terms", f"began with another {name.replace('_', ' ')}")
+    said = {
+        rank: found.opened["job"]["weights"]
+        for rank, found in steps.items()
+        if found.opened and "job" in found.opened
+    }
+    yield from _odd_ones(said, "other_weights", "began from other weights")
+
+
+def _odd_ones(said: Mapping[int, str], code: str, what: str) -> Iterator[JobFinding]:
+    """Name those that say something else than most do; all, where no more than half agree."""
+    if len(set(said.values())) < 2:
+        return
+    common, times = Counter(said.values()).most_common(1)[0]
+    odd = [rank for rank, text in said.items() if text != common] if 2 * times > len(said) else list(said)
+    if len(odd) == 1:
+        yield finding(code, f"rank {odd[0]} {what} than the others", odd, 0)
+    else:
+        yield finding(code, f"{_named(odd)}: some {what} than others", odd, 0)
+
+
+def _saved(steps: Mapping[int, RankSteps]) -> Iterator[JobFinding]:
+    """Compare the weights that were saved or gone back to, at the first step where the ranks differ."""
+    for step in sorted({step for found in steps.values() for step in found.weights}):
+        said = {rank: ",".join(found.weights[step]) for rank, found in steps.items() if step in found.weights}
+        findings = list(_odd_ones(said, "other_weights", f"saved or restored other weights at step {step}"))
+        if findings:
+            yield from findings
+            return
+
+
+def _contradictions(reference: int, clashes: Mapping[int, Clash], compared: int) -> Iterator[JobFinding]:
+    """Name who contradicts whom. compared: how many ranks were, the reference among them.
+
+    Where more say alike what the reference does not than say what it does, it is the reference that is named.
+    """
+    if not clashes:
+        return
+    clash, times = Counter(clashes.values()).most_common(1)[0]
+    if times > compared - len(clashes):
+        message = f"at step {clash.step} rank {reference} has another {clash.what} than {times} others"
+        yield finding("contradiction", message, [reference])
+        return
+    for rank, found in clashes.items():
+        message = f"at step {found.step} rank {rank} has another {found.what} than rank {reference}"
+        yield finding("contradiction", message, [reference, rank] if compared == 2 else [rank])
+
+
+def _left_out(steps: Mapping[int, RankSteps]) -> Iterator[JobFinding]:
+    """Name the ranks that have no part in a step which another committed: no rank moves before all recorded.
+
+    What comes after the end of a ledger that is not sealed may only not have been written yet.
+    """
+    size = max(found.steps for found in steps.values())
+    committed = np.zeros(size, bool)
+    for found in steps.values():
+        committed[: found.steps] |= found.columns(found.steps).outcomes == COMMITTED
+    for rank, found in steps.items():
+        known = size if found.sealed is not None else found.steps
+        absent = np.ones(known, bool)
+        absent[: found.steps] = found.columns(found.steps).outcomes == ABSENT
+        missing = np.flatnonzero(absent & committed[:known])
+        if len(missing):
+            message = f"rank {rank} has no part in step {missing[0]}, which others committed"
+            yield finding("left_out_step", message, [rank])
+
+
+def _shares(steps: Mapping[int, RankSteps]) -> Iterator[JobFinding]:
+    """Check that the ranks' shares of each committed batch add up to what all of them state of it.
+
+    Of the first that do not, the rank is named whose share alone explains it (`jobs.shares`).
+    """
+    excess, stated, compared = _excess(steps)
+    known = stated[1] >= 0
+    wrong = compared & ((excess[0] != 0) | (known & (excess[1:] % PRIME != 0).any(axis=0)))
+    if not wrong.any():
+        return
+    step = int(np.flatnonzero(wrong)[0])
+    more, whole = int(excess[0, step]), int(stated[0, step])
+    held = f"{whole} examples are stated, and the ranks' ledgers hold {whole + more}"
+    message = f"the shares of the batch of step {step} do not add up: {held}"
+    rank = located(excess[:, step].tolist(), len(steps)) if known[step] else None
+    told = -1 if rank is None else int(steps[rank].columns(step + 1).counts[step]) - more
+    if rank is None or told < 0:
+        yield finding("wrong_shares", message, steps)
+    else:
+        yield finding("wrong_shares", f"{message}; rank {rank} told the others of {told} of its own", [rank])
+
+
+def _excess(steps: Mapping[int, RankSteps]) -> tuple[Numbers, Numbers, npt.NDArray[np.bool_]]:
+    """Return by how much the ranks' records exceed the three sums that they state, and the sums: [3, steps].
+
+    The third: which steps all ranks had a part in, and some rank committed.
+    """
+    size = min(found.steps for found in steps.values())
+    total, stated = np.zeros((3, size), np.int64), np.zeros((3, size), np.int64)
+    everywhere, committed = np.ones(size, bool), np.zeros(size, bool)
+    for rank, found in steps.items():
+        told, place = found.columns(size), rank + 1
+        everywhere &= told.outcomes != ABSENT
+        total += [told.counts, told.counts * place % PRIME, told.counts * place**2 % PRIME]
+        here = told.outcomes == COMMITTED
+        stated = np.where(here, [told.batches, *told.sums.T], stated)
+        committed |= here
+    return total - stated, stated, everywhere & committed
+
+
+def _named(ranks: Sequence[int]) -> str:
+    return f"rank{'s' if len(ranks) != 1 else ''} {listed(ranks)}"
