@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, date, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -27,16 +27,16 @@ from gradwarden.policy.evaluation.admission import Admitted
 from gradwarden.policy.program import Program
 from gradwarden.runtime.average import holds_average
 from gradwarden.runtime.binding import bind_model
-from gradwarden.runtime.data_parallel import Ranks, check_equal
-from gradwarden.runtime.errors import LedgerError, MaskError
-from gradwarden.runtime.in_force import InForce
+from gradwarden.runtime.data_parallel import check_equal
+from gradwarden.runtime.errors import MaskError
+from gradwarden.runtime.in_force import Choice, InForce
 from gradwarden.runtime.jobs.job import Job
 from gradwarden.runtime.joining import JOIN, Joined, Request, begin_run, join
 from gradwarden.runtime.keeping import Began
 from gradwarden.runtime.ledger.ledger import Ledger
 from gradwarden.runtime.ledger.program_signature import NOBODY, Approvers
 from gradwarden.runtime.ledger.unwritten import Unwritten
-from gradwarden.runtime.masks import Engine, LayerRules, make_engine
+from gradwarden.runtime.masks import Engine, LayerRules
 from gradwarden.runtime.memorization.measures import Measures
 from gradwarden.runtime.milestones import whole_model
 from gradwarden.runtime.options import NOTHING_KNOWN, Measuring, Privacy
@@ -105,7 +105,7 @@ class Governor:
         optimizer: torch.optim.Optimizer,
         *,
         ledger: Ledger | None,
-        engine: Literal["auto", "fused", "split"] = "auto",
+        engine: Choice = "auto",
         layers: LayerRules | None = None,
         normaliser: float | None = None,
         scaler: GradScaler | None = None,
@@ -141,14 +141,7 @@ class Governor:
                 today=clock,
             )
         )
-
-        def engine_for(program: Program) -> Engine:
-            passes, semantics = joined.reduction.passes, program.semantics
-            return make_engine(
-                joined.model, program.bands, engine, passes, layers=layers, semantics=semantics
-            )
-
-        self._in_force = InForce(joined.bound, engine_for)
+        self._in_force = InForce(joined.bound, joined.reduction, engine, layers)
         self._run = Run(joined, self._in_force, Progress(joined), clock, holdout_key)
         self._gates = StepGates(self._run, self.abandon)
         joined.measures.follow(self.program, self.model)
@@ -215,11 +208,6 @@ class Governor:
     def measures(self) -> Measures:
         """What is remembered of examples for the signals that the governor measures."""
         return self._joined.measures
-
-    @property
-    def ranks(self) -> Ranks:
-        """The processes that decide and record a step together."""
-        return self._joined.ranks
 
     @property
     def joined(self) -> Joined:
@@ -336,7 +324,7 @@ class Governor:
         check_equal(joined.peers, "save a checkpoint", self._replica)
         whole, target, step = whole_model(self.model), Path(path), self.next_step
         if state:
-            self.ranks.collect(
+            joined.ranks.collect(
                 "save the state of training",
                 lambda: joined.milestones.training_state(step, self.optimizer, target),
             )
@@ -349,9 +337,7 @@ class Governor:
         note: the content of `MANIFEST.note` (`gradwarden sign-data`); `verify --data` holds the manifest
         against it. Raises NoteError where it is no such note.
         """
-        self._check_idle("a supply cannot be recorded")
-        if self.next_step:
-            raise LedgerError("a supply is recorded before the first step", help="call `supply` earlier")
+        self._run.progress.check_first("a supply", "recorded")
         self._joined.milestones.supply(note)
 
     def derive(self, base: Path) -> None:
@@ -359,9 +345,7 @@ class Governor:
 
         base: the ledger of the run that made them; it is read, and left as it is.
         """
-        self._check_idle("a base cannot be named")
-        if self.next_step:
-            raise LedgerError("a base is named before the first step", help="call `derive` earlier")
+        self._run.progress.check_first("a base", "named")
         self._joined.milestones.derive(base)
 
     def rewind(self, checkpoint: Path | str) -> None:

@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from torch import nn
 
 from gradwarden.policy.combine import QUARANTINE
 from gradwarden.policy.program import Program
 from gradwarden.runtime.binding import BoundModel
-from gradwarden.runtime.masks import Engine
+from gradwarden.runtime.masks import Engine, LayerRules, make_engine
+from gradwarden.runtime.reduction import Reduction
 
-MakeEngine: TypeAlias = Callable[[Program], Engine]
-"""Makes the engine of a program. Raises MaskError for a model that it cannot mask exactly."""
+Choice: TypeAlias = Literal["auto", "fused", "split"]
+"""Of an engine: `fused` (one backward pass), `split` (reference), `auto` (fused where its probe passes)."""
 
 
 class InForce:
-    """The program of a run, bound to its model, and its engine, until another comes into force."""
+    """The program of a run, bound to its model, and its engine, until another comes into force.
 
-    def __init__(self, bound: BoundModel, make_engine: MakeEngine) -> None:
+    layers: how classes of one's own weigh their rows; see `make_engine`. Raises MaskError for a model that
+    cannot be masked exactly.
+    """
+
+    def __init__(
+        self, bound: BoundModel, reduction: Reduction, choice: Choice, layers: LayerRules | None
+    ) -> None:
         self._bound = bound
-        self._make_engine = make_engine
-        self.engine = make_engine(bound.program)
+        self._reduction = reduction
+        self._choice = choice
+        self._layers = layers
+        self.engine = self._engine_of(bound.program)
+
+    def _engine_of(self, program: Program) -> Engine:
+        model, passes = self._reduction.module, self._reduction.passes
+        choice, layers, semantics = self._choice, self._layers, program.semantics
+        return make_engine(model, program.bands, choice, passes, layers=layers, semantics=semantics)
 
     @property
     def program(self) -> Program:
@@ -47,10 +61,10 @@ class InForce:
         """Put another program in force, if `agree` lets it; whatever that raises leaves the old one."""
         self.engine.close()
         try:
-            self.engine = self._make_engine(bound.program)
+            self.engine = self._engine_of(bound.program)
             agree()
         except BaseException:
             self.engine.close()
-            self.engine = self._make_engine(self.program)
+            self.engine = self._engine_of(self.program)
             raise
         self._bound = bound

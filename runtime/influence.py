@@ -125,7 +125,7 @@ class WatchedRun:
         """Begin: call once, before the first step. held_out: losses to compare, by name."""
         if self._governor is not None:
             raise InfluenceError("`watch` was called twice in one run")
-        if governor.ranks.size > 1:
+        if governor.joined.ranks.size > 1:
             raise InfluenceError("influence is measured in a single process", help="train without `group=`")
         self._governor = governor
         self._held_out = held_out or {}

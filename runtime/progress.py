@@ -75,6 +75,15 @@ class Progress:
         if self.open is not None:
             raise MaskError(f"{what} while a step is open", help="leave the step's `with` block first")
 
+    def check_first(self, noun: str, done: str) -> None:
+        """Raise LedgerError where a step was proposed already, and as `check_idle`.
+
+        noun, done: what can only be done before the first step, in words.
+        """
+        self.check_idle(f"{noun} cannot be {done}")
+        if self.next_step:
+            raise LedgerError(f"{noun} is {done} before the first step", help="call it earlier")
+
     def follow(self, program: Program) -> None:
         """Watch the bands of another program from the next step on."""
         self._starvation = StarvationGuard(program.starvation)
