@@ -549,3 +549,30 @@ def test_a_program_without_a_model_map_is_bound_to_the_model_at_hand(lab):
     governor = lab.governor(lab.program(), model=model)
     assert governor.program.model_map == ModelMap.from_module(model).digest
     assert lab.step(governor, lab.batch("ab")).committed
+
+
+def test_what_is_foreseen_is_what_the_next_step_decides(lab):
+    governor = lab.governor()
+    examples = lab.batch("abcdA")
+    foreseen = governor.foresee(examples)
+    proposal = lab.step(governor, examples)
+    decided = [foreseen.decisions[number] for number in foreseen.decision_ids.tolist()]
+    assert decided == list(proposal.decisions)
+    assert governor.next_step == 1
+    assert [body["count"] for body in lab.bodies("step")] == [5]
+
+
+def test_an_abandoned_run_is_not_sealed_and_can_be_resumed(lab):
+    model = lab.model()
+    governor = lab.governor(model=model)
+    lab.step(governor, lab.batch("ab"))
+    for _ in range(2):
+        governor.abandon()
+    with pytest.raises(LedgerError, match="closed"):
+        governor.step(lab.batch("ab"))
+    assert lab.verify().status == "INCOMPLETE"
+    again = lab.governor(model=model)
+    lab.step(again, lab.batch("ab"))
+    again.close()
+    assert lab.verify().status == "OK"
+    assert (again.committed, again.refused, again.effective_steps) == (2, 0, 2)
