@@ -141,26 +141,38 @@ def _names(keys: Keys) -> list[bytes]:
 
 def unpack(texts: Sequence[bytes]) -> Keys:
     """Return the commitments in texts of sound base64, one text after the other."""
-    width = -(-max(map(len, texts), default=0) // _GROUP)
-    if len(texts) * width * _GROUP > _MOST_PADDED * sum(map(len, texts)):
-        return np.concatenate([_unpack([text], -(-len(text) // _GROUP)) for text in texts])
-    return _unpack(texts, width)
+    if not texts:
+        return np.empty((0, _WORDS), np.uint64)
+    lengths = set(map(len, texts))
+    width = -(-max(lengths) // _GROUP) * _GROUP
+    if len(lengths) == 1:
+        halves = _halves((b"=" * (width - max(lengths))).join([*texts, b""]), len(texts))
+        return _joined(halves[:, : _size(len(texts[0]))])
+    if len(texts) * width > _MOST_PADDED * sum(map(len, texts)):
+        return np.concatenate([unpack([text]) for text in texts])
+    halves = _halves(b"".join([text.ljust(width, b"=") for text in texts]), len(texts))
+    sizes = np.array([_size(len(text)) for text in texts])
+    return _joined(halves[np.arange(halves.shape[1]) < sizes[:, None]])
 
 
-def _unpack(texts: Sequence[bytes], width: int) -> Keys:
-    """Return the commitments in texts of no more than `width` groups of characters each.
+def _size(length: int) -> int:
+    """Return how many halves of words there are in base64 of a length."""
+    return length // 4 * 3 // COMMITMENT_SIZE * _HALVES
+
+
+def _halves(padded: bytes, count: int) -> npt.NDArray[np.uint32]:
+    """Return what so many texts hold, [texts, halves]; each has as many whole groups of characters.
 
     Four characters are one number of 24 bits, and four of these three of 32 bits.
     """
-    padded = b"".join([text.ljust(_GROUP * width, b"=") for text in texts])
     sixes = np.frombuffer(padded.translate(_SIX_BITS), np.dtype("<u4"))
     twelves = (sixes & 0x003F003F) << 6 | sixes >> 8 & 0x003F003F
-    parts = ((twelves & 0xFFF) << 12 | twelves >> 16).reshape(-1, 4)
-    halves = np.empty((len(parts), 3), np.uint32)
+    parts = np.ascontiguousarray(((twelves & 0xFFF) << 12 | twelves >> 16).reshape(-1, 4).T)
+    halves = np.empty((parts.shape[1], 3), np.uint32)
     for place, (left, right) in enumerate(((8, 16), (16, 8), (24, 0))):
-        halves[:, place] = parts[:, place] << left | parts[:, place + 1] >> right
-    rows = halves.reshape(len(texts), 3 * width)
-    counts = _HALVES * np.array([len(text) // 4 * 3 // COMMITMENT_SIZE for text in texts], np.intp)
-    alike = len(counts) and (counts == counts[0]).all()
-    packed = rows[:, : counts[0]] if alike else rows[np.arange(3 * width) < counts[:, None]]
-    return np.ascontiguousarray(packed).view(np.uint64).reshape(-1, _WORDS)
+        np.bitwise_or(parts[place] << left, parts[place + 1] >> right, out=halves[:, place])
+    return halves.reshape(count, -1)
+
+
+def _joined(halves: npt.NDArray[np.uint32]) -> Keys:
+    return np.ascontiguousarray(halves).view(np.uint64).reshape(-1, _WORDS)

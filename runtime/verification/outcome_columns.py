@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from itertools import compress
+from itertools import chain, compress
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -69,15 +69,14 @@ class OutcomeReader:
             return None
         columns = list(zip(*compress(rows, committed), strict=True))
         active, batches, losses, *texts = columns[:-1] if columns else ((),) * (3 + len(self._places))
-        norms = [read_decimals(texts[place]) for place in self._places]
+        norms = read_decimals(chain.from_iterable(texts[place] for place in self._places))
         try:
             steps = orjson.loads(b"[" + b",".join([row[-1] for row in rows]) + b"]")
         except orjson.JSONDecodeError:
             return None
-        found = [column for column in norms if column is not None]
-        if len(found) < len(norms):
+        if norms is None:
             return None
-        return OutcomeColumns(steps, active, batches, losses, np.array(found).reshape(len(norms), -1))
+        return OutcomeColumns(steps, active, batches, losses, norms.reshape(len(self._places), len(active)))
 
 
 def read_decimals(texts: Iterable[bytes]) -> Floats | None:
