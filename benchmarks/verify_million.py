@@ -4,7 +4,8 @@ The ledger is what a governor writes for 500,000 steps of 11 examples under `pol
 (`verify_bench.write_run`): intents and outcomes in turn, about 580 bytes an entry. Each depth runs as a user
 runs it, from process start to exit; its memory is the sum over its processes of what each has for itself and
 its share of the rest (PSS), looked at in a run of its own. The peers in the same round are `sha256sum` of the
-file, no more than which anything that reads it can do, and a tree of pymerkle over the same lines.
+file, no more than which anything that reads it can do, a tree of pymerkle over the same lines, and the limit
+of hashing in Python: one call of hashlib for each line and one for each node of the tree, and nothing else.
 
 The last hundredth and the last tenth are verified, too, from what is remembered of the rest (`--since`).
 Beside each time stands what it would be where a loop of five million additions takes 0.27 s; the loop is
@@ -28,6 +29,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -86,17 +88,24 @@ def measured(ledger: Path, rounds: int) -> dict[str, Any]:
         some = [line for line, _ in zip(file, range(PEER_ENTRIES), strict=False)]
     size = ledger.stat().st_size
     figures: dict[str, Any] = {"lines": lines, "bytes": size, "load_average": os.getloadavg()[0]}
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in (*commands, "pymerkle")}
+    peers = {"pymerkle": append, "hashing": hash_tree}
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in (*commands, *peers)}
     subprocess.run(commands["decisions"], check=True, capture_output=True)  # compiles what is imported
     for _ in range(rounds):
         for name, command in commands.items():
             runs[name].append(timed(lambda: run(command)))  # noqa: B023 - called here
-        peer = timed(lambda: append(some))
-        runs["pymerkle"].append({n: v * (1 if n == "loop" else lines / len(some)) for n, v in peer.items()})
+        for name, work in peers.items():
+            peer = timed(lambda: work(some))  # noqa: B023 - called here
+            runs[name].append({n: v * (1 if n == "loop" else lines / len(some)) for n, v in peer.items()})
     for name, times in runs.items():
         figures[name] = told(times, BARS.get(name))
     figures["since"] = since(ledger, verify, lines, rounds)
     for depth in BARS:
+        ratios = [
+            one["processor"] / bare["processor"]
+            for one, bare in zip(runs[depth], runs["hashing"], strict=True)
+        ]
+        figures[depth]["over_hashing"] = round(statistics.median(ratios), 2)
         figures[depth]["peak_mb"] = peak_mb(commands[depth])
     return figures
 
@@ -128,6 +137,13 @@ def append(lines: list[bytes]) -> None:
     for line in lines:
         tree.append_entry(line)
     tree.get_root()
+
+
+def hash_tree(lines: list[bytes]) -> None:
+    """Hash lines, and the nodes of the tree over them, with as little besides as Python can."""
+    nodes = [sha256(b"\0" + line[:-1]).digest() for line in lines]
+    while len(nodes) > 1:
+        nodes = [sha256(b"\1" + a + b).digest() for a, b in zip(nodes[::2], nodes[1::2], strict=False)]
 
 
 def timed(work: Callable[[], object]) -> dict[str, float]:

@@ -72,11 +72,31 @@ _REFUSED = {
 
 _step_line = re.compile(_FRAME % (_fields(_STEP), _NATURAL, b"step")).fullmatch
 _committed_line = re.compile(_FRAME % (_fields(_COMMITTED), _NATURAL, b"committed")).fullmatch
+_step_body = re.compile(_fields(_STEP)).fullmatch
+_committed_body = re.compile(_fields(_COMMITTED)).fullmatch
 
 
 def _is_usual_step(line: bytes, body: Any) -> bool:
-    if _step_line(line) is None:
-        return False
+    return _step_line(line) is not None and _adds_up(body)
+
+
+def _is_usual_outcome(line: bytes, body: Any) -> bool:
+    return _committed_line(line) is not None
+
+
+def is_usual_body(kind: str, text: bytes, body: Any) -> bool:
+    """Whether the canonical text of a body is recognised: as an entry of the kind has it.
+
+    body: what the text was made of; a tuple is as good as a list there.
+    """
+    if kind == "step":
+        named = type(body["signals"]) is type(body["slots"]) is dict
+        return named and _step_body(text) is not None and _adds_up(body)
+    return kind == "committed" and _committed_body(text) is not None
+
+
+def _adds_up(body: Any) -> bool:
+    """Whether a step, whose text is recognised, has as many of everything as it says."""
     count, exposures, packed = body["count"], body["exposures"], body["commitments"]
     if not (
         len(body["classes"]) == count == len(body["decision"])
@@ -89,10 +109,6 @@ def _is_usual_step(line: bytes, body: Any) -> bool:
             if len(values) != count:
                 return False
     return True
-
-
-def _is_usual_outcome(line: bytes, body: Any) -> bool:
-    return _committed_line(line) is not None
 
 
 USUAL: dict[str, Callable[[bytes, Any], bool]] = {"step": _is_usual_step, "committed": _is_usual_outcome}

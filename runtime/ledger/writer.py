@@ -229,19 +229,22 @@ class Writer:
 
     def _write(self, batch: list[_Slot]) -> None:
         lines: list[bytes] = []
+        leaves: list[bytes] = []
         note: str | None = None
+        index, prev = self._tree.size, self._prev
         for kind, body in batch:
             if not isinstance(body, bytes):
-                self._put_out(lines)
+                self._put_out(lines, leaves)
                 self._sync()
                 signed, body = self._sign(kind, body)
                 note = signed if kind == HEAD else note
-            line = compose(kind, self._tree.size, self._prev, body)
-            leaf = sha256(b"\x00" + line)
-            self._tree.append(leaf.digest())
-            self._prev = leaf.hexdigest()
+            line = compose(kind, index, prev, body)
+            leaf = sha256(b"\x00" + line).digest()
+            index, prev = index + 1, leaf.hex()
             lines.append(line)
-        self._put_out(lines)
+            leaves.append(leaf)
+        self._prev = prev
+        self._put_out(lines, leaves)
         if self._durability != "os" or note is not None:
             self._sync()
         with self._done:
@@ -250,11 +253,14 @@ class Writer:
         if note is not None:
             write_sidecar(self._file.path, note)
 
-    def _put_out(self, lines: list[bytes]) -> None:
+    def _put_out(self, lines: list[bytes], leaves: list[bytes]) -> None:
+        """Write lines, take their leaf hashes into the tree, and leave neither."""
         if lines:
             lines.append(b"")
             self._file.write(b"\n".join(lines))
+            self._tree.extend(b"".join(leaves))
             lines.clear()
+            leaves.clear()
             self._unsynced = True
 
     def _sync(self) -> None:

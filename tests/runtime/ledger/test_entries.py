@@ -26,7 +26,7 @@ from gradwarden.runtime.ledger.entries import (
     schema,
 )
 from gradwarden.runtime.ledger.shapes import SHAPES
-from gradwarden.runtime.ledger.usual import USUAL
+from gradwarden.runtime.ledger.usual import USUAL, is_usual_body
 
 validator = jsonschema.Draft202012Validator(schema())
 
@@ -215,7 +215,9 @@ def test_what_is_recognised_by_its_text_has_the_shape(cases: Any, data: st.DataO
     field = data.draw(st.sampled_from(sorted(body)))
     body[field] = data.draw(st.one_of(plain, st.just(body[field]), _columns))
     line = line_of(kind, body)
-    if USUAL[kind](line, body):
+    usual = USUAL[kind](line, body)
+    assert is_usual_body(kind, orjson.dumps(body, option=CANONICAL), body) is usual
+    if usual:
         assert SHAPES[kind](body)
 
 
