@@ -18,7 +18,17 @@ from gradwarden.runtime.verification.verify import verify_ledger
 WORKER = Path(__file__).with_name("rank_worker.py")
 PATIENCE = 40.0
 START = 200.0
-"""Seconds for an answer, and for two processes to import torch on a machine that has other work."""
+"""Seconds for an answer, and for two processes to start on a machine that has other work."""
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    [
+        *("torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor.experimental"),
+        *("torch.distributed.tensor.parallel", "safetensors.torch", "dp_accounting", "gradwarden.policy"),
+        *("gradwarden.runtime", "gradwarden.runtime.governor", "gradwarden.runtime.privacy.sampling"),
+    ]
+)
+"""Whatever takes seconds to import is imported once, by the process from which the ranks are forked."""
 
 spec = importlib.util.spec_from_file_location("rank_worker_alone", WORKER)
 assert spec is not None
@@ -30,12 +40,11 @@ class Pair:
     """Two processes in one process group."""
 
     def __init__(self, folder: Path) -> None:
-        context = multiprocessing.get_context("spawn")
         self.pipes, self.processes = [], []
         for rank in range(2):
-            ours, theirs = context.Pipe()
+            ours, theirs = PROCESSES.Pipe()
             settings = {"rank": rank, "size": 2, "store": str(folder / "store"), "pipe": theirs}
-            process = context.Process(
+            process = PROCESSES.Process(
                 target=runpy.run_path,
                 args=(str(WORKER),),
                 kwargs={"init_globals": {"SETTINGS": settings}, "run_name": "rank_worker"},

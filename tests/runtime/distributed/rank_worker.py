@@ -72,16 +72,18 @@ class Block(nn.Module):
 
 
 class Blocks(nn.Module):
-    """Five blocks: the upper two and the heads are `shallow` under the laboratory's policy.
+    """Blocks and two heads. Under the laboratory's policy, two of five blocks are `shallow`, or one of two.
 
     sorts: whether examples whose first number is above 0.5 are run after the others. recomputes: whether
     activations are recomputed in the backward pass.
     """
 
-    def __init__(self, sorts: bool = False, recomputes: bool = False, layers_only: bool = False) -> None:
+    def __init__(
+        self, sorts: bool = False, recomputes: bool = False, layers_only: bool = False, count: int = 5
+    ) -> None:
         super().__init__()
         self.inlet = nn.Linear(4, 6)
-        self.blocks = nn.ModuleList(Block(layers_only) for _ in range(5))
+        self.blocks = nn.ModuleList(Block(layers_only) for _ in range(count))
         self.unused = nn.Parameter(torch.ones(3))
         self.head, self.twin = nn.Linear(6, 3), nn.Linear(6, 3)
         self.twin.weight = self.head.weight
@@ -96,7 +98,7 @@ class Blocks(nn.Module):
         return x[order.argsort()] if self.sorts else x
 
 
-def blocks_of(seed: int, **options: bool) -> nn.Module:
+def blocks_of(seed: int, **options: Any) -> nn.Module:
     torch.manual_seed(seed)
     return Blocks(**options).double()
 
@@ -104,7 +106,8 @@ def blocks_of(seed: int, **options: bool) -> nn.Module:
 MODELS = {
     "plain": model_of,
     "blocks": blocks_of,
-    "layers": partial(blocks_of, layers_only=True),
+    "layers": partial(blocks_of, layers_only=True, count=2),
+    "gains": partial(blocks_of, count=2),
     "sorting": partial(blocks_of, sorts=True),
     "recomputing": partial(blocks_of, recomputes=True),
     "float32": lambda seed: blocks_of(seed).float(),

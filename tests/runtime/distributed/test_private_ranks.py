@@ -9,8 +9,9 @@ import torch
 
 RULES = """
 depth all_d { when kind == d  reach shallow at 0.5 }
-privacy quiet { when kind == d and has who  within shallow  epsilon 4  delta 1e-5  clip 0.3  unit who }
+privacy quiet { when kind == d and has who  within shallow  epsilon 8  delta 1e-13  clip 0.3  unit who }
 """
+"""A delta so small that the accountant goes by Rényi divergence alone, which is reckoned at once."""
 
 WRAPS: dict[str, dict[str, Any]] = {
     "bare": {},
@@ -80,7 +81,13 @@ def paid(site: Any, name: str = "pair") -> list[Any]:
 
 @pytest.mark.parametrize(
     ("wrap", "clipping"),
-    [("bare", "flat"), ("ddp", "layer"), ("fsdp", "flat"), ("fsdp", "layer"), ("copies of pieces", "band")],
+    [
+        ("ddp", "layer"),
+        ("fsdp", "flat"),
+        ("copies of pieces", "band"),
+        pytest.param("bare", "flat", marks=pytest.mark.soak),
+        pytest.param("fsdp", "layer", marks=pytest.mark.soak),
+    ],
 )
 def test_without_noise_two_processes_train_what_one_trains_on_the_batch_of_both(lab, site, wrap, clipping):
     task = {"model": "layers", "privacy": {"silent": True, "clipping": clipping}}
@@ -91,13 +98,20 @@ def test_without_noise_two_processes_train_what_one_trains_on_the_batch_of_both(
     assert site.verify().ok
 
 
-@pytest.mark.parametrize(("wrap", "engine"), [("ddp", "fused"), ("fsdp", "fused"), ("fsdp", "split")])
+@pytest.mark.parametrize(
+    ("wrap", "engine"),
+    [
+        ("fsdp", "fused"),
+        pytest.param("ddp", "fused", marks=pytest.mark.soak),
+        pytest.param("fsdp", "split", marks=pytest.mark.soak),
+    ],
+)
 def test_units_that_layers_cannot_hand_over_are_differentiated_one_by_one(lab, site, engine, wrap):
-    task = {"model": "blocks", "engine": engine, "privacy": {"silent": True}}
+    task = {"model": "gains", "engine": engine, "privacy": {"silent": True}}
     assert_same(*both(site, lab.policy + RULES, STEPS, wrap=wrap, **task))
 
 
-@pytest.mark.parametrize("wrap", ["ddp", "fsdp"])
+@pytest.mark.parametrize("wrap", ["fsdp", pytest.param("ddp", marks=pytest.mark.soak)])
 def test_a_step_may_come_in_parts_of_other_sizes_on_each_process(lab, site, wrap):
     steps = batches(
         "a b d:ann d:ann d:bob | b d:cid a b", " | a d:ann d:ann b", "a b | d:bob", " | ", micro=[2, 3]
@@ -126,7 +140,11 @@ STEPS_OF_NOISE = 8
 
 @pytest.mark.parametrize(
     ("wrap", "options"),
-    [("ddp", {"secure_noise": True, "noise_seed": None}), ("fsdp", {}), ("copies of pieces", {})],
+    [
+        ("ddp", {"secure_noise": True, "noise_seed": None}),
+        ("copies of pieces", {}),
+        pytest.param("fsdp", {}, marks=pytest.mark.soak),
+    ],
 )
 def test_every_number_is_noised_once(lab, site, wrap, options):
     """An empty step has nothing but noise: here its spread, and that no two processes draw the same."""
@@ -169,7 +187,7 @@ def test_both_draw_from_one_sampler_and_run_whole_units_of_each_draw(lab, site):
 
 def test_a_budget_is_spent_once_by_both_and_kept_when_the_run_is_resumed(lab, site):
     steps = batches("a d:ann | b", "a | d:bob", "a d:ann | d:cid")
-    small = lab.policy + RULES.replace("epsilon 4", "epsilon 1")  # three steps
+    small = lab.policy + RULES.replace("epsilon 8", "epsilon 2")  # three steps
     task = {"model": "layers", "privacy": {"silent": True, "noise_seed": None}, "wrap": "fsdp"}
     site.train(small, steps[:2], end="leave", **task)
     first, second = site.train(small, steps[1:], **task)
