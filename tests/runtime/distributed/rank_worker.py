@@ -106,8 +106,9 @@ def blocks_of(seed: int, **options: Any) -> nn.Module:
 MODELS = {
     "plain": model_of,
     "blocks": blocks_of,
-    "layers": partial(blocks_of, layers_only=True, count=2),
-    "gains": partial(blocks_of, count=2),
+    "layers": partial(blocks_of, layers_only=True),
+    "few layers": partial(blocks_of, layers_only=True, count=2),
+    "few blocks": partial(blocks_of, count=2),
     "sorting": partial(blocks_of, sorts=True),
     "recomputing": partial(blocks_of, recomputes=True),
     "float32": lambda seed: blocks_of(seed).float(),

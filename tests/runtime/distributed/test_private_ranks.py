@@ -90,7 +90,7 @@ def paid(site: Any, name: str = "pair") -> list[Any]:
     ],
 )
 def test_without_noise_two_processes_train_what_one_trains_on_the_batch_of_both(lab, site, wrap, clipping):
-    task = {"model": "layers", "privacy": {"silent": True, "clipping": clipping}}
+    task = {"model": "few layers", "privacy": {"silent": True, "clipping": clipping}}
     assert_same(*both(site, lab.policy + RULES, STEPS, **WRAPS[wrap], **task))
     assert paid(site) == paid(site, "alone")
     assert [spending["quiet"]["steps"] for spending in paid(site)] == list(range(1, len(STEPS) + 1))
@@ -107,7 +107,7 @@ def test_without_noise_two_processes_train_what_one_trains_on_the_batch_of_both(
     ],
 )
 def test_units_that_layers_cannot_hand_over_are_differentiated_one_by_one(lab, site, engine, wrap):
-    task = {"model": "gains", "engine": engine, "privacy": {"silent": True}}
+    task = {"model": "few blocks", "engine": engine, "privacy": {"silent": True}}
     assert_same(*both(site, lab.policy + RULES, STEPS, wrap=wrap, **task))
 
 
@@ -116,7 +116,7 @@ def test_a_step_may_come_in_parts_of_other_sizes_on_each_process(lab, site, wrap
     steps = batches(
         "a b d:ann d:ann d:bob | b d:cid a b", " | a d:ann d:ann b", "a b | d:bob", " | ", micro=[2, 3]
     )
-    task = {"model": "layers", "privacy": {"silent": True}}
+    task = {"model": "few layers", "privacy": {"silent": True}}
     first, second = site.train(lab.policy + RULES, steps, **WRAPS[wrap], **task)
     alone = site.alone(lab.policy + RULES, [{"parts": step["parts"]} for step in steps], **task)
     assert_same(first, second, alone)
@@ -126,7 +126,7 @@ def test_a_step_may_come_in_parts_of_other_sizes_on_each_process(lab, site, wrap
 def test_a_step_that_one_process_cannot_let_through_is_refused_on_both_and_not_paid_for(lab, site):
     steps = batches("d:ann | a", "d:bob | b")
     steps[0]["spoil"] = [1, "nan"]
-    task = {"model": "layers", "privacy": {"silent": True}, "wrap": "ddp"}
+    task = {"model": "few layers", "privacy": {"silent": True}, "wrap": "ddp"}
     for answer in site.train(lab.policy + RULES, steps, **task):
         assert answer["error"] is None
         assert [step["committed"] for step in answer["steps"]] == [False, True]
@@ -150,7 +150,7 @@ def test_every_number_is_noised_once(lab, site, wrap, options):
     """An empty step has nothing but noise: here its spread, and that no two processes draw the same."""
     steps = batches(*[" | "] * STEPS_OF_NOISE, grads=True)
     first, second = site.train(
-        lab.policy + RULES, steps, model="layers", privacy=options, optimizer="adamw", **WRAPS[wrap]
+        lab.policy + RULES, steps, model="few layers", privacy=options, optimizer="adamw", **WRAPS[wrap]
     )
     assert (first["error"], second["error"]) == (None, None)
     noise = torch.stack([flat(step["grads"]) for step in first["steps"]])
@@ -176,7 +176,7 @@ WHO = [None, "ann", "bob", None, "ann", None, "cid", "dan", None, "bob"]
 
 
 def test_both_draw_from_one_sampler_and_run_whole_units_of_each_draw(lab, site):
-    task = {"model": "layers", "privacy": {"silent": True}}
+    task = {"model": "few layers", "privacy": {"silent": True}}
     task["drawn"] = {"who": WHO, "count": 8, "seeds": [2, 2]}
     first, second, alone = both(site, lab.policy + RULES, [], wrap="fsdp", **task)
     assert_same(first, second, alone)
@@ -188,7 +188,7 @@ def test_both_draw_from_one_sampler_and_run_whole_units_of_each_draw(lab, site):
 def test_a_budget_is_spent_once_by_both_and_kept_when_the_run_is_resumed(lab, site):
     steps = batches("a d:ann | b", "a | d:bob", "a d:ann | d:cid")
     small = lab.policy + RULES.replace("epsilon 8", "epsilon 2")  # three steps
-    task = {"model": "layers", "privacy": {"silent": True, "noise_seed": None}, "wrap": "fsdp"}
+    task = {"model": "few layers", "privacy": {"silent": True, "noise_seed": None}, "wrap": "fsdp"}
     site.train(small, steps[:2], end="leave", **task)
     first, second = site.train(small, steps[1:], **task)
     assert (first["error"], second["error"]) == (None, None)
@@ -204,7 +204,7 @@ def test_a_budget_is_spent_once_by_both_and_kept_when_the_run_is_resumed(lab, si
 
 def test_a_unit_that_is_on_two_processes_is_refused_before_anything_is_recorded(lab, site):
     steps = batches("d:ann | d:ann")
-    first, second = site.train(lab.policy + RULES, steps, model="layers", privacy={}, wrap="fsdp")
+    first, second = site.train(lab.policy + RULES, steps, model="few layers", privacy={}, wrap="fsdp")
     assert first["error"][0] == "PrivacyError"
     assert "a privacy unit are on the ranks 0 and 1" in first["error"][1]
     assert second["error"][0] == "RankError"
