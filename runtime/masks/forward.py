@@ -39,6 +39,8 @@ from gradwarden.runtime.masks.rows import Rows
 from gradwarden.runtime.masks.sink import Gauge, Sink
 from gradwarden.runtime.masks.sites import Site
 
+_NO_HOMES = (None, None)
+
 
 class Forward(Present):
     """How a model's layers, blocks and pieces are run now.
@@ -348,49 +350,44 @@ class Forward(Present):
         if home is not None and plan.bands[home].empty:
             x = x.detach()
         weight_rows, bias_rows = self._rows(plan, weight), self._rows(plan, bias)
-        private = any(self._unit_home(plan, p) is not None for p in (weight, bias))
-        if weight_rows.idle and bias_rows.idle and not private and not x.requires_grad:
+        homes = (
+            (self._unit_home(plan, weight), self._unit_home(plan, bias)) if plan.unit_bands else _NO_HOMES
+        )
+        if weight_rows.idle and bias_rows.idle and homes == _NO_HOMES and not x.requires_grad:
             with torch.no_grad():
                 return site.stock(x)
         if self.plain or id(site) in plan.mode.given_up:
             return self._unweighed(plan, site, x)
         rank = x.dim() + site.operation.adds_rank
+        place = None
         if plan.grid is not None:
             place = site.positions.get(rank)
             if place is None or not place.fits(x.shape, plan.grid):
                 return site.stock(x)
-            flat = place.flatten(x, plan.grid)
-            by_position = Layout(0, flat.dim() + site.operation.adds_rank)
-            return place.restore(self._run(plan, site, flat, by_position, weight_rows, bias_rows), plan.grid)
-        if rank in site.shared:
-            lead = x.shape[1:] if x.dim() > 1 and x.shape[0] == 1 else x.shape
-            x = x.expand(plan.batch, *lead)
-            rank = x.dim() + site.operation.adds_rank
-        layout = site.layouts.get(rank)
-        if layout is None or not layout.fits(x.shape, plan.batch):
+            x = place.flatten(x, plan.grid)
+            layout: Layout | None = Layout(0, x.dim() + site.operation.adds_rank)
+        else:
+            if rank in site.shared:
+                lead = x.shape[1:] if x.dim() > 1 and x.shape[0] == 1 else x.shape
+                x = x.expand(plan.batch, *lead)
+                rank = x.dim() + site.operation.adds_rank
+            layout = site.layouts.get(rank)
+        if layout is None or not (place or layout.fits(x.shape, plan.batch)):
             return self._unweighed(plan, site, x)
-        return self._run(plan, site, x, layout, weight_rows, bias_rows)
-
-    def _run(
-        self, plan: Plan, site: Site, x: Tensor, layout: Layout, weight_rows: Rows, bias_rows: Rows
-    ) -> Tensor:
-        """Run a layer whose rows are known."""
-        weight, bias = site.parameters
-        home = self._home(site) if self.detached else None
         reach, through = plan.reach(site.before), plan.every
         if home is not None:
             reach, through = plan.flow(home, site.before), plan.bands[home]
-        homes = (self._unit_home(plan, weight), self._unit_home(plan, bias))
         ids = (id(weight), id(bias))
-        bands = (None, None) if plan.whole.gauge is None else (self._band(weight), self._band(bias))
+        bands = _NO_HOMES if plan.whole.gauge is None else (self._band(weight), self._band(bias))
         call = Call(plan, layout, weight_rows, bias_rows, reach, through, ids, homes, bands)
-        return site.operation.run(
+        result = site.operation.run(
             site.module,
             call,
             x,
             weight.detach() if weight_rows.idle and homes[0] is None else weight,
             bias.detach() if bias is not None and bias_rows.idle and homes[1] is None else bias,
         )
+        return result if place is None or plan.grid is None else place.restore(result, plan.grid)
 
     def _unit_home(self, plan: Plan, parameter: nn.Parameter | None) -> int | None:
         """Return the band of a parameter that private examples may shape, None for others."""

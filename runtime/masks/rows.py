@@ -23,7 +23,19 @@ class Rows:
     """
 
     __slots__ = (
-        *("_indices", "_weights", "batch", "chosen", "count", "empty", "factor", "plain", "span", "weights"),
+        *(
+            "_indices",
+            "_stretches",
+            "_weights",
+            "batch",
+            "chosen",
+            "count",
+            "empty",
+            "factor",
+            "plain",
+            "span",
+            "weights",
+        ),
         *("idle", "whole"),
     )
 
@@ -57,6 +69,7 @@ class Rows:
         self.empty = count == 0
         self.whole = count == batch
         self.plain = self.whole and weights is None and factor == 1.0
+        self._stretches: list[tuple[int, int]] | None = None
         self._indices: dict[tuple[object, ...], Tensor] = {}
         self._weights: dict[tuple[object, ...], Tensor] = {}
 
@@ -91,6 +104,18 @@ class Rows:
         """Return the examples that are not chosen, with weight 1."""
         chosen = set(self.chosen.tolist())
         return Rows.of(self.batch, [row for row in range(self.batch) if row not in chosen])
+
+    @property
+    def stretches(self) -> Sequence[tuple[int, int]]:
+        """Of each stretch of adjacent chosen examples the first, and the number after the last."""
+        if self._stretches is None:
+            found: list[tuple[int, int]] = []
+            for row in self.chosen.tolist():
+                adjacent = found and found[-1][1] == row
+                first = found.pop()[0] if adjacent else row
+                found.append((first, row + 1))
+            self._stretches = found
+        return self._stretches
 
     def pick(self, tensor: Tensor, layout: Layout) -> Tensor:
         """Return the chosen examples' rows; a view where they are adjacent."""
@@ -147,7 +172,9 @@ class Rows:
 
     def _index(self, device: torch.device, per_example: int, interleaved: bool) -> Tensor:
         key = (device, per_example, interleaved)
-        if key not in self._indices:
+        if per_example == 1 and key not in self._indices:
+            self._indices[key] = self.chosen.to(device)
+        elif key not in self._indices:
             inner = torch.arange(per_example, device="cpu")
             index = (
                 inner[:, None] * self.batch + self.chosen

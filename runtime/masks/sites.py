@@ -50,7 +50,9 @@ class Site:
     @property
     def parameters(self) -> tuple[nn.Parameter, nn.Parameter | None]:
         """The weight and the bias, if there is one."""
-        return self.module.weight, getattr(self.module, "bias", None)  # type: ignore[return-value]
+        own = self.module._parameters  # attributes of modules are looked up in Python
+        weight = own.get("weight")
+        return self.module.weight if weight is None else weight, own.get("bias")  # type: ignore[return-value]
 
 
 class Quiet:

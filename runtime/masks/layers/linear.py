@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,7 +20,13 @@ from gradwarden.runtime.masks.call import (
     scaled,
 )
 from gradwarden.runtime.masks.layers.operation import stock_forward
-from gradwarden.runtime.masks.layers.product import ProductParameters, matrix
+from gradwarden.runtime.masks.layers.product import (
+    ProductParameters,
+    matrix,
+    stretches,
+    summed_products,
+    summed_rows,
+)
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.rows import Rows
 
@@ -69,26 +75,31 @@ class _Parameters(ProductParameters):
             grad_weight, weighed = _weight_gradient(rows, self.layout, self.x, self.grad)
             grad_weight = grad_weight.to(self.dtypes[0])
             if weighed is not None and bias_rows is rows:
-                grad_bias = scaled(weighed.sum(0), bias_rows).to(self.dtypes[1])
+                grad_bias = scaled(summed_rows(weighed), bias_rows).to(self.dtypes[1])
         if bias_rows is not None and grad_bias is None:
             grad_bias = row_sum(bias_rows, self.layout, self.grad, 1).to(self.dtypes[1])
         return grad_weight, grad_bias
 
 
-def _weight_gradient(rows: Rows, layout: Layout, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return the weight's gradient and, where it was formed, the weighted output gradient [rows, out].
+def _weight_gradient(
+    rows: Rows, layout: Layout, x: Tensor, grad: Tensor
+) -> tuple[Tensor, Sequence[Tensor] | None]:
+    """Return the weight's gradient and, where it was formed, the weighted output gradient, as matrices.
 
     Weights go to whichever of x and grad is narrower.
     """
+    found = stretches(rows, layout, grad, x)
+    if found is not None:
+        return scaled(summed_products(*found), rows), found[0]
     x, grad = rows.pick(x, layout), rows.pick(grad, layout)
     weighed = None
     if rows.weights is None:
-        weighed = matrix(grad)
+        weighed = [matrix(grad)]
     elif x.shape[-1] < grad.shape[-1]:
         x = rows.weigh(x, layout)
     else:
         grad = rows.weigh(grad, layout)
-        weighed = matrix(grad)
+        weighed = [matrix(grad)]
     return scaled(matrix(grad).t() @ matrix(x), rows), weighed
 
 

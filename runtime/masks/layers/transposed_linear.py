@@ -21,7 +21,7 @@ from gradwarden.runtime.masks.call import (
     scaled,
 )
 from gradwarden.runtime.masks.layers.operation import stock_forward_named
-from gradwarden.runtime.masks.layers.product import ProductParameters, matrix
+from gradwarden.runtime.masks.layers.product import ProductParameters, matrix, stretches, summed_products
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.rows import Rows
 
@@ -62,7 +62,10 @@ class _Parameters(ProductParameters):
 
     def summed(self, rows: Rows | None, bias_rows: Rows | None) -> tuple[Tensor | None, Tensor | None]:
         grad_weight = grad_bias = None
-        if rows is not None:
+        found = None if rows is None else stretches(rows, self.layout, self.x, self.grad)
+        if rows is not None and found is not None:
+            grad_weight = scaled(summed_products(*found), rows).to(self.dtypes[0])
+        elif rows is not None:
             weighed = rows.weigh(rows.pick(self.grad, self.layout), self.layout)
             product = matrix(rows.pick(self.x, self.layout)).t() @ matrix(weighed)
             grad_weight = scaled(product, rows).to(self.dtypes[0])

@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.pytorch_utils import Conv1D
 
 from gradwarden.policy.program import Band
+from gradwarden.runtime.masks import make_engine
 
 BATCH = 5
 
@@ -92,6 +95,43 @@ def test_layers_weigh_their_own_rows(name: str, assert_exact: Any) -> None:
         engine = assert_exact(model, batches, bands=one_band_each(model))
         assert set(engine.paths.values()) == {"fast"}
         assert engine.notes == []
+
+
+class Copies(TorchDispatchMode):
+    """Counts the rows that are gathered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten.index_select.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Linear(4, 3), lambda: Conv1D(3, 4)], ids=["Linear", "Conv1D"])
+@pytest.mark.parametrize("tokens", [64, 2])
+def test_rows_of_long_examples_are_multiplied_where_they_lie(
+    make: Callable[[], nn.Module], tokens: int
+) -> None:
+    x = torch.randn(BATCH, tokens, 4)
+    model = First(make(), x, None)
+    bands, weights = one_band_each(model), torch.ones(BATCH, 3)
+    weights[torch.tensor([0, 3]), 1] = weights[1, 2] = 0.0
+    gradients = [torch.autograd.grad(model(row[None]).square().sum(), list(model.parameters())) for row in x]
+    engine = make_engine(model, bands, "fused")
+    for _ in range(3):  # it looks more closely at the first two
+        model.zero_grad()
+        engine.arm(weights)
+        losses = model(x).square().sum(1)
+        with Copies() as copies:
+            engine.backward(losses, 1.0)
+    for number, (name, parameter) in enumerate(model.named_parameters()):
+        band = next(k for k, band in enumerate(bands) if name in band.parameters)
+        want = sum(w * each[number] for w, each in zip(weights[:, band], gradients, strict=True))
+        torch.testing.assert_close(parameter.grad, want, rtol=1e-9, atol=1e-12)
+    bias = 1  # its sum is over other examples than the weight's
+    assert copies.count == (bias if tokens == 64 else bias + 2)
 
 
 @pytest.mark.parametrize("padding", [None, 0])
