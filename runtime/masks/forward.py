@@ -350,9 +350,7 @@ class Forward(Present):
         if home is not None and plan.bands[home].empty:
             x = x.detach()
         weight_rows, bias_rows = self._rows(plan, weight), self._rows(plan, bias)
-        homes = (
-            (self._unit_home(plan, weight), self._unit_home(plan, bias)) if plan.unit_bands else _NO_HOMES
-        )
+        homes = (self._unit_home(plan, weight), self._unit_home(plan, bias)) if plan.unit_bands else _NO_HOMES
         if weight_rows.idle and bias_rows.idle and homes == _NO_HOMES and not x.requires_grad:
             with torch.no_grad():
                 return site.stock(x)

@@ -28,12 +28,13 @@ Way = Literal["scale", "weigh", "slice", "freeze", "split", "stop"]
 CALL_COST = {"cpu": 2e7, "cuda": 3e10}
 """What a second call of a block costs, in multiplications that take as long: launches, and copies of rows."""
 
-FREEZING_COST = {"cpu": 2e8, "cuda": 3e10}
+FREEZING_COST = {"cpu": 1e9, "cuda": 3e10}
 """What it costs to pass a batch through a block by parts with a graph, beyond what layers' own work costs.
 
-In multiplications of the weight gradients that are not taken. On two cores, a GPT of 24 blocks of width 192
-took as long either way with 8 sequences of 64 (1e8), one of 6 blocks of width 384 with 16 of 128 took 6% less
-(1.6e9).
+In multiplications of the weight gradients that are not taken. On one busy core, a GPT of 24 blocks of width
+192 with 8 sequences of 64 (1e8) took 2 to 4% longer by parts, and a residual network of 9 blocks with 32
+pictures (3e8) longer too; a GPT of 6 blocks of width 384 with 16 sequences of 128 (1.6e9) took as long either
+way, and less memory by parts.
 """
 
 

@@ -70,7 +70,7 @@ def summed_products(lefts: Sequence[Tensor], rights: Sequence[Tensor]) -> Tensor
     """Return the sum of left^T right, [a, b], over pairs of matrices [n, a] and [n, b]."""
     total = lefts[0].t() @ rights[0]
     for left, right in zip(lefts[1:], rights[1:], strict=True):
-        total.addmm_(left.t(), right)
+        torch.addmm(total, left.t(), right, out=total)
     return total
 
 
