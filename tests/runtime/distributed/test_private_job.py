@@ -11,7 +11,7 @@ DRAWN = {"who": WHO, "count": 6, "seeds": [2, 2]}
 
 
 @pytest.mark.parametrize(
-    ("wrap", "options"), [(None, {}), ("ddp", {"clipping": "layer"}), ("fsdp", {"withhold_private": True})]
+    ("wrap", "options"), [(None, {}), ("ddp", {"clipping": "layer"}), ("fsdp", {"withhold": True})]
 )
 def test_without_noise_two_ranks_train_what_one_process_trains_on_the_draws_of_both(lab, site, wrap, options):
     task = {"model": "layers", "privacy": {"silent": True, **options}, "drawn": DRAWN}
