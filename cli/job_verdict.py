@@ -11,6 +11,8 @@ import click
 
 from gradwarden.cli.diagnostics import plural, printable
 from gradwarden.cli.inputs import read_note
+from gradwarden.cli.judging import SOUND
+from gradwarden.cli.opened import open_data, program_of
 from gradwarden.cli.output import arrived, progress
 from gradwarden.cli.verdict import MEANINGS, STATUSES
 from gradwarden.policy.frozen import frozen
@@ -56,13 +58,18 @@ MOST_FINDINGS = 50
 
 @frozen
 class JobVerdict:
-    """All that was found out about a job. heads_compared: of its log of logs, kept elsewhere."""
+    """All that was found out about a job.
+
+    heads_compared: of its log of logs, kept elsewhere. opened: examples, in steps, whose commitments were
+    opened and compared with the data set; None where that was not asked, or came to nothing.
+    """
 
     folder: Path
     report: JobReport
     policy_given: bool
     heads_compared: int
     assurance: str
+    opened: int | None = None
 
     @property
     def ok(self) -> bool:
@@ -78,6 +85,14 @@ class JobVerdict:
             yield f"{plural(facts['bindings'], 'binding')} of them, up to step {facts['bound_to_step']:,}"
         if len(self.report.ranks) > 1:
             yield "step by step that they agree: programs, epochs, outcomes, gradients, shares of each batch"
+        for rule, bounds in facts["epsilon_bounds"].items():
+            spent = facts["privacy"][rule]
+            yield printable(
+                f"`{rule}`: {plural(spent['steps'], 'step')} of all recorded at epsilon {spent['epsilon']}; "
+                f"reckoned anew, they cost {bounds['low']} to {bounds['high']}"
+            )
+        if self.opened is not None:
+            yield f"the metadata of {plural(self.opened, 'example')} in steps, against the data set"
         if self.heads_compared:
             yield f"against {plural(self.heads_compared, 'head')} of the log of logs, kept elsewhere"
 
@@ -88,7 +103,9 @@ class JobVerdict:
             yield "the policy: that of the ledgers was taken at its word (--policy)"
         if not self.heads_compared:
             yield "whether a holder of the keys rewrote all of it: no head of the log of logs (--checkpoint)"
-        yield "the metadata of examples, and the weights: verify a rank's ledger by itself for that"
+        if self.opened is None:
+            yield "the metadata of examples (--data, --secret)"
+        yield "the weights: verify a rank's ledger by itself for that"
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -148,7 +165,6 @@ def _compared(folder: Path, report: JobReport, notes: Sequence[bytes], trust: Tr
     """Compare the log of logs with heads of it; return the report with what that shows, and on whose word."""
     from gradwarden.runtime.evidence.witnessed import compare_notes
     from gradwarden.runtime.jobs.layout import log_path
-    from gradwarden.runtime.verification.job_report import STATUSES as WORST_FIRST
     from gradwarden.runtime.verification.job_report import JobFinding
 
     known = compare_notes(log_path(folder), notes, trust, report.facts)
@@ -156,10 +172,44 @@ def _compared(folder: Path, report: JobReport, notes: Sequence[bytes], trust: Tr
         JobFinding(one.code, f"the log of logs: {one.message}", index=one.index, status=STATUSES[one.code])
         for one in known.findings
     ]
-    findings = (*report.findings, *found)
-    status = min([report.status, *(one.status for one in found)], key=WORST_FIRST.index)
     assurance: str = known.facts().get("assurance", "self-attested")
-    return replace(report, status=status, findings=findings), assurance
+    return _with(report, found), assurance
+
+
+def _with(report: JobReport, found: Sequence[JobFinding]) -> JobReport:
+    """Return a report with more findings, and the status that these make of it."""
+    from gradwarden.runtime.verification.job_report import STATUSES as WORST_FIRST
+
+    status = min([report.status, *(one.status for one in found)], key=WORST_FIRST.index)
+    return replace(report, status=status, findings=(*report.findings, *found))
+
+
+def job_with_data(
+    verdict: JobVerdict, data: Path, secret: Path, supplier_files: Sequence[Path]
+) -> JobVerdict:
+    """Open the commitments of every rank whose ledger holds, and compare with the data set."""
+    from gradwarden.runtime.evidence.supply import check_supply
+    from gradwarden.runtime.jobs.layout import rank_path
+    from gradwarden.runtime.ledger.keys import PublicKey
+    from gradwarden.runtime.verification.job_report import JobFinding
+    from gradwarden.runtime.verification.metadata_audit import MetadataAudit
+
+    report = verdict.report
+    sound = [rank for rank, found in report.ranks.items() if found.status in SOUND]
+    program = program_of(rank_path(verdict.folder, sound[0])) if sound else None
+    if program is None:
+        return verdict
+    opened, examples = open_data(data, secret, program), 0
+    suppliers = [PublicKey.load(path) for path in supplier_files]
+    found: list[JobFinding] = []
+    for rank in sound:
+        path = rank_path(verdict.folder, rank)
+        audit = MetadataAudit(path, opened)
+        for one in (*audit.findings(), *check_supply(path, data, suppliers)):
+            told = f"rank {rank}: {one.message}"
+            found.append(JobFinding(one.code, told, (rank,), one.index, status="VIOLATION"))
+        examples += audit.examples
+    return replace(verdict, report=_with(report, found), opened=None if found else examples)
 
 
 def show_job(verdict: JobVerdict) -> None:

@@ -11,7 +11,7 @@ import click
 
 from gradwarden.cli.app import verb
 from gradwarden.cli.inputs import load_program
-from gradwarden.cli.job_verdict import judge_job, show_job
+from gradwarden.cli.job_verdict import job_with_data, judge_job, show_job
 from gradwarden.cli.judging import held_to, judge, with_data
 from gradwarden.cli.opened import difference_to_json, show_difference
 from gradwarden.cli.options import FILE, trust_options
@@ -153,7 +153,7 @@ def command(
 
     Given the folder of a job of many ranks, the ledger of each is verified, the log of logs that binds them,
     and what they say together; a rank that is missing, lags or lies is named. --checkpoint is then a head of
-    the log of logs.
+    the log of logs; --data and --secret open the commitments of all ranks.
 
     With --remember what a verification found goes to a file of your own; with --since the next one takes that
     up, reads and replays only what is new, and says what it took on trust: that the entries before are
@@ -181,6 +181,7 @@ def command(
       gradwarden verify run.ledger --key run.pub --only chain
       gradwarden verify run.ledger --key run.pub --rotate-every 90d
       gradwarden verify job/ --key run.pub --policy clinical.json
+      gradwarden verify job/ --key run.pub --data records.jsonl --secret job/job.secret
       gradwarden verify run.ledger --key run.pub --remember mine.memory
       gradwarden verify run.ledger --key run.pub --since mine.memory --remember mine.memory
       gradwarden verify clinical.json --key release.pub
@@ -194,8 +195,12 @@ def command(
         _refuse((policies or any(others), f"`{ledger}` is a program: only its signature is checked"))
         return verify_program(ledger, trust.keys, output_format)
     if ledger.is_dir():
-        whole = (checkpoint_weights, authority_files, data, secret, what_if, only, schedule, since, remember)
-        _refuse((any(whole), f"`{ledger}` is a job: verify a rank's ledger by itself for that"))
+        whole = (checkpoint_weights, authority_files, what_if, only, schedule, since, remember)
+        _refuse(
+            (any(whole), f"`{ledger}` is a job: verify a rank's ledger by itself for that"),
+            ((data is None) != (secret is None), TOGETHER),
+            (supplier_files and not data, WHOSE),
+        )
     else:
         replaying = policies or approver_files or checkpoint_weights or data
         _refuse(
@@ -204,14 +209,8 @@ def command(
                 _is_log_of_logs(ledger),
                 f"`{ledger}` is the log of logs of a job: give its folder, `{ledger.parent}`",
             ),
-            (
-                (data is None) != (secret is None),
-                "--data and --secret go together: neither opens commitments alone",
-            ),
-            (
-                supplier_files and not data,
-                "--supplier says who signed the data set: give it with --data and --secret",
-            ),
+            ((data is None) != (secret is None), TOGETHER),
+            (supplier_files and not data, WHOSE),
             (what_if and not data, "--what-if needs the metadata of the examples: --data and --secret"),
             (
                 earlier and not checkpoint_weights,
@@ -226,6 +225,8 @@ def command(
     approvers = _approvers(approver_files, policy_signers)
     if ledger.is_dir():
         job = judge_job(ledger, trust, programs=programs, approvers=approvers, checkpoints=checkpoints)
+        if data is not None and secret is not None:
+            job = job_with_data(job, data, secret, supplier_files)
         emit_json(job.to_json()) if output_format == "json" else show_job(job)
         return int(not job.ok)
     other = None if what_if is None else load_program(what_if)
@@ -258,6 +259,10 @@ def command(
         show_difference(difference, what_if)
     return int(not verdict.ok)
 
+
+TOGETHER = "--data and --secret go together: neither opens commitments alone"
+
+WHOSE = "--supplier says who signed the data set: give it with --data and --secret"
 
 REPLAYING = "--policy, --policy-key, --checkpoint-weights, --data"
 
