@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         RuleTrace,
         Steps,
     )
-    from gradwarden.runtime.provenance.index import Index
+    from gradwarden.runtime.provenance.indexed import Index
     from gradwarden.runtime.provenance.lineage import Added, Taken
 
 SHOWN = 16

@@ -20,7 +20,7 @@ from gradwarden.policy.frozen import frozen
 if TYPE_CHECKING:
     from gradwarden.runtime.commitments import Committer
     from gradwarden.runtime.provenance.answers import Steps
-    from gradwarden.runtime.provenance.index import Index
+    from gradwarden.runtime.provenance.indexed import Index
     from gradwarden.runtime.provenance.queries import Queries
 
 QUESTIONS = ("index", "check", "band", "example", "rule", "footprint", "added")
@@ -51,7 +51,7 @@ class Asked:
 
 @verb("trace")
 @click.argument("question", type=click.Choice(QUESTIONS))
-@click.argument("ledger", type=FILE)
+@click.argument("ledger", type=FILE, metavar="LEDGER|FOLDER")
 @click.argument("name", required=False, default="", metavar="[BAND|RULE]")
 @click.option("--steps", type=StepRange(), default=(0, None), help="These steps only (band, rule).")
 @click.option(
@@ -102,6 +102,9 @@ def command(
     A run that went back to earlier weights has abandoned steps. Answers count them, as limits do; with
     --effective they are left out.
 
+    Given the folder of a job of many ranks, one index is made of the ledgers of all, by rank, beside it
+    (`FOLDER.trace`).
+
     Shares of a band are shares of weight: who was let in, not what the model would be without them.
 
     \b
@@ -110,6 +113,7 @@ def command(
       gradwarden trace band run.ledger deep --steps 1000..2000 --top 10
       gradwarden trace example run.ledger --id sample-17 --secret run.ledger.secret
       gradwarden trace rule run.ledger opted_out --format json
+      gradwarden trace band job/ deep
       gradwarden trace footprint run.ledger trial_data
       gradwarden trace added tuned.ledger --base base.ledger
 
@@ -152,7 +156,7 @@ def _check(asked: Asked) -> Answer:
     from gradwarden.cli.trace_report import index_facts, show_index
     from gradwarden.runtime.provenance.index import check_index
 
-    with progress(f"checking the index of {asked.ledger.name}", asked.ledger.stat().st_size, "bytes") as bar:
+    with progress(f"checking the index of {asked.ledger.name}", _size(asked.ledger), "bytes") as bar:
         index = check_index(asked.ledger, arrived(bar))
     return {"index": index_facts(index)}, lambda: show_index(index, "checked")
 
@@ -237,8 +241,17 @@ def _ask(ledger: Path, *, effective: bool = False) -> Queries:
 def _build(ledger: Path) -> Index:
     from gradwarden.runtime.provenance.index import build_index
 
-    with progress(f"indexing {ledger.name}", ledger.stat().st_size, "bytes") as advance:
+    with progress(f"indexing {ledger.name}", _size(ledger), "bytes") as advance:
         return build_index(ledger, progress=arrived(advance))
+
+
+def _size(ledger: Path) -> int:
+    """Return the bytes of a ledger, or of those in the folder of a job."""
+    return (
+        sum(path.stat().st_size for path in ledger.glob("*.ledger"))
+        if ledger.is_dir()
+        else ledger.stat().st_size
+    )
 
 
 def _commitment(asked: Asked, queries: Queries) -> bytes:

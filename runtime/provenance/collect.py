@@ -96,6 +96,39 @@ class ExampleNumbers:
         return list(self._given)
 
 
+class Numbering:
+    """What the ledgers of one index number together: examples, programs and decisions.
+
+    shared: whether there are several, the ranks of a job. What two of them say alike is then one thing: the
+    nth program of a ledger, where it is that of the others, and a decision under it.
+    """
+
+    def __init__(self, *, shared: bool = False) -> None:
+        self.shared = shared
+        self.examples = ExampleNumbers()
+        self.decisions = 0
+        self.programs: list[str] = []
+        """By number: the digest of each."""
+        self._known: dict[tuple[int, bytes], int] = {}
+
+    def program(self, place: int, digest: str) -> tuple[int, bool]:
+        """Return the number of a program, and whether it is new. place: among those of its ledger."""
+        if self.shared and place < len(self.programs) and self.programs[place] == digest:
+            return place, False
+        self.programs.append(digest)
+        return len(self.programs) - 1, True
+
+    def decision(self, program: int, described: Mapping[str, Any]) -> tuple[int, bool]:
+        """Return the number of a decision under a program, and whether it is new."""
+        if self.shared:
+            said = orjson.dumps({**described, "id": 0}, option=CANONICAL)
+            number = self._known.setdefault((program, said), self.decisions)
+            if number < self.decisions:
+                return number, False
+        self.decisions += 1
+        return self.decisions - 1, True
+
+
 @frozen
 class _Intent:
     """A step without an outcome yet. entry: its index."""
@@ -106,20 +139,23 @@ class _Intent:
 
 
 class Collector:
-    """Writes the rows for the parts of one ledger, told in order."""
+    """Writes the rows for the parts of one ledger, told in order. numbering: of all ledgers of the index."""
 
-    def __init__(self, tables: Rows) -> None:
-        self.examples = ExampleNumbers()
+    def __init__(self, tables: Rows, numbering: Numbering | None = None) -> None:
+        self._numbering = numbering or Numbering()
+        self.examples = self._numbering.examples
         self.opened: Mapping[str, Any] = {}
         self.steps = self.uses = 0
-        self.decisions = 0
-        """How many were declared, over all programs."""
-        self.programs = 0
+        self._governed = 0
+        """How many programs there were in this ledger."""
+        self._program_number = -1
+        self._fresh = False
+        """Whether the rows of the program in force are to be written."""
         self._tables = tables
         self._bands: tuple[str, ...] = ()
         self._text: list[str] = []
-        self._first = 0
-        """The number of the first decision since they were last numbered anew."""
+        self._named: list[int] = []
+        """The numbers of the decisions since the ledger last numbered them anew."""
         self._weighty: list[bool] = []
         """Of these, whether they give some band weight."""
         self._packed: list[bytes] = []
@@ -149,13 +185,19 @@ class Collector:
             case "resumed":
                 self._settle("lost", {})
                 self._renumber()
+            case "skipped":
+                self.steps = max(self.steps, body["until"])
         if kind in EVENTS:
             text = orjson.dumps(body, option=CANONICAL).decode()
             self._tables.add_row("events", entry=part.index, step=body.get("step"), kind=kind, body=text)
 
-    def finish(self) -> None:
-        """Write what is known only at the end."""
+    def end(self) -> None:
+        """Write the step that has no outcome, if there is one."""
         self._settle("open", {})
+
+    def finish(self) -> None:
+        """Write what is known only at the end, of all ledgers."""
+        self.end()
         commitments = self.examples.commitments()
         numbers = np.arange(len(commitments), dtype=np.int32)
         self._tables.add("examples", example=numbers, commitment=commitments)
@@ -168,13 +210,16 @@ class Collector:
             self._bands = tuple(body["bands"])
         self._renumber()
         self._text = []
-        self._tables.add_row(
-            "programs", program=self.programs, entry=entry, first_step=self.steps, **body["policy"]
-        )
-        self.programs += 1
+        number, self._fresh = self._numbering.program(self._governed, body["policy"]["digest"])
+        self._program_number = number
+        self._governed += 1
+        if self._fresh:
+            self._tables.add_row(
+                "programs", program=number, entry=entry, first_step=self.steps, **body["policy"]
+            )
 
     def _renumber(self) -> None:
-        self._first = self.decisions
+        self._named = []
         self._weighty = []
         self._packed = []
 
@@ -193,19 +238,22 @@ class Collector:
             *((rule, "assert") for rule in program.assertions),
             *((rule, "maintain") for rule in program.maintained),
         ]
-        for rule, kind in told:
+        for rule, kind in told if self._fresh else ():
             self._tables.add_row(
-                "policy_rules", program=self.programs - 1, rule=rule.name, kind=kind, because=rule.because
+                "policy_rules", program=self._program_number, rule=rule.name, kind=kind, because=rule.because
             )
 
     def _declare(self, body: Mapping[str, Any]) -> None:
         for described in body["decisions"]:
             if described["id"] != len(self._weighty) or len(described["weights"]) != len(self._bands):
                 raise _odd(f"decision {described['id']} is out of order")
-            number, self.decisions = self.decisions, self.decisions + 1
+            number, fresh = self._numbering.decision(self._program_number, described)
+            self._named.append(number)
             self._weighty.append(any(described["weights"]))
+            if not fresh:
+                continue
             self._tables.add_row(
-                "decisions", decision=number, program=self.programs - 1, verdict=described["verdict"]
+                "decisions", decision=number, program=self._program_number, verdict=described["verdict"]
             )
             for band, weight in zip(self._bands, described["weights"], strict=True):
                 self._tables.add_row("weights", decision=number, band=band, weight=weight)
@@ -286,7 +334,7 @@ class Collector:
         if decisions.max(initial=-1) >= len(self._weighty):
             raise _odd("a step names a decision that is not declared")
         learned = taken & np.array(self._weighty, bool)[decisions]
-        named = decisions.astype(np.int32) + self._first
+        named = np.array(self._named, np.int32)[decisions]
         self._tables.add(
             "uses", step=step, example=examples.astype(np.int32), decision=named, learned=learned
         )

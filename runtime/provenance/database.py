@@ -9,7 +9,7 @@ from gradwarden.runtime.branches import Spans
 from gradwarden.runtime.errors import TraceError
 from gradwarden.runtime.provenance import tables
 from gradwarden.runtime.provenance.answers import Steps
-from gradwarden.runtime.provenance.index import Index
+from gradwarden.runtime.provenance.indexed import Index
 
 LAST_STEP = (1 << 62) - 1
 
@@ -79,8 +79,10 @@ def _connect(index: Index) -> Any:
     quiet: dict[str, Any] = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
     db = duckdb.connect(":memory:", config=quiet)
     for table, columns in tables.TABLES.items():
-        files = listed(index.paths(table))
-        db.execute(f"CREATE VIEW {table} AS SELECT {', '.join(columns)} FROM read_parquet({files})")
+        files, taken = listed(index.paths(table)), ", ".join(columns)
+        if table in tables.OF_RANKS:
+            taken += ", rank::INTEGER AS rank" if index.ranks else ", 0 AS rank"
+        db.execute(f"CREATE VIEW {table} AS SELECT {taken} FROM read_parquet({files})")
     return db
 
 

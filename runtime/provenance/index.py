@@ -15,82 +15,26 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
-from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.errors import TraceError
-from gradwarden.runtime.ledger.chain import ChainReport, Listener, first_error, verify_chain
 from gradwarden.runtime.ledger.entries import MAX_LINE
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.merkle import leaf_hash
-from gradwarden.runtime.ledger.reader import open_ledger, size_of
-from gradwarden.runtime.provenance.collect import Collector
-from gradwarden.runtime.provenance.tables import TABLES, Made, Tables, arrow
+from gradwarden.runtime.ledger.reader import open_ledger
+from gradwarden.runtime.provenance.indexed import FORMAT, NUMBERS, TEXTS, Index, IndexFile, RankEnd
+from gradwarden.runtime.provenance.making import make_index
+from gradwarden.runtime.provenance.tables import TABLES, arrow
 
-FORMAT = "gradwarden/trace/1"
 MANIFEST = "index.json"
 MAX_MANIFEST = 64 << 20
 
-_NUMBERS = ("size", "end", "steps", "uses", "examples")
-_TEXTS = ("origin", "run", "root", "tip")
-
-
-@frozen
-class IndexFile:
-    """A file of an index, and what it must be."""
-
-    path: str
-    rows: int
-    sha256: str
-
-
-@frozen
-class Index:
-    """An index that was made from the ledger in hand.
-
-    size, root: the entries that it covers. end: the byte after them; tip: the leaf hash of the last (hex).
-    bands: of the first program. steps, uses, examples: how many it holds.
-    """
-
-    ledger: Path
-    folder: Path
-    origin: str
-    run: str
-    size: int
-    root: str
-    end: int
-    tip: str
-    bands: tuple[str, ...]
-    steps: int
-    uses: int
-    examples: int
-    files: tuple[IndexFile, ...]
-
-    @property
-    def behind(self) -> int:
-        """Bytes that the ledger has grown since."""
-        with open_ledger(self.ledger) as file:
-            return size_of(file) - self.end
-
-    def paths(self, table: str, blocks: range | None = None) -> list[str]:
-        """Return the files of a table; of one that is partitioned, of some blocks only."""
-        return [
-            str(self.folder / file.path)
-            for file in self.files
-            if file.path.startswith(f"{table}/") and (blocks is None or _block(file.path) in blocks)
-        ]
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            **{name: getattr(self, name) for name in (*_TEXTS, *_NUMBERS)},
-            "bands": list(self.bands),
-            "files": {file.path: {"rows": file.rows, "sha256": file.sha256} for file in self.files},
-        }
+_PATH = re.compile(r"[a-z_]+/(rank=[0-9]{1,9}/)?(block=[0-9]{1,15}/)?part-0\.parquet")
 
 
 def index_folder(ledger: Path) -> Path:
@@ -112,7 +56,7 @@ def build_index(
         raise TraceError(f"`{folder}` is there and is no index", help="move it away")
     making = folder.with_name(f"{folder.name}.{os.getpid()}")
     try:
-        index = _make(ledger, making, keys, progress)
+        index = make_index(ledger, making, keys, progress)
         (making / MANIFEST).write_text(json.dumps(index.to_json(), indent=1) + "\n", "utf-8")
         if folder.exists():
             shutil.rmtree(folder)
@@ -125,7 +69,7 @@ def build_index(
 def open_index(ledger: Path) -> Index:
     """Open the index of a ledger. Raises TraceError unless it is the ledger's and its files are whole."""
     index = _read_manifest(ledger)
-    if not _has_tip(index):
+    if not _has_tips(index):
         raise TraceError(
             f"the index beside `{ledger}` was made from another ledger: entry {index.size - 1:,} differs",
             help="`gradwarden trace index` makes it anew; `gradwarden verify` tells whether the ledger holds",
@@ -151,8 +95,8 @@ def check_index(ledger: Path, progress: Callable[[int, int], None] | None = None
     index = open_index(ledger)
     making = index.folder.with_name(f"{index.folder.name}.{os.getpid()}")
     try:
-        again = _make(ledger, making, (), progress)
-        if again.size != index.size:
+        again = make_index(ledger, making, (), progress)
+        if (again.size, again.ranks) != (index.size, index.ranks):
             raise TraceError(
                 f"the index covers {index.size:,} entries, the ledger has {again.size:,}",
                 help="`gradwarden trace index` makes it anew",
@@ -172,69 +116,20 @@ def check_index(ledger: Path, progress: Callable[[int, int], None] | None = None
     return index
 
 
-def _make(
-    ledger: Path, folder: Path, keys: Sequence[PublicKey], progress: Callable[[int, int], None] | None
-) -> Index:
-    """Write the tables of a ledger into a folder."""
-    tables: Tables | None = None
-    collector: Collector | None = None
-
-    def listen() -> Listener:
-        nonlocal tables, collector
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        tables = Tables(folder)
-        collector = Collector(tables)
-        return collector.accept
-
-    chain = verify_chain(ledger, keys, listen, progress)
-    _check_chain(ledger, chain, signed=bool(keys))
-    assert collector is not None, "verify_chain has asked for a listener"
-    assert tables is not None, "as above"
-    collector.finish()
-    return Index(
-        ledger=ledger,
-        folder=folder,
-        origin=collector.opened["origin"],
-        run=collector.opened["run"],
-        size=chain.size,
-        root=chain.root,
-        end=chain.end,
-        tip=chain.tip,
-        bands=tuple(collector.opened["bands"]),
-        steps=collector.steps,
-        uses=collector.uses,
-        examples=len(collector.examples.commitments()),
-        files=tuple(_digested(folder, tables.close())),
-    )
+def _has_tips(index: Index) -> bool:
+    """Whether each ledger has the last entry that an index covers, where it was."""
+    return all(_has_tip(*end) for end in index.ends)
 
 
-def _check_chain(ledger: Path, chain: ChainReport, *, signed: bool) -> None:
-    """Raise where a ledger is no ground to stand on. Without keys UNTRUSTED is what all soundness gives."""
-    if chain.status == "TAMPERED":
-        bad = first_error(chain.findings)
-        assert bad is not None
-        raise bad.damage(f"no index is made of `{ledger}`", help="`gradwarden verify` says more")
-    if chain.status == "UNTRUSTED" and signed:
-        raise TraceError(f"no index is made of `{ledger}`: no given key has signed it")
-    if not chain.size:
-        raise TraceError(f"`{ledger}` has no entries")
-
-
-def _digested(folder: Path, files: Iterator[Made]) -> Iterator[IndexFile]:
-    for file in files:
-        with (folder / file.path).open("rb") as content:
-            yield IndexFile(file.path, file.rows, file_digest(content, "sha256").hexdigest())
-
-
-def _has_tip(index: Index) -> bool:
-    """Whether the ledger has the last entry that an index covers, where it was."""
-    start = max(0, index.end - MAX_LINE - 2)
-    with open_ledger(index.ledger) as file:
+def _has_tip(ledger: Path, end: int, tip: str) -> bool:
+    start = max(0, end - MAX_LINE - 2)
+    if not ledger.exists():
+        return False
+    with open_ledger(ledger) as file:
         file.seek(start)
-        read = file.read(index.end - start)
+        read = file.read(end - start)
     lines = read.split(b"\n")
-    return len(read) == index.end - start and len(lines) > 1 and leaf_hash(lines[-2]).hex() == index.tip
+    return len(read) == end - start and len(lines) > 1 and leaf_hash(lines[-2]).hex() == tip
 
 
 def _is_index(folder: Path) -> bool:
@@ -262,31 +157,39 @@ def _parse(ledger: Path, folder: Path, told: Any) -> Index:
     files = [IndexFile(path, file["rows"], file["sha256"]) for path, file in told["files"].items()]
     if (
         told["format"] != FORMAT
-        or any(type(told[name]) is not int or told[name] < 0 for name in _NUMBERS)
-        or any(type(told[name]) is not str for name in _TEXTS)
+        or any(type(told[name]) is not int or told[name] < 0 for name in NUMBERS)
+        or any(type(told[name]) is not str for name in TEXTS)
         or any(type(band) is not str for band in told["bands"])
         or any(not _within(file.path) or type(file.sha256) is not str for file in files)
         or {file.path.split("/")[0] for file in files} != TABLES.keys()
     ):
         raise ValueError
-    values = {name: told[name] for name in (*_TEXTS, *_NUMBERS)}
-    return Index(ledger=ledger, folder=folder, bands=tuple(told["bands"]), files=tuple(files), **values)
+    values = {name: told[name] for name in (*TEXTS, *NUMBERS)}
+    return Index(
+        ledger=ledger,
+        folder=folder,
+        bands=tuple(told["bands"]),
+        files=tuple(files),
+        ranks=tuple(map(_rank_end, told.get("ranks", ()))),
+        **values,
+    )
 
 
-def _block(path: str) -> int:
-    """Return the block of a file of a table that is partitioned."""
-    return int(path.split("/")[1].removeprefix("block="))
+def _rank_end(told: Any) -> RankEnd:
+    numbers, texts = (
+        [told[name] for name in ("rank", "size", "end")],
+        [told[name] for name in ("root", "tip")],
+    )
+    if any(type(number) is not int or number < 0 for number in numbers) or any(
+        type(text) is not str for text in texts
+    ):
+        raise ValueError
+    return RankEnd(**told)
 
 
 def _within(path: str) -> bool:
     """Whether a path is one that an index has."""
-    table, *block, name = path.split("/")
-    return (
-        table in TABLES
-        and name == "part-0.parquet"
-        and len(block) <= 1
-        and all(part.startswith("block=") and part[6:].isdecimal() for part in block)
-    )
+    return _PATH.fullmatch(path) is not None and path.split("/")[0] in TABLES
 
 
 def _fields(index: Index) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from gradwarden.runtime.provenance.answers import (
     Stopped,
 )
 from gradwarden.runtime.provenance.database import EVERY_STEP, Database, listed, numbers
-from gradwarden.runtime.provenance.index import Index
+from gradwarden.runtime.provenance.indexed import Index
 
 STOPPING = ("refuse", "defer", "invalid")
 
@@ -47,11 +47,17 @@ class Queries:
         self._db = Database(index)
         self._spans: Spans = self.effective() if effective else EVERY_STEP
 
+    @property
+    def _first_rank(self) -> int:
+        """The rank of a job whose ledger tells what all ranks record alike."""
+        return self.index.ranks[0].rank if self.index.ranks else 0
+
     def effective(self) -> Spans:
         """Return the steps that led to the weights with which the run ended."""
         branches = Branches()
         for kind, text in self._db.all(
-            "SELECT kind, body FROM events WHERE kind IN ('checkpoint', 'rewound') ORDER BY entry"
+            "SELECT kind, body FROM events WHERE kind IN ('checkpoint', 'rewound') "
+            f"AND rank = {self._first_rank:d} ORDER BY entry"
         ):
             branches.apply(kind, orjson.loads(text))
         return branches.leading(self.index.steps)
@@ -90,9 +96,9 @@ class Queries:
             return ExampleTrace(commitment.hex(), 0, 0, None, None, {}, {}, (), ())
         own = self._db.all(
             """
-            SELECT step, decision, learned, entry, outcome, d.verdict, program
-            FROM (SELECT * FROM uses WHERE example = ?) JOIN steps USING (step)
-            JOIN decisions d USING (decision) ORDER BY step, decision
+            SELECT step, decision, learned, entry, outcome, d.verdict, program, rank
+            FROM (SELECT * FROM uses WHERE example = ?) JOIN steps USING (rank, step)
+            JOIN decisions d USING (decision) ORDER BY step, decision, rank
             """,
             [found[0][0]],
         )
@@ -123,8 +129,9 @@ class Queries:
                     "verdict": verdict,
                     "learned": learned,
                     "abandoned": step in abandoned,
+                    **({"rank": rank} if self.index.ranks else {}),
                 }
-                for step, _, learned, entry, outcome, verdict, _ in own
+                for step, _, learned, entry, outcome, verdict, _, rank in own
             ),
         )
 
@@ -140,13 +147,13 @@ class Queries:
 
     def opened(self) -> dict[str, Any]:
         """Return the body of the ledger's first entry."""
-        [[text]] = self._db.all("SELECT body FROM events WHERE kind = 'opened' LIMIT 1")
+        [[text]] = self._db.all("SELECT body FROM events WHERE kind = 'opened' ORDER BY rank LIMIT 1")
         body: dict[str, Any] = orjson.loads(text)
         return body
 
     def base(self) -> dict[str, Any] | None:
         """Return the body of the entry that names the base of the run, None where there is none."""
-        rows = self._db.all("SELECT body FROM events WHERE kind = 'derived' LIMIT 1")
+        rows = self._db.all("SELECT body FROM events WHERE kind = 'derived' ORDER BY rank LIMIT 1")
         return orjson.loads(rows[0][0]) if rows else None
 
     def rule(self, rule: str, steps: Steps = (0, None), top: int = 20) -> RuleTrace:
@@ -357,8 +364,8 @@ class Queries:
     def _expirations(self, rule: str) -> list[dict[str, Any]]:
         return self._db.records(
             """
-            SELECT entry, step, CAST(body->>'$.count' AS BIGINT) AS count FROM events
-            WHERE kind = 'expired' AND body->>'$.rule' = ? ORDER BY entry
+            SELECT min(entry) AS entry, step, sum(CAST(body->>'$.count' AS BIGINT))::BIGINT AS count
+            FROM events WHERE kind = 'expired' AND body->>'$.rule' = ? GROUP BY step ORDER BY step
             """,
             [rule],
         )
@@ -370,9 +377,9 @@ class Queries:
         return self._db.records(
             """
             SELECT entry, step, body->>'$.file' AS file, body->>'$.digest' AS digest FROM events
-            WHERE kind = 'checkpoint' AND step > ? ORDER BY entry
+            WHERE kind = 'checkpoint' AND step > ? AND rank = ? ORDER BY entry
             """,
-            [first],
+            [first, self._first_rank],
         )
 
 

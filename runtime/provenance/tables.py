@@ -9,13 +9,16 @@
     spending/…                       privacy budgets, step by step
     events/…                         all other entries that say something of the run
 
+Of a job of many ranks the tables of OF_RANKS are divided by rank first (`uses/rank=1/block=3/…`); the others
+are of all ranks, which name an example, a program and a decision by one number.
+
 Any engine that reads Parquet reads a table as it stands, `block` included. Numbers of examples, decisions and
 programs count from 0 in the order of the ledger. The same ledger gives the same rows in the same order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -81,6 +84,9 @@ the ledger ends with the intent. weights.weight: in millionths. rules.part: `rul
 `advisory`, `waived`, or an obligation. spending: what a committed step says that privacy rules have spent.
 """
 
+OF_RANKS = ("uses", "sums", "steps", "spending", "events")
+"""Tables that have files for each rank of a job."""
+
 PARTITIONED = {"uses": "step", "steps": "step", "sums": "first"}
 """Tables that are cut into blocks, and the column whose steps say into which."""
 
@@ -115,10 +121,11 @@ def schema_of(table: str) -> Any:
 class TableWriter:
     """Writes one table of an index in row groups of ROWS rows.
 
-    Rows of a partitioned table come in the order of steps.
+    Rows of a partitioned table come in the order of steps. under: where its files lie within its folder.
     """
 
-    def __init__(self, folder: Path, table: str) -> None:
+    def __init__(self, folder: Path, table: str, under: str = "") -> None:
+        self._under = under
         self.made: list[Made] = []
         self._pa, self._pq = arrow()
         self._root, self._table = folder, table
@@ -188,7 +195,7 @@ class TableWriter:
     def _open(self) -> Any:
         if self._file is None:
             within = f"block={self._block}/" if self._table in PARTITIONED else ""
-            self._place = f"{self._table}/{within}part-0.parquet"
+            self._place = f"{self._table}/{self._under}{within}part-0.parquet"
             path = self._root / self._place
             path.parent.mkdir(parents=True)
             self._file = self._pq.ParquetWriter(path, self._schema, compression="lz4", write_statistics=True)
@@ -205,8 +212,23 @@ class TableWriter:
 class Tables:
     """Writers of all tables of one index."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, rank: int | None = None) -> None:
+        """rank: the one of a job whose ledger comes first; None for the ledger of a run."""
+        self._folder = folder
+        self._made: list[Made] = []
         self._writers = {table: TableWriter(folder, table) for table in TABLES}
+        self._sums = Sums(BLOCK, self._writers["sums"].add)
+        if rank is not None:
+            self._open(rank)
+
+    def next_rank(self, rank: int) -> None:
+        """Take the rows of another rank's ledger from now on."""
+        self._close(OF_RANKS)
+        self._open(rank)
+
+    def _open(self, rank: int) -> None:
+        for table in OF_RANKS:
+            self._writers[table] = TableWriter(self._folder, table, f"rank={rank}/")
         self._sums = Sums(BLOCK, self._writers["sums"].add)
 
     def add(self, table: str, **columns: Any) -> None:
@@ -221,7 +243,11 @@ class Tables:
 
     def close(self) -> Iterator[Made]:
         """Write what is left; yield every file."""
+        self._close(TABLES)
+        yield from self._made
+
+    def _close(self, tables: Iterable[str]) -> None:
         self._sums.close()
-        for writer in self._writers.values():
-            writer.close()
-            yield from writer.made
+        for table in tables:
+            self._writers[table].close()
+            self._made += self._writers[table].made

@@ -15,6 +15,7 @@ from gradwarden.runtime.ledger.keys import Signer
 from gradwarden.runtime.ledger.ledger import Ledger
 from gradwarden.runtime.provenance.index import build_index, index_folder
 from tests.cli.conftest import OPENED, Run, committed, decision, step
+from tests.runtime.jobs.simulated import sealed_job
 
 pytest.importorskip("duckdb")
 
@@ -143,3 +144,18 @@ def test_what_others_named_reaches_no_terminal_as_it_is(run: Run, here: Path, si
     assert result.exit_code == 0
     assert "1 example got no weight at all" in result.stdout
     assert "\x1b" not in result.stdout
+
+
+def test_a_job_is_traced_as_one_run(run: Run, here: Path, signer: Signer) -> None:
+    sealed_job(here / "job", signer)
+    result = run("trace", "band", "job", "deep")
+    assert result.exit_code == 0
+    assert "18 examples gave it a weight of 18.00" in result.stdout
+    told = answer(run, "example", "job", "--id", "C2-1", *secret(here))
+    assert [(step["step"], step["rank"]) for step in told["steps"]] == [(2, 1)]
+    assert run("trace", "check", "job").exit_code == 0
+
+
+def secret(here: Path) -> tuple[str, str]:
+    (here / "job.secret").write_text(SECRET.hex() + "\n")
+    return "--secret", "job.secret"
