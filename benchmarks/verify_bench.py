@@ -1,7 +1,8 @@
 """Seconds to verify a ledger of 100,000 entries of a governed run, without and with replaying its decisions.
 
 The ledger is what a governor writes for 50,000 steps of 16 examples under `policies/code_licences.policy`
-(intent and outcome of each step; exposures and a signal are read), made without a model. The peer in the same
+(intent and outcome of each step; exposures and a signal are read), made without a model. A second, of 10,000
+steps, has signals that differ from example to example. The peer in the same
 run is `hashlib.sha256` over the file: no verification can be faster than reading it once.
 Run with `python -m benchmarks.verify_bench`.
 """
@@ -57,8 +58,19 @@ def example(number: int, chance: random.Random) -> tuple[str, dict[str, Any]]:
     return f"example {number}", metadata
 
 
-def write_run(path: Path, program: Program, signer: Signer, steps: int = STEPS, batch: int = BATCH) -> None:
-    """Write the ledger of a run whose every step commits, or is refused where nothing was admitted."""
+def write_run(
+    path: Path,
+    program: Program,
+    signer: Signer,
+    steps: int = STEPS,
+    batch: int = BATCH,
+    *,
+    measured: bool = False,
+) -> None:
+    """Write the ledger of a run whose every step commits, or is refused where nothing was admitted.
+
+    measured: whether signals differ from example to example, as those of a real run do.
+    """
     chance = random.Random(0)
     ledger = Ledger.open(path, signer=signer, durability="os")
     committer = Committer(bytes(32))
@@ -81,7 +93,8 @@ def write_run(path: Path, program: Program, signer: Signer, steps: int = STEPS, 
     committed = exposed = 0
     for step in range(steps):
         rows = np.array(chance.sample(range(EXAMPLES), batch))
-        signals = {"loss_ratio": np.full(batch, 0.9)}
+        ratios = [chance.random() for _ in range(batch)] if measured else [0.9] * batch
+        signals = {"loss_ratio": np.array(ratios)}
         context = Context(step, at=date(2026, 1, 1), exposures=roster.exposures(rows), signals=signals)
         admitted = roster.admit(rows, context)
         recorder.classes(roster.new_classes())
@@ -122,7 +135,10 @@ def main() -> None:
         path = Path(folder, "run.ledger")
         write_run(path, program, signer)
 
-        def verify(decisions: bool) -> None:
+        varied = Path(folder, "measured.ledger")
+        write_run(varied, program, signer, steps=STEPS // 5, measured=True)
+
+        def verify(decisions: bool, path: Path = path) -> None:
             only = None if decisions else "entries"
             report = verify_ledger(path, [signer.public], program=program, only=only)
             if not report.ok:
@@ -135,6 +151,7 @@ def main() -> None:
             "bytes": path.stat().st_size,
             "verify_chain_seconds": timed(lambda: verify(False)),
             "verify_and_replay_seconds": timed(lambda: verify(True)),
+            "verify_and_replay_a_fifth_with_measured_signals_seconds": timed(lambda: verify(True, varied)),
             "sha256_of_file_seconds": timed(lambda: hashlib.sha256(path.read_bytes()).digest()),
             "load_average": os.getloadavg()[0],
         }
