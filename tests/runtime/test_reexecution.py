@@ -90,11 +90,11 @@ def test_a_segment_with_a_step_that_was_trained_on_something_else_is_caught(
     (folder / "run.ledger.secret").write_bytes((lab.folder / "run.ledger.secret").read_bytes())
     commit = Recorder.commit
 
-    def lie(self: Any, step: int, active: Any, norms: Any, loss: Any, privacy: Any) -> None:
+    def lie(self: Any, step: int, active: Any, norms: Any, loss: Any, *rest: Any) -> None:
         """Record the norms and the loss of the honest run, as long as they differ."""
         if step in (4, 5):
             norms, loss = recorded[step]["norms"], recorded[step]["loss"]
-        commit(self, step, active, norms, loss, privacy)
+        commit(self, step, active, norms, loss, *rest)
 
     if lied:
         monkeypatch.setattr(Recorder, "commit", lie)
