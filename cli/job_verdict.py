@@ -72,6 +72,10 @@ class JobVerdict:
     opened: int | None = None
 
     @property
+    def status(self) -> str:
+        return self.report.status
+
+    @property
     def ok(self) -> bool:
         return self.report.ok
 

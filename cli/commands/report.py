@@ -11,10 +11,11 @@ import click
 from gradwarden.cli.app import verb
 from gradwarden.cli.failures import InputError
 from gradwarden.cli.files import write_text
+from gradwarden.cli.job_verdict import JOB_MEANINGS, JobVerdict, judge_job
 from gradwarden.cli.judging import judge
 from gradwarden.cli.options import FILE, trust_options
 from gradwarden.cli.output import emit_json, format_option, progress
-from gradwarden.cli.verdict import MEANINGS
+from gradwarden.cli.verdict import MEANINGS, Verdict
 
 if TYPE_CHECKING:
     from gradwarden.runtime.evidence.trust import Trust
@@ -24,7 +25,7 @@ ENDINGS = (".jsonl", ".ndjson", ".csv")
 
 
 @verb("report")
-@click.argument("ledger", type=FILE)
+@click.argument("ledger", type=FILE, metavar="LEDGER|FOLDER")
 @trust_options
 @click.option(
     "--checkpoint", "checkpoints", type=FILE, multiple=True, metavar="NOTE",
@@ -53,6 +54,8 @@ def command(
     spent of privacy budgets, memorization events, and what `gradwarden verify` says of the ledger. It needs
     no network and runs no script, and can be read on a phone, on paper and by a screen reader.
 
+    Given the folder of a job of many ranks, the page shows the job as one run, and the health of each ledger.
+
     Who shaped a band is told by the `depth` rules that let them in. With a manifest, one of its attributes
     and the run's secret it is told by groups of examples (a licence, a hospital); their names are then on the
     page. Needs gradwarden[report].
@@ -62,6 +65,7 @@ def command(
       gradwarden report run.ledger --key run.pub -o report.html
       gradwarden report run.ledger --key run.pub --groups manifest.jsonl --by license --secret run.secret \\
         -o report.html
+      gradwarden report job/ --key run.pub -o report.html
 
     \b
     Exit status: 0 written, 1 written, and the ledger does not hold, 2 misuse or unreadable input.
@@ -70,7 +74,11 @@ def command(
         raise click.UsageError("groups are told by all of --groups, --by and --secret")
     from gradwarden.runtime.report.page import render
 
-    verdict = judge(ledger, trust, checkpoints=checkpoints)
+    verdict: Verdict | JobVerdict
+    if ledger.is_dir():
+        verdict, meanings = judge_job(ledger, trust, checkpoints=checkpoints), JOB_MEANINGS
+    else:
+        verdict, meanings = judge(ledger, trust, checkpoints=checkpoints), MEANINGS
     if verdict.status == "TAMPERED":
         raise InputError(
             f"no report is made of `{ledger}`, which was altered: what it says means nothing",
@@ -78,21 +86,24 @@ def command(
         )
     names = None if groups is None or by is None else _read_groups(groups, by)
     account = _account(ledger, names, secret)
-    write_text(output, render(account, verdict.to_json(), MEANINGS[verdict.status]))
+    write_text(output, render(account, verdict.to_json(), meanings[verdict.status]))
     if output_format == "json":
         emit_json({"ok": verdict.ok, "status": verdict.status, "output": str(output)})
     else:
-        click.echo(f"wrote {output}: {account.steps:,} steps; the ledger is {verdict.status}")
+        what = "job" if account.ranks else "ledger"
+        click.echo(f"wrote {output}: {account.steps:,} steps; the {what} is {verdict.status}")
     return int(not verdict.ok)
 
 
 def _account(ledger: Path, names: Mapping[str, str] | None, secret: Path | None) -> Account:
-    """Add up a ledger. names: the group of each id."""
+    """Add up a ledger, or those of a job. names: the group of each id."""
     from gradwarden.runtime.commitments import Committer
     from gradwarden.runtime.ledger.chain import Listener, verify_chain
     from gradwarden.runtime.report.account import Accountant, grouped
 
     found = None if names is None or secret is None else grouped(names, Committer.load(secret))
+    if ledger.is_dir():
+        return _account_of_job(ledger, found)
     accountant: Accountant | None = None
 
     def listen() -> Listener:
@@ -104,6 +115,24 @@ def _account(ledger: Path, names: Mapping[str, str] | None, secret: Path | None)
     with progress(f"reading {ledger.name}", total, "bytes"):
         verify_chain(ledger, (), listen)
     assert accountant is not None, "verify_chain has asked for a listener"
+    return accountant.finish()
+
+
+def _account_of_job(folder: Path, groups: Mapping[bytes, str] | None) -> Account:
+    from gradwarden.runtime.jobs.layout import rank_path, ranks_found
+    from gradwarden.runtime.provenance.making import walk
+    from gradwarden.runtime.report.account import Accountant
+
+    ranks = list(ranks_found(folder))
+    if not ranks:
+        raise InputError(f"`{folder}` has no ledger of a rank")
+    accountant = Accountant(groups, ranks)
+    with progress(f"reading {folder.name}", len(ranks), "ranks") as advance:
+        for place, rank in enumerate(ranks):
+            if place:
+                accountant.next_rank()
+            walk(rank_path(folder, rank), (), accountant.accept)
+            advance(1)
     return accountant.finish()
 
 

@@ -20,12 +20,15 @@ from gradwarden.policy.decision import VERDICTS
 from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import SCALE
 from gradwarden.runtime.ledger.lines import Part
-from gradwarden.runtime.provenance.collect import Collector
+from gradwarden.runtime.provenance.collect import Collector, Numbering
 
 BUCKETS = 48
 
 UNNAMED = "not named"
 """The group of examples that no group was given for."""
+
+OF_ONE_RANK = ("expired", "resumed", "rotated", "revoked")
+"""Kinds of events that the ranks of a job do not record alike."""
 
 STOPPING = ("refuse", "defer", "invalid")
 
@@ -80,8 +83,10 @@ class Spending:
 class Account:
     """A run, added up.
 
-    opened: the body of the first entry. outcomes: steps by outcome. gates: (gate, reason) and how many steps
-    each refused. uses: examples in steps; examples: how many there are. grouped: whether groups were named.
+    opened: the body of the first entry; of a job, of its first rank's ledger. ranks: those of a job whose
+    ledgers were read; none of a run by itself. outcomes: steps by outcome. gates: (gate, reason) and how many
+    steps each refused. uses: examples in steps; examples: how many there are. grouped: whether groups were
+    named.
     """
 
     opened: Mapping[str, Any]
@@ -97,16 +102,20 @@ class Account:
     rules: tuple[RuleCount, ...]
     spending: tuple[Spending, ...]
     events: tuple[dict[str, Any], ...]
+    ranks: tuple[int, ...] = ()
 
 
 class Accountant:
-    """Adds up the parts of one ledger, told in order.
+    """Adds up the parts of one ledger, told in order, or of those of a job, one after the other.
 
-    groups: what group examples belong to, by commitment.
+    groups: what group examples belong to, by commitment. ranks: of the job. What all of them record alike
+    (steps, outcomes, spending) is counted once, as the first of them has it.
     """
 
-    def __init__(self, groups: Mapping[bytes, str] | None = None) -> None:
-        self._collector = Collector(self)
+    def __init__(self, groups: Mapping[bytes, str] | None = None, ranks: Sequence[int] = ()) -> None:
+        self._ranks = tuple(ranks)
+        self._numbering = Numbering(shared=bool(ranks))
+        self._collectors = [Collector(self, self._numbering)]
         self._groups = groups
         self._names: defaultdict[str, int] = defaultdict(lambda: len(self._names))
         """Groups are numbered as they appear."""
@@ -138,26 +147,37 @@ class Accountant:
 
     def accept(self, part: Part) -> None:
         """Take the next part. Raises TraceError where steps are out of turn or decisions undeclared."""
-        self._collector.accept(part)
+        self._collectors[-1].accept(part)
+
+    def next_rank(self) -> None:
+        """Take the parts of the next rank's ledger from now on."""
+        self._collectors[-1].end()
+        self._collectors.append(Collector(self, self._numbering))
+
+    @property
+    def _steps(self) -> int:
+        return max(collector.steps for collector in self._collectors)
 
     def finish(self) -> Account:
         """Return what it all adds up to."""
-        self._collector.finish()
-        terms = {one["rule"]: one for one in self._collector.opened.get("privacy", ())}
+        self._collectors[-1].finish()
+        opened = self._collectors[0].opened
+        terms = {one["rule"]: one for one in opened.get("privacy", ())}
         return Account(
-            self._collector.opened,
+            opened,
             tuple(self._policies),
-            self._collector.steps,
+            self._steps,
             dict(self._outcomes),
             tuple((gate, reason, count) for (gate, reason), count in self._gates.most_common()),
-            self._collector.uses,
-            len(self._collector.examples),
+            sum(collector.uses for collector in self._collectors),
+            len(self._numbering.examples),
             self._count_verdicts(),
             self._groups is not None,
             tuple(self._shaping(band) for band in self._bands),
             tuple(self._count_rules()),
             tuple(Spending(rule, terms[rule], tuple(self._points[rule])) for rule in terms),
             tuple(self._events),
+            self._ranks,
         )
 
     # --- rows ----------------------------------------------------------------------------------------------
@@ -166,7 +186,7 @@ class Accountant:
         """Take rows of a table of the index."""
         if table == "uses":
             self._use(**columns)
-        elif table == "steps":
+        elif table == "steps" and len(self._collectors) == 1:
             self._outcomes.update(np.asarray(columns["outcome"]).tolist())
             refused = zip(columns["gate"], columns["reason"], strict=True)
             self._gates.update(pair for pair in refused if pair[0] is not None)
@@ -192,10 +212,11 @@ class Accountant:
                 self._declared.append(values)
             case "steps":
                 self.add("steps", **{name: [value] for name, value in values.items()})
-            case "spending":
+            case "spending" if len(self._collectors) == 1:
                 self._spend(values)
-            case "events":
-                self._events.append({**values, "body": orjson.loads(values["body"])})
+            case "events" if len(self._collectors) == 1 or values["kind"] in OF_ONE_RANK:
+                rank = self._ranks[len(self._collectors) - 1] if self._ranks else None
+                self._events.append({**values, "body": orjson.loads(values["body"]), "rank": rank})
 
     def _use(
         self,
@@ -212,8 +233,8 @@ class Accountant:
             found.tolist(), counts.tolist(), step[first].tolist(), step[last].tolist(), strict=True
         ):
             self._taken[number] += count
-            self._first.setdefault(number, begin)
-            self._last[number] = end
+            self._first[number] = min(begin, self._first.get(number, begin))
+            self._last[number] = max(end, self._last.get(number, end))
         while int(step[-1]) // self._unit >= BUCKETS:
             self._halve()
         if len(self._table) != len(self._weights):
@@ -256,7 +277,7 @@ class Accountant:
             return self._granted[decision]
         known = len(self._group_of)
         if int(example.max()) >= known:
-            fresh = islice(self._collector.examples.commitments(), known, None)
+            fresh = islice(self._numbering.examples.commitments(), known, None)
             self._group_of += [self._names[self._groups.get(one, UNNAMED)] for one in fresh]
         return np.array(self._group_of, np.int64)[example]
 
@@ -275,7 +296,7 @@ class Accountant:
 
     def _shaping(self, band: str) -> Shaping:
         place = self._bands[band]
-        stretches = -(-self._collector.steps // self._unit)
+        stretches = -(-self._steps // self._unit)
         weights: dict[str, tuple[float, ...]] = {}
         for name, group in self._names.items():
             given = [self._given.get((stretch, group), self._nothing()) for stretch in range(stretches)]

@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 
 from gradwarden.runtime.commitments import Committer
+from gradwarden.runtime.jobs.layout import rank_path
 from gradwarden.runtime.ledger.keys import Signer
 from gradwarden.runtime.ledger.ledger import Ledger
+from gradwarden.runtime.provenance.making import walk
+from gradwarden.runtime.report.account import Accountant
 from tests.cli.conftest import OPENED, Run, committed, decision, step
+from tests.runtime.jobs.simulated import Job, sealed_job
 
 pytest.importorskip("jinja2")
 
@@ -88,3 +92,47 @@ def test_groups_that_cannot_be_read_are_told(
     (here / "broken.jsonl").write_text('{"id": "a", "owner": "Ann"}\nnot json\n')
     result = run("report", ledger, "--key", "run.pub", "-o", "r.html", *arguments)
     assert (result.exit_code, (here / "r.html").exists()) == (2, False)
+
+
+def test_a_job_is_shown_as_one_run(run: Run, here: Path, signer: Signer) -> None:
+    """Steps are counted once, examples of all ranks together; each ledger's health is shown."""
+    signer.public.save(here / "run.pub")
+    sealed_job(here / "job", signer)
+    result = run("report", "job", "--key", "run.pub", "-o", "r.html")
+    assert result.exit_code == 0
+    assert "6 steps; the job is OK" in result.stdout
+    page = (here / "r.html").read_text()
+    assert "<dt>Steps</dt><dd>6: 6 committed</dd>" in page
+    assert "<dt>Examples</dt><dd>54, proposed 54 times" in page
+    assert ", 3 ranks</dd>" in page
+    assert page.count("the run began at") == 1
+    assert page.count('<td>OK</td><td class="n">') == 3
+    rank_path(here / "job", 2).unlink()
+    result = run("report", "job", "--key", "run.pub", "-o", "r.html")
+    assert result.exit_code == 1
+    assert "lost_rank" in (here / "r.html").read_text()
+
+
+def test_the_weight_of_a_job_is_that_of_one_run_with_all_its_batches(tmp_path: Path, signer: Signer) -> None:
+    job, whole = Job(tmp_path / "job", signer, 3), Job(tmp_path / "whole", signer, 1)
+    for number in range(6):
+        parts = job.batches(number)
+        job.step(parts)
+        whole.step([[name for part in parts for name in part]])
+    job.seal()
+    whole.seal()
+    found, other = Accountant(ranks=[0, 1, 2]), Accountant(ranks=[0])
+    for rank in range(3):
+        if rank:
+            found.next_rank()
+        walk(rank_path(job.folder, rank), (), found.accept)
+    walk(rank_path(whole.folder, 0), (), other.accept)
+    one, two = found.finish(), other.finish()
+    assert (one.shaping, one.verdicts, one.steps, one.uses) == (
+        two.shaping,
+        two.verdicts,
+        two.steps,
+        two.uses,
+    )
+    assert one.rules == two.rules
+    assert [policy["digest"] for policy in one.policies] == [policy["digest"] for policy in two.policies]
