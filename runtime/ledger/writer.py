@@ -84,9 +84,9 @@ class Writer:
         self._prev = links.prev
         self._unsynced = False
         self._queue = _Queue([], links.size, written=links.size)
-        lock = threading.Lock()
-        self._work = threading.Condition(lock)
-        self._done = threading.Condition(lock)
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)
+        self._done = threading.Condition(self._lock)
         self._thread = threading.Thread(target=self._run, name="gradwarden-ledger", daemon=True)
         self._thread.start()
 
@@ -100,7 +100,7 @@ class Writer:
         body: encoded; or what is to be signed, which a head follows.
         """
         queue = self._queue
-        with self._work:
+        with self._lock:
             while len(queue.slots) >= MAX_QUEUE and queue.failure is None:
                 self._done.wait()
             self._check()
