@@ -1,10 +1,11 @@
 """What measuring memorization in the loop costs: a governed step with all signals over one without any.
 
 The same GPT, batches and optimizer, under three governors in turns: without signals; with every known signal
-declared, read by a guard and recorded, in a step that does not measure depth; and in one that does. One step
-in `EVERY` is of the last kind, so a round's ratio is ((EVERY - 1) a + b) / EVERY over the plain step beside
-them. The order is reversed from round to round. Medians and quartiles over rounds are of processor time,
-which other guests of the machine do not add to as they do to the clock; both are written.
+and those of both probes declared, read by a guard and recorded, in a step that does not measure the gradients
+of parameters; and in one that does. The probes look at every example of every step, by the logits that the
+loop has. One step in `EVERY` is of the last kind, so a round's ratio is ((EVERY - 1) a + b) / EVERY over the
+plain step beside them. The order is reversed from round to round. Medians and quartiles over rounds are of
+processor time, which other guests of the machine do not add to as they do to the clock; both are written.
 
     python -m benchmarks.memorization_cost [--blocks 6] [--width 384] [--batch 16] [--tokens 128]
     [--rounds 21]
@@ -17,7 +18,7 @@ import copy
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,10 +30,13 @@ from torch.nn import functional
 from benchmarks.results import write_results
 from benchmarks.routing.models import gpt
 from gradwarden.policy import compile_policy, parse_policy
+from gradwarden.policy.context import FloatArray
 from gradwarden.policy.known_signals import KNOWN_SIGNALS
 from gradwarden.runtime import Governor, Ledger, Measuring, ModelMap, Signer
+from gradwarden.runtime.memorization.extraction import Continuation, ReconstructionProbe
+from gradwarden.runtime.memorization.spans import SpanProbe, reference_bits
 
-WORDS, EXAMPLES = 256, 512
+WORDS, EXAMPLES = 256, 256
 WARM_UP = 3
 EVERY, BAR = 16, 1.05
 NEVER = 1 << 62
@@ -42,28 +46,59 @@ examples { kind : one of text }
 model { shallow = top 25%  middle = next 50%  deep = rest }
 depth taught { when kind == text  reach all }
 """
-SIGNALS = "signals {\n" + "\n".join(signal.declaration for signal in KNOWN_SIGNALS) + "\n}\n"
-GUARDS = "\n".join(
-    f"advisory memorization by_{s.name} {{ when {s.name} > {s.default}  refuse }}" for s in KNOWN_SIGNALS
-)
+PROBED = ("reconstruction", "surprisal", "span_gap", "recital")
+DECLARED = {s.name: s.declaration for s in KNOWN_SIGNALS}
+DECLARED |= {name: f"{name} : number -1000..1000 places 3 default 0" for name in PROBED}
+SIGNALS = "signals {\n" + "\n".join(DECLARED.values()) + "\n}\n"
+GUARDS = "\n".join(f"advisory memorization by_{name} {{ when {name} > 0  refuse }}" for name in DECLARED)
+SPAN = 8
+
+
+class Probes:
+    """What a loop measures itself of texts, by the logits that it has. bits: see `SpanProbe`."""
+
+    def __init__(self, model: nn.Module, bits: Mapping[str, FloatArray]) -> None:
+        length = len(next(iter(bits.values()))) // 3
+        self._recited = ReconstructionProbe(model, Continuation(length, length))
+        self._spans = SpanProbe(bits, SPAN)
+
+    def signals(self, names: Sequence[str]) -> dict[str, list[float]]:
+        """Return the signals of some examples."""
+        spans = self._spans
+        told = (self._recited.signal(names), spans.surprisal(names), spans.gap(names), spans.recital(names))
+        return dict(zip(PROBED, told, strict=True))
+
+    def look(self, step: int, names: Sequence[str], x: Tensor, logits: Tensor) -> None:
+        """Look at a batch [B, T + 1] by its logits [B, T, V]."""
+        self._recited.look(step, names, x, logits)
+        self._spans.look(names, logits, x[:, 1:])
+
+
+def name_of(row: int) -> str:
+    return f"text-{row}"
 
 
 @dataclass(slots=True)
 class Run:
-    """One governor. clock, processor: seconds of each timed step."""
+    """One governor, and what the loop measures besides. clock, processor: seconds of each timed step."""
 
     governor: Governor
+    probes: Probes | None = None
     clock: list[float] = field(default_factory=list)
     processor: list[float] = field(default_factory=list)
 
     def step(self, names: Sequence[str], x: Tensor) -> None:
         """Make one training step on words [B, T]."""
-        governor = self.governor
-        with governor.step([{"id": name, "kind": "text"} for name in names]) as proposal:
+        governor, probes, step = self.governor, self.probes, self.governor.next_step
+        signals = None if probes is None else probes.signals(names)
+        examples = [{"id": name, "kind": "text"} for name in names]
+        with governor.step(examples, signals=signals) as proposal:
             logits = governor.model(x[:, :-1])
             each = functional.cross_entropy(logits.transpose(1, 2), x[:, 1:], reduction="none")
             proposal.observe_tokens(logits, x[:, 1:])
             proposal.backward(each.mean(1))
+        if probes is not None:
+            probes.look(step, names, x, logits)
 
     def timed(self, names: Sequence[str], x: Tensor) -> None:
         """Make a step, and note how long it took."""
@@ -110,9 +145,12 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
             open_run(POLICY + SIGNALS + GUARDS, model, NEVER, stack),
             open_run(POLICY + SIGNALS + GUARDS, model, 1, stack),
         ]
+        bits = reference_bits(model, text.to(options.device))
+        for run in runs[1:]:
+            run.probes = Probes(model, {name_of(row): own for row, own in enumerate(bits)})
         for number in range(WARM_UP + options.rounds):
             rows = torch.randint(EXAMPLES, (options.batch,), generator=generator)
-            names, x = [f"text-{row}" for row in rows.tolist()], text[rows].to(options.device)
+            names, x = [name_of(row) for row in rows.tolist()], text[rows].to(options.device)
             for run in runs if number % 2 else reversed(runs):
                 if number < WARM_UP:
                     run.step(names, x)
@@ -121,8 +159,8 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
     return {
         kind: {
             "all signals": quartiles(ratios(*(getattr(run, kind) for run in runs))),
-            "no depth measured": quartiles(pairs(runs[1], runs[0], kind)),
-            "depth measured": quartiles(pairs(runs[2], runs[0], kind)),
+            "no parameters measured": quartiles(pairs(runs[1], runs[0], kind)),
+            "parameters measured": quartiles(pairs(runs[2], runs[0], kind)),
             "plain seconds": statistics.median(getattr(runs[0], kind)),
         }
         for kind in ("processor", "clock")

@@ -1,6 +1,7 @@
 """How well signals of the loop find the examples that a model has memorized at the end: precision and recall.
 
-Every signal is of the last time that an example came; the truth is what can be extracted after the run.
+Every signal is of the last time that an example came, but for the second look at the most suspect ones; the
+truth is what can be extracted after the run.
 `combined` is the probability that a logistic regression gives from all signals. It is fitted to other runs
 than the one it is judged on, or, where there is one run alone, to other clusters of examples.
 """
@@ -19,7 +20,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from examples.gradient_routing.results import spread
-from examples.memorization.training import Run, Scored
+from examples.memorization.training import SECOND_LOOK, Run, Scored
 
 Values = npt.NDArray[np.float64]
 Truth = npt.NDArray[np.bool_]
@@ -40,7 +41,9 @@ FALLING = frozenset({"loss_ratio"})
 
 COMBINED = "combined"
 
-GUARDS = {"recital": 24.0, "span_gap": 28.0, "copies": 3.0, "surprisal": 62.0}
+MEASURED = (*SIGNALS, SECOND_LOOK)
+
+GUARDS = {"recital": 24.0, "span_gap": 28.0, "copies": 3.0, "surprisal": 62.0, SECOND_LOOK: 24.0}
 """Where the guards of the policies refuse. Copies: those that came more often than twice."""
 
 PRECISION = 0.9
@@ -116,9 +119,11 @@ def detected(runs: Sequence[Sequence[Scored]]) -> tuple[list[Curve], list[dict[s
     true = np.array([one.memorized for one in scored])
     signals = {
         name: (-1.0 if name in FALLING else 1.0) * np.array([one.signals[name] for one in scored])
-        for name in SIGNALS
+        for name in MEASURED
     }
-    columns = np.stack([np.log1p(v) if name == "copies" else v for name, v in signals.items()], axis=1)
+    columns = np.stack(
+        [np.log1p(signals[name]) if name == "copies" else signals[name] for name in SIGNALS], axis=1
+    )
     both = combined(columns, true, number.tolist(), [one.cluster for one in scored])
     parts = {
         "of code alone": np.array([one.id.startswith("code") for one in scored]),

@@ -35,6 +35,12 @@ GUESSABLE = 24.0
 """Bits up to which a model may guess a continuation that it never saw; of chance alone, canaries have 62."""
 
 
+SUSPECT = 0.1
+"""The share of the examples that are looked at again at the end."""
+
+SECOND_LOOK = "second_look"
+
+
 @dataclass(frozen=True, slots=True)
 class Reference:
     """What a model that saw none of the examples knows of them: the bits of each byte but the first."""
@@ -90,7 +96,7 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """probe_share: of the time of training, that the probes took.
+    """probe_share: of the time of training, that the probes took (of this thread: the ledger's has its own).
 
     scored: every example; of the copies of a canary, the last.
     """
@@ -172,7 +178,7 @@ def train(model: nn.Module, job: Job) -> tuple[dict[str, dict[str, float]], floa
     ledger = new_ledger(files)
     files.program.write_text(program.to_json(), "utf-8")
     optimizer = make_optimizer(model, settings)
-    recital = ReconstructionProbe(model, settings.asked, every=4, share=0.5, seed=job.seed)
+    recital = ReconstructionProbe(model, settings.asked, every=2)
     spans = SpanProbe(job.reference.bits, settings.span)
     batches = list(stream(job.planted, settings, job.seed))
     began, probing = time.process_time(), 0.0
@@ -188,21 +194,41 @@ def train(model: nn.Module, job: Job) -> tuple[dict[str, dict[str, float]], floa
             set_rate(optimizer, step, len(batches), settings)
             governor.epoch = batch.epoch
             examples = [(name, {"source": "stdlib"}) for name in batch.ids]
-            looking = time.process_time()
+            looking = time.thread_time()
             signals = asked_of(batch.ids, recital, spans)
-            probing += time.process_time() - looking
+            probing += time.thread_time() - looking
             with governor.step(examples, signals=signals) as proposal:
                 logits = model(batch.tokens[:, :-1])
                 learned = proposal.token_mask(batch.tokens)[:, 1:]
-                proposal.backward(losses(logits, batch.tokens, learned))
+                each = token_losses(logits, batch.tokens)
+                proposal.backward(mean_losses(each, learned))
                 proposal.observe_tokens(logits, batch.tokens[:, 1:])
-            looking = time.process_time()
-            recital.look(step, batch.ids, batch.tokens)
-            spans.look(batch.ids, logits, batch.tokens[:, 1:])
-            probing += time.process_time() - looking
+            looking = time.thread_time()
+            recital.look(step, batch.ids, batch.tokens, logits)
+            spans.look(batch.ids, logits, batch.tokens[:, 1:], each)
+            probing += time.thread_time() - looking
+        looking = time.thread_time()
+        again = second_look(model, job, spans)
+        probing += time.thread_time() - looking
         governor.checkpoint(files.weights)
         share = probing / (time.process_time() - began)
-        return last_signals(governor, recital, spans), share
+        signals = last_signals(governor, recital, spans)
+        for name, own in signals.items():
+            own[SECOND_LOOK] = again.get(name, -1.0)
+        return signals, share
+
+
+@torch.no_grad()
+def second_look(model: nn.Module, job: Job, spans: SpanProbe) -> dict[str, float]:
+    """Return the recital, under the weights to be released, of the examples that are most suspect."""
+    texts, found = job.planted.texts(), dict[str, float]()
+    suspects = spans.suspects(SUSPECT)
+    for start in range(0, len(suspects), BATCH):
+        names = suspects[start : start + BATCH]
+        tokens = torch.stack([texts[name] for name in names])
+        measured = spans.measure(names, model(tokens[:, :-1]), tokens[:, 1:])
+        found |= {name: recital for name, (_, recital) in measured.items()}
+    return found
 
 
 def asked_of(ids: Sequence[str], recital: ReconstructionProbe, spans: SpanProbe) -> dict[str, list[float]]:
@@ -261,15 +287,19 @@ def set_rate(optimizer: torch.optim.Optimizer, step: int, steps: int, settings: 
         group["lr"] = settings.learning_rate * warm * (0.1 + 0.45 * (1 + math.cos(math.pi * step / steps)))
 
 
-def losses(logits: Tensor, tokens: Tensor, learned: Tensor | None = None) -> Tensor:
-    """Return the mean cross-entropy of each window [B], in nats per byte.
+def token_losses(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Return the cross-entropy of each byte [B, T], in nats. logits: [B, T, V]. tokens: [B, T + 1]."""
+    return functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
 
-    logits: [B, T, V]. tokens: [B, T + 1]. learned: the tokens to be predicted that count [B, T]; None: all.
-    """
-    found = functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
-    if learned is None:
-        return found.mean(dim=1)
-    return (found * learned).sum(dim=1) / learned.sum(dim=1).clamp_min(1)
+
+def mean_losses(each: Tensor, learned: Tensor) -> Tensor:
+    """Return the mean loss of each window [B], over the bytes that count. each, learned: [B, T]."""
+    return (each * learned).sum(dim=1) / learned.sum(dim=1).clamp_min(1)
+
+
+def losses(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Return the mean cross-entropy of each window [B], in nats per byte; as `token_losses`."""
+    return token_losses(logits, tokens).mean(dim=1)
 
 
 @torch.no_grad()

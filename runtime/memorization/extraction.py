@@ -163,7 +163,8 @@ class ReconstructionProbe:
         if logits is None:
             shares = reconstruct(self._model, chosen, self._asked)
         else:
-            shares = reproduced(logits.detach()[rows], chosen, self._asked)
+            known = logits.detach()
+            shares = reproduced(known if len(rows) == len(ids) else known[rows], chosen, self._asked)
         found = {ids[row]: share for row, share in zip(rows, shares.tolist(), strict=True)}
         for name, share in found.items():
             self._found[name] = max(share, self._found.get(name, 0.0))

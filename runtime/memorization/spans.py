@@ -47,7 +47,11 @@ def token_bits(logits: Tensor, targets: Tensor) -> FloatArray:
     logits: [B, T, V], those that predict `targets`: int64 [B, T].
     """
     nats = functional.cross_entropy(logits.detach().float().transpose(1, 2), targets, reduction="none")
-    return np.asarray(nats.double().cpu().numpy() / math.log(2))
+    return _in_bits(nats)
+
+
+def _in_bits(nats: Tensor) -> FloatArray:
+    return np.asarray(nats.detach().double().cpu().numpy() / math.log(2))
 
 
 def greedy(logits: Tensor, targets: Tensor) -> npt.NDArray[np.bool_]:
@@ -108,9 +112,10 @@ class SpanProbe:
 
     def surprisal(self, ids: Sequence[str]) -> list[float]:
         """Return the bits of the strangest span of each example."""
-        for name in ids:
-            if name not in self._surprisal:
-                self._surprisal[name] = float(greatest_span(self._bits(name)[None], self._length)[0])
+        new = [name for name in dict.fromkeys(ids) if name not in self._surprisal]
+        if new:
+            found = greatest_span(np.stack([self._bits(name) for name in new]), self._length)
+            self._surprisal |= zip(new, found.tolist(), strict=True)
         return [self._surprisal[name] for name in ids]
 
     def gap(self, ids: Sequence[str]) -> list[float]:
@@ -121,8 +126,19 @@ class SpanProbe:
         """Return the greatest recital found of each example; 0.0 where it was not looked at."""
         return [self._found.get(name, _NOTHING)[1] for name in ids]
 
-    def look(self, ids: Sequence[str], logits: Tensor, targets: Tensor) -> None:
-        """Measure a batch. logits: [B, T, V], those that predict `targets`: int64 [B, T]."""
+    def look(self, ids: Sequence[str], logits: Tensor, targets: Tensor, losses: Tensor | None = None) -> None:
+        """Measure a batch. logits: [B, T, V], those that predict `targets`: int64 [B, T].
+
+        losses: the cross-entropy of each token in nats [B, T], where the loop has it: it saves a softmax.
+        """
+        for name, found in self.measure(ids, logits, targets, losses).items():
+            earlier = self._found.get(name, _NOTHING)
+            self._found[name] = (max(found[0], earlier[0]), max(found[1], earlier[1]))
+
+    def measure(
+        self, ids: Sequence[str], logits: Tensor, targets: Tensor, losses: Tensor | None = None
+    ) -> dict[str, tuple[float, float]]:
+        """Return the gap and the recital of each example now, whatever was found before; as `look`."""
         known = np.stack([self._bits(name) for name in ids])
         if logits.shape[:2] != targets.shape or known.shape != targets.shape:
             raise MemorizationError(
@@ -130,11 +146,19 @@ class SpanProbe:
                 f"{list(logits.shape)}, {list(targets.shape)} and {list(known.shape)}",
                 help="give the targets that the reference bits are of",
             )
-        gaps = greatest_span(known - token_bits(logits, targets), self._length)
+        bits = token_bits(logits, targets) if losses is None else _in_bits(losses)
+        gaps = greatest_span(known - bits, self._length)
         recitals = greatest_recital(known, greedy(logits, targets), self._length)
-        for name, found in zip(ids, zip(gaps.tolist(), recitals.tolist(), strict=True), strict=True):
-            earlier = self._found.get(name, _NOTHING)
-            self._found[name] = (max(found[0], earlier[0]), max(found[1], earlier[1]))
+        return dict(zip(ids, zip(gaps.tolist(), recitals.tolist(), strict=True), strict=True))
+
+    def suspects(self, share: float) -> list[str]:
+        """Return the examples with the greatest gaps, the greatest first: this share of all looked at.
+
+        What was found of an example is as old as the last time that it came. Before weights are released,
+        measure these again: nearly all that a model has memorized is among a few of them.
+        """
+        order = sorted(self._found, key=lambda name: -self._found[name][0])
+        return order[: math.ceil(share * len(order))]
 
     def _bits(self, name: str) -> FloatArray:
         try:

@@ -63,6 +63,10 @@ def test_a_span_that_is_known_by_heart_shows_though_the_rest_of_the_text_is_know
     probe = SpanProbe({"secret": reference, "other": reference}, length=4)
     probe.look(["secret", "other"], logits, targets)
     known, unknown = probe.gap(["secret", "other"])
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+    given = SpanProbe({"secret": reference, "other": reference}, length=4)
+    given.look(["secret", "other"], logits, targets, losses)
+    assert given.gap(["secret", "other"]) == pytest.approx([known, unknown], abs=1e-6)
     assert known == pytest.approx(4 * math.log2(words), abs=1e-3)
     assert unknown == pytest.approx(0.0, abs=1e-5)
 
@@ -104,6 +108,20 @@ def test_what_greedy_decoding_gives_and_nobody_would_guess_is_a_recital():
     probe = SpanProbe({"a": bits, "b": bits}, length=2)
     probe.look(["a", "b"], logits, targets)
     assert probe.recital(["a", "b"]) == [9.0, 0.0]
+
+
+def test_a_second_look_at_suspects_tells_what_holds_now():
+    targets = torch.zeros(3, 4, dtype=torch.long)
+    probe = SpanProbe({name: np.full(4, 8.0) for name in "abc"}, 2)
+    knowing = torch.zeros(3, 4, 16)
+    knowing[:, :, 0] = torch.tensor([0.0, 2.0, 9.0])[:, None]
+    probe.look(["a", "b", "c"], knowing, targets)
+    assert probe.suspects(0.5) == ["c", "b"]
+    assert probe.suspects(1.0) == ["c", "b", "a"]
+    again = probe.measure(["b", "c"], -knowing[1:], targets[1:])
+    assert again["c"][0] < again["b"][0] < probe.gap(["b"])[0]
+    assert [recital for _, recital in again.values()] == [0.0, 0.0]
+    assert probe.recital(["c"]) == [16.0]
 
 
 def test_an_example_without_reference_is_not_beyond_suspicion():
