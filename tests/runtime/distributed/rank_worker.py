@@ -379,7 +379,8 @@ def one_step(governor: Governor, held: nn.Module, step: dict[str, Any], rank: in
         else None,
         "local": proposal.weights.tolist(),
         "graded": [parameter.grad is not None for parameter in governor.model.parameters()],
-        "weights": [whole(parameter) for parameter in governor.model.parameters()],
+        # Gathering takes all processes, of which one is gone then.
+        "weights": [whole(p) for p in governor.model.parameters() if how != "die late"],
         "ratios": governor.measures.references.signal(proposal.batch).tolist(),
         "measured": {
             name: values.tolist() for name, values in governor.measures.signals(proposal.batch).items()

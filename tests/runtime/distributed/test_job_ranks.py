@@ -40,7 +40,11 @@ def codes(report: JobReport) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("wrap", "normaliser"), [(None, 8.0), ("ddp", None), ("ddp", 8.0), ("fsdp", None), ("fsdp", 8.0)]
+    ("wrap", "normaliser"),
+    [
+        *((None, 8.0), ("ddp", None), ("fsdp", None)),
+        *(pytest.param(wrap, 8.0, marks=pytest.mark.soak) for wrap in ("ddp", "fsdp")),
+    ],
 )
 def test_two_ranks_train_what_one_process_trains_on_the_batch_of_both(lab, site, wrap, normaliser):
     options = {"normaliser": normaliser}
@@ -82,7 +86,7 @@ def test_of_a_sharded_model_the_ranks_tell_each_other_weights_before_they_run_it
     assert apart == {"all_reduce": together["all_reduce"] + 1}
 
 
-@pytest.mark.parametrize("engine", ["fused", "split"])
+@pytest.mark.parametrize("engine", ["fused", pytest.param("split", marks=pytest.mark.soak)])
 def test_a_sharded_model_is_trained_as_with_one_ledger_for_all(lab, site, engine):
     """With as many parts as the rank with most has, ranks without examples, and more weights than room."""
     varied = lab.policy + "".join(
@@ -146,12 +150,14 @@ def test_a_job_that_was_left_is_resumed(lab, site):
     assert verified(site).ok
 
 
-def test_a_rank_that_is_killed_is_named_and_the_job_can_be_resumed(lab, site, pairs):
+@pytest.mark.soak  # a rank that is killed at a step's end is in `test_private_job`
+@pytest.mark.parametrize("wrap", [None, "fsdp"])
+def test_a_rank_that_is_killed_is_named_and_the_job_can_be_resumed(lab, site, pairs, wrap):
     steps = [
         *({"parts": parts("ab", "ab", f"s{number}")} for number in range(4)),
         {"parts": parts("a", "b", "last"), "spoil": [1, "die"]},
     ]
-    first, second = site.train(lab.policy, steps, job=EVERY)
+    first, second = site.train(lab.policy, steps, job=EVERY, wrap=wrap)
     assert second is None
     assert first["error"][0] == "RankError"
     report = verified(site)
@@ -162,7 +168,7 @@ def test_a_rank_that_is_killed_is_named_and_the_job_can_be_resumed(lab, site, pa
     site.pair.stop()
     site.pair = type(site.pair)(_fresh(site))
     pairs.append(site.pair)
-    again, other = site.train(lab.policy, [{"parts": parts("b", "b", "more")}], job=EVERY)
+    again, other = site.train(lab.policy, [{"parts": parts("b", "b", "more")}], job=EVERY, wrap=wrap)
     assert (again["error"], other["error"], again["first"], other["first"]) == (None, None, 5, 5)
     assert verified(site).ok
 

@@ -29,12 +29,13 @@ def test_without_noise_two_ranks_train_what_one_process_trains_on_the_draws_of_b
     assert bodies(site, 1, "opened")[0]["privacy"][0]["on_trust"] == ""
 
 
-def test_a_crash_and_a_way_back_are_paid_for_once_by_both(lab, site, pairs):
+@pytest.mark.parametrize("wrap", ["ddp", pytest.param("fsdp", marks=pytest.mark.soak)])
+def test_a_crash_and_a_way_back_are_paid_for_once_by_both(lab, site, pairs, wrap):
     """Rank 1 is killed before it records that step 4 was refused, and so counts it; rank 0 did not.
 
     Both go back to the weights from before step 2: what was spent since stays spent.
     """
-    task = {"model": "layers", "privacy": {"silent": True, "noise_seed": None}, "wrap": "ddp", "job": EVERY}
+    task = {"model": "layers", "privacy": {"silent": True, "noise_seed": None}, "wrap": wrap, "job": EVERY}
     more = {2: {"save": "early.safetensors"}, 4: {"spoil": [1, "die late"]}}
     first, second = site.train(lab.policy + RULES, [], drawn={**DRAWN, "count": 5, "more": more}, **task)
     assert second is None
