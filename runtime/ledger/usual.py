@@ -90,8 +90,9 @@ def is_usual_body(kind: str, text: bytes, body: Any) -> bool:
     body: what the text was made of; a tuple is as good as a list there.
     """
     if kind == "step":
-        named = type(body["signals"]) is type(body["slots"]) is dict
-        return named and _step_body(text) is not None and _adds_up(body)
+        # INVARIANT: what is a mapping of Python, and has this text, has all fields.
+        recognised = type(body) is dict and _step_body(text) is not None
+        return recognised and type(body["signals"]) is type(body["slots"]) is dict and _adds_up(body)
     return kind == "committed" and _committed_body(text) is not None
 
 

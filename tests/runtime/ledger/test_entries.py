@@ -229,6 +229,25 @@ _columns = st.one_of(
 )
 
 
+@pytest.mark.parametrize("kind", sorted(USUAL))
+def test_what_is_no_body_at_all_is_refused(cases: Any, kind: str) -> None:
+    body = cases.every_kind()[kind][0]
+    others: list[Any] = [
+        {},
+        None,
+        [],
+        3,
+        "",
+        list(body),
+        {"step": 1},
+        body | {"step": None},
+        body | {"more": 1},
+    ]
+    for other in others:
+        with pytest.raises(EntryInvalid):
+            encode_body(kind, other)
+
+
 def test_usual_lines_are_recognised(cases: Any) -> None:
     for kind, recognise in USUAL.items():
         for body in cases.every_kind()[kind]:
