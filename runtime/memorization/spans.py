@@ -155,7 +155,7 @@ class SpanProbe:
         """Return the examples with the greatest gaps, the greatest first: this share of all looked at.
 
         What was found of an example is as old as the last time that it came. Before weights are released,
-        measure these again: nearly all that a model has memorized is among a few of them.
+        measure these again: much of what a model has memorized is among a few of them.
         """
         order = sorted(self._found, key=lambda name: -self._found[name][0])
         return order[: math.ceil(share * len(order))]
