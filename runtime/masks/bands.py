@@ -33,7 +33,8 @@ class BandIndex:
 
     def trainable(self, band: int) -> list[nn.Parameter]:
         """Return the parameters of a band that are not frozen, as forward passes use them."""
-        return [self.used(parameter) for parameter in self.members[band] if parameter.requires_grad]
+        members = [parameter for parameter in self.members[band] if parameter.requires_grad]
+        return [self.used(parameter) for parameter in members] if self.stand_ins else members
 
     def used(self, parameter: nn.Parameter) -> nn.Parameter:
         """Return what forward passes use for a member: itself, or what stands in for it."""

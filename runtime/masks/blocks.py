@@ -41,10 +41,10 @@ class Signature:
 
     def fits(self, leaves: Leaves, batch: int) -> bool:
         """Return whether leaves of this tree have the batch where it was found."""
-        return all(
-            _constant(leaf) if dim is None else holds(leaf, dim, batch)
-            for leaf, dim in zip(leaves, self.dims, strict=True)
-        )
+        for leaf, dim in zip(leaves, self.dims, strict=True):
+            if not (_constant(leaf) if dim is None else holds(leaf, dim, batch)):
+                return False
+        return True
 
 
 @dataclass(slots=True, eq=False)
@@ -56,7 +56,7 @@ class Block:
     signature of its results; learned by the probe. fault: why it cannot be run in parts, empty where it can.
     random: whether it draws random numbers; changes: whether it changes an argument in place; narrow: whether
     a parameter is of a precision in `NARROW`; recomputed: whether layers within it have been recomputed in a
-    backward pass.
+    backward pass. shares: whether others than the next block use its results, as far as seen.
     """
 
     name: str
@@ -71,6 +71,7 @@ class Block:
     changes: bool = False
     narrow: bool = False
     recomputed: bool = False
+    shares: bool = False
     _last: tuple[Any, Any, tuple[Signature, Signature] | None] | None = None
 
     def look_at(self, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int) -> tuple[str, BlockCost]:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,28 +37,32 @@ from gradwarden.runtime.masks.blocks import (
 from gradwarden.runtime.masks.call import differentiable_once
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.parts import UnlikePartsError
-from gradwarden.runtime.masks.plan import Plan
+from gradwarden.runtime.masks.plan import LIMIT, Plan
 from gradwarden.runtime.masks.rows import Columns, Rows
-
-LIMIT = 2.0**16
-"""How far the weights of a block may be from the factors around it. Gradients times less might underflow."""
+from gradwarden.runtime.masks.sites import Site
 
 
 class ScaledPlan(Plan):
     """The plan of the same examples inside a block, with factors that suit its parameters.
 
     outer: the plan around the block. plainly: those of the block's bands whose parameters need no weighing
-    inside it, as a bit mask. scale: the factors once more.
+    inside it, as a bit mask. band: the one whose weights are the factors.
     """
 
     outer: Plan
+    even = False
 
-    def __init__(self, outer: Plan, plainly: int, scale: FloatArray) -> None:
-        self.outer, self.plainly, self.scale = outer, plainly, scale
+    def __init__(self, outer: Plan, plainly: int, band: int) -> None:
+        self.outer, self.plainly, self.band = outer, plainly, band
         self.weights, self.mode, self.whole = outer.weights, outer.mode, outer.whole
         self.every, self.rows, self.examples = outer.every, outer.rows, self
         self.classes = None
         self.ways = {}
+
+    @cached_property
+    def scale(self) -> FloatArray:
+        scale: FloatArray = self.outer.columns[self.band]
+        return scale
 
     @cached_property
     def factors(self) -> Tensor:  # type: ignore[override]  # made where it is needed only
@@ -87,61 +91,109 @@ def scaled(plan: Plan, own: int, costs: Sequence[float]) -> ScaledPlan | None:
     """
     if plan.classes is not None or plan.whole.examples is not plan.whole:
         return None
-    members = [band for band in range(own.bit_length()) if own >> band & 1]
-    shaped = [band for band in members if plan.shaped[band]]
+    shaped = [band for band in _members(own) if plan.shaped[band]]
     if not shaped:
         return None
     dearest = max(shaped, key=costs.__getitem__)
     if not plan.near(LIMIT)[dearest]:
         return None
+    if len(shaped) == 1:
+        return ScaledPlan(plan, 1 << dearest, dearest)
     scale = plan.columns[dearest]
     alike = [band for band in shaped if band == dearest or np.array_equal(plan.columns[band], scale)]
-    return ScaledPlan(plan, sum(1 << band for band in alike), scale)
+    return ScaledPlan(plan, sum(1 << band for band in alike), dearest)
+
+
+@cache
+def _members(own: int) -> tuple[int, ...]:
+    """Return the bands whose bits are set."""
+    return tuple(band for band in range(own.bit_length()) if own >> band & 1)
 
 
 def scalable(block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Return whether gradients come and go by tensors that hold the batch, in precisions of wide range."""
     leaves, spec = flatten_call(args, kwargs)
     inputs, _ = block.signed(spec)
-    if (
-        block.changes
-        or block.narrow
-        or any(
-            dim is None and isinstance(leaf, Tensor) and leaf.requires_grad
-            for leaf, dim in zip(leaves, inputs.dims, strict=True)
-        )
-    ):
+    if block.changes or block.narrow:
         return False
-    kinds = {leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)}
-    if any(torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) in NARROW for kind in kinds):
-        return False
-    return not any(isinstance(leaf, Tensor) and leaf.dtype in NARROW for leaf in leaves)
+    for leaf, dim in zip(leaves, inputs.dims, strict=True):
+        if isinstance(leaf, Tensor) and (_narrow(leaf) or (dim is None and leaf.requires_grad)):
+            return False
+    return True
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+Between = tuple[int, int]
+"""The bands whose weights are the factors on either side of a border; -1: the plan's factors."""
+
+
+class Ratios:
+    """What gradients are multiplied by at the borders of one plan's blocks, made for all of them at once.
+
+    crossings: all that a gradient may meet, as forward passes have made them.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.crossings: list[Border] = []
+        self._plan = plan
+        self._made: dict[tuple[object, ...], dict[Between, Tensor | None]] = {}
+
+    def between(self, ends: Between, grad: Tensor, dim: int) -> Tensor | None:
+        """Return the ratios for a gradient with the batch in this dimension; None where all are 1."""
+        key = (grad.dtype, grad.device, grad.dim(), dim)
+        made = self._made.get(key)
+        if made is None or ends not in made:
+            made = self._made[key] = self._make(ends, grad, dim)
+        return made[ends]
+
+    def _make(self, ends: Between, grad: Tensor, dim: int) -> dict[Between, Tensor | None]:
+        pairs = list({ends, *(border.between for border in self.crossings)})
+        scales = np.concatenate([self._plan.columns, self._plan.scale[None]])
+        came, goes = zip(*pairs, strict=True)
+        ratios = scales[list(goes)] / scales[list(came)]
+        shape = [len(pairs), *[1] * grad.dim()]
+        shape[dim + 1] = -1
+        made = torch.from_numpy(ratios.reshape(shape)).to(dtype=grad.dtype, device=grad.device).unbind()
+        even = (ratios == 1.0).all(axis=1).tolist()
+        return {pair: None if one else ratio for pair, ratio, one in zip(pairs, made, even, strict=True)}
+
+
+def ratios_of(plan: Plan) -> Ratios:
+    """Return the ratios of a plan's blocks."""
+    if plan.ratios is None:
+        plan.ratios = Ratios(plan)
+    return plan.ratios
+
+
+@dataclass(slots=True, eq=False)
 class Border:
     """Where a tensor's gradient comes from one plan and goes to another.
 
-    came, goes: the plans of the operations after and before the border, None outside of scaled blocks. plan:
-    of the examples in the tensor; layout: where they lie. ratios: what their gradients are multiplied by.
+    block: what lies within; a single layer may as well. came, goes: the plans of the operations after and
+    before the border, None outside of scaled blocks. plan: of the examples in the tensor; layout: where they
+    lie. met: whether it was that of a block's result to the outside, and the next block has made it its own.
     """
 
-    block: Block
+    block: Block | Site
     came: ScaledPlan | None
     goes: ScaledPlan | None
-    plan: Plan
+    plan: ScaledPlan
     layout: Layout
-    ratios: FloatArray
+    met: bool = False
+
+    @property
+    def between(self) -> Between:
+        """Whose factors gradients come with, and go with: bands, -1 for those outside of blocks."""
+        return (-1 if self.came is None else self.came.band, -1 if self.goes is None else self.goes.band)
 
     def turned(self, grad: Tensor) -> Tensor:
         """Return the gradient that goes on; in place where nobody else has it, which saves the memory."""
-        if self.plan.mode.raw or (self.ratios[0] == 1.0 and (self.ratios == 1.0).all()):
+        if self.plan.mode.raw:
             return grad
-        shape = [1] * grad.dim()
-        shape[self.layout.dim] = -1
-        ratios = torch.from_numpy(self.ratios.reshape(shape)).to(dtype=grad.dtype, device=grad.device)
+        scale = ratios_of(self.plan.outer).between(self.between, grad, self.layout.dim)
+        if scale is None:
+            return grad
         own = type(grad) is Tensor and grad.is_contiguous() and holders(grad) <= alone()
-        return grad.mul_(ratios) if own else grad * ratios
+        return grad.mul_(scale) if own else grad * scale
 
 
 class BorderRows(Function):
@@ -194,6 +246,15 @@ def alone() -> int:
     return counter.found if counter.found < sys.maxsize else 0
 
 
+class Result(NamedTuple):
+    """A result of a scaled block, outside of the border and inside; version: of it then."""
+
+    border: Border
+    outside: Tensor
+    inside: Tensor
+    version: int
+
+
 class Left:
     """The results of the last scaled block, as they were within it.
 
@@ -202,31 +263,26 @@ class Left:
 
     def __init__(self) -> None:
         self._plan: ScaledPlan | None = None
-        self._results: dict[int, tuple[Tensor, int, Tensor]] = {}
+        self._results: dict[int, Result] = {}
 
-    def keep(self, plan: ScaledPlan, outside: Tensor, inside: Tensor) -> None:
+    def keep(self, plan: ScaledPlan, result: Result) -> None:
         """Remember a result; those of other blocks are forgotten."""
         if self._plan is not plan:
             self.clear()
             self._plan = plan
-        self._results[id(outside)] = (outside, outside._version, inside)
+        self._results[id(result.outside)] = result
 
-    def find(self, plan: ScaledPlan, outside: Tensor) -> tuple[ScaledPlan, Tensor] | None:
-        """Return where a tensor has been, and what it was there, if it is a result that is as it was."""
+    def find(self, plan: ScaledPlan, outside: Tensor) -> Result | None:
+        """Return what a tensor is the outside of, if it is a result that is as it was."""
         known = self._results.get(id(outside))
         if known is None or self._plan is None or self._plan.outer is not plan.outer:
             return None
-        return (self._plan, known[2]) if known[0] is outside and known[1] == outside._version else None
+        return known if known.outside is outside and known.version == outside._version else None
 
     def clear(self) -> None:
         """Forget everything, and with it the graphs that it holds."""
         self._plan = None
         self._results.clear()
-
-
-def _ratios(came: Plan, goes: Plan) -> FloatArray:
-    """Return what the gradient of each example is multiplied by on its way from one plan to another."""
-    return goes.scale / came.scale
 
 
 class ChangedInPlaceError(Exception):
@@ -262,15 +318,24 @@ def run_scaled(
 
 
 def _enter(block: Block, plan: ScaledPlan, leaves: Leaves, inputs: Signature, left: Left) -> Leaves:
-    """Return a block's arguments, with a border behind each that is differentiated."""
+    """Return a block's arguments, with a border behind each that is differentiated.
+
+    A result of the last block has a border already. It becomes that between the two, for as long as nobody
+    else is seen to use the result.
+    """
     found: dict[int, Tensor] = {}
     for leaf, dim in zip(leaves, inputs.dims, strict=True):
-        if dim is not None and leaf.requires_grad and id(leaf) not in found:
-            goes, inside = left.find(plan, leaf) or (None, leaf)
-            border = Border(
-                block, plan, goes, plan, Layout(dim, leaf.dim()), _ratios(plan, goes or plan.outer)
-            )
-            found[id(leaf)] = BorderRows.apply(border, inside)  # type: ignore[no-untyped-call]
+        if dim is None or not leaf.requires_grad or id(leaf) in found:
+            continue
+        known = left.find(plan, leaf)
+        if known is not None and known.border.came is None and not known.border.block.shares:
+            known.border.came, known.border.met = plan, True
+            found[id(leaf)] = leaf
+            continue
+        goes, inside = (None, leaf) if known is None else (known.border.goes, known.inside)
+        border = Border(block, plan, goes, plan, _layout(dim, leaf.dim()))
+        ratios_of(plan.outer).crossings.append(border)
+        found[id(leaf)] = BorderRows.apply(border, inside)  # type: ignore[no-untyped-call]
     return [found.get(id(leaf), leaf) for leaf in leaves]
 
 
@@ -279,7 +344,40 @@ def _leave(block: Block, plan: ScaledPlan, results: Leaves, outputs: Signature, 
     found: dict[int, Tensor] = {}
     for leaf, dim in zip(results, outputs.dims, strict=True):
         if dim is not None and leaf.requires_grad and id(leaf) not in found:
-            border = Border(block, None, plan, plan, Layout(dim, leaf.dim()), _ratios(plan.outer, plan))
-            found[id(leaf)] = outside = BorderRows.apply(border, leaf)  # type: ignore[no-untyped-call]
-            left.keep(plan, outside, leaf)
+            found[id(leaf)] = _go_out(block, plan, leaf, _layout(dim, leaf.dim()), left)
     return [found.get(id(leaf), leaf) for leaf in results]
+
+
+def _go_out(block: Block | Site, plan: ScaledPlan, inside: Tensor, layout: Layout, left: Left) -> Tensor:
+    """Return a result as it is outside of the border."""
+    border = Border(block, None, plan, plan, layout)
+    ratios_of(plan.outer).crossings.append(border)
+    outside: Tensor = BorderRows.apply(border, inside)  # type: ignore[no-untyped-call]
+    left.keep(plan, Result(border, outside, inside, outside._version))
+    return outside
+
+
+def run_first(site: Site, plan: Plan, x: Tensor, layout: Layout, left: Left) -> Tensor | None:
+    """Run a layer whose input needs no gradient as it is, with a border behind it.
+
+    layout: where the examples lie in its output. Returns None where it must weigh rows itself.
+    """
+    band = site.own.bit_length() - 1
+    if site.own != 1 << band or layout.interleaved or not plan.near(LIMIT)[band] or _narrow(x):
+        return None
+    output = site.stock(x)
+    if not output.requires_grad or output.dtype in NARROW or output.shape[layout.dim] != plan.batch:
+        return None
+    return _go_out(site, ScaledPlan(plan, site.own, band), output, layout, left)
+
+
+def _narrow(tensor: Tensor) -> bool:
+    """Return whether a tensor, or what autocast makes of it, is of a precision in `NARROW`."""
+    kind = tensor.device.type
+    asked = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) in NARROW
+    return asked or tensor.dtype in NARROW
+
+
+@cache
+def _layout(dim: int, rank: int) -> Layout:
+    return Layout(dim, rank)

@@ -45,7 +45,10 @@ class Differentiation:
         gauge: Gauge | None = None,
     ) -> Plan:
         """Return the plan of a batch with weights float64 [B, bands]. classes, units, gauge: see `Plan`."""
-        plan = Plan.of(weights, self.places.costs, classes, units)
+        forward, top = self.forward, None
+        if classes is None and units is None and gauge is None and forward.scales and not forward.collective:
+            top = self.places.dearest_outside()
+        plan = Plan.of(weights, self.places.costs, classes, units, top)
         plan.gauge = gauge
         return plan
 
@@ -141,7 +144,7 @@ class Differentiation:
         """
         if plan.trivial:
             return frozenset(), {}, []
-        found = uses(losses, {key: self.bands.home[key] for key in wanted})
+        found = uses(losses, {key: self.bands.home[key] for key in wanted}, plan.plainly)
         self._refuse_leaks(found)
         due = not self.forward.probing and self._check.due(plan, found)
         accord = agreed_uses(passes, found, list(wanted), due, self.bands)
@@ -151,6 +154,10 @@ class Differentiation:
             refuse_loose(self.bands, found.ordinary)
         if found.crossed:
             self._refuse_scaling("gradients go past its arguments and results")
+            return frozenset(wanted), {}, []
+        if found.shared:
+            for block in found.shared:
+                block.shares = True
             return frozenset(wanted), {}, []
         if accord.due:
             self._check.confirm(plan, losses, accord, normaliser, passes)

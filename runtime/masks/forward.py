@@ -22,6 +22,7 @@ from gradwarden.runtime.masks.borders import (
     ChangedInPlaceError,
     Left,
     ScaledPlan,
+    run_first,
     run_scaled,
     scalable,
     scaled,
@@ -33,7 +34,7 @@ from gradwarden.runtime.masks.parts import Joined, UnlikePartsError, frozen, run
 from gradwarden.runtime.masks.pieces import Piece, floating_outputs, run_piece
 from gradwarden.runtime.masks.places import Places
 from gradwarden.runtime.masks.plan import Plan
-from gradwarden.runtime.masks.planner import BlockCost, Choice, choose, scaling
+from gradwarden.runtime.masks.planner import BlockCost, Choice, choose, everybody, scaling
 from gradwarden.runtime.masks.present import Present
 from gradwarden.runtime.masks.rows import Rows
 from gradwarden.runtime.masks.sink import Gauge, Sink
@@ -141,6 +142,7 @@ class Forward(Present):
         """Run a supported layer: plainly, or under the plan of the present forward pass."""
         if self._recorder is not None:
             self._pass(site)
+            site.fed = site.fed or any(isinstance(x, Tensor) and x.requires_grad for x in args)
             output = site.stock(*args, **kwargs)
             self._recorder.see(site, output)
             return output
@@ -161,6 +163,10 @@ class Forward(Present):
             return site.stock(*args, **kwargs)
         if len(args) != 1 or kwargs:
             return self._unweighed(plan, site, *args, **kwargs)
+        if plan.even and self.scales and not args[0].requires_grad and site.block is None:
+            first = self._run_first(plan, site, args[0])
+            if first is not None:
+                return first
         return self._weighed(plan, site, args[0])
 
     def answer_block(self, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -232,6 +238,11 @@ class Forward(Present):
     def _choose(self, plan: Plan, block: Block, cost: BlockCost, fault: str, even: bool) -> Plan | None:
         """Return what `_part` returns, by cost. even: whether a block can be run plainly between borders."""
         mask, costs = block.own | block.before, self._places.costs
+        if block.own and plan.even:
+            whole = (scaled(plan, block.own, costs) if even else None) or plan
+            choice = everybody(block.name, plan.batch)
+            self.choices[block.name] = choice if whole is plan else scaling(choice)
+            return whole
         chosen, reach = plan if plan.grid is None else plan.examples, plan.reach(mask)
         opened = self._open(plan, block, reach) if even else None
         if opened is not None and self.freezing:
@@ -249,7 +260,7 @@ class Forward(Present):
             way = plan.part(reach) if choice.way == "split" or forced else plan
             if even and way.reach(mask).whole:
                 way = scaled(way, block.own, costs) or way
-        self.choices[block.name] = scaling(choice) if way is not None and way.plainly else choice
+        self.choices[block.name] = scaling(choice) if isinstance(way, ScaledPlan) else choice
         return way
 
     def _open(self, plan: Plan, block: Block, reach: Rows) -> Rows | None:
@@ -344,6 +355,26 @@ class Forward(Present):
         site.before |= self._reached
         self._reached |= site.own
 
+    def _run_first(self, plan: Plan, site: Site, x: Tensor) -> Tensor | None:
+        """Run a layer before which nothing is differentiated with a border behind it.
+
+        Returns None where it must weigh rows itself.
+        """
+        if self.plain or self.collective or id(site) in plan.mode.given_up:
+            return None
+        x = self._for_each(plan, site, x)
+        layout = site.layouts.get(x.dim() + site.operation.adds_rank)
+        if layout is None or not layout.fits(x.shape, plan.batch):
+            return None
+        return run_first(site, plan, x, layout, self._left)
+
+    def _for_each(self, plan: Plan, site: Site, x: Tensor) -> Tensor:
+        """Return indices that are looked up once for the batch once for each example; others as they are."""
+        if x.dim() + site.operation.adds_rank not in site.shared:
+            return x
+        lead = x.shape[1:] if x.dim() > 1 and x.shape[0] == 1 else x.shape
+        return x.expand(plan.batch, *lead)
+
     def _weighed(self, plan: Plan, site: Site, x: Tensor) -> Tensor:
         weight, bias = site.parameters
         home = self._home(site) if self.detached else None
@@ -365,11 +396,8 @@ class Forward(Present):
             x = place.flatten(x, plan.grid)
             layout: Layout | None = Layout(0, x.dim() + site.operation.adds_rank)
         else:
-            if rank in site.shared:
-                lead = x.shape[1:] if x.dim() > 1 and x.shape[0] == 1 else x.shape
-                x = x.expand(plan.batch, *lead)
-                rank = x.dim() + site.operation.adds_rank
-            layout = site.layouts.get(rank)
+            x = self._for_each(plan, site, x)
+            layout = site.layouts.get(x.dim() + site.operation.adds_rank)
         if layout is None or not (place or layout.fits(x.shape, plan.batch)):
             return self._unweighed(plan, site, x)
         reach, through = plan.reach(site.before), plan.every

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from gradwarden.runtime.masks.blocks import Block
 from gradwarden.runtime.masks.borders import BorderRows, ScaledPlan
 from gradwarden.runtime.masks.layers import OPERATIONS
 from gradwarden.runtime.masks.parts import JoinRows
 from gradwarden.runtime.masks.pieces import PieceRows
+from gradwarden.runtime.masks.sites import Site
 from gradwarden.runtime.masks.trial import tolerance
 
 _FUNCTIONS = (*(operation.function for operation in OPERATIONS), PieceRows)
@@ -35,8 +39,11 @@ _DETAILS = {
 }
 """Operations that place rows by numbers, and the numbers."""
 
-_kinds: dict[type, str] = {}
-_functions: dict[type, type | None] = {}
+_LAYER, _BORDER, _JOIN, _MOVER = "layer", "border", "join", "mover"
+"""What nodes are that are more than an operation: see `Uses`."""
+
+_roles: dict[type, str] = {}
+"""Kinds of nodes seen so far, and what they are; empty for ordinary operations, which nearly all are."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +55,8 @@ class Uses:
     of the ordinary ones whose gradients come scaled otherwise. leaves: all other tensors that the graph ends
     in. calls: the nodes of weighing layers and pieces. joins: the nodes where blocks that ran in
     parts were joined. borders: those where gradients are scaled. crossed: whether gradients come into a
-    scaled block, or out of it, by another way than those. moved: whether rows of a weighing layer's output
+    scaled block, or out of it, by another way than those. shared: blocks whose results go to others too than
+    the block that has taken their borders for its own. moved: whether rows of a weighing layer's output
     are placed by content before they reach the losses. sign: equal for graphs of the same operations, wired
     the same way.
     """
@@ -61,26 +69,27 @@ class Uses:
     joins: Sequence[Any]
     borders: Sequence[Any]
     crossed: bool
+    shared: Sequence[Block | Site]
     moved: bool
     sign: int
 
 
-def uses(losses: Tensor, parameters: Mapping[int, int]) -> Uses:
+def uses(losses: Tensor, parameters: Mapping[int, int], plainly: int = 0) -> Uses:
     """Walk the whole graph of the losses once. parameters: the bands of those that are asked about, by id.
 
-    Weighing layers have their own autograd functions, and scaled blocks their borders; every other edge into
-    a parameter is a use whose gradient is not weighed.
+    plainly: the bands, as a bit mask, that need no weighing outside of scaled blocks. Weighing layers have
+    their own autograd functions, and scaled blocks their borders; every other edge into a parameter is a use
+    whose gradient is not weighed.
     """
     ordinary: set[int] = set()
     weighing: set[int] = set()
     amiss: set[int] = set()
     leaves: list[Tensor] = []
-    calls: list[Any] = []
-    joins: list[Any] = []
-    borders: list[Any] = []
-    movers: list[Any] = []
+    special: dict[str, list[Any]] = {_LAYER: [], _BORDER: [], _JOIN: [], _MOVER: []}
     sign: list[Any] = []
     crossed = False
+    shared: list[Block | Site] = []
+    leaf_kind, roles = _leaf_kind(), _roles
     pending: list[Any] = [losses.grad_fn]
     # Every node with the plan by which the gradients are scaled that reach it: None outside of scaled blocks.
     seen: dict[Any, ScaledPlan | None] = {None: None, losses.grad_fn: None}
@@ -88,41 +97,48 @@ def uses(losses: Tensor, parameters: Mapping[int, int]) -> Uses:
         node = pending.pop()
         inside = seen[node]
         kind = type(node)
-        own = _own(kind)
-        weighs = own in _FUNCTIONS
+        role = roles[kind] if kind in roles else _learn(kind)
         sign.append(kind)
-        if weighs:
-            calls.append(node)
-            crossed = crossed or _plan_of(node) is not inside
-        elif own is BorderRows:
-            borders.append(node)
-            crossed = crossed or node.border.came is not inside
-            inside = node.border.goes
-        elif own is JoinRows:
-            joins.append(node)
-        elif _kind(kind):
-            _note(node, movers, sign)
+        if role:
+            if role is _LAYER:
+                crossed = crossed or _plan_of(node) is not inside
+            elif role is _BORDER:
+                border = node.border
+                if border.came is not inside and not border.met:
+                    crossed = True
+                elif border.came is not inside:
+                    shared.append(border.block)
+                inside = border.goes
+            if role is not _MOVER or _moves(node, sign):
+                special[role].append(node)
         for following, output in node.next_functions:
-            if type(following).__name__ == "AccumulateGrad":
+            if type(following) is leaf_kind:
                 leaf = following.variable
-                band = parameters.get(id(leaf))
+                key = id(leaf)
+                band = parameters.get(key)
                 if band is None:
                     leaves.append(leaf)
-                elif weighs or (inside is not None and inside.plainly >> band & 1):
-                    weighing.add(id(leaf))
+                elif role is _LAYER or (plainly if inside is None else inside.plainly) >> band & 1:
+                    weighing.add(key)
                 else:
-                    ordinary.add(id(leaf))
+                    ordinary.add(key)
                     if inside is not None:
-                        amiss.add(id(leaf))
+                        amiss.add(key)
                 continue
             sign.append(output)
             if following not in seen:
                 seen[following] = inside
                 pending.append(following)
-            elif following is not None and seen[following] is not inside:
-                crossed = True
-    moved = _above_a_layer(movers)
-    return Uses(ordinary, weighing, amiss, leaves, calls, joins, borders, crossed, moved, hash(tuple(sign)))
+            elif seen[following] is not inside and following is not None:
+                border = getattr(following, "border", None)
+                if border is not None and border.met:
+                    shared.append(border.block)
+                else:
+                    crossed = True
+    moved = _above_a_layer(special[_MOVER])
+    calls, joins, borders = special[_LAYER], special[_JOIN], special[_BORDER]
+    total = hash(tuple(sign))
+    return Uses(ordinary, weighing, amiss, leaves, calls, joins, borders, crossed, shared, moved, total)
 
 
 def ends(losses: Tensor, nodes: Collection[Any]) -> list[Any]:
@@ -172,36 +188,46 @@ def coarsest(losses: Tensor) -> float:
     return found
 
 
-def _own(kind: type) -> type | None:
-    """Return the autograd function in Python that a kind of node belongs to, if it does."""
-    if kind not in _functions:
-        _functions[kind] = getattr(kind, "_forward_cls", None)
-    return _functions[kind]
+@cache
+def _leaf_kind() -> Any:
+    """Return the kind of the nodes in which a graph ends at tensors that are differentiated."""
+    with torch.inference_mode(False), torch.enable_grad():
+        end = torch.ones(1, requires_grad=True, device="cpu").expand(1)
+    assert end.grad_fn is not None
+    return type(end.grad_fn.next_functions[0][0])
 
 
-def _kind(kind: type) -> str:
-    """Return the name of an operation that may move rows; empty for all others."""
-    name = _kinds.get(kind)
-    if name is None:
-        name = kind.__name__.split("Backward")[0]
+def _learn(kind: type) -> str:
+    """Return what nodes of a kind are, and remember it."""
+    own = getattr(kind, "_forward_cls", None)  # of autograd functions in Python
+    if own in _FUNCTIONS:
+        role = _LAYER
+    elif own is BorderRows or own is JoinRows:
+        role = _BORDER if own is BorderRows else _JOIN
+    else:
+        name = _name(kind)
         watched = name in _MOVERS or name in _DETAILS or name in ("Bmm", "Gather", "Mm")
-        name = _kinds[kind] = name if watched or name.startswith("Nested") else ""
-    return name
+        role = _MOVER if watched or name.startswith("Nested") else ""
+    _roles[kind] = role
+    return role
 
 
-def _note(node: Any, movers: list[Any], sign: list[Any]) -> None:
-    """Add a node to those that may move rows, or the numbers by which it does to the graph's sign."""
-    name = _kinds[type(node)]
-    edges = node.next_functions
+def _name(kind: type) -> str:
+    """Return the name of an operation."""
+    return kind.__name__.split("Backward")[0]
+
+
+def _moves(node: Any, sign: list[Any]) -> bool:
+    """Return whether a node may move rows; add to the graph's sign the numbers by which it does."""
+    name, edges = _name(type(node)), node.next_functions
     if name in _DETAILS:
         if getattr(edges[0][0], "variable", None) is None:
             sign.extend(getattr(node, detail) for detail in _DETAILS[name])
-    elif name in ("Bmm", "Mm"):
+        return False
+    if name in ("Bmm", "Mm"):
         # A constant matrix can be a permutation (one-hot dispatch).
-        if edges[0][0] is None or edges[1][0] is None:
-            movers.append(node)
-    elif name != "Gather" or not _picks_one(node):
-        movers.append(node)
+        return edges[0][0] is None or edges[1][0] is None
+    return name != "Gather" or not _picks_one(node)
 
 
 def _picks_one(node: Any) -> bool:

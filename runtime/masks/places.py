@@ -45,6 +45,7 @@ class Places:
         self.loose: frozenset[int] = frozenset()
         self.costs = [float(sum(p.numel() for p in members)) for members in bands.members]
         self._answers: Answers | None = None
+        self._outside: list[tuple[Site, int]] = []
 
     def answer_by(self, answers: Answers) -> None:
         """Let blocks be run by `answers`, and layers and pieces from the next `cover` on."""
@@ -70,12 +71,32 @@ class Places:
             for place in self._covering():
                 if id(place.module) in within:
                     place.block = block
+        self._outside = [
+            (site, sum(p.numel() for p in site.module.parameters(recurse=False)))
+            for site in self.sites
+            if site.block is None and site.own
+        ]
         # Loose parameters counted as used before everything. The next run shows what is.
         parts: list[Site | Piece | Block] = [*self.known, *self.pieces, *self.blocks]
         for part in parts:
             part.before = 0
         covered = {id(p) for place in self._covering() for p in place.parameters}
         self.loose = frozenset(key for key in self.bands.home if key not in covered)
+
+    def dearest_outside(self) -> int | None:
+        """Return the band whose layers outside of blocks, but the first ones, have most parameters.
+
+        Where blocks are scaled at their borders, these are what remains to be weighed. None where some block
+        cannot be.
+        """
+        if not self.blocks or any(block.fault or block.changes or block.narrow for block in self.blocks):
+            return None
+        costs: dict[int, int] = {}
+        for site, size in self._outside:
+            if site.fed:
+                costs[site.own] = costs.get(site.own, 0) + size
+        dearest = max(costs, key=costs.__getitem__, default=0)
+        return dearest.bit_length() - 1 if dearest.bit_count() == 1 else None
 
     def close(self) -> None:
         """Restore the model. Safe to repeat."""

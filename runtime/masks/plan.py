@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +15,12 @@ from gradwarden.policy.context import FloatArray
 from gradwarden.runtime.masks.rows import Columns, Rows, relative, row_factors
 from gradwarden.runtime.masks.sink import Gauge, Sink
 from gradwarden.runtime.masks.unitwise import Owners
+
+if TYPE_CHECKING:
+    from gradwarden.runtime.masks.borders import Ratios
+
+LIMIT = 2.0**16
+"""How far the weights of a band may be from the factors. Gradients times less might underflow."""
 
 
 @dataclass(slots=True)
@@ -76,19 +83,19 @@ class Plan:
 
     gauge: is shown the gradients of the whole batch, layer by layer, which then weigh them.
 
-    plainly: the bands whose parameters need no weighing, as a bit mask, inside a block whose gradients are
-    scaled at its border (`borders`); outer: the plan around it. partition: the parts of the batch that the
-    block is run in, where these rows are one and others go through it with its parameters frozen.
+    Inside a block whose gradients are scaled at its border (`borders`) there is a plan of its own; outer: the
+    one around it. ratios: those at borders within this plan. partition: the parts of the batch that the block
+    is run in, where these rows are one and others go through it with its parameters frozen.
     """
 
     owners: Tensor | None = None
     grid: tuple[int, int] | None = None
     outer: Plan | None = None
     partition: Partition | None = None
-    plainly = 0
     gauge: Gauge | None = None
     units: Tensor | None = None
     unit_bands: frozenset[int] = frozenset()
+    ratios: Ratios | None = None
     bands: Sequence[Rows]
     _step: Sequence[Rows]
     _near: tuple[float, Sequence[bool]] | None = None
@@ -142,9 +149,14 @@ class Plan:
         costs: Sequence[float],
         classes: Tensor | None = None,
         units: Tensor | None = None,
+        top: int | None = None,
     ) -> Plan:
-        """Return the plan of a whole batch. costs: the price of weighing each band."""
-        factors = row_factors(weights, costs, classes)
+        """Return the plan of a whole batch. costs: the price of weighing each band.
+
+        top: the band that it is best to spare the weighing, where every example may shape every band.
+        """
+        factors = None if top is None else _factors_of(weights, top)
+        factors = row_factors(weights, costs, classes) if factors is None else factors
         class_factors = None if classes is None else row_factors(classes, costs)
         return cls(weights, factors, Mode(), classes=classes, class_factors=class_factors, units=units)
 
@@ -206,8 +218,9 @@ class Plan:
         places, owners = self.rows.chosen[rows], self.whole.owners
         return places if owners is None else owners.flatten()[places]
 
-    @property
+    @cached_property
     def batch(self) -> int:
+        """How many rows there are."""
         return len(self.weights)
 
     @cached_property
@@ -254,7 +267,21 @@ class Plan:
         return self._near[1]
 
     @cached_property
-    def _open(self) -> bool:
+    def even(self) -> bool:
+        """Whether rows are examples, all public, each of which may shape every band, and nobody looks on."""
+        lone = self.whole is self and self.owners is None and self.classes is None
+        return lone and self.units is None and self.gauge is None and self.open
+
+    @cached_property
+    def plainly(self) -> int:
+        """The bands whose parameters need no weighing, whatever uses them, as a bit mask."""
+        if not self.even:
+            return 0
+        plain = (self.columns == self.scale).all(axis=1).tolist()
+        return sum(1 << band for band, alike in enumerate(plain) if alike)
+
+    @cached_property
+    def open(self) -> bool:
         """Whether every example may shape every band."""
         return all(self.shaped)
 
@@ -339,7 +366,7 @@ class Plan:
 
     def reach(self, mask: int) -> Rows:
         """Return the examples with some weight in any of the bands whose bits are set in `mask`."""
-        if mask and self._open:
+        if mask and self.open:
             return self.every
         known = self._reach.get(mask)
         if known is None:
@@ -364,6 +391,19 @@ class Plan:
         """Return whether the gradient of the parameter with this id is asked for."""
         mode = self.mode
         return parameter not in mode.skip and (mode.only is None or parameter in mode.only)
+
+
+def _factors_of(weights: Tensor, band: int) -> Tensor | None:
+    """Return a band's weights as factors, None where others are 0 or too far from them.
+
+    weights: float64 [B, bands].
+    """
+    array = weights.numpy()
+    factors = array[:, band]
+    least, most = array.min(axis=1, initial=np.inf), array.max(axis=1, initial=0.0)
+    if not ((least > 0.0) & (least * LIMIT >= factors) & (most <= factors * LIMIT)).all():
+        return None
+    return torch.from_numpy(factors.copy())
 
 
 class _SpreadPlan(Plan):

@@ -98,7 +98,7 @@ def _cheapest(
     if not rows:
         return Choice(name, "stop", 0, batch, 0.0, "no example may shape it or anything before it")
     if learning == batch:
-        return Choice(name, "weigh", batch, batch, 1.0, "every example may shape it")
+        return everybody(name, batch)
     left = (rows + learning) / (2 * batch)
     neither = f"{batch - rows} may shape neither it nor anything before it"
     if rows > learning and cost.forward(rows - learning) >= parts:
@@ -112,6 +112,12 @@ def _cheapest(
     if cost.forward(batch - rows) < call:
         return Choice(name, "slice", batch, batch, left, "a second call would cost more than it saves")
     return Choice(name, "split", rows, batch, left, neither)
+
+
+@lru_cache(maxsize=4096)
+def everybody(name: str, batch: int) -> Choice:
+    """Return the same where every example may shape everything."""
+    return Choice(name, "weigh", batch, batch, 1.0, "every example may shape it")
 
 
 @lru_cache(maxsize=4096)

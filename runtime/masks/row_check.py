@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gradwarden.runtime.errors import MaskError
 from gradwarden.runtime.masks.agreement import Accord, agreed_keys
+from gradwarden.runtime.masks.blocks import Block
 from gradwarden.runtime.masks.forward import Forward
 from gradwarden.runtime.masks.graph import Uses
 from gradwarden.runtime.masks.ownership import Schedule, misplaced
@@ -58,8 +59,10 @@ class RowCheck:
             nodes = [*found.calls, *found.joins, *found.borders]
             wrong = misplaced(plan, losses, nodes, normaliser, passes)
         layers = self._layers(wrong, passes)
+        within = [node.border.block for node in wrong if hasattr(node, "border")]
+        layers += dict.fromkeys(site for site in within if isinstance(site, Site))
         blocks = [node.join.block for node in wrong if hasattr(node, "join")]
-        blocks += [node.border.block for node in wrong if hasattr(node, "border")]
+        blocks += [block for block in within if isinstance(block, Block)]
         if not layers and not blocks:
             return
         if plan.grid is not None:

@@ -30,7 +30,8 @@ class Site:
     as seen; grows only. layouts: where the examples lie in outputs, by their rank; a call of another rank
     goes the reference way. shared: ranks of the outputs of an embedding that is looked up once for the whole
     batch (positions); its indices are expanded so that rows belong to examples. positions: where those of
-    packed sequences lie in outputs, by their rank. block: the one it is part of.
+    packed sequences lie in outputs, by their rank. block: the one it is part of. shares: see `Block`. fed:
+    whether its input has needed a gradient.
     """
 
     name: str
@@ -42,6 +43,8 @@ class Site:
     shared: set[int] = field(default_factory=set)
     positions: dict[int, Placement] = field(default_factory=dict)
     block: Block | None = None
+    shares: bool = False
+    fed: bool = False
 
     def stock(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run the layer as its class defines it."""
@@ -80,7 +83,8 @@ class SiteForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._quiet.now:
-            return self._site.stock(*args, **kwargs)
+            module = self._site.module
+            return type(module).forward(module, *args, **kwargs)
         if not torch.compiler.is_compiling():
             return self._answer(self._site, args, kwargs)
         return self._uncompiled(self._site, args, kwargs)

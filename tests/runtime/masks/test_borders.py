@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from gradwarden.policy.program import Band
 from gradwarden.runtime.errors import MaskError
 from gradwarden.runtime.masks import make_engine
-from gradwarden.runtime.masks.borders import LIMIT
 from gradwarden.runtime.masks.fused import FusedEngine
+from gradwarden.runtime.masks.plan import LIMIT
 
 WIDTH, PLACES = 6, 5
 
@@ -68,7 +68,7 @@ class Model(nn.Module):
         self.kind = kind
 
     def forward(self, x: Tensor) -> Tensor:
-        first = x = self.stem(x).relu()
+        first = x = self.stem(x) if self.kind == "direct" else self.stem(x).relu()
         extra: Any = 0.0
         for block in self.blocks:
             if self.kind == "changes":
@@ -81,10 +81,12 @@ class Model(nn.Module):
                 x += 0.25 * first
             if self.kind == "kept":
                 extra = extra + block.kept
+            if self.kind == "shares":
+                extra = extra + 0.5 * x
         return self.head(x + extra)
 
 
-KINDS = ["plain", "inner", "outer", "skip", "same", "adds", "kept", "changes"]
+KINDS = ["plain", "inner", "outer", "skip", "same", "adds", "kept", "changes", "shares", "direct"]
 
 
 def bands_of(model: nn.Module, groups: tuple[str, ...] = ()) -> tuple[Band, ...]:
@@ -215,6 +217,20 @@ def test_a_tensor_that_leaves_a_block_by_a_side_door_is_noticed() -> None:
     assert any("past its arguments and results" in note for note in engine.notes)
 
 
+@pytest.mark.parametrize("kind", ["shares", "direct"])
+def test_a_result_that_others_come_to_use_as_well_is_noticed(kind: str) -> None:
+    """Where only the next block takes a result, the two have one border. Here others take it from the third
+    step on: blocks' results the head, or the stem's the first block without anything between."""
+    model = Model()
+    x, weights, bands = torch.randn(4, PLACES, WIDTH), fractions(4), bands_of(model)
+    engine = make_engine(model, bands, "fused")
+    for number in range(4):
+        model.kind = kind if number > 1 else "plain"
+        assert_equal(step(engine, model, weights, x), wanted(model, bands, weights, x))
+        assert ways(engine) == ["scale"] * 3
+    assert not any("weighed layer by layer" in note for note in engine.notes)
+
+
 def test_a_tensor_that_comes_into_a_block_by_a_side_door_is_noticed() -> None:
     class Behind(Block):
         source: Any = None
@@ -258,6 +274,32 @@ class Multiplications(TorchDispatchMode):
             self.count += func in (torch.ops.aten.mul.Tensor, torch.ops.aten.mul_.Tensor)
             self.in_place += func is torch.ops.aten.mul_.Tensor
         return result
+
+
+def kinds_of_nodes(losses: Tensor) -> set[str]:
+    """Return the names of all operations in a graph."""
+    pending, seen = [losses.grad_fn], set()
+    while pending:
+        node = pending.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            pending += [following for following, _ in node.next_functions]
+    return {type(node).__name__ for node in seen}
+
+
+@pytest.mark.parametrize("open", [True, False])
+def test_where_every_example_may_shape_everything_no_layer_weighs_rows(open: bool) -> None:
+    model, weights = Model(), fractions(4)
+    if not open:
+        weights[0, 0] = 0.0
+    engine = make_engine(model, bands_of(model), "fused")
+    x = torch.randn(4, PLACES, WIDTH)
+    for _ in range(2):
+        assert_equal(step(engine, model, weights, x), wanted(model, bands_of(model), weights, x))
+    engine.arm(weights)
+    found = kinds_of_nodes(losses_of(model, x))
+    assert "BorderRowsBackward" in found
+    assert ("LinearRowsBackward" in found) is not open
 
 
 def test_gradients_are_multiplied_once_between_two_blocks() -> None:
