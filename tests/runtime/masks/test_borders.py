@@ -217,15 +217,13 @@ def test_a_tensor_that_leaves_a_block_by_a_side_door_is_noticed() -> None:
     assert any("past its arguments and results" in note for note in engine.notes)
 
 
-@pytest.mark.parametrize("kind", ["shares", "direct"])
-def test_a_result_that_others_come_to_use_as_well_is_noticed(kind: str) -> None:
-    """Where only the next block takes a result, the two have one border. Here others take it from the third
-    step on: blocks' results the head, or the stem's the first block without anything between."""
+def test_a_result_that_others_come_to_use_as_well_is_noticed() -> None:
+    """Where only the next block takes a result, the two have one border. Here the head comes to take it too."""
     model = Model()
     x, weights, bands = torch.randn(4, PLACES, WIDTH), fractions(4), bands_of(model)
     engine = make_engine(model, bands, "fused")
     for number in range(4):
-        model.kind = kind if number > 1 else "plain"
+        model.kind = "shares" if number > 1 else "plain"
         assert_equal(step(engine, model, weights, x), wanted(model, bands, weights, x))
         assert ways(engine) == ["scale"] * 3
     assert not any("weighed layer by layer" in note for note in engine.notes)
