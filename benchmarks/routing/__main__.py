@@ -74,7 +74,8 @@ def _core(options: argparse.Namespace) -> list[Figure]:
 
 def _grid(options: argparse.Namespace) -> list[Figure]:
     figures: list[Figure] = []
-    for shape in grid.shapes(options.quick):
+    chosen = (s for s in grid.shapes(options.quick) if not options.cells or grid.cell(s) in options.cells)
+    for shape in chosen:
         seconds = 0.0 if options.quick else grid.SECONDS
         amp = options.amp == "bf16"
         found = list(grid.measure(shape, options.pairs, options.device, amp, options.only, seconds))
@@ -113,6 +114,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--model", choices=sorted(SHAPES), help="of the core table; gpt")
     parser.add_argument("--grid", action="store_true")
+    parser.add_argument(
+        "--cells",
+        type=lambda text: text.split(","),
+        default=[],
+        help="of the grid, as `resnet:4x8,llama:24x8`",
+    )
     parser.add_argument("--quick", action="store_true", help="tiny sizes, two pairs")
     parser.add_argument("--only", choices=NAMES, action="append", default=[], metavar="CASE")
     parser.add_argument("--method", choices=METHODS, action="append", default=[], metavar="METHOD")
@@ -130,8 +137,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--pairs must be at least 2: there are no quartiles of one ratio")
     if options.grid and (options.model or options.method or "whole_governor" in options.only):
         parser.error("--grid takes the engine through all networks; it has no --model, --method or governor")
+    known = [grid.cell(shape) for shape in grid.shapes(options.quick)]
+    if options.cells and not (options.grid and set(options.cells) <= set(known)):
+        parser.error(f"--cells are some of {', '.join(known)} with --grid: network:blocks x batch")
     options.model = options.model or "gpt"
-    options.partial = bool(options.quick or options.only or options.method)
+    options.partial = bool(options.quick or options.only or options.method or options.cells)
     return options
 
 

@@ -38,6 +38,11 @@ def shapes(tiny: bool = False) -> list[Shape]:
     return list(dict.fromkeys(shape.tiny() for shape in found)) if tiny else found
 
 
+def cell(shape: Shape) -> str:
+    """Return what a network and batch of the grid are called: the family, blocks and examples."""
+    return f"{shape.family}:{shape.depth}x{shape.batch}"
+
+
 def measure(
     shape: Shape,
     pairs: int,

@@ -50,7 +50,7 @@ def grid_line(figures: Sequence[Figure]) -> str:
     """Return one line for a network and batch: the ratio of each case."""
     first = figures[0]
     where = f"{first.model:7} width {first.width:4} depth {first.depth:3} batch {first.batch:3}"
-    ratios = "  ".join(f"{figure.case} {figure.ratio:.3f}" for figure in figures)
+    ratios = "  ".join(f"{f.case} {f.ratio:.3f} (processor {f.processor_ratio:.3f})" for f in figures)
     return f"{where}  plain {first.plain_milliseconds:8.1f} ms  {ratios}"
 
 

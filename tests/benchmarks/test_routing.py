@@ -112,6 +112,15 @@ def test_the_grid_takes_every_network(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "half_rows" in capsys.readouterr().out
 
 
+def test_some_cells_of_the_grid_are_measured_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    command.main(["--quick", "--grid", "--threads", "1", "--only", "fractional", "--cells", "gpt:3x4"])
+    printed = [line for line in capsys.readouterr().out.splitlines() if "plain" in line]
+    assert len(printed) == 1
+    assert printed[0].startswith("gpt")
+    with pytest.raises(SystemExit):
+        command.main(["--quick", "--grid", "--cells", "gpt:5x4"])
+
+
 def test_the_large_network_under_autocast_can_be_tried_small(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--quick", "--model", "gpt-350m", "--amp", "bf16", "--threads", "1", "--explain"]
     command.main([*arguments, "--only", "bottom_half", "--method", "governed"])

@@ -218,7 +218,7 @@ def test_a_tensor_that_leaves_a_block_by_a_side_door_is_noticed() -> None:
 
 
 def test_a_result_that_others_come_to_use_as_well_is_noticed() -> None:
-    """Where only the next block takes a result, the two have one border. Here the head comes to take it too."""
+    """Where only the next block takes a result, the two have one border. Here the head comes to do so."""
     model = Model()
     x, weights, bands = torch.randn(4, PLACES, WIDTH), fractions(4), bands_of(model)
     engine = make_engine(model, bands, "fused")
