@@ -1,7 +1,7 @@
 """Reads the numbers in many lists of text together: whether each is canonical, how many, and their values.
 
 A number is written canonically as `0`, or as digits of which the first is not 0; a minus may stand before
-these. Numbers of more than 15 digits are not judged here: some are canonical, and some too great for JSON.
+these. Longer ones than 15 characters are not judged here: some are canonical, and some too great for JSON.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gradwarden.policy.frozen import frozen
 Counts: TypeAlias = npt.NDArray[np.int64]
 
 LONGEST = 15
-"""Digits of a number."""
+"""Digits of a number, its minus counted."""
 
 _COMMA, _MINUS, _ZERO = b",-0"
 
