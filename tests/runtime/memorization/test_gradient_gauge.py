@@ -46,6 +46,20 @@ class Loose(nn.Module):
         return self.head(torch.tanh(self.table(x) + self.places))
 
 
+class Borrowed(nn.Module):
+    """A layer whose weight is used outside of it as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(WORDS, WIDTH)
+        self.inner = nn.Linear(WIDTH, WIDTH)
+        self.head = nn.Linear(WIDTH, WORDS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = torch.tanh(self.inner(self.table(x)))
+        return self.head(nn.functional.linear(inner, self.inner.weight))
+
+
 class Gain(nn.Module):
     """A module of its own kind."""
 
@@ -69,7 +83,7 @@ class Packable(nn.Module):
         return self.head(self.gain(self.norm(self.table(x))))
 
 
-MODELS = {"tied": Tied, "loose": Loose, "packable": Packable}
+MODELS = {"tied": Tied, "loose": Loose, "borrowed": Borrowed, "packable": Packable}
 
 
 def made(name: str) -> nn.Module:
