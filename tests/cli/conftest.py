@@ -149,6 +149,7 @@ suppress long { when lines >= 100  cap deep at 0  because "long ones stay shallo
 suppress marked { when topic contains x  because "marked" }
 retain fresh { when has since  until since  because "the licence ends" }
 # gradwarden: allow GW521 because a record is a person
+# gradwarden: allow GW549 because the loss is that of the example itself
 privacy people { when kind == b  within shallow  epsilon 3  delta 1e-6  clip 1.0 }
 modulate calm { when kind == a  scale deep by loss from 1 to 0  because "settle first" }
 """
