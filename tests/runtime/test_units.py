@@ -358,3 +358,12 @@ def test_the_sum_from_the_one_pass_equals_that_of_opacus():
     sink, _ = bench.sums(units, weights, [0, 1], "flat")
     for p, q in zip(bench.model.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(sink.sums[p], q.summed_grad, rtol=1e-9, atol=1e-9 * clip)
+
+
+@pytest.mark.parametrize("shape", [(3, 50257), (40, 10), (7,)])
+def test_a_clipped_gradient_stays_within_its_bound_however_long_its_lines_are(shape):
+    gradient = torch.full(shape, 0.1, dtype=torch.float32)
+    for bound in (0.5 * float(gradient.double().norm()), float(gradient.double().norm()) * (1.0 - 1e-7)):
+        square = unitwise.squared_norm(gradient)
+        factor = unitwise.clip_factor(square, bound, torch.finfo(torch.float32).eps)
+        assert float((gradient * factor).double().norm()) <= bound
