@@ -55,8 +55,8 @@ class Block:
     seen; grows only. size: how many numbers its `parameters` have. inputs: how it may be called, with the
     signature of its results; learned by the probe. fault: why it cannot be run in parts, empty where it can.
     random: whether it draws random numbers; changes: whether it changes an argument in place; narrow: whether
-    a parameter is of a precision in `NARROW`; recomputed: whether layers within it have been recomputed in a
-    backward pass. shares: whether others than the next block use its results, as far as seen.
+    it has parameters of a precision in `NARROW` or computes in one; recomputed: whether layers within it have
+    been recomputed in a backward pass.
     """
 
     name: str
@@ -184,7 +184,7 @@ class Seen:
     """One call of a block in a plain run.
 
     random: whether it drew random numbers; kept: whether it left the buffers of the block alone; changes:
-    whether it changed an argument in place.
+    whether it changed an argument in place; narrow: whether it computed in a precision of `NARROW`.
     """
 
     inputs: Leaves
@@ -194,6 +194,7 @@ class Seen:
     random: bool
     kept: bool
     changes: bool
+    narrow: bool
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -211,7 +212,23 @@ def observe(block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tupl
     random = any(not torch.equal(one, other) for one, other in zip(generators, _generators(), strict=True))
     kept = versions == _versions(block.module)
     changes = before != [leaf._version for leaf in inputs if isinstance(leaf, Tensor)]
-    return result, Seen(inputs, inputs_spec, outputs, outputs_spec, random, kept, changes)
+    narrow = _narrow_within(inputs, outputs)
+    return result, Seen(inputs, inputs_spec, outputs, outputs_spec, random, kept, changes, narrow)
+
+
+def _narrow_within(inputs: Leaves, outputs: Leaves) -> bool:
+    """Return whether a block computes in a precision of `NARROW`, as autocast of its own makes it do."""
+    seen = {None, *(leaf.grad_fn for leaf in inputs if isinstance(leaf, Tensor))}
+    pending: list[Any] = [leaf.grad_fn for leaf in outputs if isinstance(leaf, Tensor)]
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if any(meta is not None and meta.dtype in NARROW for meta in node._input_metadata):
+            return True
+        pending += [following for following, _ in node.next_functions]
+    return False
 
 
 def learn(
@@ -228,7 +245,8 @@ def learn(
     block.inputs = {}
     block.random = any(call.random for call in large)
     block.changes = any(call.changes for call in (*small, *large))
-    block.narrow = any(p.dtype in NARROW for p in block.module.parameters())
+    computed = any(call.narrow for call in (*small, *large))
+    block.narrow = computed or any(p.dtype in NARROW for p in block.module.parameters())
     block.fault = "" if large else "it was not called while the model was probed"
     if len(small) != len(large):
         block.fault = "it is called more or less often by the size of the batch"

@@ -435,7 +435,7 @@ def test_rows_that_move_are_refused_before_any_gradient_is_used(open_rows):
     masks.arm(torch.tensor([[1.0, 1.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]))
     masks.backward(losses_of(model, x), 3.0)
     model.zero_grad(set_to_none=True)
-    weights = torch.tensor([[1.0, 0.0], [0.5, 0.0], [1.0, 0.0], [0.25, 0.0]])
+    weights = torch.tensor([[1.0, 0.0], [0.5, 0.0], [1.0, 0.0], [0.0, 0.0]])
     weights[open_rows, 1] = 1.0
     masks.arm(weights)
     losses = losses_of(model, x[[0, 3, 1, 2]])
