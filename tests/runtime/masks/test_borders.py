@@ -341,3 +341,39 @@ def test_a_gradient_that_somebody_keeps_stays_as_it_was_seen(where: str) -> None
         step(engine, model, fractions(4), x)
     assert len(kept) > 6
     assert all(torch.equal(gradient, seen) for gradient, seen in kept)
+
+
+class Halving(nn.Module):
+    """A block that computes in half precision by an autocast of its own."""
+
+    def __init__(self, half: bool) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
+        self.half = half
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.float16, enabled=self.half):
+            h = self.down(self.up(x).tanh())
+        return x + h.float()
+
+
+def test_blocks_that_compute_in_half_precision_by_themselves_are_not_scaled() -> None:
+    """Gradients that are small times the greatest ratio of weights leave its range without a word."""
+    weights = torch.ones(8, 3)
+    weights[:4, 1] = 2.0**-15
+    found, x = {}, torch.randn(8, 5, 16, dtype=torch.float32)
+    for engine, half in (("fused", True), ("split", False)):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(16, 16), *(Halving(half) for _ in range(2)), nn.Linear(16, 3)).float()
+        bands = [
+            Band(name, (), tuple(n for n, _ in model.named_parameters() if n[0] in layers))
+            for name, layers in (("low", "0"), ("middle", "12"), ("top", "3"))
+        ]
+        masks = make_engine(model, bands, engine)
+        masks.arm(weights)
+        masks.backward(model(x).square().flatten(1).mean(1), 8.0)
+        found[engine] = {n: p.grad for n, p in model.named_parameters()}
+        masks.close()
+    for name, want in found["split"].items():
+        if name[0] in "12":
+            assert float((found["fused"][name] - want).abs().max()) <= 0.01 * float(want.abs().max()), name
