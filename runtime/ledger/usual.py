@@ -49,19 +49,21 @@ _STEP = {
     "verdict": _TEXT,
 }
 
-_BATCH = rb'(?:,"batch":%b)?' % _NATURAL
-"""A field that comes next after `active`, in the ledgers of a job's ranks only."""
-
-_SHARES = rb'(?:,"shares":\[%b,%b\])?' % (_NATURAL, _NATURAL)
-"""One that comes there after `privacy`."""
-
 _COMMITTED = {
     "step": _NATURAL,
-    "active": _TEXTS + _BATCH,
+    "active": _TEXTS,
     "norms": _named(rb"(?:null|%b)" % _TEXT),
     "loss": rb"(?:null|%b)" % _TEXT,
-    "privacy": _named(rb'\{"epsilon":%b,"steps":%b\}' % (_TEXT, _NATURAL)) + _SHARES,
+    "privacy": _named(rb'\{"epsilon":%b,"steps":%b\}' % (_TEXT, _NATURAL)),
 }
+
+_COMMITTED_BY_RANK = _COMMITTED | {
+    "active": rb'%b,"batch":%b' % (_COMMITTED["active"], _NATURAL),
+    "privacy": rb'%b(?:,"shares":\[%b,%b\])?' % (_COMMITTED["privacy"], _NATURAL, _NATURAL),
+}
+"""In the ledgers of a job's ranks two fields come next after others, the second only beside the first."""
+
+_COMMITTED_BODY = rb"(?:%b|%b)" % (_fields(_COMMITTED), _fields(_COMMITTED_BY_RANK))
 
 _REFUSED = {
     "step": _NATURAL,
@@ -71,9 +73,9 @@ _REFUSED = {
 }
 
 _step_line = re.compile(_FRAME % (_fields(_STEP), _NATURAL, b"step")).fullmatch
-_committed_line = re.compile(_FRAME % (_fields(_COMMITTED), _NATURAL, b"committed")).fullmatch
+_committed_line = re.compile(_FRAME % (_COMMITTED_BODY, _NATURAL, b"committed")).fullmatch
 _step_body = re.compile(_fields(_STEP)).fullmatch
-_committed_body = re.compile(_fields(_COMMITTED)).fullmatch
+_committed_body = re.compile(_COMMITTED_BODY).fullmatch
 
 
 def _is_usual_step(line: bytes, body: Any) -> bool:
@@ -128,7 +130,7 @@ _APART = {
     "verdict": rb'"([ -!#-\[\]-~]*)"',
 }
 _INDEX = b"(%b)" % _NATURAL
-_OUTCOME = rb"(?:(%b)|(%b))" % (_fields(_COMMITTED), _fields(_REFUSED))
+_OUTCOME = rb"(?:(%b)|(%b))" % (_COMMITTED_BODY, _fields(_REFUSED))
 
 STEP_FIELDS = (*sorted(_STEP), "index")
 """What the groups of `step_apart` hold; lists of numbers without brackets, `exposures` None for null."""

@@ -126,8 +126,10 @@ class OutcomeAudit:
         greatest = np.array([self._caps.get(band, (inf, ""))[0] for band in self._bits])[:, None]
         if not (absent | (reached & bits != 0)).all() or not ((values >= 0.0) & (values <= greatest)).all():
             return False
-        # Far from the bound it does not matter how a root is rounded.
-        if np.square(values).sum(axis=0).max(initial=0.0) < 0.999 * self._greatest**2:
+        # Far from the bound it does not matter how a root is rounded. A square may be too great for a number.
+        with np.errstate(over="ignore"):
+            squares = np.square(values).sum(axis=0)
+        if squares.max(initial=0.0) < 0.999 * self._greatest * self._greatest:
             return True
         return all(hypot(*whole) <= self._greatest for whole in values.T.tolist())
 

@@ -271,6 +271,28 @@ def test_what_is_wrong_late_in_a_stretch_is_found(plain_entries: list[Any], what
     assert (found, facts) == _one_by_one(entries)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("clip", "norm", "codes"),
+    [
+        ("1e+200", "0.3", []),
+        ("1e+200", "1e+199", []),
+        ("1e+200", "2e+200", ["wrong_outcome"]),
+        ("1", "1e+200", ["wrong_outcome"]),
+    ],
+)
+def test_norms_of_any_size_are_held_to_the_bound(
+    plain_entries: list[Any], clip: str, norm: str, codes: list[str]
+) -> None:
+    """Squares of such numbers are too great for a number."""
+    entries = copy.deepcopy(plain_entries)
+    entries[0][1]["clip_norm"] = clip
+    _last(entries, "committed")["norms"]["deep"] = norm
+    found, facts = _together(entries, len(entries))
+    assert [finding.code for finding in found] == codes
+    assert (found, facts) == _one_by_one(entries)
+
+
 def test_a_gradient_where_nothing_reaches_is_found(plain_entries: list[Any]) -> None:
     """Examples of kind `d` reach `deep` alone: in a stretch of such steps `shallow` has no gradient."""
     entries = copy.deepcopy(plain_entries)

@@ -221,6 +221,17 @@ def test_what_is_recognised_by_its_text_has_the_shape(cases: Any, data: st.DataO
         assert SHAPES[kind](body)
 
 
+def test_shares_are_recorded_only_beside_the_batch_of_all_ranks() -> None:
+    body = {"step": 1, "active": [], "norms": {}, "loss": None, "privacy": {}, "batch": 3, "shares": [3, 3]}
+    assert decode(line_of("committed", body))[3] == body
+    del body["batch"]
+    with pytest.raises(MalformedLineError) as caught:
+        decode(line_of("committed", body))
+    assert caught.value.problem == "wrong_shape"
+    with pytest.raises(EntryInvalid, match="batch"):
+        encode_body("committed", body)
+
+
 _columns = st.one_of(
     st.lists(st.integers(-2, 9), max_size=3),
     st.dictionaries(keys, st.lists(st.none() | st.booleans() | st.integers(-9, 9), max_size=3), max_size=2),
