@@ -145,13 +145,13 @@ def judge_job(
 
     programs, approvers: what must have governed every rank, and who must have signed it.
     """
-    from gradwarden.runtime.jobs.layout import log_path, rank_path, ranks_found
+    from gradwarden.runtime.jobs.layout import log_path
+    from gradwarden.runtime.jobs.progress import size_of_ranks
     from gradwarden.runtime.ledger.program_signature import NOBODY
     from gradwarden.runtime.verification.job_verify import verify_job
 
-    total = sum(rank_path(folder, rank).stat().st_size for rank in ranks_found(folder))
     notes = [read_note(path) for path in checkpoints]
-    with progress(f"verifying {folder.name}", total, "bytes") as advance:
+    with progress(f"verifying {folder.name}", size_of_ranks(folder), "bytes") as advance:
         report = verify_job(
             folder,
             trust.keys,

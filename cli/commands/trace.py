@@ -246,12 +246,10 @@ def _build(ledger: Path) -> Index:
 
 
 def _size(ledger: Path) -> int:
-    """Return the bytes of a ledger, or of those in the folder of a job."""
-    return (
-        sum(path.stat().st_size for path in ledger.glob("*.ledger"))
-        if ledger.is_dir()
-        else ledger.stat().st_size
-    )
+    """Return the bytes of a ledger, or of those of the ranks in the folder of a job."""
+    from gradwarden.runtime.jobs.progress import size_of_ranks
+
+    return size_of_ranks(ledger) if ledger.is_dir() else ledger.stat().st_size
 
 
 def _commitment(asked: Asked, queries: Queries) -> bytes:

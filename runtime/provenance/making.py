@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import file_digest
 from itertools import islice
 from pathlib import Path
 
 from gradwarden.runtime.errors import TraceError
 from gradwarden.runtime.jobs.layout import log_path, rank_path, ranks_found
+from gradwarden.runtime.jobs.progress import Progress, over_ranks
 from gradwarden.runtime.ledger.chain import ChainReport, Listener, first_error, verify_chain
 from gradwarden.runtime.ledger.entries import JOB_OPENING
 from gradwarden.runtime.ledger.keys import PublicKey
@@ -19,12 +20,8 @@ from gradwarden.runtime.provenance.collect import Collector, Numbering
 from gradwarden.runtime.provenance.indexed import Index, IndexFile, RankEnd
 from gradwarden.runtime.provenance.tables import Made, Tables
 
-Progress = Callable[[int, int], None]
 
-
-def make_index(
-    ledger: Path, folder: Path, keys: Sequence[PublicKey], progress: Callable[[int, int], None] | None
-) -> Index:
+def make_index(ledger: Path, folder: Path, keys: Sequence[PublicKey], progress: Progress | None) -> Index:
     """Write the tables of a ledger, or of those of a job, into a folder. Raises as `build_index`."""
     if ledger.is_dir():
         return _make_of_job(ledger, folder, keys, progress)
@@ -90,11 +87,12 @@ def _make_of_job(job: Path, folder: Path, keys: Sequence[PublicKey], progress: P
     tables, numbering = Tables(folder, ranks[0]), Numbering(shared=True)
     collectors: list[Collector] = []
     ends: list[RankEnd] = []
+    told = over_ranks(job, progress)
     for rank in ranks:
         if collectors:
             tables.next_rank(rank)
         collector = Collector(tables, numbering)
-        chain = walk(rank_path(job, rank), keys, collector.accept, progress)
+        chain = walk(rank_path(job, rank), keys, collector.accept, told(rank))
         collector.end()
         collectors.append(collector)
         ends.append(RankEnd(rank, chain.size, chain.root, chain.end, chain.tip))

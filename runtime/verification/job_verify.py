@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from gradwarden.policy.program import Program
-from gradwarden.runtime.jobs.layout import log_path, rank_path, ranks_found
+from gradwarden.runtime.jobs.layout import log_path, rank_path
+from gradwarden.runtime.jobs.progress import over_ranks
 from gradwarden.runtime.ledger.chain import ChainReport, verify_chain
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.program_signature import NOBODY, Approvers
@@ -59,19 +60,16 @@ def verify_job(
     reports: dict[int, VerifyReport] = {}
     steps: dict[int, RankSteps] = {}
     if log.opened is not None:
-        done = 0
-        total = sum(rank_path(folder, rank).stat().st_size for rank in ranks_found(folder))
+        told = over_ranks(folder, progress)
         for rank in range(log.opened["ranks"]):
             path = rank_path(folder, rank)
             if not path.exists():
                 continue
             seen = _Seen()
-            told = None if progress is None else _shifted(progress, done, total)
             reports[rank] = verify_ledger(
-                path, keys, program=program, approvers=approvers, beside=seen.listen, progress=told
+                path, keys, program=program, approvers=approvers, beside=seen.listen, progress=told(rank)
             )
             steps[rank] = seen.steps
-            done += path.stat().st_size
     return _together(folder, log, chain, findings, reports, steps)
 
 
@@ -84,10 +82,6 @@ class _Seen:
     def listen(self) -> Callable[[Any], None]:
         self.steps = RankSteps()
         return self.steps.accept
-
-
-def _shifted(progress: Callable[[int, int], None], done: int, total: int) -> Callable[[int, int], None]:
-    return lambda read, _: progress(done + read, total)
 
 
 def _together(

@@ -46,6 +46,15 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made.folder
 
 
+def test_progress_goes_through_the_ledgers_of_all_ranks_without_a_step_back(job: Path) -> None:
+    told: list[tuple[int, int]] = []
+    build_index(job, progress=lambda done, total: told.append((done, total)))
+    size = sum(rank_path(job, rank).stat().st_size for rank in range(RANKS))
+    assert {total for _, total in told} == {size}
+    assert told == sorted(told)
+    assert told[-1] == (size, size)
+
+
 def test_answers_are_those_of_one_ledger_for_all(job: Path) -> None:
     build_index(job)
     check_index(job)
