@@ -12,6 +12,7 @@ whole.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import TypeAlias
 
 import numpy as np
@@ -128,15 +129,15 @@ def _indices(first: int, count: int) -> Iterator[tuple[range, Bytes]]:
 
 def find_landmarks(frames: Frames) -> Landmarks:
     """Return the landmarks among lines. Raises OddBlockError for one that is no entry."""
-    lines = frames.lines
+    places = [place for kind in LANDMARKS & frames.kinds.keys() for place in frames.places(kind)]
+    # Each line has one byte before it instead of the one that ended it.
+    begins = list(accumulate(map(len, frames.lines), initial=0)) if places else []
     landmarks: Landmarks = {}
-    for kind in LANDMARKS & frames.kinds.keys():
-        for place in frames.kinds[kind].tolist():
-            line = lines[place][1:]
-            try:
-                decode(line)
-            except MalformedLineError:
-                raise OddBlockError from None
-            # Each line has one byte before it instead of the one that ended it.
-            landmarks[frames.first + place] = (sum(map(len, lines[:place])), line)
+    for place in places:
+        line = frames.lines[place][1:]
+        try:
+            decode(line)
+        except MalformedLineError:
+            raise OddBlockError from None
+        landmarks[frames.first + place] = (begins[place], line)
     return landmarks

@@ -17,6 +17,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from gradwarden.policy.evaluation.lookup import GrowingArray
 from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.ledger.shapes import COMMITMENT_SIZE
 
@@ -32,8 +33,10 @@ _HALVES = COMMITMENT_SIZE // 4
 Keys: TypeAlias = npt.NDArray[np.uint64]
 """Commitments: [n, words]; the two halves of a word are numbers of four bytes, the greatest first."""
 
-_ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-_SIX_BITS = bytes(max(0, _ALPHABET.find(byte)) for byte in range(256))
+BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+"""Its characters, the padding aside, in order."""
+
+_SIX_BITS = bytes(max(0, BASE64.find(byte)) for byte in range(256))
 """What each byte of base64 stands for; 0 for the padding."""
 
 _GROUP = 16
@@ -70,17 +73,16 @@ class Numbering:
         self._begin()
 
     def _begin(self) -> None:
-        self._count = 0
-        self._keys: Keys = np.empty((0, _WORDS), np.uint64)
-        """The commitments by number; there is room for more."""
+        self._keys = GrowingArray(np.uint64, _WORDS)
+        """The commitments by number."""
         self._table = np.empty(0, np.int32)
         self._displaced: dict[bytes, int] = {}
 
     def number(self, texts: Sequence[bytes]) -> Numbered:
         """Return the commitments in texts of sound base64, as numbers."""
-        if self._count > MOST:
+        if self._keys.count > MOST:
             self._begin()
-        known = self._count
+        known = self._keys.count
         keys = unpack(texts)
         if ROOM * known >= len(self._table):
             self._make_table(2 * ROOM * (known + len(keys)))
@@ -88,13 +90,13 @@ class Numbering:
         numbers = self._table.take(slots)
         same = numbers != _EMPTY
         if known:
-            held = self._keys.take(numbers, axis=0, mode="clip")
+            held = self._keys.array.take(numbers, axis=0, mode="clip")
             for word in range(_WORDS):
                 same &= held[:, word] == keys[:, word]
         others = np.flatnonzero(~same)
         if len(others):
             numbers[others] = self._look_up(keys[others])
-        fresh = self._keys[known : self._count].view(np.uint32).astype(">u4").tobytes()
+        fresh = self._keys.array[known:].view(np.uint32).astype(">u4").tobytes()
         return Numbered(os.getpid(), array("i", numbers.tobytes()), known, fresh)
 
     def _slots(self, keys: Keys) -> npt.NDArray[np.intp]:
@@ -104,11 +106,11 @@ class Numbering:
         """Make a table of so many slots or more, for all commitments so far."""
         self._table = np.full(1 << size.bit_length(), _EMPTY, np.int32)
         self._displaced.clear()
-        self._place(0, self._keys[: self._count])
+        self._place(0, self._keys.array)
 
     def _look_up(self, keys: Keys) -> list[int]:
         """Return the numbers of commitments that are not in their slots, and remember new ones."""
-        displaced, new = self._displaced, defaultdict[bytes, int](count(self._count).__next__)
+        displaced, new = self._displaced, defaultdict[bytes, int](count(self._keys.count).__next__)
         names = _names(keys)
         numbers = [displaced[name] if name in displaced else new[name] for name in names]
         if new:
@@ -117,12 +119,8 @@ class Numbering:
 
     def _add(self, new: Keys) -> None:
         """Give commitments the next numbers."""
-        first, self._count = self._count, self._count + len(new)
-        if self._count > len(self._keys):
-            room = np.empty((max(self._count, 2 * len(self._keys)), _WORDS), np.uint64)
-            room[:first] = self._keys[:first]
-            self._keys = room
-        self._keys[first : self._count] = new
+        first = self._keys.count
+        self._keys.extend(new)
         self._place(first, new)
 
     def _place(self, first: int, keys: Keys) -> None:

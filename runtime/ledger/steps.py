@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 
 from gradwarden.policy.frozen import frozen
-from gradwarden.runtime.ledger.numbering import Numbering
+from gradwarden.runtime.ledger.numbering import BASE64, Numbering
 from gradwarden.runtime.ledger.numerals import Counts, Numerals, read_numerals
 from gradwarden.runtime.ledger.turns import OddBlockError, Turns, named_columns, values_of, values_of_few
 from gradwarden.runtime.ledger.usual import FORM_FIELDS, StepForm
-
-_BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
 _GREATEST = 2**31 - 1
 
@@ -66,7 +64,7 @@ def _are_commitments(texts: Sequence[bytes], counts: Counts) -> bool:
     padding = -32 * counts % 3
     if not all(map(bytes.endswith, texts, [b"=" * count for count in padding.tolist()])):
         return False
-    return len(b"".join(texts).translate(None, _BASE64)) == int(padding.sum())
+    return len(b"".join(texts).translate(None, BASE64)) == int(padding.sum())
 
 
 class StepColumns:

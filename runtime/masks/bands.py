@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 from torch import Tensor, nn
 
 from gradwarden.policy.errors import did_you_mean
 from gradwarden.policy.program import Band
 from gradwarden.runtime.errors import MaskError
+
+
+@cache
+def bands_in(mask: int) -> tuple[int, ...]:
+    """Return the bands whose bits are set."""
+    return tuple(band for band in range(mask.bit_length()) if mask >> band & 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)

@@ -17,6 +17,7 @@ from gradwarden.runtime.masks.bands import BandIndex
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.planner import BlockCost
 from gradwarden.runtime.masks.sites import Site
+from gradwarden.runtime.masks.walk import nodes
 
 Leaves = list[Any]
 
@@ -218,17 +219,14 @@ def observe(block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tupl
 
 def _narrow_within(inputs: Leaves, outputs: Leaves) -> bool:
     """Return whether a block computes in a precision of `NARROW`, as autocast of its own makes it do."""
-    seen = {None, *(leaf.grad_fn for leaf in inputs if isinstance(leaf, Tensor))}
-    pending: list[Any] = [leaf.grad_fn for leaf in outputs if isinstance(leaf, Tensor)]
-    while pending:
-        node = pending.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if any(meta is not None and meta.dtype in NARROW for meta in node._input_metadata):
-            return True
-        pending += [following for following, _ in node.next_functions]
-    return False
+    came, goes = (
+        [leaf.grad_fn for leaf in leaves if isinstance(leaf, Tensor)] for leaves in (inputs, outputs)
+    )
+    return any(
+        meta is not None and meta.dtype in NARROW
+        for node in nodes(goes, stops=came)
+        for meta in node._input_metadata
+    )
 
 
 def learn(

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from gradwarden.policy.context import FloatArray
+from gradwarden.runtime.masks.bands import bands_in
 from gradwarden.runtime.masks.blocks import (
     NARROW,
     Block,
@@ -91,7 +92,7 @@ def scaled(plan: Plan, own: int, costs: Sequence[float]) -> ScaledPlan | None:
     """
     if plan.classes is not None or plan.whole.examples is not plan.whole:
         return None
-    shaped = [band for band in _members(own) if plan.shaped[band]]
+    shaped = [band for band in bands_in(own) if plan.shaped[band]]
     if not shaped:
         return None
     dearest = max(shaped, key=costs.__getitem__)
@@ -102,12 +103,6 @@ def scaled(plan: Plan, own: int, costs: Sequence[float]) -> ScaledPlan | None:
     scale = plan.columns[dearest]
     alike = [band for band in shaped if band == dearest or np.array_equal(plan.columns[band], scale)]
     return ScaledPlan(plan, sum(1 << band for band in alike), dearest)
-
-
-@cache
-def _members(own: int) -> tuple[int, ...]:
-    """Return the bands whose bits are set."""
-    return tuple(band for band in range(own.bit_length()) if own >> band & 1)
 
 
 def scalable(block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

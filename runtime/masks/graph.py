@@ -17,6 +17,7 @@ from gradwarden.runtime.masks.parts import JoinRows
 from gradwarden.runtime.masks.pieces import PieceRows
 from gradwarden.runtime.masks.sites import Site
 from gradwarden.runtime.masks.trial import tolerance
+from gradwarden.runtime.masks.walk import nodes
 
 _FUNCTIONS = (*(operation.function for operation in OPERATIONS), PieceRows)
 _PLACED = (*_FUNCTIONS, BorderRows)
@@ -171,20 +172,9 @@ def coarsest(losses: Tensor) -> float:
     A model may run a part of itself in a lower precision than its parameters and losses have.
     """
     found = tolerance(losses.dtype)
-    pending: list[Any] = [losses.grad_fn]
-    seen: set[Any] = {None, losses.grad_fn}
-    while pending:
-        node = pending.pop()
+    for node in nodes([losses.grad_fn], pieces=True):
         kinds = [meta.dtype for meta in node._input_metadata if meta is not None]
         found = max(found, *(tolerance(kind) for kind in kinds if kind.is_floating_point))
-        run = getattr(node, "run", None)
-        if run is not None:
-            pending += [output.grad_fn for output in run.outputs if output.grad_fn not in seen]
-            seen.update(pending)
-        for following, _ in node.next_functions:
-            if following not in seen:
-                seen.add(following)
-                pending.append(following)
     return found
 
 
@@ -240,14 +230,4 @@ def _picks_one(node: Any) -> bool:
 
 def _above_a_layer(movers: Sequence[Any]) -> bool:
     """Return whether a weighing layer lies between the model's inputs and any of the nodes."""
-    pending = list(movers)
-    seen: set[Any] = {None, *movers}
-    while pending:
-        node = pending.pop()
-        if getattr(node, "_forward_cls", None) in _PLACED:
-            return True
-        for following, _ in node.next_functions:
-            if following not in seen:
-                seen.add(following)
-                pending.append(following)
-    return False
+    return any(getattr(node, "_forward_cls", None) in _PLACED for node in nodes(movers))

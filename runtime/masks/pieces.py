@@ -27,6 +27,7 @@ from gradwarden.runtime.masks.plan import Plan
 from gradwarden.runtime.masks.rows import Rows
 from gradwarden.runtime.masks.sink import Gauge
 from gradwarden.runtime.masks.unitwise import squared_norm
+from gradwarden.runtime.masks.walk import nodes
 
 if TYPE_CHECKING:
     from gradwarden.runtime.masks.blocks import Block
@@ -284,18 +285,8 @@ def _run_apart(piece: Piece, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
 
 def _self_contained(outputs: Sequence[Tensor], leaves: set[int]) -> bool:
     """Return whether nothing but these leaves can have a gradient from the outputs."""
-    pending: list[Any] = [output.grad_fn for output in outputs if output.grad_fn is not None]
-    seen: set[Any] = {None, *pending}
-    while pending:
-        node = pending.pop()
-        leaf = getattr(node, "variable", None)
-        if leaf is not None and id(leaf) not in leaves:
-            return False
-        for following, _ in node.next_functions:
-            if following not in seen:
-                seen.add(following)
-                pending.append(following)
-    return True
+    ends = (getattr(node, "variable", None) for node in nodes(output.grad_fn for output in outputs))
+    return all(leaf is None or id(leaf) in leaves for leaf in ends)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gradwarden.policy.context import FloatArray
+from gradwarden.runtime.masks.bands import bands_in
 from gradwarden.runtime.masks.rows import Columns, Rows, relative, row_factors
 from gradwarden.runtime.masks.sink import Gauge, Sink
 from gradwarden.runtime.masks.unitwise import Owners
@@ -190,7 +191,7 @@ class Plan:
 
     def shapers(self, mask: int) -> Rows | None:
         """Return the examples that may shape the bands whose bits are set; None where these are not alike."""
-        bands = [band for band in range(mask.bit_length()) if mask >> band & 1]
+        bands = bands_in(mask)
         if not bands:
             return None
         first, *others = bands
