@@ -39,7 +39,7 @@ from examples.code_licences.train import held_out_losses
 from examples.code_licences.windows import Batch, Windows
 from gradwarden.policy import Program, compile_policy, load_policy
 from gradwarden.runtime import Governor, Ledger, ModelMap, Signer
-from gradwarden.runtime.depth_batches import DepthSampler, reach_groups
+from gradwarden.runtime.batching.depth_batches import DepthSampler, reach_groups
 
 WARM_UP = 8
 """Steps that are not timed: the engine probes the model in the first ones."""

@@ -29,7 +29,7 @@ from gradwarden.policy.context import Context
 from gradwarden.policy.decision import VERDICTS, step_verdict
 from gradwarden.runtime import Ledger, Signer
 from gradwarden.runtime.commitments import Committer
-from gradwarden.runtime.recorder import Recorder
+from gradwarden.runtime.records.recorder import Recorder
 from gradwarden.runtime.roster import Roster
 from gradwarden.runtime.verification.verify import verify_ledger
 

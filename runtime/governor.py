@@ -27,25 +27,25 @@ from gradwarden.policy.evaluation.admission import Admitted
 from gradwarden.policy.program import Program
 from gradwarden.runtime.average import holds_average
 from gradwarden.runtime.binding import bind_model
-from gradwarden.runtime.data_parallel import check_equal
 from gradwarden.runtime.errors import MaskError
 from gradwarden.runtime.in_force import Choice, InForce
 from gradwarden.runtime.jobs.job import Job
 from gradwarden.runtime.joining import JOIN, Joined, Request, begin_run, join
-from gradwarden.runtime.keeping import Began
 from gradwarden.runtime.ledger.ledger import Ledger
 from gradwarden.runtime.ledger.program_signature import NOBODY, Approvers
 from gradwarden.runtime.ledger.unwritten import Unwritten
 from gradwarden.runtime.masks import Engine, LayerRules
 from gradwarden.runtime.memorization.measures import Measures
-from gradwarden.runtime.milestones import whole_model
 from gradwarden.runtime.options import NOTHING_KNOWN, Measuring, Privacy
 from gradwarden.runtime.privacy.accounting import JointPlan
 from gradwarden.runtime.progress import Progress
-from gradwarden.runtime.proposal import Proposal
+from gradwarden.runtime.ranks.data_parallel import check_equal
+from gradwarden.runtime.ranks.keeping import Began
+from gradwarden.runtime.records.milestones import whole_model
 from gradwarden.runtime.roster import Examples, Roster
 from gradwarden.runtime.run import Run
-from gradwarden.runtime.step_gates import StepGates
+from gradwarden.runtime.steps.proposal import Proposal
+from gradwarden.runtime.steps.step_gates import StepGates
 
 if TYPE_CHECKING:
     from torch.amp.grad_scaler import GradScaler

@@ -11,7 +11,7 @@ from gradwarden.policy.combine import QUARANTINE
 from gradwarden.policy.program import Program
 from gradwarden.runtime.binding import BoundModel
 from gradwarden.runtime.masks import Engine, LayerRules, make_engine
-from gradwarden.runtime.reduction import Reduction
+from gradwarden.runtime.ranks.reduction import Reduction
 
 Choice: TypeAlias = Literal["auto", "fused", "split"]
 """Of an engine: `fused` (one backward pass), `split` (reference), `auto` (fused where its probe passes)."""

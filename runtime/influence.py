@@ -41,8 +41,8 @@ from torch import Tensor, nn
 from gradwarden.runtime.errors import InfluenceError
 from gradwarden.runtime.governor import Governor
 from gradwarden.runtime.influence_report import BandInfluence, HeldOutLoss, LeakReport, LossPair, Movement
-from gradwarden.runtime.proposal import Proposal
-from gradwarden.runtime.restore import Snapshot
+from gradwarden.runtime.steps.proposal import Proposal
+from gradwarden.runtime.steps.restore import Snapshot
 
 WITHHELD = "withheld from this run"
 """The attribute of an example that is to be refused. It is no identifier, so no policy can declare it."""

@@ -20,7 +20,18 @@ from torch import nn
 from gradwarden.policy.context import Context
 from gradwarden.policy.program import Program
 from gradwarden.runtime.binding import BoundModel, bind_model
-from gradwarden.runtime.data_parallel import (
+from gradwarden.runtime.errors import MaskError, PrivacyError
+from gradwarden.runtime.jobs.job import Job
+from gradwarden.runtime.ledger.ledger import Ledger
+from gradwarden.runtime.ledger.program_signature import Approvers
+from gradwarden.runtime.ledger.unwritten import Unwritten
+from gradwarden.runtime.maintenance import Maintainer, Standing
+from gradwarden.runtime.memorization.measures import Measures
+from gradwarden.runtime.options import Measuring, Privacy
+from gradwarden.runtime.privacy.accounting import privacy_rules
+from gradwarden.runtime.privacy.budget import BudgetBook
+from gradwarden.runtime.privacy.draws import DrawWatch
+from gradwarden.runtime.ranks.data_parallel import (
     ROOT,
     Ranks,
     check_equal,
@@ -28,26 +39,15 @@ from gradwarden.runtime.data_parallel import (
     names_digest,
     weights_digest,
 )
-from gradwarden.runtime.errors import MaskError, PrivacyError
-from gradwarden.runtime.gates import ForeignWatch
-from gradwarden.runtime.history import Counts, read_history
-from gradwarden.runtime.jobs.job import Job
-from gradwarden.runtime.keeping import Began, Keeping, keeping_of
-from gradwarden.runtime.ledger.ledger import Ledger
-from gradwarden.runtime.ledger.program_signature import Approvers
-from gradwarden.runtime.ledger.unwritten import Unwritten
-from gradwarden.runtime.loss_scaling import LossScaling
-from gradwarden.runtime.maintenance import Maintainer, Standing
-from gradwarden.runtime.memorization.measures import Measures
-from gradwarden.runtime.milestones import Milestones
-from gradwarden.runtime.options import Measuring, Privacy
-from gradwarden.runtime.privacy.accounting import privacy_rules
-from gradwarden.runtime.privacy.budget import BudgetBook
-from gradwarden.runtime.privacy.draws import DrawWatch
-from gradwarden.runtime.recorder import Recorder
-from gradwarden.runtime.reduction import Reduction
-from gradwarden.runtime.reductions import reduction_of
+from gradwarden.runtime.ranks.keeping import Began, Keeping, keeping_of
+from gradwarden.runtime.ranks.reduction import Reduction
+from gradwarden.runtime.ranks.reductions import reduction_of
+from gradwarden.runtime.records.history import Counts, read_history
+from gradwarden.runtime.records.milestones import Milestones
+from gradwarden.runtime.records.recorder import Recorder
 from gradwarden.runtime.roster import Roster
+from gradwarden.runtime.steps.gates import ForeignWatch
+from gradwarden.runtime.steps.loss_scaling import LossScaling
 from gradwarden.runtime.terms import RunTerms, committer_of
 
 if TYPE_CHECKING:

@@ -38,10 +38,10 @@ from gradwarden.runtime.anchors import (
     norm_of,
     save_anchor,
 )
-from gradwarden.runtime.data_parallel import Ranks
 from gradwarden.runtime.errors import MaskError
-from gradwarden.runtime.gates import Finding
-from gradwarden.runtime.recorder import Recorder
+from gradwarden.runtime.ranks.data_parallel import Ranks
+from gradwarden.runtime.records.recorder import Recorder
+from gradwarden.runtime.steps.gates import Finding
 
 Parameters = Mapping[str, tuple[nn.Parameter, ...]]
 """The parameters of each band."""

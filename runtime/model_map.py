@@ -27,7 +27,7 @@ from gradwarden.policy.model_map import Layer, Parameter
 from gradwarden.policy.model_map import ModelMap as ModelMapData
 from gradwarden.policy.program import SCALE
 from gradwarden.runtime.errors import MaskError
-from gradwarden.runtime.wrapping import plain_class, unwrapped
+from gradwarden.runtime.ranks.wrapping import plain_class, unwrapped
 
 _PAIRS = (("encoder", "decoder"), ("down", "up"))
 """Words in the paths of stacks that are run one after the other."""

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 from gradwarden.policy.decision import VERDICTS, step_verdict
 from gradwarden.policy.program import Program
 from gradwarden.runtime.errors import LedgerError, MaskError, StarvationHalt
-from gradwarden.runtime.expiry import ExpiryWatch
-from gradwarden.runtime.gates import Finding
-from gradwarden.runtime.history import Counts
 from gradwarden.runtime.joining import Joined
-from gradwarden.runtime.starvation import StarvationGuard
+from gradwarden.runtime.records.history import Counts
+from gradwarden.runtime.steps.expiry import ExpiryWatch
+from gradwarden.runtime.steps.gates import Finding
+from gradwarden.runtime.steps.starvation import StarvationGuard
 
 if TYPE_CHECKING:
-    from gradwarden.runtime.proposal import Proposal
+    from gradwarden.runtime.steps.proposal import Proposal
 
 LEVELS_TO_LOOP = 6
 """How many calls up from the warning of starvation the loop is that left the step's block."""

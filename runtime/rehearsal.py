@@ -14,7 +14,7 @@ import numpy.typing as npt
 from gradwarden.policy.context import IntArray
 from gradwarden.policy.evaluation.rehearsal import demands, shortfall
 from gradwarden.policy.program import SCALE
-from gradwarden.runtime.epochs import Epochs
+from gradwarden.runtime.batching.epochs import Epochs
 from gradwarden.runtime.errors import MaskError
 
 if TYPE_CHECKING:

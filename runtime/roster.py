@@ -15,10 +15,10 @@ from gradwarden.policy.evaluation.admission import Admission, Admitted
 from gradwarden.policy.program import Program
 from gradwarden.runtime.commitments import Committer
 from gradwarden.runtime.errors import ExampleError
-from gradwarden.runtime.history import History
 from gradwarden.runtime.memorization.copies import CopyCounter
 from gradwarden.runtime.memorization.exposures import ExposureCounter
 from gradwarden.runtime.memorization.rows import occurrence
+from gradwarden.runtime.records.history import History
 
 ID = "id"
 """The key of an example's identity in a mapping of its metadata."""

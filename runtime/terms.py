@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from gradwarden.runtime.commitments import SIZE, Committer
-from gradwarden.runtime.data_parallel import ROOT
 from gradwarden.runtime.errors import LedgerError
 from gradwarden.runtime.ledger.ledger import Ledger
 from gradwarden.runtime.ledger.unwritten import Unwritten
+from gradwarden.runtime.ranks.data_parallel import ROOT
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from gradwarden.cli.output import arrived, emit_json, emit_table, format_option,
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from gradwarden.runtime.effective_history import EffectiveHistory, Stretch
+    from gradwarden.runtime.records.effective_history import EffectiveHistory, Stretch
 
 
 @verb("history")
@@ -40,7 +40,7 @@ def command(ledger: Path, checkpoint: str | None, output_format: str) -> int:
     \b
     Exit status: 0 answered, 2 the ledger is damaged, unreadable, or names no such checkpoint.
     """
-    from gradwarden.runtime.effective_history import effective_history
+    from gradwarden.runtime.records.effective_history import effective_history
 
     size = ledger.stat().st_size if ledger.is_file() else None
     with progress(f"reading {ledger.name}", size, "bytes") as advance:

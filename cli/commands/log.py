@@ -306,7 +306,7 @@ def _signatures(note: str) -> str:
 
 
 def _rewound(body: dict[str, Any]) -> str:
-    from gradwarden.runtime.branches import told
+    from gradwarden.runtime.records.branches import told
 
     abandoned = told(tuple((first, end) for first, end in body["abandoned"]))
     return f"to {body['checkpoint']['file']}; abandoned steps: {abandoned}"

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gradwarden.policy.program import SCALE
-from gradwarden.runtime.history import History
 from gradwarden.runtime.ledger.entries import Entry
+from gradwarden.runtime.records.history import History
 
 
 @dataclass(slots=True)

@@ -36,7 +36,7 @@ from examples.gradient_routing.governed import (
 from examples.gradient_routing.gpt import GPTConfig, QuarantineGPT, per_example_loss
 from examples.gradient_routing.results import console, spread, write_results
 from examples.run_files import RunFiles
-from gradwarden.runtime.proposal import Proposal
+from gradwarden.runtime.steps.proposal import Proposal
 
 METHODS = ("unrouted", "filtered", "routed", "routed, seen by all")
 """The first word is a policy, `domains_<word>.policy`. `seen by all`: every example passes the quarantine."""

@@ -14,9 +14,9 @@ from typing import Any, Literal
 from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import Limit, Program
 from gradwarden.policy.program_json import program_from_json
-from gradwarden.runtime.history import History, PendingStep
 from gradwarden.runtime.ledger.entries import Entry
 from gradwarden.runtime.ledger.reader import read_entries
+from gradwarden.runtime.records.history import History, PendingStep
 
 Outcome = Literal["committed", "refused", "unknown"]
 """What came of a step. unknown: a crash took it away, and the step may have moved the model."""

@@ -12,8 +12,6 @@ import numpy.typing as npt
 from torch import Tensor
 
 from gradwarden.policy.context import IntArray
-from gradwarden.runtime.batch_parts import BatchParts
-from gradwarden.runtime.data_parallel import Part, join_readings
 from gradwarden.runtime.errors import MaskError
 from gradwarden.runtime.in_force import InForce
 from gradwarden.runtime.memorization.gradient_gauge import GradientGauge
@@ -28,6 +26,8 @@ from gradwarden.runtime.memorization.measures import (
 )
 from gradwarden.runtime.memorization.readings import StepReadings
 from gradwarden.runtime.memorization.token_scores import token_scores
+from gradwarden.runtime.ranks.data_parallel import Part, join_readings
+from gradwarden.runtime.steps.batch_parts import BatchParts
 
 
 class StepMeasures:

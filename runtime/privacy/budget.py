@@ -53,7 +53,7 @@ from gradwarden.runtime.privacy.noise import (
 )
 from gradwarden.runtime.privacy.sampling import MixedSampler, PoissonSampler
 from gradwarden.runtime.privacy.units import UnitSums
-from gradwarden.runtime.reduction import Reduction
+from gradwarden.runtime.ranks.reduction import Reduction
 
 
 @dataclass(frozen=True, slots=True)

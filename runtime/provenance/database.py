@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from gradwarden.runtime.branches import Spans
 from gradwarden.runtime.errors import TraceError
 from gradwarden.runtime.provenance import tables
 from gradwarden.runtime.provenance.answers import Steps
 from gradwarden.runtime.provenance.indexed import Index
+from gradwarden.runtime.records.branches import Spans
 
 LAST_STEP = (1 << 62) - 1
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from gradwarden.policy.frozen import frozen
-from gradwarden.runtime.base_run import is_base
 from gradwarden.runtime.provenance.queries import Queries
+from gradwarden.runtime.records.base_run import is_base
 
 
 @frozen

@@ -18,7 +18,6 @@ import orjson
 
 from gradwarden.policy.errors import did_you_mean
 from gradwarden.policy.program import SCALE
-from gradwarden.runtime.branches import Branches, Spans
 from gradwarden.runtime.errors import TraceError
 from gradwarden.runtime.provenance import tables
 from gradwarden.runtime.provenance.answers import (
@@ -35,6 +34,7 @@ from gradwarden.runtime.provenance.answers import (
 )
 from gradwarden.runtime.provenance.database import EVERY_STEP, Database, listed, numbers
 from gradwarden.runtime.provenance.indexed import Index
+from gradwarden.runtime.records.branches import Branches, Spans
 
 STOPPING = ("refuse", "defer", "invalid")
 

@@ -44,14 +44,14 @@ from gradwarden.runtime.commitments import Committer
 from gradwarden.runtime.digests import file_digest
 from gradwarden.runtime.errors import RuntimeGovernanceError
 from gradwarden.runtime.governor import Governor
-from gradwarden.runtime.history import History, read_history
-from gradwarden.runtime.keeping import Began
 from gradwarden.runtime.ledger.chain import Finding
 from gradwarden.runtime.ledger.entries import Entry
 from gradwarden.runtime.ledger.keys import Signer
 from gradwarden.runtime.ledger.ledger import Ledger
 from gradwarden.runtime.ledger.reader import read_entries
 from gradwarden.runtime.maintenance import Standing
+from gradwarden.runtime.ranks.keeping import Began
+from gradwarden.runtime.records.history import History, read_history
 from gradwarden.runtime.reexecution.segments import Segment
 from gradwarden.runtime.reexecution.training_state import TrainingState
 from gradwarden.runtime.verification.weights_check import different_tensors, recorded_tensors

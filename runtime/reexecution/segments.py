@@ -18,8 +18,8 @@ from math import comb
 from typing import Any, TypeAlias
 
 from gradwarden.policy.frozen import frozen
-from gradwarden.runtime.branches import REWOUND, STATE_SUFFIX, Branches, length
 from gradwarden.runtime.ledger.reader import read_entries
+from gradwarden.runtime.records.branches import REWOUND, STATE_SUFFIX, Branches, length
 
 _LABEL = b"gradwarden/challenge/1\x00"
 

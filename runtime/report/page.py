@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-from gradwarden.runtime.branches import told
 from gradwarden.runtime.errors import RuntimeGovernanceError
+from gradwarden.runtime.records.branches import told
 from gradwarden.runtime.report.account import Account, of_kind
 from gradwarden.runtime.report.chart import heaviest, line, stack
 

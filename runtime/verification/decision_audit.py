@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 
 from gradwarden.policy.decision import VERDICTS, Decision
 from gradwarden.policy.program import Program
-from gradwarden.runtime.history import bands_of
 from gradwarden.runtime.ledger.turns import Turns
-from gradwarden.runtime.recorder import decision_body
+from gradwarden.runtime.records.history import bands_of
+from gradwarden.runtime.records.recorder import decision_body
 from gradwarden.runtime.verification.decision_tally import DecisionTally
 from gradwarden.runtime.verification.outcome_audit import OutcomeAudit
 from gradwarden.runtime.verification.stretch import (

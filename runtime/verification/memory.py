@@ -30,9 +30,7 @@ from gradwarden.policy.errors import GradwardenError
 from gradwarden.policy.evaluation.lookup import GrowingArray
 from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import Maintenance, Program, Rehearsal
-from gradwarden.runtime.branches import Branches, Saved
 from gradwarden.runtime.errors import LedgerError, MemoryFileError
-from gradwarden.runtime.history import PendingStep
 from gradwarden.runtime.ledger.archived_head import prefix
 from gradwarden.runtime.ledger.chain import Finding
 from gradwarden.runtime.ledger.durable import replace_durably
@@ -42,6 +40,8 @@ from gradwarden.runtime.ledger.merkle import leaf_hash
 from gradwarden.runtime.ledger.program_signature import NOBODY, Approvers
 from gradwarden.runtime.ledger.reader import absent, open_ledger
 from gradwarden.runtime.ledger.sidecar import read_sidecar
+from gradwarden.runtime.records.branches import Branches, Saved
+from gradwarden.runtime.records.history import PendingStep
 from gradwarden.runtime.verification.approval_audit import ApprovalAudit
 from gradwarden.runtime.verification.budget_audit import BudgetAudit
 from gradwarden.runtime.verification.decision_audit import DecisionAudit

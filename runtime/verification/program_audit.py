@@ -7,7 +7,7 @@ from typing import Any
 
 from gradwarden.policy.program import Program
 from gradwarden.policy.program_json import program_from_json
-from gradwarden.runtime.history import History
+from gradwarden.runtime.records.history import History
 from gradwarden.runtime.verification.violation import ViolationError
 
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gradwarden.runtime.branches import (
+from gradwarden.runtime.ledger.chain import Finding
+from gradwarden.runtime.records.branches import (
     MOST_REWINDS,
     REWOUND,
     STATE_SUFFIX,
@@ -20,8 +21,7 @@ from gradwarden.runtime.branches import (
     length,
     told,
 )
-from gradwarden.runtime.history import History
-from gradwarden.runtime.ledger.chain import Finding
+from gradwarden.runtime.records.history import History
 from gradwarden.runtime.verification.violation import ViolationError
 
 

@@ -20,13 +20,13 @@ from gradwarden.policy.errors import GradwardenError
 from gradwarden.policy.program import Program
 from gradwarden.runtime.errors import NoteError
 from gradwarden.runtime.evidence.supply import MOST_SUPPLIES, describe_supply
-from gradwarden.runtime.history import History, PendingStep
 from gradwarden.runtime.ledger.chain import ChainReport, Finding
 from gradwarden.runtime.ledger.entries import Entry
 from gradwarden.runtime.ledger.lines import Part
 from gradwarden.runtime.ledger.program_signature import NOBODY, Approvers
 from gradwarden.runtime.ledger.turns import Turns
 from gradwarden.runtime.privacy.accounting import epsilon_text, privacy_rules
+from gradwarden.runtime.records.history import History, PendingStep
 from gradwarden.runtime.verification.approval_audit import ApprovalAudit
 from gradwarden.runtime.verification.budget_audit import BudgetAudit
 from gradwarden.runtime.verification.decision_audit import DecisionAudit

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gradwarden.runtime.history import History, PendingStep
+from gradwarden.runtime.records.history import History, PendingStep
 from gradwarden.runtime.verification.violation import ViolationError
 
 

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from gradwarden.policy.frozen import frozen
-from gradwarden.runtime.branches import STATE_SUFFIX
 from gradwarden.runtime.digests import file_digest
 from gradwarden.runtime.errors import WeightsError
 from gradwarden.runtime.evidence.prover import entries_of
 from gradwarden.runtime.ledger.chain import Finding
+from gradwarden.runtime.records.branches import STATE_SUFFIX
 from gradwarden.runtime.weights.leaves import chunk_bytes, first_difference, leaves_beside, recorded_leaves
 from gradwarden.runtime.weights.record import KIND, PartsReader, RecordedTensors
 from gradwarden.runtime.weights.stored import StoredTensor, StoredWeights

@@ -22,7 +22,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from gradwarden.policy import compile_policy, parse_policy
 from gradwarden.policy.context import Context
 from gradwarden.policy.decision import VERDICTS, step_verdict
-from gradwarden.runtime.branches import Branches
 from gradwarden.runtime.commitments import Committer
 from gradwarden.runtime.ledger import writer
 from gradwarden.runtime.ledger.entries import compose, decode, encode_body
@@ -31,7 +30,8 @@ from gradwarden.runtime.ledger.ledger import Ledger
 from gradwarden.runtime.ledger.merkle import Tree, leaf_hash
 from gradwarden.runtime.ledger.note import Checkpoint, sign_note
 from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
-from gradwarden.runtime.recorder import Recorder
+from gradwarden.runtime.records.branches import Branches
+from gradwarden.runtime.records.recorder import Recorder
 from gradwarden.runtime.roster import Roster
 
 Body = dict[str, Any]

@@ -22,7 +22,7 @@ from gradwarden.runtime.ledger.keys import Signer
 from gradwarden.runtime.ledger.ledger import Ledger
 from gradwarden.runtime.ledger.merkle import leaf_hash, tree_root
 from gradwarden.runtime.ledger.note import Checkpoint, sign_note
-from gradwarden.runtime.recorder import Recorder
+from gradwarden.runtime.records.recorder import Recorder
 from gradwarden.runtime.weights.stored import StoredWeights
 from gradwarden.runtime.weights.tree import hash_weights
 from tests.cli.conftest import POLICY, Run

@@ -23,7 +23,6 @@ from gradwarden.policy.evaluation.evaluate import decide
 from gradwarden.policy.program_json import program_from_json
 from gradwarden.policy.source import Source
 from gradwarden.policy.testing.yaml_text import read_yaml
-from gradwarden.runtime.branches import REWOUND, Branches
 from gradwarden.runtime.digests import file_digest
 from gradwarden.runtime.errors import EntryInvalid
 from gradwarden.runtime.evidence.dsse import parse_envelope
@@ -42,7 +41,8 @@ from gradwarden.runtime.ledger.keys import Signer
 from gradwarden.runtime.ledger.merkle import EMPTY_ROOT
 from gradwarden.runtime.ledger.note import Checkpoint, parse_note, sign_note
 from gradwarden.runtime.memorization.content import ContentIndex
-from gradwarden.runtime.rewinding import going_back
+from gradwarden.runtime.records.branches import REWOUND, Branches
+from gradwarden.runtime.records.rewinding import going_back
 from gradwarden.runtime.weights.stored import StoredWeights
 from tests.fuzz.targets import ROOT
 

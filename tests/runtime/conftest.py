@@ -20,7 +20,7 @@ from gradwarden.runtime.ledger.entries import Entry
 from gradwarden.runtime.ledger.reader import read_entries
 from gradwarden.runtime.options import Privacy
 from gradwarden.runtime.privacy.accounting import JointPlan
-from gradwarden.runtime.proposal import Proposal
+from gradwarden.runtime.steps.proposal import Proposal
 from gradwarden.runtime.verification.verify import VerifyReport, verify_ledger
 
 TODAY = date(2026, 1, 31)

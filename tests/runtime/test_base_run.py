@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from gradwarden.runtime.base_run import describe_base, is_base
 from gradwarden.runtime.errors import HeadMismatch, LedgerError
+from gradwarden.runtime.records.base_run import describe_base, is_base
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradwarden.runtime.depth_batches import DepthSampler, by_depth, reach_groups
+from gradwarden.runtime.batching.depth_batches import DepthSampler, by_depth, reach_groups
 from gradwarden.runtime.errors import ExampleError, MaskError
 
 ENGINES = ["fused", "split"]

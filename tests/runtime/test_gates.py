@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from gradwarden.runtime.gates import apply_caps, band_norms, check_gradients, check_losses
+from gradwarden.runtime.steps.gates import apply_caps, band_norms, check_gradients, check_losses
 
 
 def parameter(*values: float, dtype: torch.dtype = torch.float32) -> nn.Parameter:

@@ -17,7 +17,7 @@ from gradwarden.policy import Context, Program
 from gradwarden.policy.program import Selector
 from gradwarden.policy.program_check import program_faults
 from gradwarden.runtime.commitments import Committer
-from gradwarden.runtime.recorder import decision_body
+from gradwarden.runtime.records.recorder import decision_body
 from tests.strategies import SIGNALS, TODAY, broken_examples, programs, valid_examples
 
 LAYERS = 4

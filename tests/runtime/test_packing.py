@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gradwarden.runtime.batching.packing import attention_within, pack, positions_within
 from gradwarden.runtime.errors import MaskError
-from gradwarden.runtime.packing import attention_within, pack, positions_within
 
 
 @settings(max_examples=60, deadline=None)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_model
 from torch import nn
 
-from gradwarden.runtime.recorder import Recorder
+from gradwarden.runtime.records.recorder import Recorder
 from gradwarden.runtime.reexecution.reexecute import Rebuilt, reexecute
 from gradwarden.runtime.reexecution.segments import Segment, challenged, chance_of_catching, find_segments
 from gradwarden.runtime.reexecution.training_state import TrainingState

@@ -97,7 +97,7 @@ def test_what_falls_short_is_told_by_adding_weights_up(kinds, asked):
 def test_a_trainer_that_commits_a_step_without_rehearsal_is_found_out(lab, monkeypatch):
     governor = lab.governor(lab.policy + RULE)
     lab.step(governor, lab.batch("ad"))
-    monkeypatch.setattr("gradwarden.runtime.admission_gate.short_of_rehearsal", lambda *_: None)
+    monkeypatch.setattr("gradwarden.runtime.steps.admission_gate.short_of_rehearsal", lambda *_: None)
     assert lab.step(governor, lab.batch("aaa", "f")).committed
     governor.close()
     (finding,) = lab.verify().findings

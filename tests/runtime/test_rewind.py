@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_model
 
 from gradwarden.runtime.archiving import archive_ledger
-from gradwarden.runtime.branches import Branches, Spans, beyond, length
-from gradwarden.runtime.effective_history import effective_history
 from gradwarden.runtime.errors import LedgerError, MaskError
-from gradwarden.runtime.history import read_history
 from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
+from gradwarden.runtime.records.branches import Branches, Spans, beyond, length
+from gradwarden.runtime.records.effective_history import effective_history
+from gradwarden.runtime.records.history import read_history
 
 LIMITED = "retain few { when kind == a  at most 3 exposures }\n"
 

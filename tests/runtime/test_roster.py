@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gradwarden.policy import Context, compile_policy, parse_policy
 from gradwarden.runtime.commitments import Committer
 from gradwarden.runtime.errors import ExampleError
-from gradwarden.runtime.history import History
+from gradwarden.runtime.records.history import History
 from gradwarden.runtime.roster import Roster
 
 PROGRAM = compile_policy(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gradwarden.runtime.packing import attention_within, next_token_losses, pack, positions_within
+from gradwarden.runtime.batching.packing import attention_within, next_token_losses, pack, positions_within
 
 WORDS, LENGTH, WIDTH = 7, 8, 6
 

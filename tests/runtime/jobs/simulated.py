@@ -18,7 +18,7 @@ from gradwarden.runtime.jobs.layout import rank_origin, rank_path
 from gradwarden.runtime.jobs.shares import whole_batch
 from gradwarden.runtime.ledger.keys import PublicKey, Signer
 from gradwarden.runtime.ledger.ledger import Ledger
-from gradwarden.runtime.recorder import Recorder
+from gradwarden.runtime.records.recorder import Recorder
 from gradwarden.runtime.roster import Roster
 
 POLICY = """

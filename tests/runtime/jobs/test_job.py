@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradwarden.runtime.branches import Branches
 from gradwarden.runtime.errors import JobError, LedgerBusy
 from gradwarden.runtime.jobs import binder as binder_module
 from gradwarden.runtime.jobs.binder import Binder
@@ -22,7 +21,8 @@ from gradwarden.runtime.ledger.entries import schema
 from gradwarden.runtime.ledger.keys import Signer
 from gradwarden.runtime.ledger.ledger import Ledger
 from gradwarden.runtime.ledger.reader import read_entries
-from gradwarden.runtime.recorder import Recorder
+from gradwarden.runtime.records.branches import Branches
+from gradwarden.runtime.records.recorder import Recorder
 from gradwarden.runtime.verification.job_report import JobReport
 from gradwarden.runtime.verification.job_verify import verify_job
 from gradwarden.runtime.verification.verify import verify_ledger

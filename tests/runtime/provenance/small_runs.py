@@ -11,10 +11,10 @@ from typing import Any
 
 from gradwarden.runtime.commitments import Committer
 from gradwarden.runtime.evidence.tally import tally_ledger
-from gradwarden.runtime.history import History
 from gradwarden.runtime.ledger.keys import Signer
 from gradwarden.runtime.ledger.ledger import Ledger
 from gradwarden.runtime.ledger.reader import read_entries
+from gradwarden.runtime.records.history import History
 from tests.cli.conftest import DIGEST, OPENED, decision
 
 BANDS = ("shallow", "deep")

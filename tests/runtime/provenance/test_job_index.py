@@ -15,7 +15,7 @@ from gradwarden.runtime.ledger.keys import Signer
 from gradwarden.runtime.ledger.ledger import Ledger
 from gradwarden.runtime.provenance.index import build_index, check_index, open_index
 from gradwarden.runtime.provenance.queries import Queries
-from gradwarden.runtime.recorder import Recorder
+from gradwarden.runtime.records.recorder import Recorder
 from tests.runtime.jobs.simulated import SECRET, Job, Rank, program
 
 STEPS, RANKS = 30, 3

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from gradwarden.runtime.branches import Branches
 from gradwarden.runtime.errors import TraceError
 from gradwarden.runtime.ledger.keys import Signer
 from gradwarden.runtime.provenance import sums, tables
 from gradwarden.runtime.provenance.index import build_index
 from gradwarden.runtime.provenance.lineage import compare
 from gradwarden.runtime.provenance.queries import Queries
+from gradwarden.runtime.records.branches import Branches
 from tests.runtime.provenance.small_runs import BANDS, Use, Writer, commitment, read_uses, write_run
 
 pytest.importorskip("duckdb")

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch._functorch import config as functorch_config
 
+from gradwarden.runtime.batching.packing import mean_by_document, pack
 from gradwarden.runtime.errors import MaskError
 from gradwarden.runtime.masks import make_engine
-from gradwarden.runtime.packing import mean_by_document, pack
 
 pytestmark = pytest.mark.usefixtures("double")
 

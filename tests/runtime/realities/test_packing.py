@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from gradwarden.runtime.errors import MaskError, PrivacyError
-from gradwarden.runtime.masks import fused, make_engine, ownership, row_check
-from gradwarden.runtime.masks.graph import uses
-from gradwarden.runtime.packing import (
+from gradwarden.runtime.batching.packing import (
     attention_within,
     mean_by_document,
     next_token_losses,
     pack,
     positions_within,
 )
+from gradwarden.runtime.errors import MaskError, PrivacyError
+from gradwarden.runtime.masks import fused, make_engine, ownership, row_check
+from gradwarden.runtime.masks.graph import uses
 from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
 
 pytestmark = pytest.mark.usefixtures("double")

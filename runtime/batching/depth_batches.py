@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradwarden.policy.context import FloatArray, IntArray
-from gradwarden.runtime.epochs import Epochs
+from gradwarden.runtime.batching.epochs import Epochs
 from gradwarden.runtime.errors import MaskError
 
 

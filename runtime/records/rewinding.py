@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from gradwarden.runtime.branches import MOST_REWINDS, Branches
 from gradwarden.runtime.digests import file_digest
 from gradwarden.runtime.errors import LedgerError
+from gradwarden.runtime.records.branches import MOST_REWINDS, Branches
 
 RESTORE = "load the checkpoint into the model first, and the optimizer's state with it"
 

@@ -28,7 +28,7 @@ from gradwarden.policy.context import FloatArray, IntArray
 from gradwarden.policy.errors import GradwardenError
 from gradwarden.policy.evaluation.evaluate import ContextError
 from gradwarden.runtime.errors import LedgerError, MaskError, RankError
-from gradwarden.runtime.gates import Finding
+from gradwarden.runtime.steps.gates import Finding
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -11,8 +11,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from gradwarden.runtime.base_run import describe_base
-from gradwarden.runtime.branches import REWOUND, STATE_SUFFIX, Branches
 from gradwarden.runtime.checkpoints import (
     SavedWeights,
     gathered,
@@ -23,13 +21,15 @@ from gradwarden.runtime.checkpoints import (
 from gradwarden.runtime.evidence.supply import KIND as SUPPLIED
 from gradwarden.runtime.evidence.supply import read_supply
 from gradwarden.runtime.evidence.tally import tally_ledger
-from gradwarden.runtime.keeping import Keeping
 from gradwarden.runtime.ledger.ledger import Ledger
 from gradwarden.runtime.ledger.unwritten import Unwritten
-from gradwarden.runtime.recorder import Recorder
+from gradwarden.runtime.ranks.keeping import Keeping
+from gradwarden.runtime.ranks.wrapping import is_sharded
+from gradwarden.runtime.records.base_run import describe_base
+from gradwarden.runtime.records.branches import REWOUND, STATE_SUFFIX, Branches
+from gradwarden.runtime.records.recorder import Recorder
+from gradwarden.runtime.records.rewinding import going_back
 from gradwarden.runtime.reexecution.training_state import save_training_state
-from gradwarden.runtime.rewinding import going_back
-from gradwarden.runtime.wrapping import is_sharded
 
 
 class Milestones:

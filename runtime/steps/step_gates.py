@@ -13,16 +13,16 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING
 
-from gradwarden.runtime.agreement import Agreement, Stance
-from gradwarden.runtime.data_parallel import first_finding
 from gradwarden.runtime.errors import LedgerError, MaskError, RankError
-from gradwarden.runtime.gates import Finding, raised
-from gradwarden.runtime.gradient_gate import GradientGate
-from gradwarden.runtime.keeping import deserting
+from gradwarden.runtime.ranks.agreement import Agreement, Stance
+from gradwarden.runtime.ranks.data_parallel import first_finding
+from gradwarden.runtime.ranks.keeping import deserting
 from gradwarden.runtime.run import Run
+from gradwarden.runtime.steps.gates import Finding, raised
+from gradwarden.runtime.steps.gradient_gate import GradientGate
 
 if TYPE_CHECKING:
-    from gradwarden.runtime.proposal import Proposal
+    from gradwarden.runtime.steps.proposal import Proposal
 
 
 class StepGates:

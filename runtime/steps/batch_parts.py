@@ -17,12 +17,12 @@ from torch import Tensor
 
 from gradwarden.policy.context import FloatArray, IntArray
 from gradwarden.policy.program import SCALE
-from gradwarden.runtime.admission_gate import Admission
 from gradwarden.runtime.errors import MaskError, PrivacyError
-from gradwarden.runtime.keeping import Keeping
-from gradwarden.runtime.meeting import RankPart
 from gradwarden.runtime.privacy.clipping import Unit
-from gradwarden.runtime.reduction import Reduction
+from gradwarden.runtime.ranks.keeping import Keeping
+from gradwarden.runtime.ranks.meeting import RankPart
+from gradwarden.runtime.ranks.reduction import Reduction
+from gradwarden.runtime.steps.admission_gate import Admission
 
 Cut: TypeAlias = Callable[[FloatArray, int], list[IntArray]]
 """Divides rows with weights [B, bands] into parts of at most so many."""

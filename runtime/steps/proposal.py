@@ -18,22 +18,22 @@ from torch import Tensor
 
 from gradwarden.policy.context import Context, IntArray
 from gradwarden.policy.decision import Decision
-from gradwarden.runtime.admission_gate import admit, check_whole_units
-from gradwarden.runtime.batch_parts import BatchParts
-from gradwarden.runtime.data_parallel import ROOT, Part, Share, join_signals
-from gradwarden.runtime.depth_batches import by_depth
+from gradwarden.runtime.batching.depth_batches import by_depth
 from gradwarden.runtime.errors import MaskError, PrivacyError
-from gradwarden.runtime.gates import Finding, check_losses, raised
 from gradwarden.runtime.jobs.shares import WholeBatch
 from gradwarden.runtime.maintenance import Measured
 from gradwarden.runtime.memorization.holdout import holdout_mask
 from gradwarden.runtime.memorization.step_measures import StepMeasures
 from gradwarden.runtime.memorization.token_scores import IGNORED
-from gradwarden.runtime.parallelism import refuse_sequence_split
 from gradwarden.runtime.privacy.units import UnitSums
-from gradwarden.runtime.restore import Snapshot
+from gradwarden.runtime.ranks.data_parallel import ROOT, Part, Share, join_signals
+from gradwarden.runtime.ranks.parallelism import refuse_sequence_split
 from gradwarden.runtime.roster import Examples
-from gradwarden.runtime.step_gates import StepGates
+from gradwarden.runtime.steps.admission_gate import admit, check_whole_units
+from gradwarden.runtime.steps.batch_parts import BatchParts
+from gradwarden.runtime.steps.gates import Finding, check_losses, raised
+from gradwarden.runtime.steps.restore import Snapshot
+from gradwarden.runtime.steps.step_gates import StepGates
 
 
 class Proposal:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from gradwarden.runtime.data_parallel import Ranks
 from gradwarden.runtime.masks.passes import Passes
+from gradwarden.runtime.ranks.data_parallel import Ranks
 
 
 class Reduction:

@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gradwarden.runtime.data_parallel import ranks_of
-from gradwarden.runtime.gates import ForeignWatch
-from gradwarden.runtime.parallelism import refuse_pipeline, refuse_sequence_split, refuse_split_parameters
-from gradwarden.runtime.reduction import Reduction
-from gradwarden.runtime.replicas import ReplicaReduction
-from gradwarden.runtime.wrapping import is_sharded, refuse_inner_wrappers, unwrapped
+from gradwarden.runtime.ranks.data_parallel import ranks_of
+from gradwarden.runtime.ranks.parallelism import (
+    refuse_pipeline,
+    refuse_sequence_split,
+    refuse_split_parameters,
+)
+from gradwarden.runtime.ranks.reduction import Reduction
+from gradwarden.runtime.ranks.replicas import ReplicaReduction
+from gradwarden.runtime.ranks.wrapping import is_sharded, refuse_inner_wrappers, unwrapped
+from gradwarden.runtime.steps.gates import ForeignWatch
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -29,7 +33,7 @@ def reduction_of(model: nn.Module, group: ProcessGroup | None, watch: ForeignWat
     refuse_sequence_split(bare)
     if is_sharded(model):
         # Only now: importing FSDP takes a second.
-        from gradwarden.runtime.sharding import ShardReduction
+        from gradwarden.runtime.ranks.sharding import ShardReduction
 
         return ShardReduction(model, group, watch)
     refuse_split_parameters(list(bare.named_parameters()))

@@ -27,14 +27,14 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Partial
 
-from gradwarden.runtime.data_parallel import GroupRanks
 from gradwarden.runtime.errors import MaskError, RankError
-from gradwarden.runtime.gates import ForeignWatch
 from gradwarden.runtime.masks.bands import BandIndex
 from gradwarden.runtime.masks.passes import Passes, Scales, T, accumulate, scaled
 from gradwarden.runtime.masks.trial import TrialError
-from gradwarden.runtime.parallelism import mesh_text, placements_text, refuse_split_parameters
-from gradwarden.runtime.reduction import Reduction
+from gradwarden.runtime.ranks.data_parallel import GroupRanks
+from gradwarden.runtime.ranks.parallelism import mesh_text, placements_text, refuse_split_parameters
+from gradwarden.runtime.ranks.reduction import Reduction
+from gradwarden.runtime.steps.gates import ForeignWatch
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

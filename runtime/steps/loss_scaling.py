@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from gradwarden.runtime.errors import PrivacyError
-from gradwarden.runtime.gates import Finding, gradient_values
+from gradwarden.runtime.steps.gates import Finding, gradient_values
 
 OVERFLOW = "gradient_not_finite"
 """The reason of a refusal that lowers the scale."""

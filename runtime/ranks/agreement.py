@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import torch
 
-from gradwarden.runtime.data_parallel import Ranks
 from gradwarden.runtime.errors import RankError
-from gradwarden.runtime.gates import Finding
 from gradwarden.runtime.jobs.shares import PRIME, WholeBatch, weighted
+from gradwarden.runtime.ranks.data_parallel import Ranks
+from gradwarden.runtime.steps.gates import Finding
 
 _FIXED = 12
 """Numbers before those of bands and parameters."""

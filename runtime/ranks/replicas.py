@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn.parallel import DistributedDataParallel
 
-from gradwarden.runtime.data_parallel import GroupRanks
 from gradwarden.runtime.errors import MaskError
-from gradwarden.runtime.gates import ForeignWatch
 from gradwarden.runtime.masks.graph import uses
 from gradwarden.runtime.masks.passes import Passes, accumulate, scaled
-from gradwarden.runtime.reduction import Reduction
+from gradwarden.runtime.ranks.data_parallel import GroupRanks
+from gradwarden.runtime.ranks.reduction import Reduction
+from gradwarden.runtime.steps.gates import ForeignWatch
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

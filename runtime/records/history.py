@@ -18,9 +18,9 @@ from itertools import islice
 from typing import Any
 
 from gradwarden.policy.frozen import frozen
-from gradwarden.runtime.branches import Branches, Spans, length
 from gradwarden.runtime.commitments import unpacked
 from gradwarden.runtime.ledger.reader import read_entries
+from gradwarden.runtime.records.branches import Branches, Spans, length
 
 
 @frozen

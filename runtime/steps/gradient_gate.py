@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gradwarden.runtime.errors import RankError
-from gradwarden.runtime.gates import (
+from gradwarden.runtime.in_force import InForce
+from gradwarden.runtime.joining import Joined
+from gradwarden.runtime.steps.gates import (
     Finding,
     apply_caps,
     band_norms,
@@ -20,11 +22,9 @@ from gradwarden.runtime.gates import (
     divide,
     raised,
 )
-from gradwarden.runtime.in_force import InForce
-from gradwarden.runtime.joining import Joined
 
 if TYPE_CHECKING:
-    from gradwarden.runtime.proposal import Proposal
+    from gradwarden.runtime.steps.proposal import Proposal
 
 
 @dataclass(frozen=True, slots=True)

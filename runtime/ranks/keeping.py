@@ -19,19 +19,19 @@ import numpy.typing as npt
 from torch import nn
 
 from gradwarden.policy.program import Program
-from gradwarden.runtime.agreement import Agreement, Stance, agree
-from gradwarden.runtime.apart import check_apart, homes
 from gradwarden.runtime.commitments import SIZE
-from gradwarden.runtime.data_parallel import OneRank, Ranks, check_equal, weights_digest
 from gradwarden.runtime.errors import LedgerError, RankError
-from gradwarden.runtime.gates import Finding
-from gradwarden.runtime.history import Counts
 from gradwarden.runtime.jobs.job import Job
 from gradwarden.runtime.ledger.ledger import Ledger
 from gradwarden.runtime.ledger.unwritten import Unwritten
 from gradwarden.runtime.maintenance import Standing
-from gradwarden.runtime.meeting import Meeting, RankPart
-from gradwarden.runtime.recorder import Recorder
+from gradwarden.runtime.ranks.agreement import Agreement, Stance, agree
+from gradwarden.runtime.ranks.apart import check_apart, homes
+from gradwarden.runtime.ranks.data_parallel import OneRank, Ranks, check_equal, weights_digest
+from gradwarden.runtime.ranks.meeting import Meeting, RankPart
+from gradwarden.runtime.records.history import Counts
+from gradwarden.runtime.records.recorder import Recorder
+from gradwarden.runtime.steps.gates import Finding
 from gradwarden.runtime.terms import ledger_of
 
 T = TypeVar("T")

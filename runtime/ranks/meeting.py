@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from gradwarden.policy.context import IntArray
-from gradwarden.runtime.data_parallel import Ranks
 from gradwarden.runtime.errors import RankError
+from gradwarden.runtime.ranks.data_parallel import Ranks
 
 _HEADER = 5
 """Numbers before those of parts: whether the rank leaves, its step, epoch, parts, most distinct weights."""

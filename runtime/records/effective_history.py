@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gradwarden.policy.frozen import frozen
-from gradwarden.runtime.branches import REWOUND, Branches, Saved, Spans
 from gradwarden.runtime.errors import LedgerError
 from gradwarden.runtime.ledger.chain import first_error, verify_chain
 from gradwarden.runtime.ledger.lines import Part
 from gradwarden.runtime.ledger.turns import Turns
+from gradwarden.runtime.records.branches import REWOUND, Branches, Saved, Spans
 
 OUTCOMES = ("lost", "committed", "refused")
 """What becomes of a step; `lost` where a crash took its outcome away, or it has none yet."""

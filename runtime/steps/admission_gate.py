@@ -12,10 +12,10 @@ from gradwarden.policy.context import Context, IntArray
 from gradwarden.policy.decision import VERDICTS, Decision, step_verdict
 from gradwarden.policy.evaluation.admission import Admitted
 from gradwarden.policy.program import SCALE
-from gradwarden.runtime.gates import Finding
 from gradwarden.runtime.privacy.budget import PrivateRows
 from gradwarden.runtime.rehearsal import short_of_rehearsal
 from gradwarden.runtime.run import Run
+from gradwarden.runtime.steps.gates import Finding
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""Which examples come together: by epochs, by equal depth, packed into rows."""

@@ -1,0 +1,1 @@
+"""Several processes train one model: how gradients become one, and who keeps the record."""
