@@ -11,8 +11,7 @@ import click
 
 from gradwarden.cli.diagnostics import plural, printable
 from gradwarden.cli.inputs import read_note
-from gradwarden.cli.judging import SOUND
-from gradwarden.cli.opened import open_data, program_of
+from gradwarden.cli.opened import difference_to_json, show_difference
 from gradwarden.cli.output import arrived, progress
 from gradwarden.cli.verdict import MEANINGS, STATUSES
 from gradwarden.policy.frozen import frozen
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from gradwarden.runtime.evidence.trust import Trust
     from gradwarden.runtime.ledger.program_signature import Approvers
     from gradwarden.runtime.verification.job_report import JobFinding, JobReport
+    from gradwarden.runtime.verification.what_if import JobDifference
 
 JOB_MEANINGS = {
     **MEANINGS,
@@ -61,7 +61,9 @@ class JobVerdict:
     """All that was found out about a job.
 
     heads_compared: of its log of logs, kept elsewhere. opened: examples, in steps, whose commitments were
-    opened and compared with the data set; None where that was not asked, or came to nothing.
+    opened and compared with the data set; None where that was not asked, or came to nothing. other: the
+    policy under which the steps were to be decided again, if any. difference: what that would have changed;
+    None where it does not hold what was recorded.
     """
 
     folder: Path
@@ -70,6 +72,15 @@ class JobVerdict:
     heads_compared: int
     assurance: str
     opened: int | None = None
+    other: Path | None = None
+    difference: JobDifference | None = None
+
+    @property
+    def without(self) -> tuple[int, ...]:
+        """The ranks that `difference` leaves out: their ledgers are missing, or do not hold."""
+        ranks = self.report.facts["ranks"] or 0
+        taken = {} if self.difference is None else self.difference.ranks
+        return tuple(rank for rank in range(ranks) if rank not in taken)
 
     @property
     def status(self) -> str:
@@ -109,9 +120,15 @@ class JobVerdict:
             yield "whether a holder of the keys rewrote all of it: no head of the log of logs (--checkpoint)"
         if self.opened is None:
             yield "the metadata of examples (--data, --secret)"
+        if self.other is not None and self.difference is None:
+            yield f"what `{self.other}` would have decided: what is recorded does not hold"
+        elif self.difference is not None and self.without:
+            which = named_ranks(self.without)
+            yield f"what `{self.other}` would have decided on {which}: no ledger that holds"
         yield "the weights: verify a rank's ledger by itself for that"
 
     def to_json(self) -> dict[str, Any]:
+        told = {} if self.difference is None else {"what_if": self._difference_to_json(self.difference)}
         return {
             "ok": self.ok,
             "status": self.report.status,
@@ -130,6 +147,14 @@ class JobVerdict:
             "checked": list(self.checked()),
             "not_checked": list(self.unchecked()),
             "facts": {**self.report.facts, "assurance": self.assurance},
+            **told,
+        }
+
+    def _difference_to_json(self, difference: JobDifference) -> dict[str, Any]:
+        return {
+            **difference_to_json(difference.whole),
+            "ranks": {str(rank): difference_to_json(own) for rank, own in difference.ranks.items()},
+            "without_ranks": list(self.without),
         }
 
 
@@ -177,43 +202,15 @@ def _compared(folder: Path, report: JobReport, notes: Sequence[bytes], trust: Tr
         for one in known.findings
     ]
     assurance: str = known.facts().get("assurance", "self-attested")
-    return _with(report, found), assurance
+    return with_findings(report, found), assurance
 
 
-def _with(report: JobReport, found: Sequence[JobFinding]) -> JobReport:
+def with_findings(report: JobReport, found: Sequence[JobFinding]) -> JobReport:
     """Return a report with more findings, and the status that these make of it."""
     from gradwarden.runtime.verification.job_report import STATUSES as WORST_FIRST
 
     status = min([report.status, *(one.status for one in found)], key=WORST_FIRST.index)
     return replace(report, status=status, findings=(*report.findings, *found))
-
-
-def job_with_data(
-    verdict: JobVerdict, data: Path, secret: Path, supplier_files: Sequence[Path]
-) -> JobVerdict:
-    """Open the commitments of every rank whose ledger holds, and compare with the data set."""
-    from gradwarden.runtime.evidence.supply import check_supply
-    from gradwarden.runtime.jobs.layout import rank_path
-    from gradwarden.runtime.ledger.keys import PublicKey
-    from gradwarden.runtime.verification.job_report import JobFinding
-    from gradwarden.runtime.verification.metadata_audit import MetadataAudit
-
-    report = verdict.report
-    sound = [rank for rank, found in report.ranks.items() if found.status in SOUND]
-    program = program_of(rank_path(verdict.folder, sound[0])) if sound else None
-    if program is None:
-        return verdict
-    opened, examples = open_data(data, secret, program), 0
-    suppliers = [PublicKey.load(path) for path in supplier_files]
-    found: list[JobFinding] = []
-    for rank in sound:
-        path = rank_path(verdict.folder, rank)
-        audit = MetadataAudit(path, opened)
-        for one in (*audit.findings(), *check_supply(path, data, suppliers)):
-            told = f"rank {rank}: {one.message}"
-            found.append(JobFinding(one.code, told, (rank,), one.index, status="VIOLATION"))
-        examples += audit.examples
-    return replace(verdict, report=_with(report, found), opened=None if found else examples)
 
 
 def show_job(verdict: JobVerdict) -> None:
@@ -233,6 +230,28 @@ def show_job(verdict: JobVerdict) -> None:
         _show_finding(found)
     if len(report.findings) > MOST_FINDINGS:
         click.echo(f"and {len(report.findings) - MOST_FINDINGS:,} more: --format json has all", err=True)
+    if verdict.difference is not None and verdict.other is not None:
+        _show_difference(verdict.difference, verdict.other, verdict.without)
+
+
+def _show_difference(difference: JobDifference, other: Path, without: Sequence[int]) -> None:
+    show_difference(difference.whole, other)
+    changed = {rank: own for rank, own in difference.ranks.items() if own.first is not None}
+    for rank, own in list(changed.items())[:MOST_RANKS]:
+        click.echo(
+            f"  rank {rank}: other decisions in {own.steps_changed:,} steps, first in step {own.first:,}"
+        )
+    if len(changed) > MOST_RANKS:
+        click.echo(f"  and {len(changed) - MOST_RANKS:,} more ranks: --format json has all")
+    if without:
+        click.echo(f"  without {named_ranks(without)}, of which no ledger is here that holds")
+
+
+def named_ranks(ranks: Sequence[int]) -> str:
+    """Name some ranks, the first few of many."""
+    from gradwarden.runtime.jobs.layout import listed
+
+    return f"rank{'s' if len(ranks) != 1 else ''} {listed(ranks)}"
 
 
 def _show_finding(found: JobFinding) -> None:

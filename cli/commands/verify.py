@@ -11,7 +11,8 @@ import click
 
 from gradwarden.cli.app import verb
 from gradwarden.cli.inputs import load_program
-from gradwarden.cli.job_verdict import job_with_data, judge_job, show_job
+from gradwarden.cli.job_data import job_with_data
+from gradwarden.cli.job_verdict import judge_job, show_job
 from gradwarden.cli.judging import held_to, judge, with_data
 from gradwarden.cli.opened import difference_to_json, show_difference
 from gradwarden.cli.options import FILE, trust_options
@@ -153,7 +154,8 @@ def command(
 
     Given the folder of a job of many ranks, the ledger of each is verified, the log of logs that binds them,
     and what they say together; a rank that is missing, lags or lies is named. --checkpoint is then a head of
-    the log of logs; --data and --secret open the commitments of all ranks.
+    the log of logs; --data and --secret open the commitments of all ranks, and --what-if decides all of them
+    again, with the exposures of the whole job.
 
     With --remember what a verification found goes to a file of your own; with --since the next one takes that
     up, reads and replays only what is new, and says what it took on trust: that the entries before are
@@ -195,11 +197,12 @@ def command(
         _refuse((policies or any(others), f"`{ledger}` is a program: only its signature is checked"))
         return verify_program(ledger, trust.keys, output_format)
     if ledger.is_dir():
-        whole = (checkpoint_weights, authority_files, what_if, only, schedule, since, remember)
+        whole = (checkpoint_weights, authority_files, only, schedule, since, remember)
         _refuse(
             (any(whole), f"`{ledger}` is a job: verify a rank's ledger by itself for that"),
             ((data is None) != (secret is None), TOGETHER),
             (supplier_files and not data, WHOSE),
+            (what_if and not data, OPENED),
         )
     else:
         replaying = policies or approver_files or checkpoint_weights or data
@@ -211,7 +214,7 @@ def command(
             ),
             ((data is None) != (secret is None), TOGETHER),
             (supplier_files and not data, WHOSE),
-            (what_if and not data, "--what-if needs the metadata of the examples: --data and --secret"),
+            (what_if and not data, OPENED),
             (
                 earlier and not checkpoint_weights,
                 "--earlier says which weights will do, and there are none: --checkpoint-weights",
@@ -226,7 +229,7 @@ def command(
     if ledger.is_dir():
         job = judge_job(ledger, trust, programs=programs, approvers=approvers, checkpoints=checkpoints)
         if data is not None and secret is not None:
-            job = job_with_data(job, data, secret, supplier_files)
+            job = job_with_data(job, data, secret, supplier_files, what_if)
         emit_json(job.to_json()) if output_format == "json" else show_job(job)
         return int(not job.ok)
     other = None if what_if is None else load_program(what_if)
@@ -261,6 +264,8 @@ def command(
 
 
 TOGETHER = "--data and --secret go together: neither opens commitments alone"
+
+OPENED = "--what-if needs the metadata of the examples: --data and --secret"
 
 WHOSE = "--supplier says who signed the data set: give it with --data and --secret"
 

@@ -10,7 +10,7 @@ import pytest
 from gradwarden.runtime.jobs.layout import log_path, rank_path
 from gradwarden.runtime.ledger.keys import Signer
 from tests.cli.conftest import Run
-from tests.runtime.jobs.simulated import SECRET, Job, sealed_job
+from tests.runtime.jobs.simulated import Job, sealed_job
 
 
 @pytest.fixture
@@ -104,29 +104,3 @@ def test_a_rank_that_was_cut_is_not_bound_again(run: Run, here: Path, signer: Si
     assert result.exit_code == 1
     assert "the ledger of rank 2" in result.stderr
     assert run("bind", "nothing", "--sign", "run.key").exit_code == 2
-
-
-def manifest(here: Path, **changed: str) -> None:
-    """The examples of the simulated job, and its secret; `changed`: the kind of some, by id."""
-    (here / "job.secret").write_text(SECRET.hex() + "\n")
-    rows = [
-        {"id": name, "kind": changed.get(name, "concept" if name[0] == "C" else "surface")}
-        for step in range(6)
-        for rank in range(3)
-        for name in (f"{step}-a-{rank}", f"{step}-b-{rank}", f"C{step}-{rank}")
-    ]
-    (here / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def test_the_commitments_of_all_ranks_are_opened_with_the_data_set(run: Run, job: Path, here: Path) -> None:
-    manifest(here)
-    asked = ("verify", "job", "--key", "run.pub", "--data", "all.jsonl", "--secret", "job.secret")
-    result = run(*asked)
-    assert result.exit_code == 0
-    assert "the metadata of 54 examples in steps" in result.stdout
-    manifest(here, **{"3-a-2": "concept"})
-    result = run(*asked)
-    assert result.exit_code == 1
-    assert result.stdout.startswith("VIOLATION")
-    assert "error[wrong_metadata]: rank 2: step 3" in result.stderr
-    assert run(*asked[:-2]).exit_code == 2
