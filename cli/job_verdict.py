@@ -11,10 +11,12 @@ import click
 
 from gradwarden.cli.diagnostics import plural, printable
 from gradwarden.cli.inputs import read_note
+from gradwarden.cli.judging import size_of_weights
 from gradwarden.cli.opened import difference_to_json, show_difference
 from gradwarden.cli.output import arrived, progress
-from gradwarden.cli.verdict import MEANINGS, STATUSES
+from gradwarden.cli.verdict import MEANINGS, STATUSES, steady_line
 from gradwarden.policy.frozen import frozen
+from gradwarden.runtime.jobs.layout import named_ranks
 
 if TYPE_CHECKING:
     from gradwarden.policy.program import Program
@@ -45,6 +47,8 @@ HELP = {
     "other_rank": "put each rank's ledger under its own name",
     "lagging_rank": "until it is bound, a rank could still take back what it has not signed",
     "contradiction": "`gradwarden log FOLDER/rank-NNNN.ledger --steps N` shows what each has recorded",
+    "weights_mismatch": "`gradwarden log FOLDER/rank-NNNN.ledger --kind checkpoint` lists those of a rank",
+    "weights_unnamed": "a rank that was killed leaves this; `--earlier` accepts a checkpoint that all name",
     "wrong_shares": "`gradwarden log FOLDER/rank-NNNN.ledger --steps N` shows what each has recorded",
 }
 
@@ -71,6 +75,7 @@ class JobVerdict:
     policy_given: bool
     heads_compared: int
     assurance: str
+    weights: tuple[Path, ...] = ()
     opened: int | None = None
     other: Path | None = None
     difference: JobDifference | None = None
@@ -108,6 +113,7 @@ class JobVerdict:
             )
         if self.opened is not None:
             yield f"the metadata of {plural(self.opened, 'example')} in steps, against the data set"
+        yield from self._weights_lines()
         if self.heads_compared:
             yield f"against {plural(self.heads_compared, 'head')} of the log of logs, kept elsewhere"
 
@@ -125,7 +131,30 @@ class JobVerdict:
         elif self.difference is not None and self.without:
             which = named_ranks(self.without)
             yield f"what `{self.other}` would have decided on {which}: no ledger that holds"
-        yield "the weights: verify a rank's ledger by itself for that"
+        yield from self._unchecked_weights()
+
+    def _weights_lines(self) -> Iterator[str]:
+        """Yield what is known of the weights that were given, and of those that the ledgers name."""
+        facts = self.report.facts
+        for given in facts.get("weights", ()):
+            which = "that {} last" if given["last"] else "of an earlier checkpoint, by {}"
+            how = "" if given["same_file"] else ", tensor by tensor, in another file"
+            ranks = list(map(int, given["entries"]))
+            named = named_ranks(ranks)
+            by = f"{named} {'name' if len(ranks) != 1 else 'names'}" if given["last"] else named
+            yield printable(
+                f"`{given['path']}` holds the weights {which.format(by)} (step {given['step']:,}){how}"
+            )
+        yield from steady_line(facts)
+
+    def _unchecked_weights(self) -> Iterator[str]:
+        asked = self.report.facts.get("weights_asked_of", ())
+        if not self.weights:
+            yield "the weights (--checkpoint-weights)"
+        elif not asked:
+            yield "the weights: no rank's ledger can say which it names"
+        elif others := [rank for rank in range(self.report.facts["ranks"]) if rank not in asked]:
+            yield f"the weights, by {named_ranks(others)}: no ledger that holds"
 
     def to_json(self) -> dict[str, Any]:
         told = {} if self.difference is None else {"what_if": self._difference_to_json(self.difference)}
@@ -165,10 +194,13 @@ def judge_job(
     programs: Sequence[Program] = (),
     approvers: Approvers | None = None,
     checkpoints: Sequence[Path] = (),
+    weights: Sequence[Path] = (),
+    earlier: bool = False,
 ) -> JobVerdict:
     """Verify a job's folder, and compare its log of logs with heads that were kept elsewhere.
 
-    programs, approvers: what must have governed every rank, and who must have signed it.
+    programs, approvers: what must have governed every rank, and who must have signed it. weights, earlier:
+    as of `verify_job`.
     """
     from gradwarden.runtime.jobs.layout import log_path
     from gradwarden.runtime.jobs.progress import size_of_ranks
@@ -176,18 +208,22 @@ def judge_job(
     from gradwarden.runtime.verification.job_verify import verify_job
 
     notes = [read_note(path) for path in checkpoints]
-    with progress(f"verifying {folder.name}", size_of_ranks(folder), "bytes") as advance:
+    total = size_of_ranks(folder) + size_of_weights(weights)
+    with progress(f"verifying {folder.name}", total, "bytes") as advance:
         report = verify_job(
             folder,
             trust.keys,
             program=programs,
             approvers=approvers or NOBODY,
+            weights=weights,
+            earlier=earlier,
             progress=arrived(advance),
+            hashed=advance,
         )
     assurance = "self-attested"
     if notes and log_path(folder).exists():
         report, assurance = _compared(folder, report, notes, trust)
-    return JobVerdict(folder, report, bool(programs), len(notes), assurance)
+    return JobVerdict(folder, report, bool(programs), len(notes), assurance, tuple(weights))
 
 
 def _compared(folder: Path, report: JobReport, notes: Sequence[bytes], trust: Trust) -> tuple[JobReport, str]:
@@ -245,13 +281,6 @@ def _show_difference(difference: JobDifference, other: Path, without: Sequence[i
         click.echo(f"  and {len(changed) - MOST_RANKS:,} more ranks: --format json has all")
     if without:
         click.echo(f"  without {named_ranks(without)}, of which no ledger is here that holds")
-
-
-def named_ranks(ranks: Sequence[int]) -> str:
-    """Name some ranks, the first few of many."""
-    from gradwarden.runtime.jobs.layout import listed
-
-    return f"rank{'s' if len(ranks) != 1 else ''} {listed(ranks)}"
 
 
 def _show_finding(found: JobFinding) -> None:

@@ -59,11 +59,7 @@ def judge(
     paths = [*checkpoints, *_stamped(ledger, checkpoints, authority_files)]
     notes = [read_note(path) for path in paths]
     authorities = load_authorities(authority_files)
-    for path in weights:
-        if not path.is_dir():
-            with path.open("rb"):
-                pass  # a file that cannot be read is told before the ledger is gone through
-    total = ledger.stat().st_size + sum(map(_size_of, weights))
+    total = ledger.stat().st_size + size_of_weights(weights)
     with progress(f"verifying {ledger.name}", total, "bytes") as advance:
         report = verify_ledger(
             ledger,
@@ -106,10 +102,20 @@ def judge(
     )
 
 
-def _size_of(weights: Path) -> int:
-    """Return the bytes of a file of weights, or of the files in a folder of shards."""
-    files = weights.glob("*.safetensors") if weights.is_dir() else [weights]
-    return sum(file.stat().st_size for file in files)
+def size_of_weights(weights: Sequence[Path]) -> int:
+    """Return the bytes of files of weights, and of the files in folders of shards.
+
+    Raises OSError for one that cannot be read, so that this is told before a ledger is gone through.
+    """
+    total = 0
+    for path in weights:
+        if not path.is_dir():
+            with path.open("rb"):
+                pass
+        total += sum(
+            file.stat().st_size for file in (path.glob("*.safetensors") if path.is_dir() else [path])
+        )
+    return total
 
 
 def _stamped(ledger: Path, checkpoints: Sequence[Path], authority_files: Sequence[Path]) -> list[Path]:

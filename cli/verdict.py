@@ -305,6 +305,11 @@ def _weights_lines(facts: Mapping[str, Any]) -> Iterator[str]:
         how = "" if given["same_file"] else ", tensor by tensor, in another file"
         where = f"step {given['step']:,}, entry {given['entry']:,}"
         yield printable(f"`{given['path']}` holds the weights {which} ({where}){how}")
+    yield from steady_line(facts)
+
+
+def steady_line(facts: Mapping[str, Any]) -> Iterator[str]:
+    """Yield which bands stayed the same between the checkpoints that a ledger lists, if it lists any."""
     steady = facts.get("unchanged")
     if steady:
         bands = ", ".join(f"`{band}`" for band in steady["bands"]) or "none"

@@ -155,7 +155,7 @@ def command(
     Given the folder of a job of many ranks, the ledger of each is verified, the log of logs that binds them,
     and what they say together; a rank that is missing, lags or lies is named. --checkpoint is then a head of
     the log of logs; --data and --secret open the commitments of all ranks, and --what-if decides all of them
-    again, with the exposures of the whole job.
+    again, with the exposures of the whole job. --checkpoint-weights must be what every rank names last.
 
     With --remember what a verification found goes to a file of your own; with --since the next one takes that
     up, reads and replays only what is new, and says what it took on trust: that the entries before are
@@ -197,12 +197,13 @@ def command(
         _refuse((policies or any(others), f"`{ledger}` is a program: only its signature is checked"))
         return verify_program(ledger, trust.keys, output_format)
     if ledger.is_dir():
-        whole = (checkpoint_weights, authority_files, only, schedule, since, remember)
+        whole = (authority_files, only, schedule, since, remember)
         _refuse(
             (any(whole), f"`{ledger}` is a job: verify a rank's ledger by itself for that"),
             ((data is None) != (secret is None), TOGETHER),
             (supplier_files and not data, WHOSE),
             (what_if and not data, OPENED),
+            (earlier and not checkpoint_weights, WHICH),
         )
     else:
         replaying = policies or approver_files or checkpoint_weights or data
@@ -215,10 +216,7 @@ def command(
             ((data is None) != (secret is None), TOGETHER),
             (supplier_files and not data, WHOSE),
             (what_if and not data, OPENED),
-            (
-                earlier and not checkpoint_weights,
-                "--earlier says which weights will do, and there are none: --checkpoint-weights",
-            ),
+            (earlier and not checkpoint_weights, WHICH),
             (
                 trust.witnesses and not checkpoints,
                 "witnesses vouch for a head that they cosigned: give it with --checkpoint",
@@ -227,7 +225,15 @@ def command(
     programs = [load_program(policy, model_map) for policy in policies]
     approvers = _approvers(approver_files, policy_signers)
     if ledger.is_dir():
-        job = judge_job(ledger, trust, programs=programs, approvers=approvers, checkpoints=checkpoints)
+        job = judge_job(
+            ledger,
+            trust,
+            programs=programs,
+            approvers=approvers,
+            checkpoints=checkpoints,
+            weights=checkpoint_weights,
+            earlier=earlier,
+        )
         if data is not None and secret is not None:
             job = job_with_data(job, data, secret, supplier_files, what_if)
         emit_json(job.to_json()) if output_format == "json" else show_job(job)
@@ -264,6 +270,8 @@ def command(
 
 
 TOGETHER = "--data and --secret go together: neither opens commitments alone"
+
+WHICH = "--earlier says which weights will do, and there are none: --checkpoint-weights"
 
 OPENED = "--what-if needs the metadata of the examples: --data and --secret"
 

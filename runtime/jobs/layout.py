@@ -47,6 +47,11 @@ def listed(ranks: Sequence[int]) -> str:
     return ", ".join(map(str, ranks[:MOST_LISTED])) + (", …" if len(ranks) > MOST_LISTED else "")
 
 
+def named_ranks(ranks: Sequence[int]) -> str:
+    """Name some ranks, the first few of many."""
+    return f"rank{'s' if len(ranks) != 1 else ''} {listed(ranks)}"
+
+
 def ranks_found(folder: Path) -> Iterator[int]:
     """Yield the numbers of the ranks that have a ledger in a folder, in order."""
     names = sorted(path.name for path in folder.iterdir())

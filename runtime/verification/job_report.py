@@ -37,6 +37,9 @@ CODES: Mapping[str, str] = {
     "wrong_totals": "VIOLATION",
     "unnamed_rank": "VIOLATION",
     "lagging_rank": "LAGGING",
+    "weights_mismatch": "VIOLATION",
+    "wrong_tensors": "VIOLATION",
+    "weights_unnamed": "INCOMPLETE",
 }
 """The status that each finding makes of a job; empty: that of the ledger which it is about."""
 

@@ -14,6 +14,7 @@ the rank (`job_report.CODES`):
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from gradwarden.runtime.ledger.chain import ChainReport, verify_chain
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.program_signature import NOBODY, Approvers
 from gradwarden.runtime.verification.job_report import JobFinding, JobReport, finding, worst
+from gradwarden.runtime.verification.job_weights import check_job_weights
 from gradwarden.runtime.verification.log_audit import lagging, log_findings, totals
 from gradwarden.runtime.verification.log_of_logs import LogOfLogs, last_heads
 from gradwarden.runtime.verification.rank_audit import rank_findings, unnamed
@@ -38,11 +40,16 @@ def verify_job(
     *,
     program: Program | Sequence[Program] | None = None,
     approvers: Approvers = NOBODY,
+    weights: Sequence[Path] = (),
+    earlier: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    hashed: Callable[[int], None] = lambda _: None,
 ) -> JobReport:
     """Verify a job's folder. program, approvers: as of `verify_ledger`, for every rank.
 
-    progress: called with (bytes done, bytes in all). Raises LedgerError only where a file cannot be read.
+    weights, earlier: as of `verify_ledger`; each rank's ledger must name them. progress: called with (bytes
+    done, bytes in all). hashed: told of bytes of weights that are, from any thread. Raises LedgerError only
+    where a file cannot be read.
     """
     log = LogOfLogs()
     chain = None
@@ -70,7 +77,10 @@ def verify_job(
                 path, keys, program=program, approvers=approvers, beside=seen.listen, progress=told(rank)
             )
             steps[rank] = seen.steps
-    return _together(folder, log, chain, findings, reports, steps)
+    held = check_job_weights(folder, reports, steps, weights, earlier=earlier, hashed=hashed)
+    report = _together(folder, log, chain, [*findings, *held.findings], reports, steps)
+    facts = {"weights": list(held.facts), "weights_asked_of": list(held.ranks)}
+    return replace(report, facts={**report.facts, **facts})
 
 
 class _Seen:
@@ -135,7 +145,7 @@ def _facts(
         "exposures": sum(facts.get("exposures") or 0 for facts in whole),
         "decisions_replayed": sum(facts.get("decisions_replayed") or 0 for facts in whole),
         "policy": next((facts["policy"] for facts in whole if facts.get("policy")), None),
-        **_spending(whole),
+        **_of_the_latest(whole),
         "members": {
             str(rank): {
                 "status": report.status,
@@ -149,7 +159,10 @@ def _facts(
     }
 
 
-def _spending(whole: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what the rank with most steps says of privacy budgets, which all ranks count alike."""
+def _of_the_latest(whole: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the rank with most steps says of what all ranks count alike: budgets, and checkpoints."""
     latest = max(whole, key=lambda facts: facts.get("steps") or 0, default={})
-    return {name: latest.get(name, {}) for name in ("privacy", "epsilon_bounds")}
+    return {
+        **{name: latest.get(name, {}) for name in ("privacy", "epsilon_bounds")},
+        "unchanged": latest.get("unchanged"),
+    }

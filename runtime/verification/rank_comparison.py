@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
-from gradwarden.runtime.jobs.layout import listed
+from gradwarden.runtime.jobs.layout import named_ranks
 from gradwarden.runtime.jobs.shares import PRIME, located
 from gradwarden.runtime.verification.job_report import JobFinding, finding
 from gradwarden.runtime.verification.rank_steps import (
@@ -61,7 +61,7 @@ def _odd_ones(said: Mapping[int, str], code: str, what: str) -> Iterator[JobFind
     if len(odd) == 1:
         yield finding(code, f"rank {odd[0]} {what} than the others", odd, 0)
     else:
-        yield finding(code, f"{_named(odd)}: some {what} than others", odd, 0)
+        yield finding(code, f"{named_ranks(odd)}: some {what} than others", odd, 0)
 
 
 def _saved(steps: Mapping[int, RankSteps]) -> Iterator[JobFinding]:
@@ -148,7 +148,3 @@ def _excess(steps: Mapping[int, RankSteps]) -> tuple[Numbers, Numbers, npt.NDArr
         stated = np.where(here, [told.batches, *told.sums.T], stated)
         committed |= here
     return total - stated, stated, everywhere & committed
-
-
-def _named(ranks: Sequence[int]) -> str:
-    return f"rank{'s' if len(ranks) != 1 else ''} {listed(ranks)}"

@@ -33,7 +33,7 @@ from gradwarden.runtime.verification.memory import (
     terms,
 )
 from gradwarden.runtime.verification.run_replay import RunReplay
-from gradwarden.runtime.verification.weights_check import WeightsReport, check_weights
+from gradwarden.runtime.verification.weights_check import HashedWeights, WeightsReport, check_weights
 
 Only: TypeAlias = Literal["chain", "entries"]
 """How far a verification goes that stops short of decisions: to the chain, its tree and the signatures; or
@@ -201,7 +201,8 @@ def _check_weights(replay: RunReplay, task: _Task, size: int) -> WeightsReport:
     if replay.checkpoint is None:
         return WeightsReport((Finding("weights_mismatch", size - 1, "the ledger names no checkpoint"),), ())
     ledger, given, listed = task.path, task.weights, replay.weights.count > 0
-    report = check_weights(ledger, given, size, listed=listed, earlier=task.earlier, hashed=task.hashed)
+    weights = [HashedWeights(path, tensors=listed, hashed=task.hashed) for path in given]
+    report = check_weights(ledger, weights, size, earlier=task.earlier)
     drifts: list[Finding] = []
     for path, match in zip(given, report.matches, strict=True):
         if match is not None and match.last:

@@ -53,10 +53,11 @@ class _Saved:
     recorded: RecordedTensors | None
 
 
-class GivenWeights:
-    """Weights that somebody has given, hashed. match: the last checkpoint that they are, None where none.
+class HashedWeights:
+    """Weights that somebody has given, hashed: once, for however many ledgers they are held against.
 
-    Raises OSError where they cannot be read.
+    digest: of the file; None for a folder. compared: whether tensors were hashed. tree: None where they were
+    not, or cannot be (`problem` says why). Raises OSError where they cannot be read.
     """
 
     def __init__(self, path: Path, *, tensors: bool, hashed: Callable[[int], None] = lambda _: None) -> None:
@@ -65,65 +66,75 @@ class GivenWeights:
         hashed: told of bytes of tensors that are, from any thread.
         """
         self.path = path
-        self.match: Match | None = None
-        self._compared = tensors
-        self._digest: str | None = None
-        self._tree: WeightTree | None = None
-        self._tensors: frozenset[TensorDigest] = frozenset()
-        self._stored: Mapping[str, StoredTensor] = {}
-        self._problem = "only its files have digests in the ledger, and they are in a folder"
-        self._closest: tuple[int, _Saved] | None = None
+        self.compared = tensors
+        self.tree: WeightTree | None = None
+        self.tensors: frozenset[TensorDigest] = frozenset()
+        self.stored: Mapping[str, StoredTensor] = {}
+        self.problem = "only its files have digests in the ledger, and they are in a folder"
         with ThreadPoolExecutor(1) as beside:
             # The digest of a file is no function of its tensors' digests, so its bytes are hashed twice: at
             # once, and from the same pages of memory.
             digest = None if path.is_dir() else beside.submit(file_digest, path)
             if tensors:
                 self._hash(hashed)
-            self._digest = None if digest is None else digest.result()
+            self.digest: str | None = None if digest is None else digest.result()
 
     def _hash(self, hashed: Callable[[int], None]) -> None:
         try:
             with StoredWeights.open(self.path) as stored:
-                self._stored = stored.tensors
-                self._tree = hash_weights(stored, advance=hashed)
-                self._tensors = frozenset(self._tree.tensors)
+                self.stored = stored.tensors
+                self.tree = hash_weights(stored, advance=hashed)
+                self.tensors = frozenset(self.tree.tensors)
         except WeightsError as error:
-            self._problem = error.message
+            self.problem = error.message
+
+
+class _HeldWeights:
+    """Weights, held against the checkpoints of one ledger. match: the last that they are, None where none."""
+
+    def __init__(self, weights: HashedWeights) -> None:
+        self.path = weights.path
+        self.match: Match | None = None
+        self._weights = weights
+        self._closest: tuple[int, _Saved] | None = None
 
     def hold(self, saved: _Saved) -> Iterator[Finding]:
         """Compare with a checkpoint; yield what the ledger says wrongly of it."""
-        same_file = self._digest == saved.body["digest"]
-        recorded = saved.recorded if self._compared else None
-        same_tensors = recorded is not None and self._tensors == frozenset(recorded.tensors)
+        same_file = self._weights.digest == saved.body["digest"]
+        recorded = saved.recorded if self._weights.compared else None
+        same_tensors = recorded is not None and self._weights.tensors == frozenset(recorded.tensors)
         if same_file and recorded is not None and not (same_tensors and self._tied_as(recorded)):
             what = f"the ledger lists other tensors for `{saved.body['file']}` than that file holds"
             yield Finding("wrong_tensors", saved.index, what)
-        elif same_file or (same_tensors and self._tree is not None):
+        elif same_file or (same_tensors and self._weights.tree is not None):
             self.match = Match(saved.body["step"], saved.index, saved.body["file"], same_file)
-        elif recorded is not None and self._tree is not None:
-            different = len(self._tensors.symmetric_difference(recorded.tensors))
+        elif recorded is not None and self._weights.tree is not None:
+            different = len(self._weights.tensors.symmetric_difference(recorded.tensors))
             if self._closest is None or different <= self._closest[0]:
                 self._closest = different, saved
 
     def _tied_as(self, recorded: RecordedTensors) -> bool:
-        return self._tree is not None and dict(self._tree.tied) == dict(recorded.tied)
+        return self._weights.tree is not None and dict(self._weights.tree.tied) == dict(recorded.tied)
 
-    def difference(self) -> str:
-        """Say how weights that are no checkpoint differ from the closest one."""
-        if self._tree is None:
-            return f"; {self._problem}" if self._stored or self._digest is None else ""
+    def difference(self, *, entries: bool) -> str:
+        """Say how weights that are no checkpoint differ from the closest one; entries: and in which entry."""
+        tree = self._weights.tree
+        if tree is None:
+            return (
+                f"; {self._weights.problem}" if self._weights.stored or self._weights.digest is None else ""
+            )
         if self._closest is None:
             return ""
         _, saved = self._closest
         assert saved.recorded is not None
         wanted = {tensor.name: tensor for tensor in saved.recorded.tensors}
-        found = {tensor.name: tensor for tensor in self._tree.tensors}
+        found = {tensor.name: tensor for tensor in tree.tensors}
         names = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         told = [self._of_tensor(name, wanted.get(name), found.get(name)) for name in names[:MOST_NAMED]]
         more = f"; and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
         return (
             f"; {len(names):,} of {len(wanted):,} tensors differ from the checkpoint at step "
-            f"{saved.body['step']} (entry {saved.index}): {'; '.join(told)}{more}"
+            f"{saved.body['step']}{_entry(saved.index, entries)}: {'; '.join(told)}{more}"
         )
 
     def _of_tensor(self, name: str, wanted: TensorDigest | None, found: TensorDigest | None) -> str:
@@ -137,12 +148,12 @@ class GivenWeights:
         return f"`{name}`{self._first_bytes(name, wanted.root)}"
 
     def _first_bytes(self, name: str, root: bytes) -> str:
-        assert self._tree is not None
+        assert self._weights.tree is not None, "tensors are named only where there is a tree"
         leaves = recorded_leaves(leaves_beside(self.path), name, root)
-        chunk = None if leaves is None else first_difference(leaves, self._tree.leaves[name])
+        chunk = None if leaves is None else first_difference(leaves, self._weights.tree.leaves[name])
         if chunk is None:
             return ""
-        stored = self._stored[name]
+        stored = self._weights.stored[name]
         begin, end = chunk_bytes(chunk, stored.size)
         return f" within bytes {begin} to {end - 1} (from byte {stored.begin + begin} of the file)"
 
@@ -170,21 +181,14 @@ class WeightsReport:
 
 
 def check_weights(
-    ledger: Path,
-    given: Sequence[Path],
-    size: int,
-    *,
-    listed: bool,
-    earlier: bool = False,
-    hashed: Callable[[int], None] = lambda _: None,
+    ledger: Path, given: Sequence[HashedWeights], size: int, *, earlier: bool = False, entries: bool = True
 ) -> WeightsReport:
     """Find the checkpoints of a sound ledger that weights are.
 
-    given: files and folders; one of them must be the last checkpoint, unless `earlier`. size: entries of the
-    ledger. listed: whether some checkpoint lists its tensors. hashed: told of bytes of tensors that are,
-    from any thread. Raises OSError where weights cannot be read.
+    given: one of them must be the last checkpoint, unless `earlier`. size: entries of the ledger. entries:
+    whether messages say which entries checkpoints are, as is of no use where several ledgers name them.
     """
-    weights = [GivenWeights(path, tensors=listed, hashed=hashed) for path in given]
+    weights = [_HeldWeights(one) for one in given]
     findings: list[Finding] = []
     last: _Saved | None = None
     with closing(_checkpoints(ledger, size)) as saved:
@@ -194,7 +198,7 @@ def check_weights(
     at_fault = {finding.index for finding in findings}
     for one, match in zip(weights, matches, strict=True):
         if match is None and not at_fault:
-            findings.append(Finding("weights_mismatch", size - 1, _mismatch(one, last)))
+            findings.append(Finding("weights_mismatch", size - 1, _mismatch(one, last, entries=entries)))
     if (
         not findings
         and last is not None
@@ -205,13 +209,17 @@ def check_weights(
             Finding(
                 "weights_mismatch",
                 size - 1,
-                f"`{_name(one.path)}` is the checkpoint at step {match.step} (entry {match.entry}), not the "
-                f"last that the ledger names, `{last.body['file']}` at step {last.body['step']}",
+                f"`{_name(one.path)}` is the checkpoint at step {match.step}{_entry(match.entry, entries)}, "
+                f"not the last that the ledger names, `{last.body['file']}` at step {last.body['step']}",
             )
             for one, match in zip(weights, matches, strict=True)
             if match is not None
         ]
     return WeightsReport(tuple(findings), matches)
+
+
+def _entry(index: int, told: bool) -> str:
+    return f" (entry {index})" if told else ""
 
 
 def _told(match: Match | None, last: _Saved | None) -> Match | None:
@@ -224,11 +232,11 @@ def _name(path: Path) -> str:
     return path.name or str(path)
 
 
-def _mismatch(given: GivenWeights, last: _Saved | None) -> str:
+def _mismatch(given: _HeldWeights, last: _Saved | None, *, entries: bool) -> str:
     if last is None:
         return "the ledger names no checkpoint"
     named = f"`{_name(given.path)}` is not the last checkpoint that the ledger names, `{last.body['file']}`"
-    return f"{named}, nor an earlier one{given.difference()}"
+    return f"{named}, nor an earlier one{given.difference(entries=entries)}"
 
 
 def _checkpoints(ledger: Path, size: int) -> Generator[_Saved, None, None]:
