@@ -14,7 +14,7 @@ from gradwarden.cli.files import write_text
 from gradwarden.cli.job_verdict import JOB_MEANINGS, JobVerdict, judge_job
 from gradwarden.cli.judging import judge
 from gradwarden.cli.options import FILE, trust_options
-from gradwarden.cli.output import emit_json, format_option, progress
+from gradwarden.cli.output import arrived, emit_json, format_option, progress
 from gradwarden.cli.verdict import MEANINGS, Verdict
 
 if TYPE_CHECKING:
@@ -119,20 +119,17 @@ def _account(ledger: Path, names: Mapping[str, str] | None, secret: Path | None)
 
 
 def _account_of_job(folder: Path, groups: Mapping[bytes, str] | None) -> Account:
-    from gradwarden.runtime.jobs.layout import rank_path, ranks_found
-    from gradwarden.runtime.provenance.making import walk
+    from gradwarden.runtime.jobs.layout import ranks_found
+    from gradwarden.runtime.jobs.progress import size_of_ranks
+    from gradwarden.runtime.provenance.making import walk_ranks
     from gradwarden.runtime.report.account import Accountant
 
     ranks = list(ranks_found(folder))
     if not ranks:
         raise InputError(f"`{folder}` has no ledger of a rank")
     accountant = Accountant(groups, ranks)
-    with progress(f"reading {folder.name}", len(ranks), "ranks") as advance:
-        for place, rank in enumerate(ranks):
-            if place:
-                accountant.next_rank()
-            walk(rank_path(folder, rank), (), accountant.accept)
-            advance(1)
+    with progress(f"reading {folder.name}", size_of_ranks(folder), "bytes") as advance:
+        walk_ranks(folder, (), accountant.begin, arrived(advance))
     return accountant.finish()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import file_digest
 from itertools import islice
 from pathlib import Path
@@ -81,21 +81,19 @@ def _make_of_job(job: Path, folder: Path, keys: Sequence[PublicKey], progress: P
     log = verify_chain(log_path(job), keys)
     _check_chain(log_path(job), log, signed=bool(keys))
     first = next(read_entries(log_path(job)))
-    ranks = list(ranks_found(job))
-    if first.kind != JOB_OPENING or not ranks:
-        raise TraceError(f"`{job}` is not the folder of a job, or no rank has a ledger there")
-    tables, numbering = Tables(folder, ranks[0]), Numbering(shared=True)
+    if first.kind != JOB_OPENING:
+        raise TraceError(f"`{job}` is not the folder of a job")
+    tables, numbering = Tables(folder, next(ranks_found(job), 0)), Numbering(shared=True)
     collectors: list[Collector] = []
-    ends: list[RankEnd] = []
-    told = over_ranks(job, progress)
-    for rank in ranks:
+
+    def begin(rank: int) -> Listener:
         if collectors:
+            collectors[-1].end()
             tables.next_rank(rank)
-        collector = Collector(tables, numbering)
-        chain = walk(rank_path(job, rank), keys, collector.accept, told(rank))
-        collector.end()
-        collectors.append(collector)
-        ends.append(RankEnd(rank, chain.size, chain.root, chain.end, chain.tip))
+        collectors.append(Collector(tables, numbering))
+        return collectors[-1].accept
+
+    chains = walk_ranks(job, keys, begin, progress)
     collectors[-1].finish()
     return Index(
         ledger=job,
@@ -111,8 +109,23 @@ def _make_of_job(job: Path, folder: Path, keys: Sequence[PublicKey], progress: P
         uses=sum(collector.uses for collector in collectors),
         examples=len(numbering.examples),
         files=tuple(_digested(folder, tables.close())),
-        ranks=tuple(ends),
+        ranks=tuple(RankEnd(rank, c.size, c.root, c.end, c.tip) for rank, c in chains.items()),
     )
+
+
+def walk_ranks(
+    job: Path, keys: Sequence[PublicKey], begin: Callable[[int], Listener], progress: Progress | None = None
+) -> dict[int, ChainReport]:
+    """Tell the entries of the ledgers of a job's ranks, one after the other; return what was found of each.
+
+    begin: gives who is told of a rank's entries, once the ranks before it are done. progress: through all of
+    them. Raises as `build_index`, also where no rank has a ledger.
+    """
+    told = over_ranks(job, progress)
+    found = {rank: walk(rank_path(job, rank), keys, begin(rank), told(rank)) for rank in ranks_found(job)}
+    if not found:
+        raise TraceError(f"no rank has a ledger in `{job}`")
+    return found
 
 
 def walk(

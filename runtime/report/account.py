@@ -19,6 +19,7 @@ import orjson
 from gradwarden.policy.decision import VERDICTS
 from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import SCALE
+from gradwarden.runtime.ledger.chain import Listener
 from gradwarden.runtime.ledger.lines import Part
 from gradwarden.runtime.provenance.collect import Collector, Numbering
 
@@ -149,10 +150,12 @@ class Accountant:
         """Take the next part. Raises TraceError where steps are out of turn or decisions undeclared."""
         self._collectors[-1].accept(part)
 
-    def next_rank(self) -> None:
-        """Take the parts of the next rank's ledger from now on."""
-        self._collectors[-1].end()
-        self._collectors.append(Collector(self, self._numbering))
+    def begin(self, rank: int) -> Listener:
+        """Take the parts of another rank's ledger from now on; return who is to be told of them."""
+        if rank != self._ranks[0]:
+            self._collectors[-1].end()
+            self._collectors.append(Collector(self, self._numbering))
+        return self.accept
 
     @property
     def _steps(self) -> int:

@@ -126,10 +126,11 @@ class OutcomeAudit:
         greatest = np.array([self._caps.get(band, (inf, ""))[0] for band in self._bits])[:, None]
         if not (absent | (reached & bits != 0)).all() or not ((values >= 0.0) & (values <= greatest)).all():
             return False
-        # Far from the bound it does not matter how a root is rounded. A square may be too great for a number.
-        with np.errstate(over="ignore"):
-            squares = np.square(values).sum(axis=0)
-        if squares.max(initial=0.0) < 0.999 * self._greatest * self._greatest:
+        # Far from the bound it does not matter how a root is rounded. As parts of the bound, norms that count
+        # have squares that are numbers, whatever their size; what is too great for one is no part of it.
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            squares = np.square(values / self._greatest).sum(axis=0)
+        if squares.max(initial=0.0) < 0.999:
             return True
         return all(hypot(*whole) <= self._greatest for whole in values.T.tolist())
 

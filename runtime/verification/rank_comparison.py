@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -121,15 +121,29 @@ def _shares(steps: Mapping[int, RankSteps]) -> Iterator[JobFinding]:
     if not wrong.any():
         return
     step = int(np.flatnonzero(wrong)[0])
-    more, whole = int(excess[0, step]), int(stated[0, step])
-    held = f"{whole} examples are stated, and the ranks' ledgers hold {whole + more}"
-    message = f"the shares of the batch of step {step} do not add up: {held}"
+    more = int(excess[0, step])
+    told_of = _differing(excess[:, step].tolist(), stated[:, step].tolist(), sums=bool(known[step]))
+    message = f"the shares of the batch of step {step} do not add up: {told_of}"
     rank = located(excess[:, step].tolist(), len(steps)) if known[step] else None
     told = -1 if rank is None else int(steps[rank].columns(step + 1).counts[step]) - more
     if rank is None or told < 0:
         yield finding("wrong_shares", message, steps)
     else:
         yield finding("wrong_shares", f"{message}; rank {rank} told the others of {told} of its own", [rank])
+
+
+def _differing(excess: Sequence[int], stated: Sequence[int], *, sums: bool) -> str:
+    """Say which of the three sums differ from what the ranks' ledgers hold. sums: whether all are stated."""
+    count, whole = excess[0], stated[0]
+    parts = [f"{whole} examples are stated, and the ranks' ledgers hold {whole + count}"] if count else []
+    if sums:
+        weighed = zip(("place", "the square of the place"), excess[1:], stated[1:], strict=True)
+        parts += [
+            f"weighted by {weight}, {said} is stated, and {(said + more) % PRIME} held"
+            for weight, more, said in weighed
+            if more % PRIME
+        ]
+    return "; ".join(parts)
 
 
 def _excess(steps: Mapping[int, RankSteps]) -> tuple[Numbers, Numbers, npt.NDArray[np.bool_]]:

@@ -13,7 +13,7 @@ from gradwarden.runtime.commitments import Committer
 from gradwarden.runtime.jobs.layout import rank_path
 from gradwarden.runtime.ledger.keys import Signer
 from gradwarden.runtime.ledger.ledger import Ledger
-from gradwarden.runtime.provenance.making import walk
+from gradwarden.runtime.provenance.making import walk_ranks
 from gradwarden.runtime.report.account import Accountant
 from tests.cli.conftest import OPENED, Run, committed, decision, step
 from tests.runtime.jobs.simulated import Job, sealed_job
@@ -122,11 +122,8 @@ def test_the_weight_of_a_job_is_that_of_one_run_with_all_its_batches(tmp_path: P
     job.seal()
     whole.seal()
     found, other = Accountant(ranks=[0, 1, 2]), Accountant(ranks=[0])
-    for rank in range(3):
-        if rank:
-            found.next_rank()
-        walk(rank_path(job.folder, rank), (), found.accept)
-    walk(rank_path(whole.folder, 0), (), other.accept)
+    walk_ranks(job.folder, (), found.begin)
+    walk_ranks(whole.folder, (), other.begin)
     one, two = found.finish(), other.finish()
     assert (one.shaping, one.verdicts, one.steps, one.uses) == (
         two.shaping,

@@ -293,6 +293,30 @@ def test_norms_of_any_size_are_held_to_the_bound(
     assert (found, facts) == _one_by_one(entries)
 
 
+@pytest.mark.parametrize(
+    ("clip", "norm", "codes"),
+    [
+        ("2e-162", "1.5e-162", ["wrong_outcome"]),
+        ("2e-162", "1.4e-162", []),
+        ("3e-320", "2e-320", []),
+        ("2e-320", "2e-320", ["wrong_outcome"]),
+        ("1e+200", "1e-170", []),
+    ],
+)
+def test_norms_of_which_no_square_is_a_number_are_held_to_the_bound(
+    plain_entries: list[Any], clip: str, norm: str, codes: list[str]
+) -> None:
+    """Both bands have such a norm in every step, so that the whole has 1.414 times as much."""
+    entries = copy.deepcopy(plain_entries)
+    entries[0][1]["clip_norm"] = clip
+    for kind, body in entries:
+        if kind == "committed":
+            body["norms"] = {band: None if old is None else norm for band, old in body["norms"].items()}
+    found, facts = _together(entries, len(entries))
+    assert [finding.code for finding in found] == codes
+    assert (found, facts) == _one_by_one(entries)
+
+
 def test_a_gradient_where_nothing_reaches_is_found(plain_entries: list[Any]) -> None:
     """Examples of kind `d` reach `deep` alone: in a stretch of such steps `shallow` has no gradient."""
     entries = copy.deepcopy(plain_entries)

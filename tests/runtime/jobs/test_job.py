@@ -296,6 +296,25 @@ def test_of_several_that_do_none_is_named_alone(job: Job, signer: Signer, told: 
     assert named(shares_told(job, told)) == {0, 1, 2}
 
 
+@pytest.mark.parametrize(
+    ("told", "differing"),
+    [
+        ({1: 2}, ["8 examples", "place, 16 is stated, and 18 held", "square of the place, 38 is stated"]),
+        (
+            {0: 2, 1: 4},
+            ["place, 19 is stated, and 18 held", "square of the place, 45 is stated, and 42 held"],
+        ),
+        ({0: 4, 1: 1, 2: 4}, ["square of the place, 44 is stated, and 42 held"]),
+    ],
+)
+def test_the_sums_that_differ_are_told_and_no_others(
+    job: Job, signer: Signer, told: dict[int, int], differing: list[str]
+) -> None:
+    parts = shares_told(job, told).findings[0].message.split("add up: ")[1].split(";")
+    assert len(parts) == len(differing)
+    assert all(due in part for due, part in zip(differing, parts, strict=True))
+
+
 def test_a_batch_of_the_first_form_of_the_format_locates_no_share(job: Job, signer: Signer) -> None:
     reached = [rank.propose(part) for rank, part in zip(job.ranks, job.batches(0), strict=True)]
     for rank in job.ranks:
