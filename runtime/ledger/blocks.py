@@ -8,15 +8,13 @@ caller goes through the file once in order, which also says where the fault is.
 
 from __future__ import annotations
 
-import re
-from hashlib import sha256
 from typing import BinaryIO, Literal, TypeAlias, get_args
 
 from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.ledger.entries import MAX_LINE
 from gradwarden.runtime.ledger.frames import Frames, Landmarks, find_frames, find_landmarks
 from gradwarden.runtime.ledger.lines import Part, Recogniser
-from gradwarden.runtime.ledger.merkle import HASH_SIZE
+from gradwarden.runtime.ledger.merkle import leaf_hashes
 from gradwarden.runtime.ledger.turns import OddBlockError
 
 BLOCK = 1 << 19
@@ -27,7 +25,8 @@ Reading: TypeAlias = Literal["frames", "lines", "columns"]
 
 READINGS: tuple[Reading, ...] = get_args(Reading)
 
-_INDEX = re.compile(rb'"index":([0-9]{1,16}),"kind":"[a-z_]+","prev":"[0-9a-f]{64}"\}\Z')
+_NEAR = 4096
+"""Bytes that nearly always hold the end of a line."""
 
 
 @frozen
@@ -75,16 +74,14 @@ class BlockReader:
         whole, tail = _whole_lines(self._file, span, self._total, first=number == 0)
         if not whole:
             return Block(-1, "", b"", {}, 0, 0, tail, [])
-        # Each line behind the byte that a leaf hash begins with.
-        lines = (b"\0" + whole.replace(b"\n", b"\n\0")).split(b"\n")[:-1]
-        frames = find_frames(_index(lines[0]), lines)
-        leaves = b"".join([sha256(line).digest() for line in lines])
-        prev, links = frames.links[:64].decode("ascii", "replace"), frames.links[64:]
-        if links != leaves[:-HASH_SIZE].hex().encode():
-            raise OddBlockError
+        lines = whole.split(b"\n")
+        lines.pop()
+        leaves = leaf_hashes(lines)
+        frames = find_frames(whole, lines, leaves)
         parts = self._parts(frames)
         landmarks = find_landmarks(frames)
-        return Block(frames.first, prev, leaves, landmarks, len(whole), len(lines[-1]), tail, parts)
+        last = len(lines[-1]) + 1
+        return Block(frames.first, frames.prev, leaves, landmarks, len(whole), last, tail, parts)
 
     def _parts(self, frames: Frames) -> list[Part]:
         """Check or read what lines say, as far as that is wanted. Raises OddBlockError."""
@@ -101,29 +98,38 @@ def _whole_lines(file: BinaryIO, span: tuple[int, int], total: int, *, first: bo
     span: the bytes in which the lines begin. first: whether a line begins with the first of them.
     """
     start, stop = span
-    # A line begins behind a newline: that of the first may be the byte before the block.
-    origin = start if first else start - 1
-    end = min(stop + MAX_LINE + 1, total)
-    file.seek(origin)
-    read = file.read(end - origin)
-    if len(read) != end - origin:
-        raise OddBlockError
-    begin = 0 if first else read.find(b"\n") + 1
-    behind = read.find(b"\n", stop - 1 - origin) + 1 if stop > start else 0
-    """Where the first line of the next block begins."""
-    if behind and (begin or first):
-        return read[begin:behind], b""
-    if end < total or len(read) - max(begin, read.rfind(b"\n") + 1) > MAX_LINE:
-        raise OddBlockError
-    if not begin and not first:
+    begin = start if first else _next_line(file, start, total)
+    if begin is None:
         return b"", b""
-    behind = max(begin, read.rfind(b"\n") + 1)
-    return read[begin:behind], read[behind:]
-
-
-def _index(line: bytes) -> int:
-    """Return the index at the end of a line; whether it stands there rightly is seen later."""
-    found = _INDEX.search(line, max(0, len(line) - 200))
-    if found is None:
+    end = _next_line(file, stop, total) if stop > start else None
+    if end is not None:
+        return _read(file, begin, end), b""
+    read = _read(file, begin, total)
+    behind = read.rfind(b"\n") + 1
+    if len(read) - behind > MAX_LINE:
         raise OddBlockError
-    return int(found[1])
+    return read[:behind], read[behind:]
+
+
+def _next_line(file: BinaryIO, place: int, total: int) -> int | None:
+    """Return where the first line begins at a byte that is not the first, or behind it.
+
+    None where none does: what follows the last newline of the file lies around the place.
+    """
+    # A line begins behind a newline, which may be the byte before the place.
+    for size in (_NEAR, MAX_LINE + 2):
+        end = min(place - 1 + size, total)
+        found = _read(file, place - 1, end).find(b"\n")
+        if found >= 0:
+            return place + found
+        if end == total:
+            return None
+    raise OddBlockError
+
+
+def _read(file: BinaryIO, begin: int, end: int) -> bytes:
+    file.seek(begin)
+    read = file.read(end - begin)
+    if len(read) != end - begin:
+        raise OddBlockError
+    return read

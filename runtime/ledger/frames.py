@@ -4,15 +4,15 @@ The chain, the tree and the signatures need no more. An entry ends with its inde
 
     …,"index":N,"kind":"…","prev":"<64 hex digits>"}
 
-All indices of a block are known once the first is, so that the ends of all lines of a kind can be made and
-compared with what stands there. Only the lines of kinds that carry heads, keys and other landmarks are read
-whole.
+All indices of a block are known once the first is, and all links once the lines are hashed, so that the ends
+of all lines of a kind can be made and compared with what stands there. Only the lines of kinds that carry
+heads, keys and other landmarks are read whole.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
 from typing import TypeAlias
 
 import numpy as np
@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.ledger.entries import LANDMARKS, MAX_LINE, MalformedLineError, decode
+from gradwarden.runtime.ledger.merkle import HASH_SIZE
 from gradwarden.runtime.ledger.shapes import SHAPES
 from gradwarden.runtime.ledger.turns import OddBlockError
 
@@ -29,39 +30,49 @@ Places: TypeAlias = npt.NDArray[np.int64]
 Landmarks: TypeAlias = dict[int, tuple[int, bytes]]
 """Lines that need the state of the whole ledger, by index, and the byte of the block at which each begins."""
 
-LINK = len(b'"}') + 64
+DIGITS = 2 * HASH_SIZE
+"""Hex digits of a link."""
+
+LINK = DIGITS + len(b'"}')
 """Bytes at the end of a line from its link on."""
 
 INDEX = b',"index":'
 """What stands between the body of an entry and its index."""
 
+BODY = b'{"body":'
+"""What stands before it."""
+
 _FRAMES = {kind: b',"kind":"%b","prev":"' % kind.encode() for kind in SHAPES}
 """What stands between the index of an entry and its link, by kind."""
 
-_BODY = len(b'\0{"body":')
-
-_TAIL = LINK + max(map(len, _FRAMES.values())) + len(INDEX) + 16
-"""Bytes that hold the frame of any line."""
-
-_TELLING = slice(-LINK - 18, -LINK - 10)
-"""Bytes of a tail by which kinds are told apart, the last eight that name it."""
+_TELLING = LINK + 18
+"""Bytes at the end of a line from those on by which kinds are told apart, the last eight that name it."""
 
 _KINDS = {int.from_bytes(frame[-18:-10], "little"): kind for kind, frame in _FRAMES.items()}
+
+_SHORTEST = len(BODY + INDEX) + min(map(len, _FRAMES.values())) + LINK
+"""No entry has fewer bytes."""
+
+_PLACE = re.compile(rb'"index":([0-9]{1,16}),"kind":"[a-z_]+","prev":"([0-9a-f]{64})"\}\Z')
+
+_THREE_DIGITS = np.frombuffer(b"".join([b"%03d" % number for number in range(1000)]), "V3")
 
 
 @frozen
 class Frames:
     """What frames the lines of a block.
 
-    first: the index of the first line. lines: with one byte before each. links: of all lines, joined.
-    kinds: the lines of each kind, by number. stops: where the body of each line ends in it.
+    first, prev: the index and link of the first line. lines: without their newlines. begins: the byte of the
+    block at which each begins. kinds: the lines of each kind, by number. stops: where the body of each line
+    ends in it.
     """
 
     first: int
+    prev: str
     lines: Sequence[bytes]
-    links: bytes
+    begins: Places
     kinds: dict[str, Places]
-    stops: list[int]
+    stops: Places
 
     def places(self, kind: str) -> list[int]:
         """Return the lines of a kind, by number."""
@@ -69,50 +80,79 @@ class Frames:
 
     def heads(self, kind: str) -> list[bytes]:
         """Return what stands before the name of the index in each line of a kind."""
-        return [self.lines[place][1 : self.stops[place]] for place in self.places(kind)]
+        if kind not in self.kinds:
+            return []
+        stops = self.stops[self.kinds[kind]].tolist()
+        return [self.lines[place][:stop] for place, stop in zip(self.places(kind), stops, strict=True)]
 
-    def body(self, place: int) -> bytes:
-        """Return the text of the body of a line that is an entry."""
-        return self.lines[place][_BODY : self.stops[place]]
+    def bodies(self, places: Sequence[int]) -> list[bytes]:
+        """Return the texts of the bodies of lines that are entries."""
+        begin, stops = len(BODY), self.stops[places].tolist()
+        return [self.lines[place][begin:stop] for place, stop in zip(places, stops, strict=True)]
 
 
-def find_frames(first: int, lines: Sequence[bytes]) -> Frames:
-    """Return what frames lines. Raises OddBlockError unless all have the frame of a known kind.
+def find_frames(text: bytes, lines: Sequence[bytes], leaves: bytes) -> Frames:
+    """Return what frames the lines of a text.
 
-    first: the index that the first line must have. lines: with one byte before each. Whether links hold is
-    not seen here.
+    lines: without the newline that each has behind it in the text. leaves: their hashes, joined. Raises
+    OddBlockError unless all have the frame of a known kind, each the index after that of the line before, and
+    the hash of that line for its link.
     """
-    sizes, tails = np.fromiter(map(len, lines), np.int64, len(lines)), _tails(lines)
-    if sizes.max() > MAX_LINE + 1 or not (tails[:, -2:] == np.frombuffer(b'"}', np.uint8)).all():
+    sizes = np.fromiter(map(len, lines), np.int64, len(lines))
+    if sizes.max() > MAX_LINE or sizes.min() < _SHORTEST:
         raise OddBlockError
-    telling = np.ascontiguousarray(tails[:, _TELLING]).view("<u8").ravel()
+    first, prev = _place(lines[0])
+    ends = np.cumsum(sizes + 1) - 1
+    links = np.frombuffer(prev + leaves[:-HASH_SIZE].hex().encode(), f"V{DIGITS}")
+    telling = _cut(text, ends - _TELLING, 8).view("<u8")
     kinds: dict[str, Places] = {}
-    stops = np.empty(len(tails), np.int64)
-    for told in set(telling.tolist()):
-        kind = _KINDS.get(told)
+    stops = np.empty(len(ends), np.int64)
+    others = np.arange(len(ends))
+    while len(others):
+        told = telling[others[0]]
+        kind = _KINDS.get(int(told))
         if kind is None:
             raise OddBlockError
         kinds[kind] = np.flatnonzero(telling == told)
-    for span, digits in _indices(first, len(tails)):
+        others = others[telling[others] != told]
+    for span, digits in _indices(first, len(ends)):
         for kind, rows in kinds.items():
             here = rows[np.searchsorted(rows, span.start) : np.searchsorted(rows, span.stop)]
-            frame = _FRAMES[kind]
-            expected = np.empty((len(here), len(INDEX) + digits.shape[1] + len(frame)), np.uint8)
-            expected[:, : len(INDEX)] = np.frombuffer(INDEX, np.uint8)
-            expected[:, len(INDEX) : -len(frame)] = digits[here - span.start]
-            expected[:, -len(frame) :] = np.frombuffer(frame, np.uint8)
-            if not np.array_equal(tails[here, -LINK - expected.shape[1] : -LINK], expected):
+            expected = _ends(kind, digits[here - span.start], links[here])
+            stops[here] = sizes[here] - expected.shape[1]
+            if stops[here].min(initial=MAX_LINE) < len(BODY):
                 raise OddBlockError
-            stops[here] = sizes[here] - LINK - expected.shape[1]
-    return Frames(first, lines, tails[:, -LINK:-2].tobytes(), kinds, stops.tolist())
+            if _cut(text, ends[here] - expected.shape[1], expected.shape[1]).tobytes() != expected.tobytes():
+                raise OddBlockError
+    return Frames(first, prev.decode(), lines, ends - sizes, kinds, stops)
 
 
-def _tails(lines: Sequence[bytes]) -> Bytes:
-    """Return the last `_TAIL` bytes of each line (uint8, [lines, bytes])."""
-    joined = b"".join([line[-_TAIL:] for line in lines])
-    if len(joined) != len(lines) * _TAIL:
-        joined = b"".join([line[-_TAIL:].rjust(_TAIL, b"\0") for line in lines])
-    return np.frombuffer(joined, np.uint8).reshape(-1, _TAIL)
+def _place(line: bytes) -> tuple[int, bytes]:
+    """Return the index and the link at the end of a line; whether they stand there rightly is seen later."""
+    found = _PLACE.search(line, max(0, len(line) - 200))
+    if found is None:
+        raise OddBlockError
+    return int(found[1]), found[2]
+
+
+def _cut(text: bytes, begins: Places, size: int) -> npt.NDArray[np.void]:
+    """Return so many bytes of a text from each place on."""
+    every = np.ndarray((len(text) - size + 1,), f"V{size}", text, strides=(1,))
+    return every[begins]
+
+
+def _ends(kind: str, digits: Bytes, links: npt.NDArray[np.void]) -> Bytes:
+    """Return the ends of lines from the name of their index on, [lines, bytes].
+
+    digits: of the indices, [lines, digits].
+    """
+    count, length = digits.shape
+    frame = INDEX + bytes(length) + _FRAMES[kind] + bytes(DIGITS) + b'"}'
+    ends = np.empty((count, len(frame)), np.uint8)
+    ends[:] = np.frombuffer(frame, np.uint8)
+    ends[:, len(INDEX) : len(INDEX) + length] = digits
+    ends[:, -LINK:-2] = links.view(np.uint8).reshape(-1, DIGITS)
+    return ends
 
 
 def _indices(first: int, count: int) -> Iterator[tuple[range, Bytes]]:
@@ -121,23 +161,26 @@ def _indices(first: int, count: int) -> Iterator[tuple[range, Bytes]]:
     while start < end:
         length = len(str(start))
         stop = min(end, 10**length)
-        places = 10 ** np.arange(length - 1, -1, -1)
-        digits = np.arange(start, stop)[:, None] // places % 10 + ord("0")
-        yield range(start - first, stop - first), digits.astype(np.uint8)
+        thousands, rest = np.divmod(np.arange(start, stop), 1000)
+        digits = np.empty((stop - start, max(length, 3)), np.uint8)
+        digits[:, -3:] = _THREE_DIGITS[rest].view(np.uint8).reshape(-1, 3)
+        if length > 3:
+            least = start // 1000
+            before = b"".join([b"%d" % number for number in range(least, (stop - 1) // 1000 + 1)])
+            digits[:, :-3] = np.frombuffer(before, np.uint8).reshape(-1, length - 3)[thousands - least]
+        yield range(start - first, stop - first), digits[:, -length:]
         start = stop
 
 
 def find_landmarks(frames: Frames) -> Landmarks:
     """Return the landmarks among lines. Raises OddBlockError for one that is no entry."""
-    places = [place for kind in LANDMARKS & frames.kinds.keys() for place in frames.places(kind)]
-    # Each line has one byte before it instead of the one that ended it.
-    begins = list(accumulate(map(len, frames.lines), initial=0)) if places else []
     landmarks: Landmarks = {}
-    for place in places:
-        line = frames.lines[place][1:]
-        try:
-            decode(line)
-        except MalformedLineError:
-            raise OddBlockError from None
-        landmarks[frames.first + place] = (begins[place], line)
+    for kind in LANDMARKS & frames.kinds.keys():
+        for place in frames.places(kind):
+            line = frames.lines[place]
+            try:
+                decode(line)
+            except MalformedLineError:
+                raise OddBlockError from None
+            landmarks[frames.first + place] = (int(frames.begins[place]), line)
     return landmarks

@@ -116,7 +116,7 @@ class Recogniser:
             columns, refused = StepColumns(expected.steps), set(frames.places("refused"))
             for steps, lines in expected.runs():
                 parts += self._others(frames, range(done, lines.start))
-                outcomes = [frames.body(place) for place in lines[1::2]]
+                outcomes = frames.bodies(lines[1::2])
                 committed = [place not in refused for place in lines[1::2]]
                 bodies = b"[" + b",".join(outcomes) + b"]"
                 first = frames.first + lines.start
@@ -179,7 +179,7 @@ class Recogniser:
 
     def _apart(self, kind: str, line: bytes) -> re.Match[bytes] | None:
         """Take a line apart that has not the form which is expected; another may be expected then."""
-        found = (step_apart if kind == "step" else outcome_apart)(line, 1)
+        found = (step_apart if kind == "step" else outcome_apart)(line)
         if found is not None:
             self._unexpected[kind] += 1
             self._last[kind] = found
@@ -201,7 +201,7 @@ class Recogniser:
 
 def _single(frames: Frames, place: int) -> Entry:
     """Return the entry on one line. Raises OddBlockError."""
-    line = frames.lines[place][1:]
+    line = frames.lines[place]
     try:
         index, kind, _, body = decode(line)
     except MalformedLineError:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
+from operator import itemgetter
+from struct import Struct
 from typing import TypeAlias
 
 from gradwarden.runtime.errors import ProofError
@@ -19,6 +21,10 @@ Range: TypeAlias = tuple[int, int]
 HASH_SIZE = 32
 EMPTY_ROOT = sha256(b"").digest()
 
+_LEAF, _NODE = b"\x00", b"\x01"
+_PAIR = Struct(f"{2 * HASH_SIZE}s")
+_FIRST = itemgetter(0)
+
 
 def leaf_hash(data: bytes) -> bytes:
     """Return the hash of one entry."""
@@ -27,7 +33,18 @@ def leaf_hash(data: bytes) -> bytes:
 
 def leaf_hashes(entries: Iterable[bytes]) -> bytes:
     """Return the hashes of entries, joined."""
-    return b"".join([sha256(b"\x00" + data).digest() for data in entries])
+    return _hashes(_LEAF, entries)
+
+
+def _hashes(prefix: bytes, texts: Iterable[bytes]) -> bytes:
+    """Return the hashes of texts behind a prefix, joined."""
+    # To copy a hash that has begun takes less time than to begin one and to put what is hashed together.
+    copy, hashes = sha256(prefix).copy, []
+    for text in texts:
+        one = copy()
+        one.update(text)
+        hashes.append(one.digest())
+    return b"".join(hashes)
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:
@@ -75,8 +92,7 @@ class Tree:
             paired = len(nodes) - len(nodes) % (2 * HASH_SIZE)
             if paired < len(nodes):
                 peaks.append(nodes[paired:])
-            pairs = range(0, paired, 2 * HASH_SIZE)
-            nodes = b"".join([sha256(b"\x01" + nodes[at : at + 2 * HASH_SIZE]).digest() for at in pairs])
+            nodes = _hashes(_NODE, map(_FIRST, _PAIR.iter_unpack(nodes[:paired])))
             above >>= 1
         self._peaks += reversed(peaks)
         self.size += len(leaves) // HASH_SIZE

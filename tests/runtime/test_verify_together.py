@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from base64 import b64decode, b64encode
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from gradwarden.runtime.errors import EntryInvalid
 from gradwarden.runtime.ledger import blocks, chain, numbering, sharing
 from gradwarden.runtime.ledger.chain import ChainReport
-from gradwarden.runtime.ledger.entries import Entry, compose, encode_body
-from gradwarden.runtime.ledger.frames import find_frames
+from gradwarden.runtime.ledger.entries import ZERO_HASH, Entry, compose, encode_body
+from gradwarden.runtime.ledger.frames import Frames, find_frames
 from gradwarden.runtime.ledger.lines import Recogniser
+from gradwarden.runtime.ledger.merkle import leaf_hash, leaf_hashes
 from gradwarden.runtime.ledger.numbering import Numbering
 from gradwarden.runtime.ledger.turns import OddBlockError, Turns
 from gradwarden.runtime.verification.example_audit import ExampleAudit
@@ -180,13 +181,23 @@ def _one_by_one(entries: list[Any]) -> Any:
     return _outcome(replay, len(entries))
 
 
+def _linked(entries: Iterable[tuple[str, Any]]) -> list[bytes]:
+    """Return the lines of entries."""
+    lines: list[bytes] = []
+    for index, (kind, body) in enumerate(entries):
+        prev = leaf_hash(lines[-1]).hex() if lines else ZERO_HASH
+        lines.append(compose(kind, index, prev, encode_body(kind, body)))
+    return lines
+
+
+def _framed(lines: Sequence[bytes]) -> Frames:
+    return find_frames(b"".join(line + b"\n" for line in lines), lines, leaf_hashes(lines))
+
+
 def _together(entries: list[Any], at_once: int) -> Any:
     """Return what a replay makes of entries that two readers read and tell in turn, so many at a time."""
     replay, readers = RunReplay(()), (Recogniser(), Recogniser())
-    lines = [
-        b"\0" + compose(kind, index, "0" * 64, encode_body(kind, body))
-        for index, (kind, body) in enumerate(entries)
-    ]
+    lines = _linked(entries)
     for start in range(0, len(lines), at_once):
         piece = range(start, min(start + at_once, len(lines)))
         turn = start // at_once % 2
@@ -194,7 +205,7 @@ def _together(entries: list[Any], at_once: int) -> Any:
             patch.setattr(numbering, "MOST", 2)
             patch.setattr(numbering.os, "getpid", lambda turn=turn: turn)
             try:
-                parts = readers[turn].read(find_frames(start, [lines[index] for index in piece]))
+                parts = readers[turn].read(_framed([lines[index] for index in piece]))
             except OddBlockError:
                 parts = [Entry(index, *entries[index], b"") for index in piece]
         for part in parts:
@@ -368,16 +379,15 @@ def _audit(steps: list[dict[str, Any]]) -> tuple[ExampleAudit, Turns]:
     audit = ExampleAudit()
     audit.accept("classes", {"classes": [{"id": 0, "bits": "0"}, {"id": 1, "bits": "1"}]})
     audit.accept("decisions", {"decisions": [{"weights": [0]}, {"weights": [1]}]})
-    lines = []
+    entries: list[tuple[str, dict[str, Any]]] = []
     for number, step in enumerate(steps):
         commitments = b64encode(b"".join(bytes([name]) * 32 for name in step["examples"])).decode()
         body = {"step": number, "epoch": 0, "today": None, "count": 2, "commitments": commitments}
         body |= {"signals": {}, "slots": {}, "spent": [], "verdict": "admit"}
         body |= {name: step[name] for name in ("classes", "exposures", "decision")}
         outcome = {"step": number, "active": ["a"], "norms": {"a": "1"}, "loss": None, "privacy": {}}
-        for kind, told in (("step", body), ("committed", outcome)):
-            lines.append(b"\0" + compose(kind, len(lines), "0" * 64, encode_body(kind, told)))
-    (turns,) = Recogniser().read(find_frames(0, lines))
+        entries += [("step", body), ("committed", outcome)]
+    (turns,) = Recogniser().read(_framed(_linked(entries)))
     assert isinstance(turns, Turns)
     return audit, turns
 
