@@ -1,15 +1,13 @@
 """The gradients of a layer's parameter unit by unit: their norms, and their sum with a factor for each unit.
 
-A unit is some of the rows of a batch; its gradient is the weighted sum of its rows' gradients. Three ways to
-come by it: small gradients are formed row by row (`Stacked`); those of a table, for the entries that occur
-(`Looked`); large ones, one unit at a time and each in the memory of the one before (`OneByOne`), or, where
-they are matrix products, only norms are wanted and that is cheaper, not at all (`Products`).
+A unit is some of the rows of a batch; its gradient is the weighted sum of its rows' gradients. Small
+gradients are formed row by row (`Stacked`); those of a table, for the entries that occur (`Looked`); large
+ones, those of a few units at a time (`few`).
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,8 +27,6 @@ _LINE = 1024
 """Elements of a gradient whose squares are added up at its own precision."""
 _LONG = 1 << 12
 """Up to how many, where lines of that length are not to be had. Of 50 257 equal ones, what is lost shows."""
-_SMALL, _TOGETHER = 1 << 14, 1 << 20
-"""Up to how many elements a gradient has, and those of all rows together, that are formed row by row."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +60,12 @@ class Owners:
             rows.append(row)
             weights.append(weight)
         return tuple((unit, rows, weights) for unit, (rows, weights) in found.items())
+
+    def portions(self, most: int) -> Iterator[tuple[list[int], list[int], list[float]]]:
+        """Yield units in portions of at most so many, with rows and weights, where none has two rows."""
+        for start in range(0, len(self.members), most):
+            units, rows, weights = zip(*self.members[start : start + most], strict=True)
+            yield list(units), [row for (row,) in rows], [weight for (weight,) in weights]
 
     @cached_property
     def _weights(self) -> FloatArray:
@@ -180,7 +182,7 @@ class Stacked:
     def add(self, total: Tensor, factors: FloatArray) -> None:
         """See `Unitwise`."""
         scales = self._owners.per_row(factors, total)
-        rows = _silenced(self._rows, scales, factors).flatten(1).to(total.dtype)
+        rows = silenced(self._rows, scales, factors).flatten(1).to(total.dtype)
         if total.is_contiguous():
             total.view(-1).addmv_(rows.t(), scales)
         else:
@@ -188,7 +190,7 @@ class Stacked:
 
     def clip(self, total: Tensor, others: FloatArray, bounds: FloatArray) -> FloatArray:
         """See `Unitwise`."""
-        return _clip_and_add(self, total, others, bounds)
+        return clip_and_add(self, total, others, bounds)
 
 
 class Looked:
@@ -216,121 +218,22 @@ class Looked:
     def add(self, total: Tensor, factors: FloatArray) -> None:
         """See `Unitwise`."""
         each = torch.from_numpy(factors[self._units]).to(self._sums)
-        weighed = _silenced(self._sums, each, factors) * each[:, None]
+        weighed = silenced(self._sums, each, factors) * each[:, None]
         total.index_add_(0, self._entries, weighed.to(total.dtype))
 
     def clip(self, total: Tensor, others: FloatArray, bounds: FloatArray) -> FloatArray:
         """See `Unitwise`."""
-        return _clip_and_add(self, total, others, bounds)
+        return clip_and_add(self, total, others, bounds)
 
 
-class OneByOne(ABC):
-    """Gradients of which one is formed at a time."""
-
-    @abstractmethod
-    def _each(self) -> Iterator[tuple[int, Tensor]]:
-        """Yield the gradient of each unit that has rows; the next one overwrites it."""
-
-    @property
-    @abstractmethod
-    def _count(self) -> int:
-        """How many units there are."""
-
-    def squares(self) -> FloatArray:
-        """See `Unitwise`."""
-        found = np.zeros(self._count)
-        for unit, gradient in self._each():
-            found[unit] = squared_norm(gradient)
-        return found
-
-    def add(self, total: Tensor, factors: FloatArray) -> None:
-        """See `Unitwise`."""
-        for unit, gradient in self._each():
-            if factors[unit]:
-                total.add_(gradient, alpha=float(factors[unit]))
-
-    def clip(self, total: Tensor, others: FloatArray, bounds: FloatArray) -> FloatArray:
-        """See `Unitwise`. On a CPU every gradient is formed once, and added while it is in the cache."""
-        if total.device.type != "cpu":
-            return _clip_and_add(self, total, others, bounds)
-        eps = torch.finfo(total.dtype).eps
-        factors = clip_factors(others, bounds, eps)
-        known, most = others.tolist(), bounds.tolist()
-        for unit, gradient in self._each():
-            factors[unit] = factor = clip_factor(known[unit] + squared_norm(gradient), most[unit], eps)
-            if factor:
-                total.add_(gradient, alpha=factor)
-        return factors
+def stretch(rows: list[int]) -> slice | list[int]:
+    """Return rows as a slice, of which no copy is made, where they lie one after the other."""
+    first, count = rows[0], len(rows)
+    return slice(first, first + count) if rows == list(range(first, first + count)) else rows
 
 
-class Products(OneByOne):
-    """Gradients left^T right, of left [rows, T, m] and right [rows, T, n]."""
-
-    def __init__(self, left: Tensor, right: Tensor, owners: Owners) -> None:
-        self._left, self._right, self._owners = left, right, owners
-
-    def squares(self) -> FloatArray:
-        """See `Unitwise`. Without the gradients, from products between places, where these are fewer."""
-        tokens, sizes = self._left.shape[1], (self._left.shape[2], self._right.shape[2])
-        if self._owners.single and tokens * sum(sizes) < math.prod(sizes):
-            return self._from_places()
-        return super().squares()
-
-    def _from_places(self) -> FloatArray:
-        """Return squared norms as sums over pairs of places s, t of (l_s . l_t)(r_s . r_t).
-
-        Goodfellow 2015 (arXiv:1510.01799); for sequences Li et al. 2022 (arXiv:2110.05679). The terms may
-        cancel, so what rounding can take away is added: a norm is never understated.
-        """
-        left, right = self._left, self._right
-        inner = torch.bmm(left, left.transpose(1, 2)), torch.bmm(right, right.transpose(1, 2))
-        margin = 4.0 * torch.finfo(left.dtype).eps
-        bound = margin * _traces(inner[0]) * _traces(inner[1])
-        found = (inner[0] * inner[1]).flatten(1).sum(1, dtype=torch.float64) + bound
-        return self._owners.per_unit(found.clamp(min=0.0).sqrt().cpu().numpy())
-
-    def add(self, total: Tensor, factors: FloatArray) -> None:
-        """See `Unitwise`."""
-        left, right = self._left, self._right
-        scales = self._owners.per_row(factors, left)
-        left, right = _silenced(left, scales, factors), _silenced(right, scales, factors)
-        if right.shape[-1] < left.shape[-1]:
-            right = right * scales[:, None, None]
-        else:
-            left = left * scales[:, None, None]
-        total += (left.flatten(0, 1).t() @ right.flatten(0, 1)).to(total.dtype)
-
-    @property
-    def _count(self) -> int:
-        return self._owners.count
-
-    def _each(self) -> Iterator[tuple[int, Tensor]]:
-        left, right = self._left, self._right
-        memory = left.new_empty((left.shape[2], right.shape[2]))
-        by_row = left.transpose(1, 2).unbind(), right.unbind()
-        for unit, rows, weights in self._owners.members:
-            if len(rows) == 1:
-                torch.mm(by_row[0][rows[0]], by_row[1][rows[0]], out=memory)
-                yield unit, memory if weights[0] == 1.0 else memory.mul_(weights[0])
-            else:
-                weighed = left[rows] * left.new_tensor(weights)[:, None, None]
-                torch.mm(weighed.flatten(0, 1).t(), right[rows].flatten(0, 1), out=memory)
-                yield unit, memory
-
-
-def products(left: Tensor, right: Tensor, owners: Owners) -> Unitwise:
-    """Return the gradients left^T right by unit, of left [rows, T, m] and right [rows, T, n].
-
-    Half precisions are widened: rounded to them, a gradient has another norm than was measured.
-    """
-    left, right = wide(left), wide(right)
-    size = left.shape[2] * right.shape[2]
-    if size <= _SMALL and size * len(left) <= _TOGETHER:
-        return Stacked(torch.bmm(left.transpose(1, 2), right), owners)
-    return Products(left, right, owners)
-
-
-def _clip_and_add(gradients: Unitwise, total: Tensor, others: FloatArray, bounds: FloatArray) -> FloatArray:
+def clip_and_add(gradients: Unitwise, total: Tensor, others: FloatArray, bounds: FloatArray) -> FloatArray:
+    """Add units' gradients, clipped, by their norms: see `Unitwise.clip`."""
     factors = clip_factors(gradients.squares() + others, bounds, torch.finfo(total.dtype).eps)
     gradients.add(total, factors)
     return factors
@@ -344,13 +247,7 @@ def _norms(rows: Tensor) -> FloatArray:
     return norms.cpu().numpy()
 
 
-def _traces(matrices: Tensor) -> Tensor:
-    """Return the trace of each matrix, float64."""
-    diagonals: Tensor = matrices.diagonal(dim1=1, dim2=2)
-    return diagonals.sum(1, dtype=torch.float64)
-
-
-def _silenced(rows: Tensor, scales: Tensor, factors: FloatArray) -> Tensor:
+def silenced(rows: Tensor, scales: Tensor, factors: FloatArray) -> Tensor:
     """Return rows with zeros for those of scale 0, whose values may not be finite. factors: of all units."""
     if factors.all():
         return rows

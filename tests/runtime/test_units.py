@@ -19,9 +19,9 @@ from torch.nn import functional
 
 from gradwarden.policy.program import Band
 from gradwarden.runtime.errors import PrivacyError
-from gradwarden.runtime.masks import unitwise
+from gradwarden.runtime.masks import few, unitwise
 from gradwarden.runtime.masks.engine import Engine, make_engine
-from gradwarden.runtime.masks.layers import layer_norm, row_convolution
+from gradwarden.runtime.masks.layers import layer_norm
 from gradwarden.runtime.privacy.clipping import Clipping, Group, Unit, clip_groups
 from gradwarden.runtime.privacy.units import UnitSums, add_units
 
@@ -191,7 +191,12 @@ def test_sums_of_the_one_pass_equal_those_of_plain_autograd(name, clipping, data
     columns = {band: bench.members[band] for band in within}
     wanted = plain(bench, units, weights, columns, clip_groups(bench.model, columns, clipping))
     one_by_one = 0 if data.draw(st.booleans()) else 1 << 10
-    with patch.object(unitwise, "_SMALL", one_by_one), patch.object(layer_norm, "_LARGE", one_by_one):
+    at_once = data.draw(st.sampled_from([1, 100, 1 << 12]))
+    with (
+        patch.object(few, "_SMALL", one_by_one),
+        patch.object(few, "_AT_ONCE", at_once),
+        patch.object(layer_norm, "_LARGE", one_by_one),
+    ):
         sink, grads = bench.sums(units, weights, within, clipping)
     for p, total in wanted.items():
         torch.testing.assert_close(sink.sums[p], total, rtol=1e-9, atol=1e-13)
@@ -225,8 +230,9 @@ def test_no_pass_is_made_for_single_units(name, monkeypatch):
 
 
 @pytest.mark.parametrize("clipping", ["flat", "layer"])
-def test_gradients_of_convolutions_too_large_to_keep_are_clipped_one_by_one(clipping, monkeypatch):
-    monkeypatch.setattr(row_convolution, "_LARGE", 0)
+@pytest.mark.parametrize("most", [1, 1 << 12])
+def test_gradients_of_convolutions_too_large_to_keep_are_clipped_a_few_at_a_time(clipping, most, monkeypatch):
+    monkeypatch.setattr(few, "_AT_ONCE", most)
     bench, weights = bench_of("wide", mixed=False), torch.ones(ROWS, 2, dtype=torch.float64)
     columns = dict(enumerate(bench.members))
     units = [Unit((0,), 0.01), Unit((1, 4), 0.01), Unit((2,), 100.0)]
@@ -239,7 +245,7 @@ def test_gradients_of_convolutions_too_large_to_keep_are_clipped_one_by_one(clip
 @pytest.mark.parametrize("clipping", ["flat", "band", "layer"])
 @pytest.mark.parametrize(("scale", "small"), [(1e-3, 0), (1.0, 1 << 10), (1e6, 0)])
 def test_a_unit_moves_the_sum_by_its_clip_at_most_in_single_precision(clipping, scale, small, monkeypatch):
-    monkeypatch.setattr(unitwise, "_SMALL", small)
+    monkeypatch.setattr(few, "_SMALL", small)
     bench = Bench("tokens")
     bench.model.float()
     bench.model.head.weight.data *= scale
@@ -289,7 +295,7 @@ def test_a_unit_of_half_precision_layers_is_clipped_to_its_bound_and_no_further(
 @pytest.mark.parametrize("clipping", ["flat", "layer"])
 @pytest.mark.parametrize(("value", "small"), [(math.nan, 0), (math.inf, 1 << 10)])
 def test_a_unit_that_is_not_finite_counts_as_zero_and_spoils_no_other(clipping, value, small, monkeypatch):
-    monkeypatch.setattr(unitwise, "_SMALL", small)
+    monkeypatch.setattr(few, "_SMALL", small)
     weights = torch.ones(ROWS, 2, dtype=torch.float64)
     others = [Unit((row,), 0.05) for row in (0, 2, 3)]
     wanted, public = Bench("pictures").sums(

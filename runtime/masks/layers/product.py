@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from gradwarden.runtime.masks.few import products
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.rows import Rows
-from gradwarden.runtime.masks.unitwise import Owners, Stacked, Unitwise, over_places, products, rows_first
+from gradwarden.runtime.masks.unitwise import Owners, Stacked, Unitwise, over_places, rows_first
 
 _SHORTEST = 64
 """As many rows are multiplied sooner where they lie than they are gathered, added to a sum or not."""

@@ -1,7 +1,7 @@
 """The gradient of a convolution's weight for each example by itself.
 
-It is a product of the output gradient with patches of the input. On a CPU it is formed for one example at a
-time, so that these stay in the cache: windows of each line of the input are laid out, channels last, and
+It is a product of the output gradient with patches of the input. On a CPU it is formed for a few examples at
+a time, so that these stay in the cache: windows of each line of the input are laid out, channels last, and
 every line of the kernel takes its part of them. Elsewhere all examples are taken at once: by patches, or, for
 few channels, as one convolution with as many groups, channels of all examples beside each other (Rochette et
 al. 2019, arXiv:1912.06015).
@@ -9,8 +9,10 @@ al. 2019, arXiv:1912.06015).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -18,12 +20,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from gradwarden.policy.context import FloatArray
-from gradwarden.runtime.masks.unitwise import OneByOne, Owners, Stacked, Unitwise
+from gradwarden.runtime.masks.few import Few, at_once, weighed
+from gradwarden.runtime.masks.unitwise import Owners, Stacked, Unitwise, stretch
 
 _MANY_CHANNELS = 64
 """Above this, patches are faster than groups."""
-_LARGE = 1 << 16
-"""Gradients of more elements are not kept for all examples."""
+_WINDOWS = 4
+"""Examples whose windows are laid out at once: in the cache, and so many that every core has some."""
 
 
 def convolution_gradients(
@@ -55,9 +58,7 @@ def gradients_by_unit(
     if not (options["groups"] == 1 and not options["transposed"] and x.dim() == 4):
         return Stacked(_by_groups(grad, x, weight, options), owners)
     if x.device.type == "cpu":
-        windows = _Windows(grad, x, weight, options)
-        large = weight.numel() > _LARGE
-        return _Turned(_Large(windows, owners) if large else windows.stacked(owners), weight.shape)
+        return _Turned(_Windows(grad, x, weight, options, owners), weight.shape)
     if max(weight.shape[:2]) > _MANY_CHANNELS:
         ways = {key: options[key] for key in ("stride", "padding", "dilation")}
         patches = functional.unfold(x, weight.shape[2:], **ways)  # type: ignore[arg-type]
@@ -66,10 +67,13 @@ def gradients_by_unit(
     return Stacked(_by_groups(grad, x, weight, options), owners)
 
 
-class _Windows:
-    """Forms gradients [lines of the kernel, out, their places and channels] of one example at a time."""
+class _Windows(Few):
+    """Gradients in pieces, one for each line of the kernel: [out, its places and channels]."""
 
-    def __init__(self, grad: Tensor, x: Tensor, weight: Tensor, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, grad: Tensor, x: Tensor, weight: Tensor, options: Mapping[str, Any], owners: Owners
+    ) -> None:
+        super().__init__(owners)
         (down, right), (high, wide) = options["stride"], options["dilation"]
         lines, places = grad.shape[2:]
         channels, kernel_v, kernel_h = weight.shape[1:]
@@ -83,58 +87,46 @@ class _Windows:
         else:
             sizes = (kernel_v, lines, places, kernel_h, channels)
             steps = (to_line * high, to_line * down, to_place * right, to_place * wide, 1)
-        self._memory = padded.new_empty(sizes)
-        self._seen = padded.as_strided((len(x), *sizes), (to_row, *steps)).unbind()
-        parts = (
-            self._memory[high * line :][:lines] if down == 1 else self._memory[line]
+        self._memory = padded.new_empty((min(_WINDOWS, len(x)), *sizes))
+        self._seen = padded.as_strided((len(x), *sizes), (to_row, *steps))
+        self._parts = [
+            (self._memory[:, high * line :][:, :lines] if down == 1 else self._memory[:, line])
+            .flatten(1, 2)
+            .flatten(2)
             for line in range(kernel_v)
-        )
-        self._parts = [part.view(lines * places, -1) for part in parts]
-        self._grads = grad.flatten(2).unbind()
-        self.shape = (kernel_v, weight.shape[0], kernel_h * channels)
+        ]
+        self._grads = grad.flatten(2)
+        self._shape = (kernel_v, weight.shape[0], kernel_h * channels)
 
-    def empty(self, *rows: int) -> Tensor:
-        """Return memory for the gradients of so many examples, or for one."""
-        return self._memory.new_empty((*rows, *self.shape))
+    def _each(self) -> Iterator[tuple[list[int], Tensor]]:
+        owners, most = self._owners, at_once(math.prod(self._shape), len(self._grads))
+        memory = self._memory.new_empty(most * math.prod(self._shape))
+        if owners.single:
+            for units, rows, weights in owners.portions(most):
+                yield units, weighed(self._form(rows, memory), weights)
+            return
+        for unit, rows, weights in owners.members:
+            parts = (
+                weighed(self._form(rows[start:end], memory), weights[start:end]).sum(1, keepdim=True)
+                for start, end in _portions(len(rows), most)
+            )
+            yield [unit], reduce(torch.add, parts)
 
-    def form(self, row: int, lines: Iterator[Tensor]) -> None:
-        """Write the gradient of one example to the next matrices, one for each line of the kernel."""
-        self._memory.copy_(self._seen[row])
-        own = self._grads[row]
-        for part in self._parts:
-            torch.mm(own, part, out=next(lines))
-
-    def stacked(self, owners: Owners) -> Stacked:
-        """Return the gradients of all examples."""
-        found = self.empty(len(self._grads))
-        lines = iter(found.flatten(0, 1).unbind())
-        for row in range(len(found)):
-            self.form(row, lines)
-        return Stacked(found, owners)
+    def _form(self, rows: list[int], memory: Tensor) -> Tensor:
+        """Return the gradients of some examples, [pieces, rows, out, places and channels], in memory."""
+        pieces, *shape = self._shape
+        found = memory[: len(rows) * math.prod(self._shape)].view(pieces, len(rows), *shape)
+        for start, end in _portions(len(rows), len(self._memory)):
+            own = stretch(rows[start:end])
+            self._memory[: end - start].copy_(self._seen[own])
+            grads = self._grads[own]
+            for part, line in zip(self._parts, found, strict=True):
+                torch.bmm(grads, part[: end - start], out=line[start:end])
+        return found
 
 
-class _Large(OneByOne):
-    """Gradients of which those of one unit at a time are kept."""
-
-    def __init__(self, windows: _Windows, owners: Owners) -> None:
-        self._windows, self._owners = windows, owners
-
-    @property
-    def _count(self) -> int:
-        return self._owners.count
-
-    def _each(self) -> Iterator[tuple[int, Tensor]]:
-        memory, other = self._windows.empty(), None
-        lines = memory.unbind()
-        for unit, (first, *others), (weight, *weights) in self._owners.members:
-            self._windows.form(first, iter(lines))
-            if weight != 1.0:
-                memory.mul_(weight)
-            for row, scale in zip(others, weights, strict=True):
-                other = self._windows.empty() if other is None else other
-                self._windows.form(row, iter(other.unbind()))
-                memory.add_(other, alpha=scale)
-            yield unit, memory
+def _portions(count: int, most: int) -> Iterator[tuple[int, int]]:
+    return ((start, min(start + most, count)) for start in range(0, count, most))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,0 +1,190 @@
+"""Gradients of units that are formed a few at a time, in memory that the next few use again.
+
+Each is measured and added to the sum while it is in the cache. A few rather than one, because that takes as
+many operations for all of them as for one, every thread works on a gradient of its own, and the sum is read
+and written once for all. Where gradients are matrix products, only norms are wanted and that is cheaper, none
+is formed at all (`Products`).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradwarden.policy.context import FloatArray
+from gradwarden.runtime.masks.unitwise import (
+    Owners,
+    Stacked,
+    Unitwise,
+    clip_and_add,
+    clip_factors,
+    line_norms,
+    silenced,
+    stretch,
+    wide,
+)
+
+_LINE = 1024
+"""Elements of a gradient whose squares are added up at its own precision."""
+_EVEN = 4
+"""The gradients of a multiple of so many units are formed at once: cores share them evenly."""
+_AT_ONCE = 5 << 19
+"""Elements of gradients that are formed at once: 10 MB at single precision."""
+_SMALL, _TOGETHER = 1 << 14, 1 << 20
+"""Up to how many elements a gradient has, and those of all rows together, that are formed row by row."""
+
+
+class Few(ABC):
+    """Gradients of which those of a few units are formed at a time."""
+
+    def __init__(self, owners: Owners) -> None:
+        self._owners = owners
+
+    @abstractmethod
+    def _each(self) -> Iterator[tuple[list[int], Tensor]]:
+        """Yield the numbers of some units and their gradients; the next ones overwrite these.
+
+        Every unit that has rows comes once. Gradients are [pieces, units, lines, width]: those of a parameter
+        in pieces, one after the other.
+        """
+
+    def squares(self) -> FloatArray:
+        """See `Unitwise`."""
+        found = np.zeros(self._owners.count)
+        for units, gradients in self._each():
+            found[units] = _squares(gradients)
+        return found
+
+    def add(self, total: Tensor, factors: FloatArray) -> None:
+        """See `Unitwise`."""
+        for units, gradients in self._each():
+            _add(total, gradients, factors[units])
+
+    def clip(self, total: Tensor, others: FloatArray, bounds: FloatArray) -> FloatArray:
+        """See `Unitwise`. On a CPU every gradient is formed once, and added while it is in the cache."""
+        if total.device.type != "cpu":
+            return clip_and_add(self, total, others, bounds)
+        eps = torch.finfo(total.dtype).eps
+        factors = clip_factors(others, bounds, eps)
+        for units, gradients in self._each():
+            own = clip_factors(others[units] + _squares(gradients), bounds[units], eps)
+            _add(total, gradients, own)
+            factors[units] = own
+        return factors
+
+
+class Products(Few):
+    """Gradients left^T right, of left [rows, T, m] and right [rows, T, n]."""
+
+    def __init__(self, left: Tensor, right: Tensor, owners: Owners) -> None:
+        super().__init__(owners)
+        self._left, self._right = left, right
+
+    def squares(self) -> FloatArray:
+        """See `Unitwise`. Without the gradients, from products between places, where these are fewer."""
+        tokens, sizes = self._left.shape[1], (self._left.shape[2], self._right.shape[2])
+        if self._owners.single and tokens * sum(sizes) < math.prod(sizes):
+            return self._from_places()
+        return super().squares()
+
+    def _from_places(self) -> FloatArray:
+        """Return squared norms as sums over pairs of places s, t of (l_s . l_t)(r_s . r_t).
+
+        Goodfellow 2015 (arXiv:1510.01799); for sequences Li et al. 2022 (arXiv:2110.05679). The terms may
+        cancel, so what rounding can take away is added: a norm is never understated.
+        """
+        left, right = self._left, self._right
+        inner = torch.bmm(left, left.transpose(1, 2)), torch.bmm(right, right.transpose(1, 2))
+        margin = 4.0 * torch.finfo(left.dtype).eps
+        bound = margin * _traces(inner[0]) * _traces(inner[1])
+        found = (inner[0] * inner[1]).flatten(1).sum(1, dtype=torch.float64) + bound
+        return self._owners.per_unit(found.clamp(min=0.0).sqrt().cpu().numpy())
+
+    def add(self, total: Tensor, factors: FloatArray) -> None:
+        """See `Unitwise`."""
+        left, right = self._left, self._right
+        scales = self._owners.per_row(factors, left)
+        left, right = silenced(left, scales, factors), silenced(right, scales, factors)
+        if right.shape[-1] < left.shape[-1]:
+            right = right * scales[:, None, None]
+        else:
+            left = left * scales[:, None, None]
+        total += (left.flatten(0, 1).t() @ right.flatten(0, 1)).to(total.dtype)
+
+    def _each(self) -> Iterator[tuple[list[int], Tensor]]:
+        left, right, owners = self._left, self._right, self._owners
+        sizes = left.shape[2], right.shape[2]
+        if not owners.single:
+            memory = left.new_empty((1, *sizes))
+            for unit, rows, weights in owners.members:
+                own = weighed(left[rows], weights).flatten(0, 1)
+                torch.mm(own.t(), right[rows].flatten(0, 1), out=memory[0])
+                yield [unit], memory[None]
+            return
+        transposed = left.transpose(1, 2)
+        memory = left.new_empty((at_once(math.prod(sizes), len(left)), *sizes))
+        for units, rows, weights in owners.portions(len(memory)):
+            found = memory[: len(units)]
+            torch.bmm(transposed[stretch(rows)], right[stretch(rows)], out=found)
+            yield units, weighed(found, weights)[None]
+
+
+def products(left: Tensor, right: Tensor, owners: Owners) -> Unitwise:
+    """Return the gradients left^T right by unit, of left [rows, T, m] and right [rows, T, n].
+
+    Half precisions are widened: rounded to them, a gradient has another norm than was measured.
+    """
+    left, right = wide(left), wide(right)
+    size = left.shape[2] * right.shape[2]
+    if size <= _SMALL and size * len(left) <= _TOGETHER:
+        return Stacked(torch.bmm(left.transpose(1, 2), right), owners)
+    return Products(left, right, owners)
+
+
+def at_once(size: int, rows: int) -> int:
+    """Return of how many rows, of so many, to form the gradients at once; they have `size` elements each."""
+    found = max(1, _AT_ONCE // max(size, 1))
+    return min(found if found < _EVEN else found - found % _EVEN, max(rows, 1))
+
+
+def weighed(tensor: Tensor, weights: list[float]) -> Tensor:
+    """Return a tensor of one's own, [..., rows, m, n], with each row multiplied by its weight, in place."""
+    if all(weight == 1.0 for weight in weights):
+        return tensor
+    return tensor.mul_(tensor.new_tensor(weights)[:, None, None])
+
+
+def _squares(gradients: Tensor) -> FloatArray:
+    """Return the squared L2 norms of units' gradients [pieces, units, lines, width]: see `squared_norm`."""
+    pieces, units, lines, width = gradients.shape
+    if lines * width % _LINE == 0:
+        gradients = gradients.view(pieces, units, -1, _LINE)
+    norms = line_norms(gradients).double()
+    found: Tensor = norms.square_().sum((0, 2))
+    return found.cpu().numpy()
+
+
+def _add(total: Tensor, gradients: Tensor, factors: FloatArray) -> None:
+    """Add units' gradients [pieces, units, lines, width], each times its factor, to a sum.
+
+    What has the factor 0 is not looked at: it may not be finite.
+    """
+    pieces, units = gradients.shape[:2]
+    if units > 1 and factors.all() and total.is_contiguous() and total.dtype == gradients.dtype:
+        scales = torch.from_numpy(factors).to(total)
+        for own, part in zip(total.view(pieces, -1), gradients.flatten(2), strict=True):
+            own.addmv_(part.t(), scales)
+        return
+    for number in np.flatnonzero(factors).tolist():
+        total.add_(gradients[:, number].reshape(total.shape), alpha=float(factors[number]))
+
+
+def _traces(matrices: Tensor) -> Tensor:
+    """Return the trace of each matrix, float64."""
+    diagonals: Tensor = matrices.diagonal(dim1=1, dim2=2)
+    return diagonals.sum(1, dtype=torch.float64)
