@@ -49,6 +49,42 @@ class Signature:
 
 
 @dataclass(slots=True, eq=False)
+class Given:
+    """What a block is called with, looked at once for all who run it.
+
+    leaves, spec: of the arguments. signatures: of arguments and results, where such a call is known. fault:
+    why it cannot be run in parts, empty where it can.
+    """
+
+    leaves: Leaves
+    spec: Any
+    signatures: tuple[Signature, Signature] | None
+    fault: str
+
+    @property
+    def inputs(self) -> Signature:
+        """What the arguments of a call look like that is known."""
+        assert self.signatures is not None
+        return self.signatures[0]
+
+    @property
+    def outputs(self) -> Signature:
+        """What its results look like."""
+        assert self.signatures is not None
+        return self.signatures[1]
+
+    def cost(self, size: int) -> BlockCost:
+        """Return what a block with so many parameters costs."""
+        if self.fault:
+            return BlockCost(size, 1, "cpu")
+        held = [leaf for leaf, dim in zip(self.leaves, self.inputs.dims, strict=True) if dim is not None]
+        largest = max(held, key=lambda leaf: leaf.numel())
+        # [B, T, features] or [B, channels, *]: every position of an example passes through the parameters.
+        positions = largest.shape[1] if largest.dim() == 3 else largest.shape[2:].numel()
+        return BlockCost(size, positions, largest.device.type)
+
+
+@dataclass(slots=True, eq=False)
 class Block:
     """One repeated block.
 
@@ -75,23 +111,16 @@ class Block:
     shares: bool = False
     _last: tuple[Any, Any, tuple[Signature, Signature] | None] | None = None
 
-    def look_at(self, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int) -> tuple[str, BlockCost]:
-        """Return why a call cannot be run in parts, empty where it can, and what the block costs."""
+    def given(self, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int) -> Given:
+        """Return what the block is called with, and what is known of such calls."""
         leaves, spec = flatten_call(args, kwargs)
-        known = self.signatures(spec)
+        known = self._signatures(spec)
+        fault = ""
         if known is None or not known[0].fits(leaves, batch):
             fault = self.fault or "it is called otherwise than when the model was probed"
-            return fault, BlockCost(self.size, 1, "cpu")
-        if len(leaves) == 1:
-            (largest,) = leaves
-        else:
-            held = [leaf for leaf, dim in zip(leaves, known[0].dims, strict=True) if dim is not None]
-            largest = max(held, key=lambda leaf: leaf.numel())
-        # [B, T, features] or [B, channels, *]: every position of an example passes through the parameters.
-        positions = largest.shape[1] if largest.dim() == 3 else largest.shape[2:].numel()
-        return "", BlockCost(self.size, positions, largest.device.type)
+        return Given(leaves, spec, known, fault)
 
-    def signatures(self, spec: Any) -> tuple[Signature, Signature] | None:
+    def _signatures(self, spec: Any) -> tuple[Signature, Signature] | None:
         """Return what arguments of this tree, and the results of such a call, look like, if that is known.
 
         The tree of the last call is known by its identity: to hash one takes longer than all else here.
@@ -99,12 +128,6 @@ class Block:
         if self._last is None or self._last[0] is not spec or self._last[1] is not self.inputs:
             self._last = (spec, self.inputs, self.inputs.get(spec))
         return self._last[2]
-
-    def signed(self, spec: Any) -> tuple[Signature, Signature]:
-        """Return the same of a call that is known."""
-        found = self.signatures(spec)
-        assert found is not None
-        return found
 
     def give_up(self, fault: str) -> None:
         """Run the block in one piece from now on."""

@@ -13,7 +13,7 @@ That holds as long as gradients go in and out by the block's arguments and resul
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, NamedTuple
@@ -28,16 +28,16 @@ from gradwarden.runtime.masks.bands import bands_in
 from gradwarden.runtime.masks.blocks import (
     NARROW,
     Block,
+    Given,
     Leaves,
     Signature,
-    flatten_call,
     flatten_result,
     unflatten_call,
     unflatten_result,
 )
 from gradwarden.runtime.masks.call import differentiable_once
 from gradwarden.runtime.masks.layout import Layout
-from gradwarden.runtime.masks.parts import UnlikePartsError
+from gradwarden.runtime.masks.parts import Run, UnlikePartsError
 from gradwarden.runtime.masks.plan import LIMIT, Plan
 from gradwarden.runtime.masks.rows import Columns, Rows
 from gradwarden.runtime.masks.sites import Site
@@ -105,13 +105,11 @@ def scaled(plan: Plan, own: int, costs: Sequence[float]) -> ScaledPlan | None:
     return ScaledPlan(plan, sum(1 << band for band in alike), dearest)
 
 
-def scalable(block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def scalable(block: Block, given: Given) -> bool:
     """Return whether gradients come and go by tensors that hold the batch, in precisions of wide range."""
-    leaves, spec = flatten_call(args, kwargs)
-    inputs, _ = block.signed(spec)
     if block.changes or block.narrow:
         return False
-    for leaf, dim in zip(leaves, inputs.dims, strict=True):
+    for leaf, dim in zip(given.leaves, given.inputs.dims, strict=True):
         if isinstance(leaf, Tensor) and (_narrow(leaf) or (dim is None and leaf.requires_grad)):
             return False
     return True
@@ -287,23 +285,21 @@ class ChangedInPlaceError(Exception):
 def run_scaled(
     block: Block,
     plan: ScaledPlan,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    run: Callable[[Any, Any], Any],
+    given: Given,
+    run: Run,
     left: Left,
 ) -> Any:
     """Run a block between borders; return its result.
 
-    run: runs the block on (args, kwargs), under the plan. Raises ChangedInPlaceError, and UnlikePartsError
+    run: runs the block, under the plan. Raises ChangedInPlaceError, and UnlikePartsError
     where the result is not what the probe has seen.
     """
     alone()  # counted now, rather than within a backward pass
-    leaves, spec = flatten_call(args, kwargs)
-    inputs, outputs = block.signed(spec)
+    leaves, outputs = given.leaves, given.outputs
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     versions = [tensor._version for tensor in tensors]
-    entered = _enter(block, plan, leaves, inputs, left)
-    results, result_spec = flatten_result(run(*unflatten_call(entered, spec)))
+    entered = _enter(block, plan, leaves, given.inputs, left)
+    results, result_spec = flatten_result(run(*unflatten_call(entered, given.spec)))
     if versions != [tensor._version for tensor in tensors]:
         raise ChangedInPlaceError
     alike = result_spec is outputs.spec or result_spec == outputs.spec

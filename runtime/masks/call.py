@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any, Protocol, TypeAlias
 
@@ -41,7 +41,11 @@ class Parameters(Protocol):
         """Return them by unit, for rows whose weights their owners have; None for None."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+NO_OPTIONS: Mapping[str, object] = {}
+"""Those of a layer that has none."""
+
+
+@dataclass(slots=True, eq=False)
 class Call:
     """The rows of one call: of its parameters and of its input.
 
@@ -50,7 +54,7 @@ class Call:
     gradient somebody upstream needs and may have; through: those that may have one. ids: `id` of weight and
     bias. homes: the bands that private examples may shape by weight and bias, None where they may not. bands:
     those that weight and bias are in, told where a gauge looks on.
-    options: the layer's own settings.
+    options: the layer's own settings. Not frozen: one is made for each call, and that takes twice as long.
     """
 
     plan: Plan
@@ -60,9 +64,9 @@ class Call:
     reach: Rows
     through: Rows
     ids: tuple[int, int]
-    homes: tuple[int | None, int | None] = (None, None)
-    bands: tuple[int | None, int | None] = (None, None)
-    options: dict[str, object] = field(default_factory=dict)
+    homes: tuple[int | None, int | None]
+    bands: tuple[int | None, int | None]
+    options: Mapping[str, object]
 
     def weight_rows(self) -> Rows | None:
         """Return the rows to use now for the weight's gradient; None where it is not wanted."""

@@ -66,7 +66,6 @@ class Differentiation:
 
         What private examples shape goes to the sink, before or while those of the others are yielded.
         """
-        weights = plan.examples.public * rows[:, None]
         wanted = {id(p): p for band in plan.due(rows) for p in self.bands.trainable(band)}
         if not wanted and sink is None:
             return
@@ -77,7 +76,8 @@ class Differentiation:
         if not passes.ready():
             return
         private = {id(p): p for band in plan.unit_bands for p in self.bands.trainable(band)}
-        apart, ratios, calls = self._apart(plan, losses, wanted | private, normaliser, passes)
+        every = wanted | private if private else wanted
+        apart, ratios, calls = self._apart(plan, losses, every, normaliser, passes)
         if sink is not None and not self._hands_over(plan, private, sink, apart | ratios.keys(), passes):
             with self.forward.replay(plan, raw=True):
                 if passes.collective:
@@ -89,11 +89,13 @@ class Differentiation:
             sink.expect([call for call in calls if call.private])
         loose = apart | ratios.keys()
         apart &= wanted.keys()
+        weights = plan.examples.public * rows[:, None] if loose else plan.examples.public
         if plan.gauge is not None and loose & wanted.keys():
             with self.forward.replay(plan, raw=True, only=frozenset(loose)):
                 bands = self.bands.restricted(frozenset(loose))
                 show_each(plan.gauge, losses, weights, bands, passes, plan.classes)
-        together = [parameter for key, parameter in (wanted | private).items() if key not in apart]
+        every = wanted | private if private else wanted
+        together = [p for key, p in every.items() if key not in apart] if apart else list(every.values())
         if apart:
             keep = retain_graph or bool(together)
             with self.forward.replay(plan, raw=True, only=apart):
@@ -107,7 +109,8 @@ class Differentiation:
                 plan.gauge.expect(factors, calls, loose)
             factors = factors.to(device=losses.device, dtype=losses.dtype)
             with self.forward.replay(plan, skip=apart, sink=sink, gauge=plan.gauge):
-                scales = {parameter: ratios.get(id(parameter), 1.0) for parameter in together}
+                scales = dict.fromkeys(together, 1.0)
+                scales.update((every[key], ratio) for key, ratio in ratios.items() if key in every)
                 yield from passes.joint(losses, factors, scales, retain_graph)
 
     def _hands_over(

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gradwarden.runtime.errors import MaskError
-from gradwarden.runtime.masks.blocks import Block, observe
+from gradwarden.runtime.masks.blocks import Block, Given, observe
 from gradwarden.runtime.masks.borders import (
     ChangedInPlaceError,
     Left,
@@ -27,14 +28,14 @@ from gradwarden.runtime.masks.borders import (
     scalable,
     scaled,
 )
-from gradwarden.runtime.masks.call import Call
+from gradwarden.runtime.masks.call import NO_OPTIONS, Call
 from gradwarden.runtime.masks.detaching import refuse_flow, run_severed
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.parts import Joined, UnlikePartsError, frozen, run_in_parts, without_graph
 from gradwarden.runtime.masks.pieces import Piece, floating_outputs, run_piece
 from gradwarden.runtime.masks.places import Places
 from gradwarden.runtime.masks.plan import Plan
-from gradwarden.runtime.masks.planner import BlockCost, Choice, choose, everybody, scaling
+from gradwarden.runtime.masks.planner import Choice, choose, everybody, scaling
 from gradwarden.runtime.masks.present import Present
 from gradwarden.runtime.masks.rows import Rows
 from gradwarden.runtime.masks.sink import Gauge, Sink
@@ -148,9 +149,9 @@ class Forward(Present):
             return output
         if self._severed is not None:
             return run_severed(site, args, kwargs, self._home(site) in self._severed)
-        if self.pending is not None and not self.replaying and torch.is_grad_enabled():
-            self.begin(self.pending)
-        plan = self.plan
+        if self._pending is not None and not self.replaying and torch.is_grad_enabled():
+            self.begin(self._pending)
+        plan = self._plan
         if plan is None:
             return site.stock(*args, **kwargs)
         if not self.replaying:
@@ -178,14 +179,15 @@ class Forward(Present):
             return result
         if self._severed is not None:
             return block.stock(*args, **kwargs)
-        if self.pending is not None and not self.replaying and torch.is_grad_enabled():
-            self.begin(self.pending)
-        plan = self.plan
+        if self._pending is not None and not self.replaying and torch.is_grad_enabled():
+            self.begin(self._pending)
+        plan = self._plan
         if plan is None or self._in_part or not torch.is_grad_enabled() or plan.trivial:
             return block.stock(*args, **kwargs)
         if not self.replaying:
             block.before |= self._reached
-        part = self._part(plan, block, args, kwargs)
+        given = block.given(args, kwargs, plan.batch)
+        part = self._part(plan, block, given)
         if part is plan:
             return block.stock(*args, **kwargs)
         if part is None:
@@ -194,19 +196,19 @@ class Forward(Present):
         outer = part.outer or part
         try:
             if outer is plan:
-                return self._run_part(block, part, args, kwargs)
+                return self._run_part(block, part, args, kwargs, given)
             runs = [
-                lambda a, k: self._run_part(block, part, a, k),
+                lambda a, k: self._run_part(block, part, a, k, block.given(a, k, part.batch)),
                 lambda a, k: self._run_frozen(block, a, k),
             ]
             partition = part.partition or plan.divide(outer.rows, outer.rows)
-            return run_in_parts(block, partition, args, kwargs, runs, self._joined)
+            return run_in_parts(block, partition, given, runs, self._joined)
         except UnlikePartsError:
             block.give_up("its result does not look like those that the probe has seen")
             plan.ways[block] = plan
             return block.stock(*args, **kwargs)
 
-    def _part(self, plan: Plan, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan | None:
+    def _part(self, plan: Plan, block: Block, given: Given) -> Plan | None:
         """Return the plan of the rows that need a graph in a block, the whole plan, or None for no row.
 
         It is chosen at the block's first call in a batch and stays: layers that are recomputed inside it look
@@ -216,7 +218,7 @@ class Forward(Present):
             # In one piece on every process, or on none; rows without a graph would end it on this one alone.
             reached = plan.mode.whole_inputs or plan.any_reach(block.own | block.before)
             return plan if reached else None
-        fault, cost = block.look_at(args, kwargs, plan.batch)
+        fault = given.fault
         if self.plain:
             fault = "the model is given the batch in several views"
         if plan.grid is not None:
@@ -225,8 +227,8 @@ class Forward(Present):
             # What a unit shapes is taken from layers, which must see the gradients that are its
             # own; so must a gauge, which looks at layers.
             by_layer = plan.units is not None or plan.whole.gauge is not None
-            even = not (by_layer or fault) and self.scales and scalable(block, args, kwargs)
-            plan.ways[block] = self._choose(plan, block, cost, fault, even)
+            even = not (by_layer or fault) and self.scales and scalable(block, given)
+            plan.ways[block] = self._choose(plan, block, given, fault, even)
         elif fault and plan.ways[block] not in (None, plan):
             block.give_up(fault)
             raise MaskError(
@@ -235,14 +237,14 @@ class Forward(Present):
             )
         return plan.ways[block]
 
-    def _choose(self, plan: Plan, block: Block, cost: BlockCost, fault: str, even: bool) -> Plan | None:
+    def _choose(self, plan: Plan, block: Block, given: Given, fault: str, even: bool) -> Plan | None:
         """Return what `_part` returns, by cost. even: whether a block can be run plainly between borders."""
-        mask, costs = block.own | block.before, self._places.costs
+        costs = self._places.costs
         if block.own and plan.even:
-            whole = (scaled(plan, block.own, costs) if even else None) or plan
-            choice = everybody(block.name, plan.batch)
-            self.choices[block.name] = choice if whole is plan else scaling(choice)
-            return whole
+            within = scaled(plan, block.own, costs) if even else None
+            self.choices[block.name] = everybody(block.name, plan.batch, scaled=within is not None)
+            return within or plan
+        mask, cost = block.own | block.before, given.cost(block.size)
         chosen, reach = plan if plan.grid is None else plan.examples, plan.reach(mask)
         opened = self._open(plan, block, reach) if even else None
         if opened is not None and self.freezing:
@@ -273,7 +275,9 @@ class Forward(Present):
         rows = plan.shapers(block.own)
         return None if rows is None or rows.empty or rows.count >= reach.count else rows
 
-    def _run_part(self, block: Block, part: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run_part(
+        self, block: Block, part: Plan, args: tuple[Any, ...], kwargs: dict[str, Any], given: Given
+    ) -> Any:
         """Run a block under the plan of the rows that it is given, within borders if they are scaled."""
         if not isinstance(part, ScaledPlan):
             return self._run_under(block, part, args, kwargs)
@@ -281,9 +285,7 @@ class Forward(Present):
             # Within the block every gradient is needed, whichever of its layers is called first.
             self._reached |= block.own
         try:
-            return run_scaled(
-                block, part, args, kwargs, lambda a, k: self._run_under(block, part, a, k), self._left
-            )
+            return run_scaled(block, part, given, partial(self._run_under, block, part), self._left)
         except ChangedInPlaceError:
             block.give_up("it changes its arguments")
             raise MaskError(
@@ -405,7 +407,7 @@ class Forward(Present):
             reach, through = plan.flow(home, site.before), plan.bands[home]
         ids = (id(weight), id(bias))
         bands = _NO_HOMES if plan.whole.gauge is None else (self._band(weight), self._band(bias))
-        call = Call(plan, layout, weight_rows, bias_rows, reach, through, ids, homes, bands)
+        call = Call(plan, layout, weight_rows, bias_rows, reach, through, ids, homes, bands, NO_OPTIONS)
         result = site.operation.run(
             site.module,
             call,

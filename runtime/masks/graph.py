@@ -90,15 +90,17 @@ def uses(losses: Tensor, parameters: Mapping[int, int], plainly: int = 0) -> Use
     sign: list[Any] = []
     crossed = False
     shared: list[Block | Site] = []
-    leaf_kind, roles = _leaf_kind(), _roles
+    leaf_kind, roles, new = _leaf_kind(), _roles, object()
     pending: list[Any] = [losses.grad_fn]
     # Every node with the plan by which the gradients are scaled that reach it: None outside of scaled blocks.
-    seen: dict[Any, ScaledPlan | None] = {None: None, losses.grad_fn: None}
+    seen: dict[Any, Any] = {None: None, losses.grad_fn: None}
     while pending:
         node = pending.pop()
         inside = seen[node]
         kind = type(node)
-        role = roles[kind] if kind in roles else _learn(kind)
+        role = roles.get(kind)
+        if role is None:
+            role = _learn(kind)
         sign.append(kind)
         if role:
             if role is _LAYER:
@@ -127,10 +129,11 @@ def uses(losses: Tensor, parameters: Mapping[int, int], plainly: int = 0) -> Use
                         amiss.add(key)
                 continue
             sign.append(output)
-            if following not in seen:
+            known = seen.get(following, new)
+            if known is new:
                 seen[following] = inside
                 pending.append(following)
-            elif seen[following] is not inside and following is not None:
+            elif known is not inside and following is not None:
                 border = getattr(following, "border", None)
                 if border is not None and border.met:
                     shared.append(border.block)

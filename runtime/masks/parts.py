@@ -23,9 +23,9 @@ from torch.autograd import Function
 
 from gradwarden.runtime.masks.blocks import (
     Block,
+    Given,
     Leaves,
     Signature,
-    flatten_call,
     flatten_result,
     holds,
     unflatten_call,
@@ -140,8 +140,7 @@ class Joined:
 def run_in_parts(
     block: Block,
     partition: Partition,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    given: Given,
     runs: Sequence[Run],
     joined: Joined,
 ) -> Any:
@@ -149,12 +148,11 @@ def run_in_parts(
 
     runs: one for each part that has a graph. Raises UnlikePartsError.
     """
-    leaves, spec = flatten_call(args, kwargs)
-    inputs, outputs = block.signed(spec)
-    parts = _divide(leaves, inputs, partition, joined)
+    outputs = given.outputs
+    parts = _divide(given.leaves, given.inputs, partition, joined)
     results = []
     for number, part in enumerate(parts):
-        own_args, own_kwargs = unflatten_call(part, spec)
+        own_args, own_kwargs = unflatten_call(part, given.spec)
         if number < partition.graphs:
             result = runs[number](own_args, own_kwargs)
         else:

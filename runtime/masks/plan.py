@@ -98,7 +98,7 @@ class Plan:
     unit_bands: frozenset[int] = frozenset()
     ratios: Ratios | None = None
     bands: Sequence[Rows]
-    _step: Sequence[Rows]
+    _step: Columns
     _near: tuple[float, Sequence[bool]] | None = None
 
     def __init__(
@@ -301,7 +301,7 @@ class Plan:
     def trivial(self) -> bool:
         """Whether plain back-propagation of the scaled losses is all there is to do for the whole batch."""
         whole = self.whole
-        return whole.units is None and whole.gauge is None and all(rows.plain for rows in whole._step)
+        return whole.units is None and whole.gauge is None and whole._step.plain
 
     @property
     def by_rows(self) -> bool:
@@ -311,6 +311,8 @@ class Plan:
 
     def due(self, rows: Tensor) -> list[int]:
         """Return the bands that gradients are due for, of the chosen rows (bool [B]) or for others."""
+        if self.even and bool(rows.any()):
+            return list(range(self.weights.shape[1]))
         weighed = self.public[rows].gt(0).any(dim=0).tolist()
         return [
             number

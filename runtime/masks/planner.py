@@ -115,9 +115,10 @@ def _cheapest(
 
 
 @lru_cache(maxsize=4096)
-def everybody(name: str, batch: int) -> Choice:
-    """Return the same where every example may shape everything."""
-    return Choice(name, "weigh", batch, batch, 1.0, "every example may shape it")
+def everybody(name: str, batch: int, scaled: bool = False) -> Choice:
+    """Return the same where every example may shape everything. scaled: see `scaling`."""
+    way: Way = "scale" if scaled else "weigh"
+    return Choice(name, way, batch, batch, 1.0, "every example may shape it")
 
 
 @lru_cache(maxsize=4096)

@@ -199,6 +199,11 @@ class Columns(Sequence[Rows]):
     def __len__(self) -> int:
         return self._weights.shape[1]
 
+    @property
+    def plain(self) -> bool:
+        """Whether every example counts for every band, with weight 1."""
+        return bool((self._weights.numpy() == self._divisors.numpy()[:, None]).all())
+
     def __getitem__(self, band: int) -> Rows:  # type: ignore[override]  # bands are not sliced
         if band not in self._rows:
             if not 0 <= band < len(self):

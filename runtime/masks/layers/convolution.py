@@ -60,7 +60,7 @@ class ConvolutionRows(Function):
         return None, grad_x, *call.gradients(_Parameters(call, x, weight, grad, ctx.dtypes[1:]))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Parameters:
     call: Call
     x: Tensor
@@ -153,12 +153,12 @@ class TransposedConvolution:
 def _apply(
     module: _ConvNd, call: Call, x: Tensor, weight: Tensor, bias: Tensor | None, padding: object
 ) -> Tensor:
-    call.options.update(
-        stride=module.stride,
-        padding=padding,
-        dilation=module.dilation,
-        transposed=module.transposed,
-        output_padding=module.output_padding,
-        groups=module.groups,
-    )
+    call.options = {
+        "stride": module.stride,
+        "padding": padding,
+        "dilation": module.dilation,
+        "transposed": module.transposed,
+        "output_padding": module.output_padding,
+        "groups": module.groups,
+    }
     return ConvolutionRows.apply(call, x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]

@@ -35,7 +35,7 @@ class EmbeddingRows(Function):
         return None, None, ctx.call.gradients(parameters)[0], None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Parameters:
     layout: Layout
     index: Tensor

@@ -185,5 +185,5 @@ class GroupNorm:
     @staticmethod
     def run(module: nn.GroupNorm, call: Call, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return x normalised over groups of channels, times weight plus bias."""
-        call.options.update(eps=module.eps, groups=module.num_groups)
+        call.options = {"eps": module.eps, "groups": module.num_groups}
         return GroupNormRows.apply(call, x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]

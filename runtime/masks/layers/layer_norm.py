@@ -180,5 +180,5 @@ class LayerNorm:
     @staticmethod
     def run(module: nn.LayerNorm, call: Call, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the normalised x times weight plus bias."""
-        call.options["eps"] = module.eps
+        call.options = {"eps": module.eps}
         return LayerNormRows.apply(call, x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]

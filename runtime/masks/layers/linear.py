@@ -65,7 +65,7 @@ def _input_gradient(call: Call, grad: Tensor, weight: Tensor, shape: torch.Size)
     return call.input_gradient(grad, shape, compute)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Parameters(ProductParameters):
     transposed: ClassVar[bool] = False
 

@@ -20,7 +20,7 @@ _SHORTEST = 64
 _WIDE = (torch.float32, torch.float64)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class ProductParameters:
     """The gradients of one call, from x [..., in] and the output's gradient [..., out].
 

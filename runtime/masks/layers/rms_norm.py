@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -32,29 +33,42 @@ class RMSNormRows(Function):
     @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         call, (x, weight) = ctx.call, ctx.saved_tensors
+        parameters = _Parameters(call.layout, x, grad, weight, ctx.eps)
         grad_x = None
         if ctx.needs_input_grad[1]:
-            grad_x = call.input_gradient(
-                grad,
-                x.shape,
-                lambda pick: _input_gradient(pick(grad), pick(x), weight, ctx.eps).to(x.dtype),
-                spare=1.0,
-            )
-        return None, grad_x, call.gradients(_Parameters(call.layout, x, grad, weight, ctx.eps))[0]
+            grad_x = call.input_gradient(grad, x.shape, parameters.input_gradient, spare=1.0)
+        return None, grad_x, call.gradients(parameters)[0]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Parameters:
+    """normal: x over its root mean square, where all of it was needed on the way to the input's gradient."""
+
     layout: Layout
     x: Tensor
     grad: Tensor
     weight: Tensor
     eps: float
+    normal: Tensor | None = None
+
+    def input_gradient(self, pick: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the gradient of the picked rows of the input."""
+        x = pick(self.x)
+        normal, inverse = _normalise(x, self.weight.dim(), self.eps)
+        if x is self.x:
+            self.normal = normal
+        inner = pick(self.grad).to(normal.dtype) * self.weight
+        dims = tuple(range(-self.weight.dim(), 0))
+        mean = (inner * normal).mean(dims, keepdim=True)
+        return (inverse * (inner - normal * mean)).to(x.dtype)
 
     def summed(self, rows: Rows | None, bias_rows: Rows | None) -> tuple[Tensor | None, Tensor | None]:
         if rows is None:
             return None, None
-        normal, _ = _normalise(rows.pick(self.x, self.layout), self.weight.dim(), self.eps)
+        if self.normal is None:
+            normal, _ = _normalise(rows.pick(self.x, self.layout), self.weight.dim(), self.eps)
+        else:
+            normal = rows.pick(self.normal, self.layout)
         product = rows.weigh(rows.pick(self.grad, self.layout).to(normal.dtype) * normal, self.layout)
         total = product.reshape(-1, *self.weight.shape).sum(0)
         return scaled(total, rows).to(self.weight.dtype), None
@@ -69,13 +83,6 @@ class _Parameters:
         grad = rows_first(self.grad, rows, self.layout, rank)
         found = over_places(normal.mul_(grad).flatten(2))
         return Stacked(found.view(-1, *self.weight.shape), owners), None
-
-
-def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    normal, inverse = _normalise(x, weight.dim(), eps)
-    inner = grad.to(normal.dtype) * weight
-    dims = tuple(range(-weight.dim(), 0))
-    return inverse * (inner - normal * (inner * normal).mean(dims, keepdim=True))
 
 
 def _normalise(x: Tensor, rank: int, eps: float) -> tuple[Tensor, Tensor]:
@@ -104,5 +111,5 @@ class RMSNorm:
     @staticmethod
     def run(module: nn.RMSNorm, call: Call, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return x over its root mean square, times weight."""
-        call.options["eps"] = module.eps
+        call.options = {"eps": module.eps}
         return RMSNormRows.apply(call, x, weight)  # type: ignore[no-any-return, no-untyped-call]

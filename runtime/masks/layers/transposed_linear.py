@@ -56,7 +56,7 @@ class TransposedLinearRows(Function):
         return None, grad_x, *call.gradients(_Parameters(call.layout, x, grad, ctx.dtypes[1:]))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Parameters(ProductParameters):
     transposed: ClassVar[bool] = True
 
