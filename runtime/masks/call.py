@@ -97,9 +97,10 @@ class Call:
         return parameters.summed(self.weight_rows(), self.bias_rows())
 
     def _rows(self, rows: Rows, place: int) -> Rows | None:
-        if not self.plan.wants(self.ids[place]):
+        mode, key = self.plan.mode, self.ids[place]
+        if key in mode.skip or (mode.only is not None and key not in mode.only):
             return None
-        if self.plan.mode.raw:
+        if mode.raw:
             return None if rows.idle and self.homes[place] is None else self.plan.every
         return None if rows.idle else rows
 

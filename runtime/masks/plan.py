@@ -377,7 +377,7 @@ class Plan:
                 self._bits = [sum(1 << k for k, w in enumerate(row) if w) for row in self.weights.tolist()]
             reached = tuple(self.mode.whole_inputs or bool(bits & mask) for bits in self._bits)
             if reached not in self._rows:
-                self._rows[reached] = Rows(torch.tensor(reached, dtype=torch.float64, device="cpu"))
+                self._rows[reached] = Rows.of(self.batch, [row for row, hit in enumerate(reached) if hit])
             known = self._reach[mask] = self._rows[reached]
         return known
 

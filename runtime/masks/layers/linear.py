@@ -44,6 +44,8 @@ class LinearRows(Function):
         keep = x if call.keeps_input else None
         ctx.shape = x.shape
         ctx.save_for_backward(keep, weight if ctx.needs_input_grad[1] else None)
+        if dtype is None:
+            return functional.linear(x, weight, bias)
         with at_its_precision(x, dtype):
             return functional.linear(x, weight, bias)
 
