@@ -13,25 +13,29 @@ from gradwarden.cli.diagnostics import plural, printable
 from gradwarden.cli.failures import InputError, complain
 from gradwarden.cli.files import write_text
 from gradwarden.cli.inputs import read_bytes, read_note
+from gradwarden.cli.job_receipt import check_job, make_job
 from gradwarden.cli.options import FILE, load_witnesses, witness_options
 from gradwarden.cli.output import emit_json, format_option
+from gradwarden.cli.receipt_report import (
+    OTHERS,
+    SALT,
+    SELF_ATTESTED,
+    TALLY,
+    faults_to_json,
+    leaf_lines,
+    show_faults,
+    steps_line,
+    steps_to_json,
+)
 
 if TYPE_CHECKING:
     from gradwarden.runtime.evidence.receipt import Receipt
     from gradwarden.runtime.evidence.receipt_check import ReceiptReport
 
-WORDS = {"admit": "admitted", "limit": "limited", "defer": "deferred", "refuse": "refused"}
-
-HELP = {
-    "unknown_key": "give the public key of whoever keeps the ledger with --key",
-    "unwitnessed": "have the head cosigned (`gradwarden witness`) and make the receipt under it (--head)",
-    "wrong_salt": "the receipt is not about your example: it was opened with another salt than yours",
-}
-
 
 @verb("receipt")
 @click.argument("action", type=click.Choice(["make", "check"]))
-@click.argument("file", type=FILE, metavar="LEDGER|RECEIPT")
+@click.argument("file", type=FILE, metavar="LEDGER|FOLDER|RECEIPT")
 @click.option("--id", "example", metavar="ID", help="The id of the example (make); the one expected (check).")
 @click.option("--secret", type=FILE, help="The run's secret for commitments (make).")
 @click.option("--entries", is_flag=True, help="Add the entries of every step that used it (make).")
@@ -68,6 +72,11 @@ def command(
     last step that learned from it; or that the run never named it. It then tells nothing of other examples
     but hashes. --entries adds the signed entries of each step, which tell more of the others in it.
 
+    Given the folder of a job of many ranks, one receipt is made of all of them: of each rank's ledger, under
+    the head of it that the log of logs binds (--head: one of the log of logs). A rank whose ledger is
+    missing, or has not that head, is named, and the status is 1; such a receipt never shows that an example
+    was not used.
+
     `check` needs the receipt and the public key, and no network. It says what is shown and what is not.
 
     \b
@@ -75,6 +84,7 @@ def command(
       gradwarden receipt make run.ledger --id sample-17 --secret run.ledger.secret -o receipt.json
       gradwarden receipt make run.ledger --id sample-17 --secret run.ledger.secret --entries -o full.json
       gradwarden receipt check receipt.json --key run.pub --id sample-17
+      gradwarden receipt make job/ --id sample-17 --secret job/job.secret -o receipt.json
 
     \b
     Exit status: 0 made, or it holds; 1 it cannot be made, or does not hold; 2 misuse or unreadable input.
@@ -84,6 +94,8 @@ def command(
             raise click.UsageError("`make` takes --id, --secret, --entries, --head and --output")
         if example is None or secret is None:
             raise click.UsageError("name the example, and open it: --id ID --secret FILE")
+        if file.is_dir():
+            return make_job(file, example, secret, head, output, output_format, entries=entries)
         return _make(file, example, secret, head, output, output_format, entries=entries)
     if secret is not None or entries or head is not None or output is not None:
         raise click.UsageError("`check` takes --key, --id, --salt, --origin and --witness")
@@ -153,22 +165,25 @@ def _check(
     quorum: int | None,
     output_format: str,
 ) -> int:
+    from gradwarden.runtime.evidence.job_receipt import JobReceipt, parse_any
     from gradwarden.runtime.evidence.proof_check import Fault
-    from gradwarden.runtime.evidence.receipt import MAX_RECEIPT, parse_receipt
+    from gradwarden.runtime.evidence.receipt import MAX_RECEIPT
     from gradwarden.runtime.evidence.receipt_check import check_receipt
     from gradwarden.runtime.evidence.trust import Trust
     from gradwarden.runtime.ledger.keys import PublicKey
 
-    receipt = parse_receipt(read_bytes(path, MAX_RECEIPT, "a receipt"))
+    receipt = parse_any(read_bytes(path, MAX_RECEIPT, "a receipt"))
     keys = [PublicKey.load(key) for key in key_files]
     trust = replace(Trust(keys, load_witnesses(witness_files, quorum, keys)), origin=origin)
-    report = check_receipt(receipt, trust)
-    faults = list(report.faults)
+    faults = []
     if example is not None and example != receipt.id:
         faults.append(Fault("wrong_id", f"the receipt is of `{receipt.id}`, not of `{example}`"))
     if salt is not None and salt.lower() != receipt.salt.hex():
         faults.append(Fault("wrong_salt", "the receipt's salt is another than the one given"))
-    report = replace(report, faults=tuple(faults))
+    if isinstance(receipt, JobReceipt):
+        return check_job(path, receipt, trust, faults, output_format, salt_known=salt is not None)
+    report = check_receipt(receipt, trust)
+    report = replace(report, faults=(*report.faults, *faults))
     if output_format == "json":
         emit_json(_document(path, receipt, report, salt_known=salt is not None))
     else:
@@ -183,12 +198,7 @@ def _document(path: Path, receipt: Receipt, report: ReceiptReport, *, salt_known
         "examples": report.examples,
         "closed": report.closed,
         "tally": report.leaf,
-        "steps": None
-        if report.steps is None
-        else [
-            {"step": one.step, "entry": one.entry, "times": one.times, "outcome": one.outcome}
-            for one in report.steps
-        ],
+        "steps": steps_to_json(report),
         "not_shown": _limits(report, salt_known=salt_known),
     }
     return {
@@ -202,10 +212,7 @@ def _document(path: Path, receipt: Receipt, report: ReceiptReport, *, salt_known
         "signed_by": [key.vkey for key in report.head.signers],
         "witnessed_by": [one.witness.vkey for one in report.head.cosignatures],
         "policy": report.opened.get("policy"),
-        "faults": [
-            {"code": fault.code, "message": fault.message, "help": HELP.get(fault.code)}
-            for fault in report.faults
-        ],
+        "faults": faults_to_json(report.faults),
         **(shown if report.ok else {}),
     }
 
@@ -225,61 +232,32 @@ def _show(path: Path, receipt: Receipt, report: ReceiptReport, *, salt_known: bo
         click.echo(click.style("not shown", bold=True))
         for line in _limits(report, salt_known=salt_known):
             click.echo(f"  {line}")
-    for fault in report.faults:
-        name = click.style(f"error[{fault.code}]", fg="red", bold=True)
-        click.echo(f"{name}: {printable(fault.message)}", err=True)
-        if fault.code in HELP:
-            click.echo(f"  {click.style('= help:', fg='cyan')} {HELP[fault.code]}", err=True)
+    show_faults(report.faults)
 
 
 def _uses(report: ReceiptReport) -> list[str]:
     """Say what became of the example."""
-    lines = []
     policy = report.opened["policy"]
-    lines.append(
-        f"the run began under {policy['name']} version {policy['version']}, {policy['digest'][:16]}…"
-    )
+    lines = [f"the run began under {policy['name']} version {policy['version']}, {policy['digest'][:16]}…"]
     if report.leaf is not None:
-        for use in report.leaf["uses"]:
-            told = use["decision"]
-            weights = ", ".join(
-                f"{band} {weight / 1e6:g}" for band, weight in told["weights"].items() if weight
-            )
-            rules = f" by {', '.join(told['rules'])}" if told["rules"] else ""
-            word = WORDS.get(told["verdict"], told["verdict"])
-            times = f"{plural(use['times'], 'time')} {word}{rules} under {told['policy'][:16]}…"
-            learned = (
-                f"learned from {plural(use['exposures'], 'time')}, at {weights}" if weights else "no weight"
-            )
-            lines.append(f"{times}: {learned}")
-        exposed = report.leaf["exposed"]
-        when = (
-            "never learned from"
-            if exposed is None
-            else f"learned from in steps {exposed[0]:,} to {exposed[1]:,}"
-        )
-        lines.append(when)
+        lines += leaf_lines(report.leaf)
     elif report.examples is not None:
         lines.append(f"the tally of {plural(report.examples, 'example')} does not have its commitment")
     if report.steps is not None:
-        numbers = ", ".join(f"{one.step:,}" for one in report.steps[:20])
-        more = f" and {len(report.steps) - 20:,} more" if len(report.steps) > 20 else ""
-        lines.append(f"steps that name it: {numbers or 'none'}{more}")
+        lines.append(steps_line(report))
     return lines
 
 
 def _limits(report: ReceiptReport, *, salt_known: bool) -> list[str]:
     """Say what the receipt does not show."""
-    lines = ["that every training step was offered to the ledger: it is self-attested"]
+    lines = [SELF_ATTESTED]
     if report.examples is None:
         lines.append("that these are all uses: the run was not tallied")
     else:
-        lines.append("that the tally is right, but for who verified the ledger (`gradwarden verify`)")
+        lines.append(TALLY)
         if not report.closed:
             lines.append("steps after the tally: the run was not sealed right behind it")
     if not report.used and not salt_known:
-        lines.append(
-            "that this is the salt of this id: a wrong one finds nothing, too (--salt, had beforehand)"
-        )
-    lines.append("the same content under another id, and what others' examples taught the model of it")
+        lines.append(SALT)
+    lines.append(OTHERS)
     return lines

@@ -69,6 +69,17 @@ def last_head(path: str | os.PathLike[str]) -> SignedHead:
     return read_head(note.encode())
 
 
+def head_over(path: str | os.PathLike[str], size: int) -> SignedHead:
+    """Return the head in a ledger over its first `size` entries. Raises ProofError where there is none."""
+    last = last_head(path)
+    if last.checkpoint.size == size:
+        return last
+    for index, _, body in entries_of(path, {HEAD}):
+        if index == size:
+            return read_head(body["note"].encode())
+    raise ProofError(f"no entry of `{os.fspath(path)}` is a head over its first {size:,} entries")
+
+
 def _near_end(path: str | os.PathLike[str]) -> str | None:
     """Return the note of the last head if it is well formed and where it usually is."""
     with open_ledger(path) as file:

@@ -40,7 +40,7 @@ FORMAT = "gradwarden/receipt/1"
 MAX_RECEIPT = 256 << 20
 """The largest receipt that is read, in bytes."""
 
-_FIELDS = ("format", "id", "salt", "opened", "tallied", "closing", "listed", "absent", "entries")
+_TOLD = ("opened", "tallied", "closing", "listed", "absent", "entries")
 
 
 @frozen
@@ -87,11 +87,13 @@ class Receipt:
         return open_commitment(self.salt, self.id)
 
     def encode(self) -> bytes:
+        told = {"format": FORMAT, "id": self.id, "salt": self.salt.hex(), **self.told()}
+        return orjson.dumps(told, option=CANONICAL) + b"\n"
+
+    def told(self) -> dict[str, Any]:
+        """Return what a ledger says of the example, as JSON holds it."""
         listed, absent, entries = self.listed, self.absent, self.entries
-        told = {
-            "format": FORMAT,
-            "id": self.id,
-            "salt": self.salt.hex(),
+        return {
             "opened": self.opened.decode(),
             "tallied": None if self.tallied is None else self.tallied.decode(),
             "closing": [proof.decode() for proof in self.closing],
@@ -112,7 +114,6 @@ class Receipt:
                 ],
             },
         }
-        return orjson.dumps(told, option=CANONICAL) + b"\n"
 
 
 def parse_receipt(data: bytes) -> Receipt:
@@ -121,9 +122,9 @@ def parse_receipt(data: bytes) -> Receipt:
         raise EvidenceError(f"a receipt has at most {MAX_RECEIPT >> 20} MiB")
     try:
         told = orjson.loads(data)
-        if set(told) != set(_FIELDS) or told["format"] != FORMAT:
+        if told.pop("format", None) != FORMAT or type(told["id"]) is not str:
             raise EvidenceError("the file is no receipt")
-        receipt = _parse(told)
+        receipt = receipt_from(told.pop("id"), salt_from(told.pop("salt")), told)
         same = receipt.encode() == data
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise EvidenceError("the receipt is malformed") from None
@@ -132,13 +133,21 @@ def parse_receipt(data: bytes) -> Receipt:
     return receipt
 
 
-def _parse(told: Mapping[str, Any]) -> Receipt:
-    listed, absent, entries = told["listed"], told["absent"], told["entries"]
-    salt = bytes.fromhex(told["salt"])
-    if len(salt) != SIZE or type(told["id"]) is not str:
+def salt_from(text: str) -> bytes:
+    """Read a salt. Raises ValueError."""
+    salt = bytes.fromhex(text)
+    if len(salt) != SIZE:
         raise ValueError
+    return salt
+
+
+def receipt_from(example: str, salt: bytes, told: Mapping[str, Any]) -> Receipt:
+    """Return the receipt of an example from what `told` gives. Raises ValueError, KeyError, TypeError."""
+    if set(told) != set(_TOLD):
+        raise ValueError
+    listed, absent, entries = told["listed"], told["absent"], told["entries"]
     return Receipt(
-        told["id"],
+        example,
         salt,
         told["opened"].encode(),
         None if told["tallied"] is None else told["tallied"].encode(),

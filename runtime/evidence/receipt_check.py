@@ -12,23 +12,19 @@ What is told, as faults (`Fault.code`), beside those of the proofs in it (`proof
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
 
 from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.commitments import SIZE, unpacked
-from gradwarden.runtime.errors import EvidenceError
 from gradwarden.runtime.evidence.proof_check import Fault, TrustedHead, trust_head
-from gradwarden.runtime.evidence.proof_file import InclusionProof, parse_proof
 from gradwarden.runtime.evidence.receipt import Place, Receipt, UseEntries
+from gradwarden.runtime.evidence.receipt_proofs import Body, FaultError, Under, closes, inclusion, proved
 from gradwarden.runtime.evidence.trust import Trust
-from gradwarden.runtime.ledger.entries import CANONICAL, MalformedLineError, decode
+from gradwarden.runtime.ledger.entries import CANONICAL
 from gradwarden.runtime.ledger.merkle import leaf_hash, verify_inclusion
-from gradwarden.runtime.ledger.note import Checkpoint
-
-Body = Mapping[str, Any]
 
 
 @frozen
@@ -64,27 +60,11 @@ class ReceiptReport:
         return not self.faults
 
 
-@frozen
-class _Head:
-    """The head to which all proofs of a receipt must lead, and its note."""
-
-    checkpoint: Checkpoint
-    note: bytes
-
-
-class _FaultError(Exception):
-    """Something in a receipt that does not hold."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.fault = Fault(code, message)
-
-
 def check_receipt(receipt: Receipt, trust: Trust) -> ReceiptReport:
     """Check a receipt. Raises EvidenceError or NoteError where a proof in it is malformed."""
-    first = _inclusion(receipt.opened)
+    first = inclusion(receipt.opened)
     head = trust_head(first.note, trust)
-    under = _Head(head.checkpoint, first.note)
+    under = Under(head.checkpoint, first.note)
     opened: Body = {}
     tally: Body | None = None
     closed = False
@@ -92,15 +72,15 @@ def check_receipt(receipt: Receipt, trust: Trust) -> ReceiptReport:
     steps: tuple[StepUse, ...] | None = None
     faults: list[Fault] = []
     try:
-        opened = _proved(receipt.opened, under, "opened")[1]
+        opened = proved(receipt.opened, under, "opened")[1]
         if receipt.tallied is not None:
-            index, tally, _ = _proved(receipt.tallied, under, "tallied")
-            closed = _check_closing(receipt, index, under)
+            index, tally, _ = proved(receipt.tallied, under, "tallied")
+            closed = closes(receipt.closing, index, under)
         leaf = _check_place(receipt, tally)
         if receipt.entries is not None:
             steps = tuple(_uses(receipt, under))
             _check_complete(steps, leaf, tally)
-    except _FaultError as error:
+    except FaultError as error:
         faults.append(error.fault)
     return ReceiptReport(
         head,
@@ -114,54 +94,14 @@ def check_receipt(receipt: Receipt, trust: Trust) -> ReceiptReport:
     )
 
 
-def _inclusion(text: bytes) -> InclusionProof:
-    proof = parse_proof(text)
-    if not isinstance(proof, InclusionProof):
-        raise EvidenceError("the receipt holds a proof that is of no entry")
-    return proof
-
-
-def _proved(text: bytes, under: _Head, *kinds: str) -> tuple[int, Body, str]:
-    """Return index, body and kind of an entry that is proved under the receipt's head."""
-    proof, checkpoint = _inclusion(text), under.checkpoint
-    if proof.note != under.note:
-        raise _FaultError("other_heads", "the proofs of the receipt lead to different heads")
-    line = proof.line
-    if line is None or not verify_inclusion(
-        proof.index, checkpoint.size, leaf_hash(line), proof.path, checkpoint.root
-    ):
-        raise _FaultError(
-            "wrong_path", f"the path does not lead from entry {proof.index:,} to the head's root"
-        )
-    try:
-        index, kind, _, body = decode(line)
-    except MalformedLineError as error:
-        raise _FaultError("not_an_entry", f"what is proved is no entry of a ledger: {error}") from None
-    if index != proof.index:
-        raise _FaultError("wrong_index", f"the entry says that it is entry {index:,}, not {proof.index:,}")
-    if kind not in kinds or (kind == "opened" and index != 0):
-        raise _FaultError("other_heads", f"the proof is of a `{kind}` entry, not of `{kinds[0]}`")
-    return index, body, kind
-
-
-def _check_closing(receipt: Receipt, tally: int, under: _Head) -> bool:
-    """Return whether the run was sealed right after its tally: nothing but heads stand between."""
-    kind = ""
-    for due, proof in enumerate(receipt.closing, tally + 1):
-        index, _, kind = _proved(proof, under, "head", "sealed")
-        if index != due or (kind == "sealed") != (due == tally + len(receipt.closing)):
-            raise _FaultError("other_heads", f"entry {index:,} does not close the run after its tally")
-    return kind == "sealed"
-
-
 def _check_place(receipt: Receipt, tally: Body | None) -> Body | None:
     """Return what the tally says of the example, None where it is shown not to have it, or there is none."""
     if tally is None:
         if receipt.listed is not None or receipt.absent is not None:
-            raise _FaultError("other_heads", "the receipt names places in a tally and proves none")
+            raise FaultError("other_heads", "the receipt names places in a tally and proves none")
         return None
     if (receipt.listed is None) == (receipt.absent is None):
-        raise _FaultError("not_listed", "the receipt must say either that it is listed or that it is absent")
+        raise FaultError("not_listed", "the receipt must say either that it is listed or that it is absent")
     if receipt.listed is not None:
         return _check_listed(receipt.listed, receipt.commitment, tally)
     assert receipt.absent is not None, "one of the two is there"
@@ -171,7 +111,7 @@ def _check_place(receipt: Receipt, tally: Body | None) -> Body | None:
 
 def _check_listed(place: Place, commitment: bytes, tally: Body) -> Body:
     if not _stands(place, tally, "uses"):
-        raise _FaultError("not_listed", "the path does not lead from the example's leaf to the tally's root")
+        raise FaultError("not_listed", "the path does not lead from the example's leaf to the tally's root")
     try:
         leaf: Body = orjson.loads(place.leaf)
         same = orjson.dumps(leaf, option=CANONICAL) == place.leaf and leaf["commitment"] == commitment.hex()
@@ -179,7 +119,7 @@ def _check_listed(place: Place, commitment: bytes, tally: Body) -> Body:
     except (ValueError, KeyError, TypeError):
         same, counts = False, []
     if not same or not all(counts):
-        raise _FaultError("wrong_leaf", "the leaf in the tally is not of this example")
+        raise FaultError("wrong_leaf", "the leaf in the tally is not of this example")
     return leaf
 
 
@@ -194,7 +134,7 @@ def _check_absent(before: Place | None, after: Place | None, commitment: bytes, 
         or (before is not None and before.leaf >= commitment)
         or (after is not None and after.leaf <= commitment)
     ):
-        raise _FaultError("not_absent", "the neighbours do not show that the commitment is missing")
+        raise FaultError("not_absent", "the neighbours do not show that the commitment is missing")
 
 
 def _stands(place: Place, tally: Body, tree: str) -> bool:
@@ -202,25 +142,25 @@ def _stands(place: Place, tally: Body, tree: str) -> bool:
     return verify_inclusion(place.index, tally["examples"], leaf_hash(place.leaf), place.path, root)
 
 
-def _uses(receipt: Receipt, under: _Head) -> Iterator[StepUse]:
+def _uses(receipt: Receipt, under: Under) -> Iterator[StepUse]:
     """Yield the steps of a receipt, each checked."""
     assert receipt.entries is not None, "asked only where there are entries"
     proofs = receipt.entries.proofs
     last = -1
     for use in receipt.entries.uses:
         if use.step <= last:
-            raise _FaultError("wrong_use", "the steps are not in order")
+            raise FaultError("wrong_use", "the steps are not in order")
         last = use.step
 
-        def proved(index: int, *kinds: str) -> tuple[int, Body, str]:
+        def of(index: int, *kinds: str) -> tuple[int, Body, str]:
             if index not in proofs:
-                raise _FaultError("wrong_use", f"the receipt lacks the proof of entry {index:,}")
-            found = _proved(proofs[index], under, *kinds)
+                raise FaultError("wrong_use", f"the receipt lacks the proof of entry {index:,}")
+            found = proved(proofs[index], under, *kinds)
             if found[0] != index:
-                raise _FaultError("wrong_use", f"the proof is of entry {found[0]:,}, not of {index:,}")
+                raise FaultError("wrong_use", f"the proof is of entry {found[0]:,}, not of {index:,}")
             return found
 
-        yield _check_use(use, receipt.commitment, proved)
+        yield _check_use(use, receipt.commitment, of)
 
 
 def _check_use(use: UseEntries, commitment: bytes, proved: Any) -> StepUse:
@@ -228,12 +168,12 @@ def _check_use(use: UseEntries, commitment: bytes, proved: Any) -> StepUse:
     texts = [proved(index, "examples")[1] for index in use.examples]
     times = unpacked(body["commitments"] for body in (*texts, step)).count(commitment)
     if not times or any(body["step"] != step["step"] for body in texts):
-        raise _FaultError("wrong_use", f"step {step['step']:,} does not name the example")
+        raise FaultError("wrong_use", f"step {step['step']:,} does not name the example")
     outcome = None
     if use.outcome is not None:
         index, body, outcome = proved(use.outcome, "committed", "refused", "resumed")
         if index <= use.step or body.get("step", step["step"]) != step["step"]:
-            raise _FaultError("wrong_use", f"entry {index:,} is not the outcome of step {step['step']:,}")
+            raise FaultError("wrong_use", f"entry {index:,} is not the outcome of step {step['step']:,}")
     return StepUse(step["step"], use.step, times, outcome)
 
 
@@ -245,4 +185,4 @@ def _check_complete(steps: tuple[StepUse, ...], leaf: Body | None, tally: Body |
     counted = 0 if leaf is None else sum(use["times"] for use in leaf["uses"])
     if found < counted:
         message = f"the receipt has the entries of {found:,} uses; the tally counts {counted:,}"
-        raise _FaultError("incomplete", message)
+        raise FaultError("incomplete", message)

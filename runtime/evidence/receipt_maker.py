@@ -24,7 +24,7 @@ OUTCOMES = ("committed", "refused", "resumed")
 
 
 @frozen
-class _Ledger:
+class CoveredLedger:
     """What a head covers: the tree, and the lines that are needed, by index.
 
     tally: the index of the last `tallied` entry. closing: what follows up to the seal, if nothing but heads.
@@ -37,6 +37,7 @@ class _Ledger:
     note: bytes
 
     def prove(self, index: int) -> bytes:
+        """Return the proof of an entry whose line was needed."""
         proof = InclusionProof(index, tuple(self.tree.path(index)), self.note, self.lines[index])
         return proof.encode()
 
@@ -57,7 +58,7 @@ def make_receipt(
     where it has none and no entries are asked for, TraceError where the ledger makes no sense.
     """
     size = head.checkpoint.size
-    ledger = _read(path, head, ())
+    ledger = read_under(path, head, ())
     before = ledger.tally
     if before is None and not entries:
         raise EvidenceError(
@@ -76,7 +77,7 @@ def make_receipt(
         }
         needed = {index for index in needed if index < size}
         uses = [_covered(use, size) for use in uses]
-        ledger = _read(path, head, needed)
+        ledger = read_under(path, head, needed)
         steps = StepProofs({index: ledger.prove(index) for index in sorted(needed)}, tuple(uses))
     return Receipt(
         example,
@@ -105,14 +106,18 @@ def _absent(tally: Tally, at: int) -> tuple[Place | None, Place | None]:
     return before, after
 
 
-def _read(path: str | os.PathLike[str], head: SignedHead, needed: Iterable[int]) -> _Ledger:
-    """Read what a head covers. Raises HeadMismatch where the ledger has other entries."""
+def read_under(path: str | os.PathLike[str], head: SignedHead, needed: Iterable[int]) -> CoveredLedger:
+    """Read what a head covers.
+
+    needed: the entries to be proved, beside the first and the last tally. Raises HeadMismatch where the
+    ledger has other entries.
+    """
     size, wanted = head.checkpoint.size, {0, *needed}
     leaves: list[bytes] = []
     lines: dict[int, bytes] = {}
     ending: list[tuple[int, str]] = []
     """From the last tally on: the kind of each entry, as long as none but heads and the seal come."""
-    count = 0
+    count, gone_on = 0, False
     with closing(stored_lines(path)) as parts:
         for part in parts:
             some = part[: size - count]
@@ -120,12 +125,12 @@ def _read(path: str | os.PathLike[str], head: SignedHead, needed: Iterable[int])
             for index, line in enumerate(some, count):
                 kind = kind_of(line)
                 if kind == KIND:
-                    ending, lines[index] = [(index, kind)], line
-                elif ending and kind in (HEAD, SEALED):
+                    ending, lines[index], gone_on = [(index, kind)], line, False
+                elif ending and not gone_on and kind in (HEAD, SEALED):
                     ending.append((index, kind))
                     lines[index] = line
                 elif ending:
-                    ending = ending[:1]
+                    ending, gone_on = ending[:1], True
                 if index in wanted:
                     lines[index] = line
             count += len(some)
@@ -139,7 +144,7 @@ def _read(path: str | os.PathLike[str], head: SignedHead, needed: Iterable[int])
         )
     sealed = [place for place, (_, kind) in enumerate(ending) if kind == SEALED]
     last = [index for index, _ in ending[1 : sealed[0] + 1]] if sealed else []
-    return _Ledger(tree, lines, ending[0][0] if ending else None, tuple(last), head.note)
+    return CoveredLedger(tree, lines, ending[0][0] if ending else None, tuple(last), head.note)
 
 
 def _entries_of(path: str | os.PathLike[str], steps: Sequence[int]) -> Iterable[UseEntries]:

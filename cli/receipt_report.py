@@ -1,0 +1,83 @@
+"""What the receipts of a ledger and of a job say alike, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gradwarden.cli.diagnostics import plural, printable
+
+if TYPE_CHECKING:
+    from gradwarden.runtime.evidence.proof_check import Fault
+    from gradwarden.runtime.evidence.receipt_check import ReceiptReport
+
+WORDS = {"admit": "admitted", "limit": "limited", "defer": "deferred", "refuse": "refused"}
+
+HELP = {
+    "unknown_key": "give the public key of whoever keeps the ledger with --key",
+    "unwitnessed": "have the head cosigned (`gradwarden witness`) and make the receipt under it (--head)",
+    "wrong_salt": "the receipt is not about your example: it was opened with another salt than yours",
+    "withheld_rank": "ask for a receipt that was made with the ledgers of all ranks",
+    "unbound_rank": "keep the receipt: it shows that the rank has another history than was bound",
+    "lagging_rank": "ask for a receipt under a later head of the log of logs",
+}
+
+MOST_STEPS = 20
+"""Steps that are listed; `--format json` has all."""
+
+SELF_ATTESTED = "that every training step was offered to the ledger: it is self-attested"
+
+TALLY = "that the tally is right, but for who verified the ledger (`gradwarden verify`)"
+
+SALT = "that this is the salt of this id: a wrong one finds nothing, too (--salt, had beforehand)"
+
+OTHERS = "the same content under another id, and what others' examples taught the model of it"
+
+
+def leaf_lines(leaf: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what became of an example, by a leaf of a tally."""
+    for use in leaf["uses"]:
+        told = use["decision"]
+        weights = ", ".join(f"{band} {weight / 1e6:g}" for band, weight in told["weights"].items() if weight)
+        rules = f" by {', '.join(told['rules'])}" if told["rules"] else ""
+        word = WORDS.get(told["verdict"], told["verdict"])
+        times = f"{plural(use['times'], 'time')} {word}{rules} under {told['policy'][:16]}…"
+        learned = f"learned from {plural(use['exposures'], 'time')}, at {weights}" if weights else "no weight"
+        yield f"{times}: {learned}"
+    exposed = leaf["exposed"]
+    yield (
+        "never learned from" if exposed is None else f"learned from in steps {exposed[0]:,} to {exposed[1]:,}"
+    )
+
+
+def steps_line(report: ReceiptReport) -> str:
+    """Return the steps of which a receipt has the entries."""
+    steps = report.steps or ()
+    numbers = ", ".join(f"{one.step:,}" for one in steps[:MOST_STEPS])
+    more = f" and {len(steps) - MOST_STEPS:,} more" if len(steps) > MOST_STEPS else ""
+    return f"steps that name it: {numbers or 'none'}{more}"
+
+
+def steps_to_json(report: ReceiptReport) -> list[dict[str, Any]] | None:
+    """Return the steps of which a receipt has the entries, None where it has none."""
+    if report.steps is None:
+        return None
+    return [
+        {"step": one.step, "entry": one.entry, "times": one.times, "outcome": one.outcome}
+        for one in report.steps
+    ]
+
+
+def faults_to_json(faults: Sequence[Fault]) -> list[dict[str, Any]]:
+    return [{"code": fault.code, "message": fault.message, "help": HELP.get(fault.code)} for fault in faults]
+
+
+def show_faults(faults: Sequence[Fault]) -> None:
+    """Write faults to standard error."""
+    for fault in faults:
+        name = click.style(f"error[{fault.code}]", fg="red", bold=True)
+        click.echo(f"{name}: {printable(fault.message)}", err=True)
+        if fault.code in HELP:
+            click.echo(f"  {click.style('= help:', fg='cyan')} {HELP[fault.code]}", err=True)
