@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 MAX_EXAMPLE_BYTES = 1 << 20
 MAX_NOTE_BYTES = 1 << 20
 STDIN = Path("-")
+
+NOTE_HELP = "a signed note is a text and, below an empty line, who signed it; is this the right file?"
+HEAD_HELP = "give a signed head, such as `LEDGER.head` or what `gradwarden witness` wrote"
+PROOF_HELP = "give what `gradwarden proof -o` wrote, byte for byte"
+LEDGER_HELP = "is it the right file? give the ledger that a run wrote, such as `run.ledger`"
 
 
 def read_text(path: Path, limit: int) -> str:
@@ -43,8 +49,44 @@ def read_bytes(path: Path, limit: int, noun: str) -> bytes:
 
 
 def read_note(path: Path) -> bytes:
-    """Return the bytes of a signed note. Raises OSError, InputError."""
-    return read_bytes(path, MAX_NOTE_BYTES, "a signed note")
+    """Return the bytes of a signed note. Raises OSError, InputError, NoteError where it is none."""
+    from gradwarden.runtime.ledger.note import parse_note
+
+    content = read_bytes(path, MAX_NOTE_BYTES, "a signed note")
+    with told_of(path, help=NOTE_HELP):
+        parse_note(content)
+    return content
+
+
+def read_head_note(path: Path) -> bytes:
+    """Return the bytes of the note in which a head was signed. Raises OSError, InputError, NoteError."""
+    from gradwarden.runtime.evidence.prover import read_head
+
+    content = read_note(path)
+    with told_of(path, help=HEAD_HELP):
+        read_head(content)
+    return content
+
+
+@contextmanager
+def told_of(path: Path, *, help: str) -> Iterator[None]:
+    """Inside, let errors about the content of a file name the file, and say what it should be."""
+    from gradwarden.runtime.errors import RuntimeGovernanceError
+
+    try:
+        yield
+    except RuntimeGovernanceError as error:
+        error.message = f"`{path}`: {error.message}"
+        error.help = error.help or help
+        raise
+
+
+def check_begun(ledger: Path) -> None:
+    """Raise InputError where a file does not begin as a ledger does, LedgerError as `open_ledger`."""
+    from gradwarden.runtime.ledger.reader import has_entries
+
+    if not has_entries(ledger):
+        raise InputError(f"`{ledger}` holds no entry of a ledger", help=LEDGER_HELP)
 
 
 def decode(data: bytes, path: Path) -> str:

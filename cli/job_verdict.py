@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradwarden.cli.diagnostics import plural, printable
-from gradwarden.cli.inputs import read_note
+from gradwarden.cli.inputs import read_head_note
 from gradwarden.cli.judging import size_of_weights
 from gradwarden.cli.opened import difference_to_json, show_difference
 from gradwarden.cli.output import arrived, progress
@@ -207,7 +207,7 @@ def judge_job(
     from gradwarden.runtime.ledger.program_signature import NOBODY
     from gradwarden.runtime.verification.job_verify import verify_job
 
-    notes = [read_note(path) for path in checkpoints]
+    notes = [read_head_note(path) for path in checkpoints]
     total = size_of_ranks(folder) + size_of_weights(weights)
     with progress(f"verifying {folder.name}", total, "bytes") as advance:
         report = verify_job(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gradwarden.cli.inputs import read_note
+from gradwarden.cli.inputs import read_head_note
 from gradwarden.cli.opened import open_data, program_of
 from gradwarden.cli.output import arrived, progress
 from gradwarden.cli.signing import load_authorities
@@ -57,7 +57,7 @@ def judge(
     from gradwarden.runtime.verification.verify import verify_ledger
 
     paths = [*checkpoints, *_stamped(ledger, checkpoints, authority_files)]
-    notes = [read_note(path) for path in paths]
+    notes = [read_head_note(path) for path in paths]
     authorities = load_authorities(authority_files)
     total = ledger.stat().st_size + size_of_weights(weights)
     with progress(f"verifying {ledger.name}", total, "bytes") as advance:

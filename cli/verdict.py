@@ -76,6 +76,7 @@ HELP = {
 MOST_RULES = 12
 """Rules that are listed with how often they had a part; `--format json` has all."""
 
+NO_LEDGER = "the file does not begin as a ledger does: is it the right one?"
 ALTERED = "entries before it still hold; compare what follows with a copy kept elsewhere"
 
 
@@ -270,6 +271,8 @@ def help_for(finding: Finding) -> str | None:
     """Return what to do about a finding."""
     if finding.code in ("altered", "wrong_link", "wrong_index", "wrong_root", "not_canonical"):
         return ALTERED
+    if finding.index == 0 and finding.code in ("not_json", "not_an_entry"):
+        return NO_LEDGER
     return HELP.get(finding.code)
 
 

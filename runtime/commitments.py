@@ -29,6 +29,8 @@ from gradwarden.runtime.errors import KeyFileError
 SIZE = 32
 """Bytes of a secret, a salt and a commitment."""
 
+_SECRET_HELP = "give or restore the file `LEDGER.secret` that was written when the run began"
+
 _ID_LABEL = b"gradwarden/id/1\x00"
 _METADATA_LABEL = b"gradwarden/metadata/1\x00"
 
@@ -38,7 +40,7 @@ class Committer:
 
     def __init__(self, secret: bytes) -> None:
         if len(secret) != SIZE:
-            raise KeyFileError(f"a ledger secret has {SIZE} bytes, not {len(secret)}")
+            raise KeyFileError(f"a ledger secret has {SIZE} bytes, not {len(secret)}", help=_SECRET_HELP)
         self._secret = secret
         self.secret_commitment = hashlib.sha256(secret).hexdigest()
 
@@ -46,12 +48,19 @@ class Committer:
     def load(cls, path: Path) -> Committer:
         """Read the secret at `path`. Raises KeyFileError where it is missing, unreadable or no secret."""
         try:
-            return cls(bytes.fromhex(path.read_text("ascii").strip()))
-        except (OSError, ValueError) as error:
+            secret = bytes.fromhex(path.read_text("ascii").strip())
+        except OSError as error:
             raise KeyFileError(
-                f"cannot read the ledger's secret `{path}`: {error}",
-                help="restore the file that was written beside the ledger when the run began",
+                f"cannot read the ledger's secret `{path}`: {error.strerror}", help=_SECRET_HELP
             ) from error
+        except ValueError:
+            secret = b""
+        if len(secret) != SIZE:
+            raise KeyFileError(
+                f"`{path}` is no ledger's secret, which is one line of {2 * SIZE} hexadecimal digits",
+                help=_SECRET_HELP,
+            )
+        return cls(secret)
 
     @classmethod
     def load_or_create(cls, path: Path) -> Committer:

@@ -11,7 +11,7 @@ from gradwarden.cli.app import verb
 from gradwarden.cli.diagnostics import plural, printable
 from gradwarden.cli.failures import InputError, complain
 from gradwarden.cli.files import write_text
-from gradwarden.cli.inputs import load_program, read_note
+from gradwarden.cli.inputs import load_program, read_head_note
 from gradwarden.cli.options import FILE, load_witnesses, witness_options
 from gradwarden.cli.output import emit_json, format_option
 from gradwarden.cli.signing import KeyAccess, signing_options
@@ -85,7 +85,7 @@ def command(
     keys = [PublicKey.load(path) for path in key_files] or [signer.public]
     trust = Trust(keys, load_witnesses(witness_files, quorum, keys))
     programs = [load_program(policy, None) for policy in policies]
-    under = read_head(read_note(head)) if head is not None else None
+    under = read_head(read_head_note(head)) if head is not None else None
     if not weights.is_file():
         raise InputError(f"`{weights}` is no file")
     report = verify_ledger(ledger, keys, program=programs or None, weights=weights)

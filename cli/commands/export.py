@@ -9,7 +9,7 @@ import click
 from gradwarden.cli.app import verb
 from gradwarden.cli.diagnostics import plural
 from gradwarden.cli.failures import complain
-from gradwarden.cli.inputs import read_note
+from gradwarden.cli.inputs import check_begun, read_head_note
 from gradwarden.cli.options import FILE
 from gradwarden.cli.output import emit_json, format_option
 
@@ -43,7 +43,8 @@ def command(form: str, ledger: Path, directory: Path, head: Path | None, output_
     from gradwarden.runtime.evidence.prover import last_head, read_head
     from gradwarden.runtime.evidence.tiles import export_tiles
 
-    under = read_head(read_note(head)) if head is not None else last_head(ledger)
+    check_begun(ledger)
+    under = read_head(read_head_note(head)) if head is not None else last_head(ledger)
     try:
         exported = export_tiles(ledger, directory, under)
     except HeadMismatch as error:

@@ -9,6 +9,7 @@ import click
 
 from gradwarden.cli.app import verb
 from gradwarden.cli.diagnostics import plural, printable
+from gradwarden.cli.inputs import check_begun
 from gradwarden.cli.options import FILE
 from gradwarden.cli.output import arrived, emit_json, emit_table, format_option, progress
 
@@ -42,6 +43,7 @@ def command(ledger: Path, checkpoint: str | None, output_format: str) -> int:
     """
     from gradwarden.runtime.records.effective_history import effective_history
 
+    check_begun(ledger)
     size = ledger.stat().st_size if ledger.is_file() else None
     with progress(f"reading {ledger.name}", size, "bytes") as advance:
         found = effective_history(ledger, checkpoint, arrived(advance))

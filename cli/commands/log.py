@@ -13,6 +13,7 @@ import click
 
 from gradwarden.cli.app import verb
 from gradwarden.cli.diagnostics import printable
+from gradwarden.cli.inputs import check_begun
 from gradwarden.cli.options import FILE
 from gradwarden.cli.output import emit_json, format_option
 from gradwarden.policy.decision import VERDICTS
@@ -209,6 +210,8 @@ def _entries(ledger: Path, *, follow: bool) -> Iterator[Entry | None]:
                     sealed = entry.kind == SEALED or (sealed and entry.kind == HEAD)
                     ended = sealed and entry.kind == HEAD
             yield None
+            if not follow and not index:
+                check_begun(ledger)
             if not follow or ended:
                 return
             time.sleep(POLL_SECONDS)

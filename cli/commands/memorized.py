@@ -11,7 +11,7 @@ import click
 from gradwarden.cli.app import verb
 from gradwarden.cli.diagnostics import plural, printable
 from gradwarden.cli.failures import complain
-from gradwarden.cli.inputs import read_text
+from gradwarden.cli.inputs import check_begun, read_text
 from gradwarden.cli.options import FILE
 from gradwarden.cli.output import emit_json, emit_table, format_option
 from gradwarden.policy.frozen import frozen
@@ -118,6 +118,7 @@ def command(
         raise click.UsageError("a salt is that of one id; ask for one at a time")
     if opening and secret is None:
         raise click.UsageError("--open shows salts that only the run's --secret can make")
+    check_begun(ledger)
     if key_files and not _holds(ledger, key_files, output_format):
         return 1
     try:

@@ -10,7 +10,7 @@ import click
 from gradwarden.cli.app import verb
 from gradwarden.cli.failures import complain
 from gradwarden.cli.files import write_text
-from gradwarden.cli.inputs import read_note
+from gradwarden.cli.inputs import check_begun, read_head_note
 from gradwarden.cli.options import FILE
 from gradwarden.cli.output import emit_json, format_option
 
@@ -66,8 +66,9 @@ def command(
         raise click.UsageError("say what to prove: --entry N, or --from NOTE")
     if withhold and entry is None:
         raise click.UsageError("--withhold is about an --entry")
-    kept = read_head(read_note(old)).checkpoint if old is not None else None
-    under = read_head(read_note(head)) if head is not None else last_head(ledger)
+    check_begun(ledger)
+    kept = read_head(read_head_note(old)).checkpoint if old is not None else None
+    under = read_head(read_head_note(head)) if head is not None else last_head(ledger)
     proof: Proof
     try:
         if kept is not None:

@@ -12,7 +12,7 @@ from gradwarden.cli.app import verb
 from gradwarden.cli.diagnostics import plural, printable
 from gradwarden.cli.failures import InputError, complain
 from gradwarden.cli.files import write_text
-from gradwarden.cli.inputs import read_bytes, read_note
+from gradwarden.cli.inputs import check_begun, read_bytes, read_head_note, told_of
 from gradwarden.cli.job_receipt import check_job, make_job
 from gradwarden.cli.options import FILE, load_witnesses, witness_options
 from gradwarden.cli.output import emit_json, format_option
@@ -120,11 +120,12 @@ def _make(
     from gradwarden.runtime.evidence.receipt_maker import make_receipt
     from gradwarden.runtime.ledger.reader import read_entries
 
+    check_begun(ledger)
     committer = Committer.load(secret)
     opened = next(read_entries(ledger)).body
     if committer.secret_commitment != opened.get("secret_commitment"):
         raise InputError(f"`{secret}` is the secret of another run than `{ledger}`")
-    under = read_head(read_note(head)) if head is not None else last_head(ledger)
+    under = read_head(read_head_note(head)) if head is not None else last_head(ledger)
     try:
         receipt = make_receipt(
             ledger, example, committer.salt(example), committer.commit(example), under, entries=entries
@@ -172,7 +173,9 @@ def _check(
     from gradwarden.runtime.evidence.trust import Trust
     from gradwarden.runtime.ledger.keys import PublicKey
 
-    receipt = parse_any(read_bytes(path, MAX_RECEIPT, "a receipt"))
+    content = read_bytes(path, MAX_RECEIPT, "a receipt")
+    with told_of(path, help="give the file that `gradwarden receipt make -o` wrote, byte for byte"):
+        receipt = parse_any(content)
     keys = [PublicKey.load(key) for key in key_files]
     trust = replace(Trust(keys, load_witnesses(witness_files, quorum, keys)), origin=origin)
     faults = []

@@ -10,7 +10,7 @@ import click
 from gradwarden.cli.app import verb
 from gradwarden.cli.failures import InputError, complain
 from gradwarden.cli.foreign import foreign, named_object, need_torch, split_target
-from gradwarden.cli.inputs import read_note
+from gradwarden.cli.inputs import read_head_note
 from gradwarden.cli.options import FILE, trust_options
 from gradwarden.cli.output import emit_json, emit_table, format_option
 
@@ -143,7 +143,7 @@ def _challenge(
     note = beside if challenge == HEAD else Path(challenge)
     if challenge != HEAD and not note.is_file():
         return Challenge(challenge.encode())
-    return challenge_of_note(ledger, read_note(note), trust, facts, segments)
+    return challenge_of_note(ledger, read_head_note(note), trust, facts, segments)
 
 
 def _reexecute(

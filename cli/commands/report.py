@@ -11,11 +11,13 @@ import click
 from gradwarden.cli.app import verb
 from gradwarden.cli.failures import InputError
 from gradwarden.cli.files import write_text
+from gradwarden.cli.inputs import check_begun
 from gradwarden.cli.job_verdict import JOB_MEANINGS, JobVerdict, judge_job
 from gradwarden.cli.judging import judge
 from gradwarden.cli.options import FILE, trust_options
 from gradwarden.cli.output import arrived, emit_json, format_option, progress
 from gradwarden.cli.verdict import MEANINGS, Verdict
+from gradwarden.policy.frozen import frozen
 
 if TYPE_CHECKING:
     from gradwarden.runtime.evidence.trust import Trust
@@ -78,14 +80,14 @@ def command(
     if ledger.is_dir():
         verdict, meanings = judge_job(ledger, trust, checkpoints=checkpoints), JOB_MEANINGS
     else:
+        check_begun(ledger)
         verdict, meanings = judge(ledger, trust, checkpoints=checkpoints), MEANINGS
     if verdict.status == "TAMPERED":
         raise InputError(
             f"no report is made of `{ledger}`, which was altered: what it says means nothing",
             help="`gradwarden verify` says where",
         )
-    names = None if groups is None or by is None else _read_groups(groups, by)
-    account = _account(ledger, names, secret)
+    account = _account(ledger, _groups(groups, by, secret))
     write_text(output, render(account, verdict.to_json(), meanings[verdict.status]))
     if output_format == "json":
         emit_json({"ok": verdict.ok, "status": verdict.status, "output": str(output)})
@@ -95,15 +97,53 @@ def command(
     return int(not verdict.ok)
 
 
-def _account(ledger: Path, names: Mapping[str, str] | None, secret: Path | None) -> Account:
-    """Add up a ledger, or those of a job. names: the group of each id."""
-    from gradwarden.runtime.commitments import Committer
-    from gradwarden.runtime.ledger.chain import Listener, verify_chain
-    from gradwarden.runtime.report.account import Accountant, grouped
+@frozen
+class Groups:
+    """The group of each example, by its commitment under a run's secret, and the files that told them."""
 
-    found = None if names is None or secret is None else grouped(names, Committer.load(secret))
-    if ledger.is_dir():
-        return _account_of_job(ledger, found)
+    manifest: Path
+    secret: Path
+    secret_commitment: str
+    by_commitment: Mapping[bytes, str]
+
+    def check(self, account: Account) -> None:
+        """Raise InputError where they are not of this run: the page would show its examples in no group."""
+        if account.opened.get("secret_commitment") != self.secret_commitment:
+            raise InputError(
+                f"`{self.secret}` is the secret of another run",
+                help="give the file that was written beside this ledger, as `LEDGER.secret`",
+            )
+        if account.examples and not self.by_commitment:
+            raise InputError(
+                f"`{self.manifest}` has no records", help="give the manifest that the run was trained on"
+            )
+
+
+def _groups(manifest: Path | None, by: str | None, secret: Path | None) -> Groups | None:
+    """Read the groups of examples, if they are asked for."""
+    from gradwarden.runtime.commitments import Committer
+    from gradwarden.runtime.report.account import grouped
+
+    if manifest is None or by is None or secret is None:
+        return None
+    committer = Committer.load(secret)
+    found = grouped(_read_groups(manifest, by), committer)
+    return Groups(manifest, secret, committer.secret_commitment, found)
+
+
+def _account(ledger: Path, groups: Groups | None) -> Account:
+    """Add up a ledger, or those of a job."""
+    found = None if groups is None else groups.by_commitment
+    account = _account_of_job(ledger, found) if ledger.is_dir() else _account_of_run(ledger, found)
+    if groups is not None:
+        groups.check(account)
+    return account
+
+
+def _account_of_run(ledger: Path, found: Mapping[bytes, str] | None) -> Account:
+    from gradwarden.runtime.ledger.chain import Listener, verify_chain
+    from gradwarden.runtime.report.account import Accountant
+
     accountant: Accountant | None = None
 
     def listen() -> Listener:
@@ -126,7 +166,10 @@ def _account_of_job(folder: Path, groups: Mapping[bytes, str] | None) -> Account
 
     ranks = list(ranks_found(folder))
     if not ranks:
-        raise InputError(f"`{folder}` has no ledger of a rank")
+        raise InputError(
+            f"`{folder}` has no ledger of a rank",
+            help="give the ledger of a run, or the folder in which the ranks of a job keep theirs",
+        )
     accountant = Accountant(groups, ranks)
     with progress(f"reading {folder.name}", size_of_ranks(folder), "bytes") as advance:
         walk_ranks(folder, (), accountant.begin, arrived(advance))
@@ -147,6 +190,9 @@ def _read_groups(path: Path, by: str) -> dict[str, str]:
             for record in records:
                 names[str(record["id"])] = str(record[by])
         except (ValueError, KeyError, TypeError, csv.Error, RecursionError) as error:
-            what = f"lacks {error}" if isinstance(error, KeyError) else "is no such record"
-            raise InputError(f"`{path}`: record {len(names) + 1:,} {what}") from None
+            what = f"lacks `{error.args[0]}`" if isinstance(error, KeyError) else "cannot be read"
+            raise InputError(
+                f"`{path}`: record {len(names) + 1:,} {what}",
+                help=f"every record, in UTF-8, has an `id` and the attribute `{by}` (--by)",
+            ) from None
     return names

@@ -10,7 +10,7 @@ from gradwarden.cli.app import verb
 from gradwarden.cli.diagnostics import plural
 from gradwarden.cli.failures import InputError, complain
 from gradwarden.cli.files import write_bytes
-from gradwarden.cli.inputs import read_note
+from gradwarden.cli.inputs import read_head_note
 from gradwarden.cli.options import FILE
 from gradwarden.cli.output import emit_json, format_option
 from gradwarden.cli.signing import load_authorities
@@ -49,7 +49,7 @@ def command(note: Path, response: Path | None, authority_files: tuple[Path, ...]
     from gradwarden.runtime.evidence.timestamp import check_stamp, make_request
     from gradwarden.runtime.ledger.note import parse_checkpoint, parse_note
 
-    data = read_note(note)
+    data = read_head_note(note)
     head = parse_checkpoint(parse_note(data).text)
     if (response is None) != (not authority_files):
         raise click.UsageError("an answer is checked by a certificate: give both --response and --tsa")

@@ -13,6 +13,7 @@ import click
 from gradwarden.cli.app import verb
 from gradwarden.cli.commands.log import StepRange
 from gradwarden.cli.failures import InputError, complain
+from gradwarden.cli.inputs import check_begun
 from gradwarden.cli.options import FILE
 from gradwarden.cli.output import arrived, emit_json, format_option, progress
 from gradwarden.policy.frozen import frozen
@@ -241,6 +242,8 @@ def _ask(ledger: Path, *, effective: bool = False) -> Queries:
 def _build(ledger: Path) -> Index:
     from gradwarden.runtime.provenance.index import build_index
 
+    if not ledger.is_dir():
+        check_begun(ledger)
     with progress(f"indexing {ledger.name}", _size(ledger), "bytes") as advance:
         return build_index(ledger, progress=arrived(advance))
 

@@ -199,7 +199,11 @@ def command(
     if ledger.is_dir():
         whole = (authority_files, only, schedule, since, remember)
         _refuse(
-            (any(whole), f"`{ledger}` is a job: verify a rank's ledger by itself for that"),
+            (
+                any(whole),
+                f"`{ledger}` is a folder, and so a job: --tsa, --only, --rotate-every, --since and "
+                "--remember are for the ledger of one rank, by itself",
+            ),
             ((data is None) != (secret is None), TOGETHER),
             (supplier_files and not data, WHOSE),
             (what_if and not data, OPENED),

@@ -10,7 +10,7 @@ import click
 
 from gradwarden.cli.app import verb
 from gradwarden.cli.diagnostics import printable
-from gradwarden.cli.inputs import read_bytes, read_note
+from gradwarden.cli.inputs import PROOF_HELP, read_bytes, read_head_note, told_of
 from gradwarden.cli.options import FILE, trust_options
 from gradwarden.cli.output import emit_json, format_option, moment
 
@@ -66,7 +66,9 @@ def command(
     from gradwarden.runtime.ledger.entries import MAX_LINE
 
     trust = replace(trust, origin=origin)
-    found = parse_proof(read_bytes(proof, MAX_PROOF, "a proof"))
+    content = read_bytes(proof, MAX_PROOF, "a proof")
+    with told_of(proof, help=PROOF_HELP):
+        found = parse_proof(content)
     if isinstance(found, InclusionProof):
         if old is not None:
             raise click.UsageError(f"`{proof}` is about one entry; --old belongs to a consistency proof")
@@ -77,7 +79,7 @@ def command(
             raise click.UsageError(
                 f"`{proof}` is a consistency proof: give the head that you kept with --old"
             )
-        report = check_consistency(found, read_note(old), trust)
+        report = check_consistency(found, read_head_note(old), trust)
     if output_format == "json":
         emit_json(_document(proof, report))
     else:

@@ -12,7 +12,7 @@ from gradwarden.cli.app import verb
 from gradwarden.cli.diagnostics import printable
 from gradwarden.cli.failures import complain
 from gradwarden.cli.files import write_text
-from gradwarden.cli.inputs import read_bytes, read_note
+from gradwarden.cli.inputs import PROOF_HELP, check_begun, read_bytes, read_head_note, told_of
 from gradwarden.cli.options import FILE
 from gradwarden.cli.output import emit_json, format_option
 from gradwarden.cli.signing import KeyAccess, signing_options
@@ -108,7 +108,9 @@ def _request(path: Path) -> ConsistencyProof | None:
         start = file.read(4)
     if start not in (b"old ", b"c2sp"):
         return None
-    proof = parse_proof(read_bytes(path, MAX_PROOF, "a proof"))
+    content = read_bytes(path, MAX_PROOF, "a proof")
+    with told_of(path, help=PROOF_HELP):
+        proof = parse_proof(content)
     if isinstance(proof, InclusionProof):
         raise click.UsageError(f"`{path}` is about one entry; a witness takes a consistency proof")
     return proof
@@ -118,7 +120,8 @@ def _consider_ledger(witness: Witness, ledger: Path, note: Path | None) -> Cosig
     from gradwarden.runtime.evidence.proof_file import ConsistencyProof
     from gradwarden.runtime.evidence.prover import last_head, prove_growth, read_head
 
-    head = read_head(read_note(note)) if note is not None else last_head(ledger)
+    check_begun(ledger)
+    head = read_head(read_head_note(note)) if note is not None else last_head(ledger)
     seen = witness.seen(head.checkpoint.origin)
     size = 0 if seen is None else seen.size
     if size > head.checkpoint.size:

@@ -29,6 +29,9 @@ from gradwarden.runtime.ledger.usual import USUAL, is_usual_body
 MAX_LINE = 65_535
 """The longest line, without its newline."""
 
+ENTRY_START = b'{"body":'
+"""How every line begins: its keys are sorted."""
+
 ZERO_HASH = "0" * 64
 """`prev` of the first entry."""
 

@@ -104,12 +104,20 @@ class PublicKey:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a `.pub` file: one vkey on one line."""
+        """Read a `.pub` file: one vkey on one line, which may end as lines do on Windows."""
+        content, shown = _read(path), os.fspath(path)
+        if content.startswith((_PEM, _ENCRYPTED)):
+            raise KeyFileError(
+                f"`{shown}` is a private key, where a public one is asked for",
+                help="give the file `NAME.pub` beside it, and the private key to nobody",
+            )
         try:
-            text = _read(path).decode()
+            return cls.from_vkey(content.decode().removesuffix("\n").removesuffix("\r"))
         except UnicodeDecodeError:
-            raise KeyFileError(f"`{os.fspath(path)}` is not a public key file", help=_VKEY_HELP) from None
-        return cls.from_vkey(text.removesuffix("\n"))
+            raise KeyFileError(f"`{shown}` is not a public key file", help=_VKEY_HELP) from None
+        except KeyFileError as error:
+            message = f"`{shown}` is not a usable public key file: {error.message}"
+            raise KeyFileError(message, help=error.help or _VKEY_HELP) from None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a `.pub` file. An existing file is refused."""

@@ -13,7 +13,14 @@ from typing import BinaryIO, cast
 
 from gradwarden.runtime.errors import LedgerDamaged, LedgerError
 from gradwarden.runtime.ledger.archive import Archives, WholeFile, find_archives
-from gradwarden.runtime.ledger.entries import MAX_LINE, ZERO_HASH, Entry, MalformedLineError, decode
+from gradwarden.runtime.ledger.entries import (
+    ENTRY_START,
+    MAX_LINE,
+    ZERO_HASH,
+    Entry,
+    MalformedLineError,
+    decode,
+)
 
 CHUNK = 1 << 20
 
@@ -81,6 +88,19 @@ def pieces(file: BinaryIO, start: int = 0, stop: int | None = None) -> Iterator[
             return
         yield Piece(lines, offset)
         offset += sum(map(len, lines)) + len(lines)
+
+
+def has_entries(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file begins with a whole line that opens as an entry's does, or with archives.
+
+    Whether the line is an entry is not looked at. Raises as `open_ledger`.
+    """
+    with open_ledger(path) as file:
+        if isinstance(file, WholeFile):
+            return True
+        if file.read(len(ENTRY_START)) != ENTRY_START:
+            return False
+        return any(piece.lines for piece in pieces(file))
 
 
 def archives_of(path: str | os.PathLike[str]) -> Archives | None:

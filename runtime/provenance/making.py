@@ -80,8 +80,8 @@ def _make_of_job(job: Path, folder: Path, keys: Sequence[PublicKey], progress: P
     folder.mkdir()
     log = verify_chain(log_path(job), keys)
     _check_chain(log_path(job), log, signed=bool(keys))
-    first = next(read_entries(log_path(job)))
-    if first.kind != JOB_OPENING:
+    first = next(read_entries(log_path(job)), None)
+    if first is None or first.kind != JOB_OPENING:
         raise TraceError(f"`{job}` is not the folder of a job")
     tables, numbering = Tables(folder, next(ranks_found(job), 0)), Numbering(shared=True)
     collectors: list[Collector] = []

@@ -47,7 +47,10 @@ class OpenedData:
             )
         row = self._rows.setdefault(committer.commit(str(name)), len(self.ids))
         if row < len(self.ids) or row > MAX_EXAMPLES:
-            raise ExampleError(f"the id `{name}` comes twice in the data set, or there are too many")
+            raise ExampleError(
+                f"the id `{name}` comes twice in the data set, or there are too many",
+                help=f"give each example once, under its own id, and at most {MAX_EXAMPLES:,} of them",
+            )
         self.ids.append(str(name))
 
     def __len__(self) -> int:
@@ -101,7 +104,7 @@ class RecordedRun:
     """
 
     def __init__(self, ledger: Path) -> None:
-        self._entries = read_entries(ledger)
+        self._entries = read_entries(ledger, allow_partial_tail=True)
         self._next: Any = next(self._entries, None)
         self.opened: Mapping[str, Any] = {} if self._next is None else self._next.body
 

@@ -199,7 +199,8 @@ def _tally_findings(replay: RunReplay, path: str | Path, known: int) -> Iterator
 def _check_weights(replay: RunReplay, task: _Task, size: int) -> WeightsReport:
     """Hold weights against the checkpoints of a ledger; measure the maintained bands of the last one."""
     if replay.checkpoint is None:
-        return WeightsReport((Finding("weights_mismatch", size - 1, "the ledger names no checkpoint"),), ())
+        missing = Finding("weights_mismatch", max(size - 1, 0), "the ledger names no checkpoint")
+        return WeightsReport((missing,), ())
     ledger, given, listed = task.path, task.weights, replay.weights.count > 0
     weights = [HashedWeights(path, tensors=listed, hashed=task.hashed) for path in given]
     report = check_weights(ledger, weights, size, earlier=task.earlier)

@@ -198,7 +198,8 @@ def check_weights(
     at_fault = {finding.index for finding in findings}
     for one, match in zip(weights, matches, strict=True):
         if match is None and not at_fault:
-            findings.append(Finding("weights_mismatch", size - 1, _mismatch(one, last, entries=entries)))
+            message = _mismatch(one, last, entries=entries)
+            findings.append(Finding("weights_mismatch", max(size - 1, 0), message))
     if (
         not findings
         and last is not None

@@ -30,7 +30,8 @@ def ledger(here: Path, signer: Signer) -> Path:
     Committer.load_or_create(here / "run.secret")
     committer = Committer.load(here / "run.secret")
     with Ledger.open(here / "run.ledger", signer, durability="os", origin="gradwarden/test") as ledger:
-        ledger.append("opened", {**OPENED, "keys": [signer.public.vkey]})
+        facts = {"keys": [signer.public.vkey], "secret_commitment": committer.secret_commitment}
+        ledger.append("opened", {**OPENED, **facts})
         ledger.append("decisions", {"decisions": [decision(0, "admit", "open")]})
         packed = b64encode(committer.commit("a") + committer.commit("b")).decode()
         for number in range(2):
@@ -66,6 +67,27 @@ def test_examples_are_told_by_their_groups(
     page = (here / "r.html").read_text()
     assert "Ann &amp; Co" in page
     assert page.count("50.00%") >= 4
+
+
+@pytest.mark.parametrize(
+    ("manifest", "secret", "told"),
+    [
+        ('{"id": "a", "site": "x"}\n', "other.secret", "`other.secret` is the secret of another run"),
+        ("", "run.secret", "`m.jsonl` has no records"),
+        ('{"id": "a"}\n', "run.secret", "record 1 lacks `site`"),
+        ("hello\n", "run.secret", "record 1 cannot be read"),
+    ],
+)
+def test_no_page_is_made_with_groups_of_something_else(
+    run: Run, ledger: Path, here: Path, manifest: str, secret: str, told: str
+) -> None:
+    (here / "m.jsonl").write_text(manifest)
+    (here / "other.secret").write_text("cd" * 32)
+    groups = ["--groups", "m.jsonl", "--by", "site", "--secret", secret]
+    result = run("report", ledger, "--key", "run.pub", "-o", "r.html", *groups)
+    assert (result.exit_code, (here / "r.html").exists()) == (2, False)
+    assert told in result.stderr
+    assert "= help:" in result.stderr
 
 
 def test_no_page_is_made_of_an_altered_ledger(run: Run, ledger: Path, here: Path) -> None:
