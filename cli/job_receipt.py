@@ -11,7 +11,7 @@ import click
 from gradwarden.cli.diagnostics import plural, printable
 from gradwarden.cli.failures import complain
 from gradwarden.cli.files import write_text
-from gradwarden.cli.inputs import read_note
+from gradwarden.cli.inputs import read_head_note
 from gradwarden.cli.output import emit_json
 from gradwarden.cli.receipt_report import (
     OTHERS,
@@ -51,7 +51,7 @@ def make_job(
     from gradwarden.runtime.evidence.prover import last_head, read_head
     from gradwarden.runtime.jobs.layout import log_path
 
-    under = read_head(read_note(head)) if head is not None else last_head(log_path(folder))
+    under = read_head(read_head_note(head)) if head is not None else last_head(log_path(folder))
     try:
         made = make_job_receipt(folder, example, Committer.load(secret), under, entries=entries)
     except (EvidenceError, HeadMismatch) as error:
