@@ -17,8 +17,12 @@ from gradwarden.cli.verdict import Signature, Verdict, worst
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from cryptography.x509 import Certificate
+
     from gradwarden.policy.program import Program
+    from gradwarden.runtime.evidence.stamped import Stamped
     from gradwarden.runtime.evidence.trust import Trust
+    from gradwarden.runtime.ledger.chain import Finding
     from gradwarden.runtime.ledger.program_signature import Approvers
     from gradwarden.runtime.verification.key_periods import Schedule
     from gradwarden.runtime.verification.verify import Only
@@ -51,7 +55,6 @@ def judge(
     only: where to stop. since, remember: files with what an earlier verification found, and for what this
     one finds.
     """
-    from gradwarden.runtime.evidence.stamped import check_stamps
     from gradwarden.runtime.evidence.witnessed import compare_notes
     from gradwarden.runtime.ledger.program_signature import NOBODY
     from gradwarden.runtime.verification.verify import verify_ledger
@@ -75,8 +78,7 @@ def judge(
             hashed=advance,
         )
     known = compare_notes(ledger, notes, trust, report.facts)
-    pairs = list(zip(paths, notes, strict=True)) if authorities else []
-    stamps, unstamped = check_stamps(pairs, authorities)
+    stamps, unstamped = _check_stamps(list(zip(paths, notes, strict=True)), authorities)
     findings = (*known.findings, *unstamped)
     status = worst(report.status, findings)
     remembered = None
@@ -118,15 +120,26 @@ def size_of_weights(weights: Sequence[Path]) -> int:
     return total
 
 
+def _check_stamps(
+    notes: Sequence[tuple[Path, bytes]], authorities: Sequence[Certificate]
+) -> tuple[tuple[Stamped, ...], tuple[Finding, ...]]:
+    """Check the stamps of heads by the certificates of authorities; see `check_stamps`."""
+    if not authorities:
+        return (), ()
+    from gradwarden.runtime.evidence.stamped import check_stamps
+
+    return check_stamps(notes, authorities)
+
+
 def _stamped(ledger: Path, checkpoints: Sequence[Path], authority_files: Sequence[Path]) -> list[Path]:
     """Return the head beside a ledger where it has a time stamp and stamps are asked for.
 
     Raises UsageError where they are, and no head at hand has one.
     """
-    from gradwarden.runtime.evidence.stamped import stamp_path
-
     if not authority_files:
         return []
+    from gradwarden.runtime.evidence.stamped import stamp_path
+
     head = ledger.with_name(f"{ledger.name}.head")
     if head.exists() and stamp_path(head).exists():
         return [head]

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradwarden.cli.output import arrived, emit_table, progress
-from gradwarden.policy.program import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -60,6 +59,8 @@ def program_of(ledger: Path) -> Program | None:
 
 def difference_to_json(difference: Difference) -> dict[str, Any]:
     """Return what another policy would have changed, as JSON data; weights are sums over examples."""
+    from gradwarden.policy.program import SCALE
+
     return {
         "steps": difference.steps,
         "steps_changed": difference.steps_changed,
@@ -81,6 +82,8 @@ def difference_to_json(difference: Difference) -> dict[str, Any]:
 
 def show_difference(difference: Difference, policy: Path) -> None:
     """Print what another policy would have changed."""
+    from gradwarden.policy.program import SCALE
+
     click.echo(f"\nunder {policy} instead, as far as the recorded run can tell:")
     if not difference.steps_changed:
         click.echo(f"  the same decisions in all {difference.steps:,} steps")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gradwarden.policy.evaluation.arrays import Array
+if TYPE_CHECKING:
+    from gradwarden.policy.evaluation.arrays import Array
 
 MAX_TABLE = 1 << 22
 """Entries of a table of decision numbers; where more combinations are possible, a dictionary is used."""

@@ -11,11 +11,10 @@ from __future__ import annotations
 from typing import BinaryIO, Literal, TypeAlias, get_args
 
 from gradwarden.policy.frozen import frozen
-from gradwarden.runtime.ledger.entries import MAX_LINE
+from gradwarden.runtime.ledger.entries import MAX_LINE, OddBlockError
 from gradwarden.runtime.ledger.frames import Frames, Landmarks, find_frames, find_landmarks
 from gradwarden.runtime.ledger.lines import Part, Recogniser
 from gradwarden.runtime.ledger.merkle import leaf_hashes
-from gradwarden.runtime.ledger.turns import OddBlockError
 
 BLOCK = 1 << 19
 """Bytes of a block; a line belongs to the block in which it begins."""

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Literal, TypeAlias
 
@@ -36,14 +36,13 @@ from gradwarden.runtime.errors import LedgerDamaged, LedgerError
 from gradwarden.runtime.ledger.archive import Archives, WholeFile
 from gradwarden.runtime.ledger.authority import Change
 from gradwarden.runtime.ledger.blocks import Reading
-from gradwarden.runtime.ledger.entries import ZERO_HASH, Entry
+from gradwarden.runtime.ledger.entries import ZERO_HASH, Entry, OddBlockError
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.lines import Part
 from gradwarden.runtime.ledger.links import Fault, Links, Stage
 from gradwarden.runtime.ledger.reader import absent, open_ledger, pieces, readable_from, size_of
 from gradwarden.runtime.ledger.sharing import check_blocks
 from gradwarden.runtime.ledger.sidecar import Sidecar, read_sidecar
-from gradwarden.runtime.ledger.turns import OddBlockError
 
 Status = Literal["OK", "INCOMPLETE", "UNTRUSTED", "TAMPERED"]
 
@@ -137,7 +136,7 @@ def verify_chain(
     if missing is not None:
         tail = run_links(links, path, None, progress)
     else:
-        tail = _run_blocks(links, path, reading, None if listen is None else listen(), progress)
+        tail = _run_blocks(links, path, reading, listen, progress)
     if tail is None:
         links = begin()
         tail = run_links(links, path, None if listen is None else listen(), progress)
@@ -170,15 +169,18 @@ def _run_blocks(
     links: Links,
     path: str | os.PathLike[str],
     reading: Reading,
-    listener: Listener | None,
+    listen: Callable[[], Listener] | None,
     progress: Callable[[int, int], None] | None,
 ) -> bytes | None:
     """Feed a sound file to `links` block by block; None where that cannot be done and `links` is spoilt."""
     tail = b""
-    blocks = check_blocks(path, reading=reading, start=links.offset)
-    with closing(blocks), suppress(OddBlockError, OSError, LedgerDamaged):
-        with open_ledger(path) as file:
-            total = size_of(file)
+    with (
+        suppress(OddBlockError, OSError, LedgerDamaged),
+        open_ledger(path) as file,
+        check_blocks(path, reading=reading, start=links.offset) as blocks,
+    ):
+        total = size_of(file)
+        listener = None if listen is None else listen()
         for block in blocks:
             if not links.absorb(block):
                 return None

@@ -77,6 +77,10 @@ class MalformedLineError(ValueError):
         self.problem = problem
 
 
+class OddBlockError(ValueError):
+    """Lines that are not sound in themselves, or that only the slow way can judge."""
+
+
 def encode_body(kind: str, body: Mapping[str, Any]) -> bytes:
     """Return the canonical bytes of a body. Raises EntryInvalid where it has not the shape of its kind."""
     shape = SHAPES.get(kind)

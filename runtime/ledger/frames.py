@@ -19,10 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gradwarden.policy.frozen import frozen
-from gradwarden.runtime.ledger.entries import LANDMARKS, MAX_LINE, MalformedLineError, decode
+from gradwarden.runtime.ledger.entries import LANDMARKS, MAX_LINE, MalformedLineError, OddBlockError, decode
 from gradwarden.runtime.ledger.merkle import HASH_SIZE
 from gradwarden.runtime.ledger.shapes import SHAPES
-from gradwarden.runtime.ledger.turns import OddBlockError
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 Places: TypeAlias = npt.NDArray[np.int64]

@@ -15,24 +15,23 @@ import numpy as np
 import numpy.typing as npt
 
 from gradwarden.policy.frozen import frozen
-from gradwarden.runtime.ledger.entries import Entry, MalformedLineError, decode
+from gradwarden.runtime.ledger.entries import Entry, MalformedLineError, OddBlockError, decode
 from gradwarden.runtime.ledger.frames import Frames
 from gradwarden.runtime.ledger.numbering import Numbering
 from gradwarden.runtime.ledger.steps import StepColumns, Steps, check_steps_of_form
 from gradwarden.runtime.ledger.turns import (
-    OddBlockError,
     Turns,
     check_outcomes,
     check_steps,
     read_turns,
 )
 from gradwarden.runtime.ledger.usual import (
+    OUTCOME_APART,
+    STEP_APART,
     Form,
     StepForm,
-    outcome_apart,
     outcome_form,
     refused_form,
-    step_apart,
     step_form,
 )
 
@@ -129,7 +128,7 @@ class Recogniser:
     def _expected(self, frames: Frames) -> _Expected:
         """Return the lines of the expected forms."""
         outcomes = np.zeros(len(frames.lines), bool)
-        for kind, form in (("committed", self._outcome), ("refused", refused_form)):
+        for kind, form in (("committed", self._outcome), ("refused", refused_form())):
             if form is not None and kind in frames.kinds:
                 outcomes[frames.kinds[kind]] = form.fit(frames.heads(kind))
         places = frames.places("step")
@@ -179,7 +178,7 @@ class Recogniser:
 
     def _apart(self, kind: str, line: bytes) -> re.Match[bytes] | None:
         """Take a line apart that has not the form which is expected; another may be expected then."""
-        found = (step_apart if kind == "step" else outcome_apart)(line)
+        found = (STEP_APART if kind == "step" else OUTCOME_APART).match(line)
         if found is not None:
             self._unexpected[kind] += 1
             self._last[kind] = found

@@ -15,11 +15,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gradwarden.policy.program import Program
 from gradwarden.runtime.errors import NoteError
 from gradwarden.runtime.ledger.keys import PublicKey, Signer
 from gradwarden.runtime.ledger.note import NoteSignature, open_note, parse_note, sign_note
+
+if TYPE_CHECKING:
+    from gradwarden.policy.program import Program
 
 MAX_NOTE_BYTES = 1 << 16
 

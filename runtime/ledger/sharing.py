@@ -18,13 +18,15 @@ import sys
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from gradwarden.runtime.ledger import blocks
 from gradwarden.runtime.ledger.blocks import READINGS, Block, BlockReader, Reading
+from gradwarden.runtime.ledger.entries import OddBlockError
 from gradwarden.runtime.ledger.reader import open_ledger, size_of
-from gradwarden.runtime.ledger.turns import OddBlockError
 
 SMALLEST = 12 << 20
 """Bytes below which one process is as fast."""
@@ -41,13 +43,15 @@ PAUSE = 0.001
 """Seconds between two looks at what the other process has done."""
 
 
+@contextmanager
 def check_blocks(
     path: str | os.PathLike[str], *, reading: Reading, start: int = 0
-) -> Generator[Block, None, None]:
-    """Yield the blocks of a ledger in order, checked here and, of a large one, in a second process.
+) -> Generator[Iterator[Block]]:
+    """Give the blocks of a ledger in order, checked here and, of a large one, in a second process.
 
-    reading, start: see `BlockReader`. Raises OddBlockError where anything is odd, LedgerError or OSError
-    where the file cannot be read.
+    That one works from the beginning of the context to its end. reading, start: see `BlockReader`. The
+    blocks, too, raise OddBlockError where anything is odd, LedgerError or OSError where the file cannot be
+    read.
     """
     name = os.fspath(path)
     with open_ledger(name) as file:
@@ -57,27 +61,21 @@ def check_blocks(
         total = size_of(file)
         if start > total:
             raise OddBlockError
-        if total - start >= SMALLEST and _processors() > 1:
-            yield from _shared(name, total, reading=reading, start=start)
+        reader = BlockReader(file, total, reading=reading, size=blocks.BLOCK, start=start)
+        if total - start < SMALLEST or _processors() == 1:
+            yield map(reader.read, range(reader.count))
             return
-        reader = BlockReader(file, total, reading=reading, size=blocks.BLOCK, start=start)
-        yield from map(reader.read, range(reader.count))
-
-
-def _shared(path: str, total: int, *, reading: Reading, start: int) -> Iterator[Block]:
-    with TemporaryDirectory(prefix="gradwarden-") as folder, open_ledger(path) as file:
-        reader = BlockReader(file, total, reading=reading, size=blocks.BLOCK, start=start)
-        shares = Shares(Path(folder), reader, SHARE)
-        shares.begin()
-        numbers = (total, start, SHARE, blocks.BLOCK, READINGS.index(reading))
-        command = [sys.executable, "-m", CHECKER, path, folder, *map(str, numbers)]
-        nowhere = subprocess.DEVNULL
-        with subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=nowhere) as other:
-            try:
-                for share in _in_order(shares, other):
-                    yield from share
-            finally:
-                other.kill()
+        with TemporaryDirectory(prefix="gradwarden-") as folder:
+            shares = Shares(Path(folder), reader, SHARE)
+            shares.begin()
+            numbers = (total, start, SHARE, blocks.BLOCK, READINGS.index(reading))
+            command = [sys.executable, "-m", CHECKER, name, folder, *map(str, numbers)]
+            nowhere = subprocess.DEVNULL
+            with subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=nowhere) as other:
+                try:
+                    yield chain.from_iterable(_in_order(shares, other))
+                finally:
+                    other.kill()
 
 
 def _in_order(shares: Shares, other: subprocess.Popen[bytes]) -> Iterator[list[Block]]:

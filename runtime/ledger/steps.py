@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from gradwarden.policy.frozen import frozen
+from gradwarden.runtime.ledger.entries import OddBlockError
 from gradwarden.runtime.ledger.numbering import BASE64, Numbering
 from gradwarden.runtime.ledger.numerals import Counts, Numerals, read_numerals
-from gradwarden.runtime.ledger.turns import OddBlockError, Turns, named_columns, values_of, values_of_few
+from gradwarden.runtime.ledger.turns import Turns, named_columns, values_of, values_of_few
 from gradwarden.runtime.ledger.usual import FORM_FIELDS, StepForm
 
 _GREATEST = 2**31 - 1

@@ -18,13 +18,9 @@ from typing import Any
 import orjson
 
 from gradwarden.policy.frozen import frozen
-from gradwarden.runtime.ledger.entries import CANONICAL
+from gradwarden.runtime.ledger.entries import CANONICAL, OddBlockError
 from gradwarden.runtime.ledger.numbering import Numbered, Numbering
 from gradwarden.runtime.ledger.usual import STEP_FIELDS
-
-
-class OddBlockError(ValueError):
-    """Lines that are not sound in themselves, or that only the slow way can judge."""
 
 
 @frozen

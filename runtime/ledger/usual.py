@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, cached_property
 from typing import Any
 
 import orjson
@@ -72,18 +73,31 @@ _REFUSED = {
     "detail": _TEXT,
 }
 
-_step_line = re.compile(_FRAME % (_fields(_STEP), _NATURAL, b"step")).fullmatch
-_committed_line = re.compile(_FRAME % (_COMMITTED_BODY, _NATURAL, b"committed")).fullmatch
-_step_body = re.compile(_fields(_STEP)).fullmatch
-_committed_body = re.compile(_COMMITTED_BODY).fullmatch
+
+class Expression:
+    """An expression that is compiled when it is first used: that takes long, and the chain needs none."""
+
+    def __init__(self, pattern: bytes) -> None:
+        self._pattern = pattern
+
+    @cached_property
+    def match(self) -> Callable[[bytes], re.Match[bytes] | None]:
+        """What matches a whole text."""
+        return re.compile(self._pattern).fullmatch
+
+
+_STEP_LINE = Expression(_FRAME % (_fields(_STEP), _NATURAL, b"step"))
+_COMMITTED_LINE = Expression(_FRAME % (_COMMITTED_BODY, _NATURAL, b"committed"))
+_STEP_BODY = Expression(_fields(_STEP))
+_COMMITTED_BODIES = Expression(_COMMITTED_BODY)
 
 
 def _is_usual_step(line: bytes, body: Any) -> bool:
-    return _step_line(line) is not None and _adds_up(body)
+    return _STEP_LINE.match(line) is not None and _adds_up(body)
 
 
 def _is_usual_outcome(line: bytes, body: Any) -> bool:
-    return _committed_line(line) is not None
+    return _COMMITTED_LINE.match(line) is not None
 
 
 def is_usual_body(kind: str, text: bytes, body: Any) -> bool:
@@ -93,9 +107,9 @@ def is_usual_body(kind: str, text: bytes, body: Any) -> bool:
     """
     if kind == "step":
         # INVARIANT: what is a mapping of Python, and has this text, has all fields.
-        recognised = type(body) is dict and _step_body(text) is not None
+        recognised = type(body) is dict and _STEP_BODY.match(text) is not None
         return recognised and type(body["signals"]) is type(body["slots"]) is dict and _adds_up(body)
-    return kind == "committed" and _committed_body(text) is not None
+    return kind == "committed" and _COMMITTED_BODIES.match(text) is not None
 
 
 def _adds_up(body: Any) -> bool:
@@ -133,12 +147,12 @@ _INDEX = b"(%b)" % _NATURAL
 _OUTCOME = rb"(?:(%b)|(%b))" % (_COMMITTED_BODY, _fields(_REFUSED))
 
 STEP_FIELDS = (*sorted(_STEP), "index")
-"""What the groups of `step_apart` hold; lists of numbers without brackets, `exposures` None for null."""
+"""What the groups of `STEP_APART` hold; lists of numbers without brackets, `exposures` None for null."""
 
-step_apart = re.compile(_FRAME % (_fields(_APART), _INDEX, b"step")).fullmatch
+STEP_APART = Expression(_FRAME % (_fields(_APART), _INDEX, b"step"))
 """Takes a step apart that has all its commitments with it."""
 
-outcome_apart = re.compile(_FRAME % (_OUTCOME, _INDEX, rb"(?(1)committed|refused)")).fullmatch
+OUTCOME_APART = Expression(_FRAME % (_OUTCOME, _INDEX, rb"(?(1)committed|refused)"))
 """Takes an outcome apart: the body of a committed step, that of a refused one, and the index."""
 
 # --- of one form --------------------------------------------------------------------------------------------
@@ -214,7 +228,7 @@ FORM_FIELDS = (
 
 
 def step_form(found: re.Match[bytes]) -> StepForm | None:
-    """Return what recognises steps of the form of one that `step_apart` has found.
+    """Return what recognises steps of the form of one that `STEP_APART` has found.
 
     None where the form cannot be canonical.
     """
@@ -242,7 +256,7 @@ def step_form(found: re.Match[bytes]) -> StepForm | None:
 
 
 def outcome_form(found: re.Match[bytes]) -> Form | None:
-    """Return what recognises canonical outcomes of the form of one that `outcome_apart` has found.
+    """Return what recognises canonical outcomes of the form of one that `OUTCOME_APART` has found.
 
     They are of committed steps, with the norms of the same bands and the same budgets. None where the form
     cannot be canonical.
@@ -268,8 +282,10 @@ def outcome_form(found: re.Match[bytes]) -> Form | None:
     )
 
 
-refused_form = Form.of(_REFUSED | {"step": _WHOLE})
-"""Recognises canonical outcomes of refused steps."""
+@cache
+def refused_form() -> Form:
+    """Return what recognises canonical outcomes of refused steps."""
+    return Form.of(_REFUSED | {"step": _WHOLE})
 
 
 def _ordered(names: Sequence[bytes]) -> bool:

@@ -34,7 +34,6 @@ from gradwarden.runtime.errors import LedgerError, MemoryFileError
 from gradwarden.runtime.ledger.archived_head import prefix
 from gradwarden.runtime.ledger.chain import Finding
 from gradwarden.runtime.ledger.durable import replace_durably
-from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.links import Links
 from gradwarden.runtime.ledger.merkle import leaf_hash
 from gradwarden.runtime.ledger.program_signature import NOBODY, Approvers
@@ -55,6 +54,7 @@ from gradwarden.runtime.verification.program_audit import ProgramAudit
 from gradwarden.runtime.verification.restart_audit import RestartAudit
 from gradwarden.runtime.verification.run_replay import HistoryWithoutExamples, RunReplay
 from gradwarden.runtime.verification.stretch import Tables
+from gradwarden.runtime.verification.terms import Terms
 from gradwarden.runtime.verification.weight_audit import SavedWeights, WeightAudit
 from gradwarden.runtime.weights.record import PartsReader
 from gradwarden.runtime.weights.tree import TensorDigest
@@ -93,30 +93,6 @@ STATE = PlainData(
 
 _FAULTS = (ValueError, KeyError, TypeError, AttributeError, IndexError, GradwardenError)
 """What reading data of another make may raise."""
-
-
-@frozen
-class Terms:
-    """What a verification was asked for, as JSON holds it: only what was asked alike can be gone on with."""
-
-    keys: list[str]
-    programs: list[str]
-    approvers: list[str]
-    needed: int
-    only: str | None
-
-
-def terms(
-    keys: Sequence[PublicKey], programs: Sequence[Program], approvers: Approvers, only: str | None
-) -> Terms:
-    """Return what a verification is asked for."""
-    return Terms(
-        sorted(key.vkey for key in keys),
-        sorted(program.digest for program in programs),
-        sorted(key.vkey for key in approvers.keys),
-        approvers.needed,
-        only,
-    )
 
 
 @frozen

@@ -10,30 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from gradwarden.policy.frozen import frozen
-from gradwarden.policy.program import Program
-from gradwarden.runtime.evidence.tally import tally_ledger
 from gradwarden.runtime.ledger.chain import ChainReport, Finding, Listener, verify_chain
 from gradwarden.runtime.ledger.key_changes import KeyChange, Rotation
 from gradwarden.runtime.ledger.keys import PublicKey
-from gradwarden.runtime.ledger.lines import Part
 from gradwarden.runtime.ledger.program_signature import NOBODY, Approvers
-from gradwarden.runtime.verification.drift_measure import measure
 from gradwarden.runtime.verification.key_periods import key_periods
-from gradwarden.runtime.verification.memory import (
-    Memory,
-    Terms,
-    believing,
-    contradictions,
-    goes_on,
-    read_memory,
-    remembered,
-    terms,
-)
-from gradwarden.runtime.verification.run_replay import RunReplay
-from gradwarden.runtime.verification.weights_check import HashedWeights, WeightsReport, check_weights
+from gradwarden.runtime.verification.terms import Terms, terms
+
+# To check a chain takes little time, and to load what replays a run takes part of that: it is loaded on use.
+if TYPE_CHECKING:
+    from gradwarden.policy.program import Program
+    from gradwarden.runtime.ledger.lines import Part
+    from gradwarden.runtime.verification.memory import Memory
+    from gradwarden.runtime.verification.run_replay import RunReplay
+    from gradwarden.runtime.verification.weights_check import Match, WeightsReport
 
 Only: TypeAlias = Literal["chain", "entries"]
 """How far a verification goes that stops short of decisions: to the chain, its tree and the signatures; or
@@ -108,7 +101,7 @@ def verify_ledger(
 
     Raises LedgerError only where the file cannot be read, and MemoryFileError for what was remembered.
     """
-    expected = () if program is None else (program,) if isinstance(program, Program) else tuple(program)
+    expected = () if program is None else tuple(program) if isinstance(program, Sequence) else (program,)
     given = () if weights is None else (weights,) if isinstance(weights, Path) else tuple(weights)
     asked = terms(keys, expected, approvers, only)
     task = _Task(
@@ -116,6 +109,8 @@ def verify_ledger(
     )
     if since is None:
         return _verified(task, None)
+    from gradwarden.runtime.verification.memory import believing, contradictions, goes_on, read_memory
+
     memory = read_memory(since, asked)
     with believing(since):
         if goes_on(memory, path):
@@ -126,10 +121,12 @@ def verify_ledger(
 
 def _verified(task: _Task, memory: Memory | None) -> VerifyReport:
     """Verify a ledger. memory: what is gone on from, where there is anything."""
-    checked = WeightsReport((), ())
-    replay = None
+    matches: Sequence[Match | None] = ()
+    replay: RunReplay | None = None
 
     def listen() -> Listener:
+        from gradwarden.runtime.verification.run_replay import RunReplay
+
         nonlocal replay
         given = task.expected, task.approvers
         replay = RunReplay(*given) if memory is None else memory.replayed(*given)
@@ -151,6 +148,7 @@ def _verified(task: _Task, memory: Memory | None) -> VerifyReport:
             if task.weights and not any(finding.code == "wrong_tensors" for finding in findings):
                 checked = _check_weights(replay, task, chain.size)
                 findings += checked.findings
+                matches = checked.matches
             if not any(finding.severity == "error" for finding in findings):
                 findings += _tally_findings(replay, task.path, 0 if memory is None else memory.size)
     violated = any(f.severity == "error" for f in findings[len(chain.findings) :])
@@ -159,14 +157,20 @@ def _verified(task: _Task, memory: Memory | None) -> VerifyReport:
     sound = status in ("OK", "INCOMPLETE") and judged
     since = None if memory is None else memory.facts()
     keeps = task.remember and sound
-    weights = _weights_facts(task.weights, checked)
+    weights = _weights_facts(task.weights, matches)
     return VerifyReport(
         status=status,
         ok=status == "OK",
         findings=_sorted(findings),
         facts={**_facts(chain, replay), "weights": weights, "only": only, "since": since},
-        memory=remembered(chain.links, replay, task.asked) if keeps and chain.links else None,
+        memory=_remembered(chain, replay, task.asked) if keeps else None,
     )
+
+
+def _remembered(chain: ChainReport, replay: RunReplay | None, asked: Terms) -> Memory | None:
+    from gradwarden.runtime.verification.memory import remembered
+
+    return None if chain.links is None else remembered(chain.links, replay, asked)
 
 
 def _both(first: Listener, second: Listener) -> Listener:
@@ -191,6 +195,8 @@ def _sorted(findings: Sequence[Finding]) -> tuple[Finding, ...]:
 
 def _tally_findings(replay: RunReplay, path: str | Path, known: int) -> Iterator[Finding]:
     """Make the tallies again of a run that replays. known: entries whose tallies were made again before."""
+    from gradwarden.runtime.evidence.tally import tally_ledger
+
     for index, body in replay.tallies:
         if index >= known and tally_ledger(path, before=index).body() != body:
             yield Finding("wrong_tally", index, "the tally of examples is not what the entries add up to")
@@ -198,6 +204,9 @@ def _tally_findings(replay: RunReplay, path: str | Path, known: int) -> Iterator
 
 def _check_weights(replay: RunReplay, task: _Task, size: int) -> WeightsReport:
     """Hold weights against the checkpoints of a ledger; measure the maintained bands of the last one."""
+    from gradwarden.runtime.verification.drift_measure import measure
+    from gradwarden.runtime.verification.weights_check import HashedWeights, WeightsReport, check_weights
+
     if replay.checkpoint is None:
         missing = Finding("weights_mismatch", max(size - 1, 0), "the ledger names no checkpoint")
         return WeightsReport((missing,), ())
@@ -211,7 +220,7 @@ def _check_weights(replay: RunReplay, task: _Task, size: int) -> WeightsReport:
     return WeightsReport((*report.findings, *drifts), report.matches)
 
 
-def _weights_facts(given: Sequence[Path], report: WeightsReport) -> list[dict[str, Any]]:
+def _weights_facts(given: Sequence[Path], matches: Sequence[Match | None]) -> list[dict[str, Any]]:
     """Say which checkpoints weights are; none of those that were not held against any."""
     return [
         {
@@ -222,7 +231,7 @@ def _weights_facts(given: Sequence[Path], report: WeightsReport) -> list[dict[st
             "same_file": match.same_file,
             "last": match.last,
         }
-        for path, match in zip(given, report.matches, strict=False)
+        for path, match in zip(given, matches, strict=False)
         if match is not None
     ]
 

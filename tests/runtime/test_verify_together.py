@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from gradwarden.runtime.errors import EntryInvalid
 from gradwarden.runtime.ledger import blocks, chain, numbering, sharing
 from gradwarden.runtime.ledger.chain import ChainReport
-from gradwarden.runtime.ledger.entries import ZERO_HASH, Entry, compose, encode_body
+from gradwarden.runtime.ledger.entries import ZERO_HASH, Entry, OddBlockError, compose, encode_body
 from gradwarden.runtime.ledger.frames import Frames, find_frames
 from gradwarden.runtime.ledger.lines import Recogniser
 from gradwarden.runtime.ledger.merkle import leaf_hash, leaf_hashes
 from gradwarden.runtime.ledger.numbering import Numbering
-from gradwarden.runtime.ledger.turns import OddBlockError, Turns
+from gradwarden.runtime.ledger.turns import Turns
 from gradwarden.runtime.verification.example_audit import ExampleAudit
 from gradwarden.runtime.verification.run_replay import RunReplay
 from gradwarden.runtime.verification.verify import VerifyReport
@@ -73,9 +73,8 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def slowly(lab: Any, name: str) -> VerifyReport:
     """Verify a ledger line by line."""
 
-    def odd(*_: object, **__: object) -> Iterator[Any]:
+    def odd(*_: object, **__: object) -> Any:
         raise OddBlockError
-        yield
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chain, "check_blocks", odd)
