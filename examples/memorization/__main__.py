@@ -16,6 +16,7 @@ from examples.memorization.detection import detected, strange
 from examples.memorization.figure import draw
 from examples.memorization.planting import Settings, plant
 from examples.memorization.training import GUESSABLE, Job, Run, make_reference, run
+from examples.memorization.unseen import cost_rows, trace_rows, traces
 from examples.run_files import RunFiles
 
 POLICIES = ("unguarded", "goldfish", "signals", "confined", "guarded")
@@ -35,31 +36,38 @@ def command(out: Path, quick: bool, seed: int, seeds: int, workers: int) -> None
         for jobs in run_all(partial(prepare, settings, out), range(seed, seed + seeds), workers)
         for job in jobs
     ]
-    runs = sorted(run_all(run, prepared, workers), key=lambda one: (POLICIES.index(one.policy), one.seed))
+    runs = sorted(
+        run_all(run, prepared, workers), key=lambda one: (POLICIES.index(one.policy), one.seed, one.unseen)
+    )
     report(runs, settings, out)
 
 
 def prepare(settings: Settings, out: Path, seed: int) -> list[Job]:
-    """Plant a corpus and train its reference model; return the runs of all policies over it."""
+    """Plant a corpus and train its reference model; return all runs over it, twins (`unseen`) included."""
     planted = plant(settings, seed)
     reference, clusters = make_reference(planted, settings, seed), planted.clusters()
     return [
-        Job(settings, planted, reference, clusters, policy, seed, RunFiles(out / "runs" / f"{policy}-{seed}"))
+        Job(settings, planted, reference, clusters, policy, seed, RunFiles(out / "runs" / name), unseen)
         for policy in POLICIES
+        for name, unseen in ((f"{policy}-{seed}", False), (f"{policy}-{seed}-unseen", True))
     ]
 
 
 def report(runs: Sequence[Run], settings: Settings, out: Path) -> None:
-    """Write and print what came out. runs: the unguarded ones first."""
-    found = levels(runs, settings.fillings)
+    """Write and print what came out. runs: the unguarded ones first; twins included."""
+    seen = [one for one in runs if not one.unseen]
+    found, left = levels(seen, settings.fillings), traces(runs)
     title = "Canaries extracted, and their exposure in bits, by how often they came"
-    rows = summary(runs, found, settings.fillings)
+    rows = summary(seen, found, settings.fillings)
     write_results(out, title, settings, [replace(one, scored=[]) for one in runs], rows)
-    plain = [one for one in runs if one.policy == POLICIES[0]]
+    plain = [one for one in seen if one.policy == POLICIES[0]]
     curves, table = detected([one.scored for one in plain])
     scored = [example for one in plain for example in one.scored]
     lines = [
         "*: above what canaries that never came have in 97.5 % of cases.",
+        "Each canary against itself never seen, in bits; *: the interval lies above 0.",
+        markdown(trace_rows(left)),
+        markdown(cost_rows(runs)),
         f"Of {len(scored):,} examples {sum(one.extractable for one in scored):,} can be extracted unguarded; "
         f"{sum(one.memorized for one in scored):,} of these have more than {GUESSABLE:g} bits under the "
         "reference model.",
@@ -69,7 +77,7 @@ def report(runs: Sequence[Run], settings: Settings, out: Path) -> None:
     with (out / "results.md").open("a", encoding="utf-8") as file:
         file.write("\n" + "\n\n".join(lines))
     console.print("\n".join(lines), highlight=False)
-    draw(found, curves, out / "memorization.png")
+    draw(found, left, curves, out / "memorization.png")
     console.print(f"Tables, figure and ledgers are in {out}.", highlight=False, soft_wrap=True)
 
 

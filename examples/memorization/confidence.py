@@ -111,24 +111,20 @@ def share_within(hits: int, count: int) -> Interval:
 
 
 def summary(runs: Sequence[Run], found: Sequence[Level], fillings: int) -> list[dict[str, str]]:
-    """Return a row for each policy and kind: extracted, exposure and its interval; and the held-out loss.
+    """Return a row for each policy and kind: extracted, exposure and its interval.
 
     `all that came` is of all canaries but those that never did.
     """
     policies, kinds = dict.fromkeys(one.policy for one in runs), dict.fromkeys(one.kind for one in found)
     repetitions = dict.fromkeys(f"{one.repetitions}×" for one in found)
-    plain = {one.seed: one.held_out for one in runs if one.policy == runs[0].policy}
     rows = []
     for policy in policies:
         own = [one for one in runs if one.policy == policy]
-        costs = [100 * (one.held_out / plain[one.seed] - 1) for one in own]
-        cost = f"{mean(costs):+.1f} ({min(costs):+.1f} to {max(costs):+.1f})"
-        loss = {"held-out loss": f"{mean(one.held_out for one in own):.3f}", "cost, %": cost}
         for kind in kinds:
             here = {
                 f"{one.repetitions}×": str(one) for one in found if (one.policy, one.kind) == (policy, kind)
             }
             came = [one for run in own for one in run.canaries if one.kind == kind and one.repetitions]
             here["all that came"] = str(_level(policy, kind, 1, came, fillings))
-            rows.append({"policy": policy, "kind": kind, **dict.fromkeys(repetitions, ""), **here, **loss})
+            rows.append({"policy": policy, "kind": kind, **dict.fromkeys(repetitions, ""), **here})
     return rows

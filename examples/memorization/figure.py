@@ -1,10 +1,13 @@
-"""The figure of the canaries: what is left of them by repetition, and how well the detector finds them."""
+"""The figure of the canaries: what is left of them by repetition, and how well the detector finds them.
+
+Exposure twice: that of the canaries, and how much of it is above that of the same canaries never seen.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,6 +15,9 @@ from matplotlib.figure import Figure
 if TYPE_CHECKING:
     from examples.memorization.confidence import Level
     from examples.memorization.detection import Curve
+    from examples.memorization.unseen import Traces
+
+    Group = TypeVar("Group", Level, Traces)
 
 COLOURS = ("0.35", "#c2571a", "#1f6fb4", "#b3862b", "#3b8f4a")
 MARKERS = ("o", "s", "^", "D", "v")
@@ -23,27 +29,36 @@ SHOWN = 5
 """Signals whose curves are drawn, the first of the table."""
 
 
-def draw(levels: Sequence[Level], curves: Sequence[Curve], path: Path) -> None:
+def draw(levels: Sequence[Level], left: Sequence[Traces], curves: Sequence[Curve], path: Path) -> None:
     """Draw extraction and exposure over repetitions, by policy, and precision over recall, by signal."""
-    figure = Figure(figsize=(9.2, 6.6), layout="constrained")
-    (extraction, letters), (words, detection) = figure.subplots(2, 2)
-    random = [one for one in levels if one.kind == "letters"]
+    figure = Figure(figsize=(12.6, 6.6), layout="constrained")
+    (extraction, letters, more_letters), (words, more_words, detection) = figure.subplots(2, 3)
+    random, of_code = ([one for one in levels if one.kind == kind] for kind in ("letters", "words"))
     _shares(extraction, random)
     extraction.set_title("Random letters: canaries extracted")
+    extraction.legend(frameon=False, fontsize=8, loc="upper left")
     _exposures(letters, random)
     letters.set_title("Random letters: exposure")
-    _exposures(words, [one for one in levels if one.kind == "words"])
+    _differences(more_letters, [one for one in left if one.kind == "letters"])
+    more_letters.set_title("Random letters: exposure over itself never seen")
+    _exposures(words, of_code)
     words.set_title("Random words of code: exposure")
-    extraction.legend(frameon=False, fontsize=8, loc="upper left")
-    for curve, colour in zip(curves[:SHOWN], COLOURS, strict=False):
-        detection.step(curve.recall, curve.precision, where="post", color=colour, label=curve.signal)
-    detection.axhline(curves[0].base, color="0.6", linewidth=0.8, linestyle="--", label="chance")
-    detection.set(title="What finds the memorized", xlabel="recall", ylabel="precision", ylim=(-0.04, 1.04))
-    detection.legend(frameon=False, fontsize=8, loc="upper right")
-    for axes in (extraction, letters, words, detection):
+    _differences(more_words, [one for one in left if one.kind == "words"])
+    more_words.set_title("Random words: exposure over itself never seen")
+    _curves(detection, curves)
+    detection.set_title("What finds the memorized")
+    for axes in figure.axes:
         axes.title.set_fontsize(10)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
+
+
+def _curves(axes: Axes, curves: Sequence[Curve]) -> None:
+    for curve, colour in zip(curves[:SHOWN], COLOURS, strict=False):
+        axes.step(curve.recall, curve.precision, where="post", color=colour, label=curve.signal)
+    axes.axhline(curves[0].base, color="0.6", linewidth=0.8, linestyle="--", label="chance")
+    axes.set(xlabel="recall", ylabel="precision", ylim=(-0.04, 1.04))
+    axes.legend(frameon=False, fontsize=8, loc="upper right")
 
 
 def _shares(axes: Axes, levels: Sequence[Level]) -> None:
@@ -72,7 +87,18 @@ def _exposures(axes: Axes, levels: Sequence[Level]) -> None:
     axes.set(ylabel="bits")
 
 
-def _by_policy(axes: Axes, levels: Sequence[Level]) -> list[list[Level]]:
+def _differences(axes: Axes, left: Sequence[Traces]) -> None:
+    """Draw by how much canaries are more exposed than the same canaries never seen, with intervals."""
+    for number, own in enumerate(_by_policy(axes, [one for one in left if one.repetitions is not None])):
+        values = [one.more_exposure.value for one in own]
+        low = [value - one.more_exposure.within[0] for value, one in zip(values, own, strict=True)]
+        high = [one.more_exposure.within[1] - value for value, one in zip(values, own, strict=True)]
+        _points(axes, number, own[0].policy, values, low, high)
+    axes.axhline(0.0, color="0.6", linewidth=0.8, zorder=0)
+    axes.set(ylabel="bits")
+
+
+def _by_policy(axes: Axes, levels: Sequence[Group]) -> list[list[Group]]:
     policies = list(dict.fromkeys(one.policy for one in levels))
     found = [[one for one in levels if one.policy == policy] for policy in policies]
     axes.set(xlabel="times a canary came", xticks=range(len(found[0])))

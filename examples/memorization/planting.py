@@ -100,6 +100,9 @@ WORDS = tuple(
     ]
 )
 
+CANARY = "canary-"
+"""What the ids of canaries begin with."""
+
 CHANGED = 3
 """How many bytes at the beginning of a copy are its own."""
 
@@ -116,8 +119,8 @@ class Settings:
     canaries: Mapping[str, Mapping[int, int]] = field(
         default_factory=lambda: {
             "letters": {0: 32, 1: 32, 4: 16, 16: 8, 64: 4},
-            "words": {0: 16, 1: 16, 4: 8, 16: 4, 64: 2},
-            "copies": {4: 8, 16: 4, 64: 2},
+            "words": {0: 32, 1: 32, 4: 16, 16: 8, 64: 2},
+            "copies": {4: 16, 16: 8, 64: 2},
         }
     )
     windows: int = 3500
@@ -206,7 +209,7 @@ def plant(settings: Settings, seed: int) -> Planted:
     found = collect(settings.model.context + 1, wanted, settings.testing + len(planned), seed).code
     hosts = found.testing[settings.testing :]
     canaries = tuple(
-        _canary(f"canary-{number}", kind, times, host, settings, seed * len(planned) + number)
+        _canary(f"{CANARY}{number}", kind, times, host, settings, seed * len(planned) + number)
         for number, ((kind, times), host) in enumerate(zip(planned, hosts, strict=True))
     )
     training = _tensor(found.training)

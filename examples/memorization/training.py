@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch.nn import functional
 
 from examples.code_licences.model import ByteGPT
 from examples.gradient_routing.governed import Stopwatch, new_ledger, verified_steps
-from examples.memorization.planting import Planted, Settings, stream
+from examples.memorization.planting import CANARY, Planted, Settings, stream
 from examples.run_files import RunFiles
 from gradwarden.policy import compile_policy, load_policy
 from gradwarden.policy.context import FloatArray
@@ -54,6 +55,8 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Job:
+    """unseen: the canaries come at their places, and nothing of them is learned."""
+
     settings: Settings
     planted: Planted
     reference: Reference
@@ -61,13 +64,18 @@ class Job:
     policy: str
     seed: int
     files: RunFiles
+    unseen: bool = False
+
+    def source(self, name: str) -> str:
+        """Return the source of an example; policies let the model learn from that of the library alone."""
+        return "left out" if self.unseen and name.startswith(CANARY) else "stdlib"
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
     """What is left of a canary. reproduced: the share of its secret. learned: how often it was learned from.
 
-    exposure: in bits.
+    exposure: in bits. advantage: by how many bits it is likelier than its other fillings are in the mean.
     """
 
     id: str
@@ -76,6 +84,7 @@ class Kept:
     reproduced: float
     exposure: float
     learned: int
+    advantage: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +105,9 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """probe_share: of the time of training, that the probes took (of this thread: the ledger's has its own).
+    """unseen: see `Job`; of such a run only the canaries and the held-out loss are measured.
 
+    probe_share: of the time of training, that the probes took (of this thread: the ledger's has its own).
     scored: every example; of the copies of a canary, the last.
     """
 
@@ -111,38 +121,50 @@ class Run:
     cpu_seconds: float
     probe_share: float
     scored: list[Scored]
+    unseen: bool = False
 
 
 def run(job: Job) -> Run:
     """Train under the job's policy, verify the ledger, and measure."""
-    watch, texts = Stopwatch(), job.planted.texts()
+    watch = Stopwatch()
     torch.manual_seed(job.seed)
     model = ByteGPT(job.settings.model)
     signals, probe_share = train(model, job)
-    found = reconstruct(model, torch.stack(list(texts.values())), job.settings.asked)
-    shares = dict(zip(texts, found.tolist(), strict=True))
-    got = extracted(model, {name: texts[name] for name in signals}, job)
-    extractable = {name for name, bits in got.items() if bits is not None}
-    memorized = {name for name, bits in got.items() if bits is not None and bits > GUESSABLE}
-    came = last_steps(job)
-    last = {job.clusters[name]: name for name in sorted(signals, key=came.__getitem__)}
-    scored = [
-        Scored(name, job.clusters[name], came[name], own, name in extractable, name in memorized)
-        for name, own in signals.items()
-        if not name.startswith("canary") or last[job.clusters[name]] == name
-    ]
+    kept = measure(model, job, signals)
+    scored = [] if job.unseen else score(model, job, signals)
     return Run(
         job.policy,
         job.seed,
-        measure(model, job, shares, signals),
+        kept,
         held_out_loss(model, job.planted.testing),
-        len(extractable),
-        len(memorized),
+        sum(one.extractable for one in scored),
+        sum(one.memorized for one in scored),
         verified_steps(job.files),
         watch.seconds,
         probe_share,
         scored,
+        job.unseen,
     )
+
+
+def score(model: nn.Module, job: Job, signals: Mapping[str, dict[str, float]]) -> list[Scored]:
+    """Return which examples can be extracted. signals: the last of every example."""
+    texts = job.planted.texts()
+    got = extracted(model, {name: texts[name] for name in signals}, job)
+    came = last_steps(job)
+    last = {job.clusters[name]: name for name in sorted(signals, key=came.__getitem__)}
+    return [
+        Scored(
+            name,
+            job.clusters[name],
+            came[name],
+            own,
+            got[name] is not None,
+            (got[name] or 0.0) > GUESSABLE,
+        )
+        for name, own in signals.items()
+        if not name.startswith(CANARY) or last[job.clusters[name]] == name
+    ]
 
 
 def last_steps(job: Job) -> dict[str, float]:
@@ -193,7 +215,7 @@ def train(model: nn.Module, job: Job) -> tuple[dict[str, dict[str, float]], floa
         for step, batch in enumerate(batches):
             set_rate(optimizer, step, len(batches), settings)
             governor.epoch = batch.epoch
-            examples = [(name, {"source": "stdlib"}) for name in batch.ids]
+            examples = [(name, {"source": job.source(name)}) for name in batch.ids]
             looking = time.thread_time()
             signals = asked_of(batch.ids, recital, spans)
             probing += time.thread_time() - looking
@@ -308,18 +330,25 @@ def held_out_loss(model: nn.Module, windows: Tensor) -> float:
     return round(losses(model(windows[:, :-1]), windows).mean().item(), 5)
 
 
-def measure(
-    model: nn.Module, job: Job, shares: Mapping[str, float], signals: Mapping[str, Mapping[str, float]]
-) -> list[Kept]:
-    """Return what is left of each canary. shares: reproduced of each example."""
-    asked, found = job.settings.asked, list[Kept]()
-    for canary in job.planted.canaries:
-        windows = torch.cat([canary.window[None], canary.others])[:, : asked.end]
-        bits = log_perplexities(model, windows, asked.prefix)
-        own = {name for name, _ in canary.comings if name in signals}
-        learned = sum(signals[name]["exposures"] for name in own)
-        exposed = exposure(float(bits[0]), bits[1:])
+def measure(model: nn.Module, job: Job, signals: Mapping[str, Mapping[str, float]]) -> list[Kept]:
+    """Return what is left of each canary. signals: the last of every example."""
+    asked, canaries = job.settings.asked, job.planted.canaries
+    windows = torch.stack([canary.window for canary in canaries])
+    shares = reconstruct(model, windows, asked).tolist()
+    found = []
+    for canary, share in zip(canaries, shares, strict=True):
+        fillings = torch.cat([canary.window[None], canary.others])[:, : asked.end]
+        own, *others = log_perplexities(model, fillings, asked.prefix).tolist()
+        came = {name for name, _ in canary.comings if name in signals}
         found.append(
-            Kept(canary.id, canary.kind, canary.repetitions, shares[canary.id], exposed, int(learned))
+            Kept(
+                canary.id,
+                canary.kind,
+                canary.repetitions,
+                share,
+                exposure(own, np.array(others)),
+                int(sum(signals[name]["exposures"] for name in came)),
+                mean(others) - own,
+            )
         )
     return found

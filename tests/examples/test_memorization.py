@@ -18,7 +18,9 @@ from examples.memorization.detection import combined, curve
 from examples.memorization.planting import Settings, plant, stream
 from examples.memorization.training import POLICIES as FOLDER
 from examples.memorization.training import Kept, Run
+from examples.memorization.unseen import cost_rows, traces
 from gradwarden.cli.app import cli
+from gradwarden.runtime.memorization.manifest import Manifest
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +99,8 @@ def test_canaries_that_never_came_lie_within_their_interval_and_known_ones_above
     assert np.mean((means >= low) & (means <= high)) == pytest.approx(0.95, abs=0.02)
     chance = random.Random(4)
     unseen = [math.log2(128 / chance.randint(1, 128)) for _ in range(48)]
-    kept = [Kept(f"c-{n}", "letters", 0, 0.0, bits, 0) for n, bits in enumerate(unseen)]
-    kept += [Kept(f"d-{n}", "letters", 4, 1.0, 7.0, 4) for n in range(6)]
+    kept = [Kept(f"c-{n}", "letters", 0, 0.0, bits, 0, 0.0) for n, bits in enumerate(unseen)]
+    kept += [Kept(f"d-{n}", "letters", 4, 1.0, 7.0, 4, 30.0) for n in range(6)]
     never, known = levels([Run("guarded", 0, kept, 1.0, 0, 0, 1, 1.0, 0.0, [])], 127)
     assert not never.known
     assert known.known
@@ -119,20 +121,75 @@ def test_the_experiment_runs_and_its_ledgers_can_be_asked(planted, tmp_path):
     result = CliRunner().invoke(command, asked)
     assert result.exception is None, result.output
     runs = json.loads((tmp_path / "out/results.json").read_text())["runs"]
-    assert [(run["policy"], run["seed"]) for run in runs] == [(name, 3) for name in POLICIES]
+    assert [(run["policy"], run["seed"], run["unseen"]) for run in runs] == [
+        (name, 3, unseen) for name in POLICIES for unseen in (False, True)
+    ]
+    assert not any(one["learned"] for run in runs if run["unseen"] for one in run["canaries"])
     learned = {
         (run["policy"], one["kind"], one["repetitions"]): one["learned"]
         for run in runs
+        if not run["unseen"]
         for one in run["canaries"]
     }
     assert [learned["unguarded", "letters", times] for times in (0, 1, 4)] == [0, 1, 4]
     assert learned["unguarded", "copies", 4] == 4
     assert learned["guarded", "words", 4] == learned["guarded", "copies", 4] == 1
+    settings = Settings.quick()
+    came = sum(canary.repetitions for canary in planted.canaries)
+    for name, times in (("unguarded-3", came), ("unguarded-3-unseen", 0)):
+        manifest = Manifest.read(tmp_path / "out/runs" / name / "run.ledger").to_json()
+        assert manifest["exposures"] == settings.epochs * settings.windows + times
     assert (tmp_path / "out/memorization.png").stat().st_size > 10_000
     repeated = [one.id for one in planted.canaries if (one.kind, one.repetitions) == ("words", 4)]
     told = asks(tmp_path / "out/runs/guarded-3", repeated[0])
     assert "flagged by again (in force)" in told
     assert "stopped: learned from 0 times since it was first flagged" in told
+
+
+def kept_runs(advantages, exposures, unseen):
+    """Return a run for each seed, with canaries that came four times."""
+    return [
+        Run(
+            "guarded", seed,
+            [Kept(f"c-{n}", "words", 4, 0.0, e, 1, a) for n, (a, e) in enumerate(zip(*both, strict=True))],
+            1.0, 0, 0, 1, 1.0, 0.0, [], unseen,
+        )
+        for seed, both in enumerate(zip(advantages, exposures, strict=True))
+    ]  # fmt: skip
+
+
+def test_a_canary_is_compared_with_itself_and_not_with_others():
+    """Some fillings are far likelier than others from the start; what was learned is told all the same."""
+    chance = np.random.default_rng(6)
+    unseen, ranks = chance.normal(0, 9, (2, 12)), chance.uniform(0, 7, (2, 12))
+    taught = unseen + 0.5 + chance.normal(0, 0.1, unseen.shape)
+    twins = kept_runs(unseen.tolist(), ranks.tolist(), unseen=True)
+    every, fourfold = traces([*kept_runs(taught.tolist(), ranks.tolist(), unseen=False), *twins])
+    assert (every.repetitions, fourfold.repetitions, every.count) == (None, 4, 24)
+    assert every.learned == fourfold.learned
+    assert every.learned.value == pytest.approx(0.5, abs=0.1)
+    assert every.learned.known
+    assert every.learned.within[1] - every.learned.within[0] < 0.2
+    assert str(every.more_exposure) == "+0.00 (+0.00 to +0.00)"
+    (same, _) = traces([*kept_runs(unseen.tolist(), ranks.tolist(), unseen=False), *twins])
+    assert not same.learned.known
+
+
+def test_the_cost_of_guards_is_told_with_canaries_and_without():
+    def run(policy, held_out, unseen):
+        return Run(policy, 0, [], held_out, 0, 0, 1, 1.0, 0.0, [], unseen)
+
+    plain, guarded = cost_rows(
+        [
+            run("unguarded", 2.0, False),
+            run("unguarded", 1.9, True),
+            run("guarded", 1.96, False),
+            run("guarded", 1.938, True),
+        ]
+    )
+    assert plain["cost with canaries, %"] == plain["cost on code alone, %"] == "+0.0 (+0.0 to +0.0)"
+    assert guarded["cost with canaries, %"] == "-2.0 (-2.0 to -2.0)"
+    assert guarded["cost on code alone, %"] == "+2.0 (+2.0 to +2.0)"
 
 
 def asks(folder, name):
