@@ -2,10 +2,11 @@
 
 The same GPT, batches and optimizer, under three governors in turns: without signals; with every known signal
 and those of both probes declared, read by a guard and recorded, in a step that does not measure the gradients
-of parameters; and in one that does. The probes look at every example of every step, by the logits that the
-loop has. One step in `EVERY` is of the last kind, so a round's ratio is ((EVERY - 1) a + b) / EVERY over the
-plain step beside them. The order is reversed from round to round. Medians and quartiles over rounds are of
-processor time, which other guests of the machine do not add to as they do to the clock; both are written.
+of parameters; and in one that does. The probes look at every example of every step, by the logits and the
+losses that the loop has. One step in `EVERY` is of the last kind, so a round's ratio is ((EVERY - 1) a + b) /
+EVERY over the plain step beside them. The order is reversed from round to round. Medians and quartiles over
+rounds are of processor time, which other guests of the machine do not add to as they do to the clock; both
+are written.
 
     python -m benchmarks.memorization_cost [--blocks 6] [--width 384] [--batch 16] [--tokens 128]
     [--rounds 21]
@@ -68,10 +69,10 @@ class Probes:
         told = (self._recited.signal(names), spans.surprisal(names), spans.gap(names), spans.recital(names))
         return dict(zip(PROBED, told, strict=True))
 
-    def look(self, step: int, names: Sequence[str], x: Tensor, logits: Tensor) -> None:
-        """Look at a batch [B, T + 1] by its logits [B, T, V]."""
+    def look(self, step: int, names: Sequence[str], x: Tensor, logits: Tensor, losses: Tensor) -> None:
+        """Look at a batch [B, T + 1] by its logits [B, T, V] and its losses [B, T]."""
         self._recited.look(step, names, x, logits)
-        self._spans.look(names, logits, x[:, 1:])
+        self._spans.look(names, logits, x[:, 1:], losses)
 
 
 def name_of(row: int) -> str:
@@ -98,7 +99,7 @@ class Run:
             proposal.observe_tokens(logits, x[:, 1:])
             proposal.backward(each.mean(1))
         if probes is not None:
-            probes.look(step, names, x, logits)
+            probes.look(step, names, x, logits, each)
 
     def timed(self, names: Sequence[str], x: Tensor) -> None:
         """Make a step, and note how long it took."""

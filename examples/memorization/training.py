@@ -25,10 +25,11 @@ from gradwarden.runtime.memorization.extraction import (
     BATCH,
     ReconstructionProbe,
     exposure,
+    greedy,
     log_perplexities,
     reconstruct,
 )
-from gradwarden.runtime.memorization.spans import SpanProbe, greatest_recital, greedy, reference_bits
+from gradwarden.runtime.memorization.spans import SpanProbe, greatest_recital, reference_bits
 
 POLICIES = Path(__file__).parent / "policies"
 
@@ -181,9 +182,8 @@ def extracted(model: nn.Module, texts: Mapping[str, Tensor], job: Job) -> dict[s
     """
     asked, tokens = job.settings.asked, torch.stack(list(texts.values()))
     with torch.no_grad():
-        right = np.concatenate([greedy(model(part[:, :-1]), part[:, 1:]) for part in tokens.split(BATCH)])[
-            :, asked.prefix - 1 :
-        ]
+        parts = [greedy(model(part[:, :-1]), part[:, 1:]) for part in tokens.split(BATCH)]
+        right = torch.cat(parts).numpy()[:, asked.prefix - 1 :]
     bits = np.stack([job.reference.bits[name] for name in texts])[:, asked.prefix - 1 :]
     any_at_all = greatest_recital(np.ones_like(bits), right, asked.length) > 0.0
     most = greatest_recital(bits, right, asked.length)

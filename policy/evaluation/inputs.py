@@ -76,13 +76,20 @@ def _signal(spec: SignalSpec, raw: Any, count: int) -> tuple[int | Array, Faults
             return encode_signal(spec, raw), None
         except Fault as fault:
             return spec.default, np.full(count, CODES.index(fault.code), np.uint8)
-    array = np.asarray(raw) if isinstance(raw, np.ndarray) else _object_array(raw)
+    array = _array(raw)
     _check_length(f"the signal `{spec.name}`", array, count)
     if array.dtype.kind == "f":
         return _floats(spec, array)
     if array.dtype.kind in "iu":
         return _ints(spec, array), None
     return _each(spec, array)
+
+
+def _array(raw: Any) -> Array:
+    """Return the values of rows; where they are of several types, each as it is."""
+    if isinstance(raw, np.ndarray):
+        return np.asarray(raw)
+    return np.array(raw, np.float64) if all(type(value) is float for value in raw) else _object_array(raw)
 
 
 def _object_array(raw: list[Any] | tuple[Any, ...]) -> Array:

@@ -39,8 +39,8 @@ class NormOutliers:
         usable = np.isfinite(norms) & (norms > 0.0)
         rows, logs = rows[usable], np.log(norms[usable])
         if len(self._window) >= LEAST:
-            middle = np.median(self._window)
-            spread = max(_GAUSSIAN * float(np.median(np.abs(self._window - middle))), _FLOOR)
+            middle = _median(self._window)
+            spread = max(_GAUSSIAN * _median(np.abs(self._window - middle)), _FLOOR)
             self._scores.observe(rows, (logs - middle) / spread)
         self._window = np.concatenate([self._window, logs])[-WINDOW:]
 
@@ -56,3 +56,11 @@ class NormOutliers:
         """Replace everything remembered. rows: the row of each id."""
         self._scores.load_state_dict(state["scores"], rows)
         self._window = np.array(state["window"], dtype=np.float64)
+
+
+def _median(values: FloatArray) -> float:
+    """Return the median of finite values; `np.median` takes thrice as long over so few."""
+    half = len(values) // 2
+    low = half - 1 + len(values) % 2
+    parted = np.partition(values, (low, half))
+    return float(parted[low] + parted[half]) / 2

@@ -30,9 +30,11 @@ def by_id(values: FloatArray, ids: Sequence[str]) -> dict[str, float]:
 
 def occurrence(rows: IntArray) -> IntArray:
     """Return for each place how often its row occurs earlier in the batch, int64."""
+    if len(set(rows.tolist())) == len(rows):
+        return np.zeros(len(rows), dtype=np.int64)
     order = np.argsort(rows, kind="stable")
     ordered = rows[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(rows) else np.zeros(0, np.int64)
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
     lengths = np.diff(np.r_[starts, len(rows)])
     counts = np.empty(len(rows), dtype=np.int64)
     counts[order] = np.arange(len(rows)) - np.repeat(starts, lengths)

@@ -32,7 +32,7 @@ from torch.nn import functional
 
 from gradwarden.policy.context import FloatArray
 from gradwarden.runtime.errors import MemorizationError
-from gradwarden.runtime.memorization.extraction import BATCH, LanguageModel
+from gradwarden.runtime.memorization.extraction import BATCH, LanguageModel, greedy
 
 _NEVER = 1e9
 """More bits than any text has."""
@@ -54,11 +54,6 @@ def _in_bits(nats: Tensor) -> FloatArray:
     return np.asarray(nats.detach().double().cpu().numpy() / math.log(2))
 
 
-def greedy(logits: Tensor, targets: Tensor) -> npt.NDArray[np.bool_]:
-    """Return which tokens greedy decoding gives after the text's own, bool [B, T]; as `token_bits`."""
-    return np.asarray((logits.detach().argmax(dim=-1) == targets).cpu().numpy())
-
-
 @torch.no_grad()
 def reference_bits(model: LanguageModel, tokens: Tensor, batch: int = BATCH) -> FloatArray:
     """Return the bits of each token but the first under a model that never saw the texts.
@@ -71,7 +66,8 @@ def reference_bits(model: LanguageModel, tokens: Tensor, batch: int = BATCH) -> 
 
 def greatest_span(bits: FloatArray, length: int) -> FloatArray:
     """Return the greatest sum of `length` neighbouring tokens of each row: [B, T] to float64 [B]."""
-    sums = np.pad(np.cumsum(bits, axis=1), ((0, 0), (1, 0)))
+    sums = np.zeros((bits.shape[0], bits.shape[1] + 1))
+    np.cumsum(bits, axis=1, out=sums[:, 1:])
     length = min(length, bits.shape[1])
     greatest: FloatArray = (sums[:, length:] - sums[:, : sums.shape[1] - length]).max(axis=1)
     return greatest
@@ -82,7 +78,11 @@ def greatest_recital(bits: FloatArray, right: npt.NDArray[np.bool_], length: int
 
     bits: of each token, none below 0, [B, T]. right: whether greedy decoding gives it [B, T].
     """
-    return np.maximum(greatest_span(np.where(right, bits, -_NEVER), length), 0.0)
+    return np.maximum(greatest_span(_recited(bits, right), length), 0.0)
+
+
+def _recited(bits: FloatArray, right: npt.NDArray[np.bool_]) -> FloatArray:
+    return np.where(right, bits, -_NEVER)
 
 
 class SpanProbe:
@@ -147,8 +147,9 @@ class SpanProbe:
                 help="give the targets that the reference bits are of",
             )
         bits = token_bits(logits, targets) if losses is None else _in_bits(losses)
-        gaps = greatest_span(known - bits, self._length)
-        recitals = greatest_recital(known, greedy(logits, targets), self._length)
+        right = greedy(logits, targets).cpu().numpy()
+        spans = greatest_span(np.concatenate([known - bits, _recited(known, right)]), self._length)
+        gaps, recitals = spans[: len(ids)], np.maximum(spans[len(ids) :], 0.0)
         return dict(zip(ids, zip(gaps.tolist(), recitals.tolist(), strict=True), strict=True))
 
     def suspects(self, share: float) -> list[str]:

@@ -58,19 +58,19 @@ class StepMeasures:
     def remember(self, losses: Tensor) -> None:
         """Note the losses of the part at hand, float64 [rows] on the CPU."""
         public = self._public
-        self._readings.add(LOSS, self._parts.rows, losses.numpy(), public.numpy())
-        self._losses += losses[public].tolist()
+        self._readings.add(LOSS, self._parts.rows, losses.numpy(), public)
+        self._losses += losses.numpy()[public].tolist()
 
     def read(self, scale: float) -> None:
         """Note what the backward pass of the part at hand has shown. scale: of the losses that it was of."""
         outputs, gauge, rows = self._measures.outputs, self.gauge, self._parts.rows
         norms = None if outputs is None else outputs.norms()
         if norms is not None:
-            self._readings.add(GRADIENT_NORM, rows, norms, self._public.numpy())
+            self._readings.add(GRADIENT_NORM, rows, norms, self._public)
         if gauge is not None:
             shares = gauge.shares(self._in_force.deepest)
-            self._readings.add(DEPTH_SHARE, rows, shares, self._public.numpy())
-            self._readings.add(PARAMETER_NORM, rows, gauge.norms() / scale, self._public.numpy())
+            self._readings.add(DEPTH_SHARE, rows, shares, self._public)
+            self._readings.add(PARAMETER_NORM, rows, gauge.norms() / scale, self._public)
 
     def observe_tokens(self, logits: Tensor, targets: Tensor, ignore: int) -> None:
         """Measure `token_score` in the part at hand; see `Proposal.observe_tokens`."""
@@ -83,11 +83,12 @@ class StepMeasures:
                 help="give sequences of their own to `observe_tokens` where several are packed in a row",
             )
         scores = token_scores(logits, targets, ignore=ignore)
-        self._readings.add(TOKEN_SCORE, rows, scores.numpy(), self._public.numpy())
+        self._readings.add(TOKEN_SCORE, rows, scores.numpy(), self._public)
 
     @property
-    def _public(self) -> Tensor:
-        return self._parts.public[self._parts.rows]
+    def _public(self) -> npt.NDArray[np.bool_]:
+        public: npt.NDArray[np.bool_] = self._parts.public.numpy()[self._parts.rows]
+        return public
 
     def joined(self) -> Readings:
         """Return all readings of this process."""

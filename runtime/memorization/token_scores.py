@@ -23,6 +23,9 @@ from gradwarden.runtime.errors import MaskError
 FRACTION = 0.2
 """K, the share of an example's tokens that count."""
 
+_RULED_OUT = -200.0
+"""Logits so far below the greatest stand for no probability in single precision."""
+
 IGNORED = -100
 """The target that marks a position without a token, as in `torch.nn.functional.cross_entropy`."""
 
@@ -44,16 +47,26 @@ def token_scores(
             help="shift them before: the logits at a position predict the target at the same position",
         )
     with torch.no_grad():
-        logs = torch.log_softmax(logits.detach().float(), dim=-1)
-        weights = logs.exp()
-        # 0 log 0 is 0: a token that is ruled out adds nothing.
-        terms = torch.where(weights > 0, logs, 0.0)
-        mean = (weights * terms).sum(-1)
-        spread = ((weights * terms.square()).sum(-1) - mean.square()).clamp_min(_FLOOR**2).sqrt()
+        own, mean, spread = _moments(logits.detach().float(), targets.clamp_min(0))
         counted = targets != ignore
-        own = logs.gather(-1, targets.clamp_min(0).unsqueeze(-1)).squeeze(-1)
         scores = torch.where(counted, (own - mean) / spread, math.inf).sort(dim=1).values.double()
         least = (counted.sum(dim=1) * fraction).ceil().long()
         taken = torch.arange(scores.shape[1], device=scores.device) < least[:, None]
         total = torch.where(taken, scores, 0.0).sum(dim=1)
         return torch.where(least > 0, total / least.clamp_min(1), math.nan).cpu()
+
+
+def _moments(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the log-probability of each target, and mean and deviation of all tokens' there, each [B, T].
+
+    All log-probabilities are told without the normaliser, which is the same for every token and cancels.
+    """
+    weights = torch.softmax(logits, dim=-1)
+    logs = logits - logits.amax(dim=-1, keepdim=True)
+    own = logs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    # 0 log 0 is 0: a token that is ruled out adds nothing.
+    logs.clamp_min_(_RULED_OUT)
+    terms = weights.mul_(logs)
+    mean = terms.sum(-1)
+    spread = (terms.mul_(logs).sum(-1) - mean.square()).clamp_min(_FLOOR**2).sqrt()
+    return own, mean, spread

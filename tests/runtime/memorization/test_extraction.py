@@ -17,12 +17,22 @@ from gradwarden.runtime.memorization.extraction import (
     ReconstructionProbe,
     continue_greedily,
     exposure,
+    greedy,
     log_perplexities,
     reconstruct,
     reproduced,
 )
 
 VOCABULARY = 5
+
+
+@given(st.integers(0, 999), st.integers(1, 4))
+def test_greedy_decoding_gives_the_likeliest_token_and_the_first_of_several(seed, vocabulary):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randint(-1, 2, (3, 4, vocabulary), generator=generator).log()
+    targets = torch.randint(-1, vocabulary, (3, 4), generator=generator)
+    logits = logits.nan_to_num(nan=-math.inf, neginf=-math.inf)
+    assert greedy(logits, targets).tolist() == (logits.argmax(dim=-1) == targets).tolist()
 
 
 class Recurrent(nn.Module):
