@@ -2,14 +2,15 @@
 
 The same GPT, batches and optimizer, under three governors in turns: without signals; with every known signal
 and those of both probes declared, read by a guard and recorded, in a step that does not measure the gradients
-of parameters; and in one that does. The probes look at every example of every step, by the logits and the
+of parameters; and in one that does. `--signals` takes some of them instead, such as those that shipped
+policies ask for. The probes look at every example of every step, by the logits and the
 losses that the loop has. One step in `EVERY` is of the last kind, so a round's ratio is ((EVERY - 1) a + b) /
 EVERY over the plain step beside them. The order is reversed from round to round. Medians and quartiles over
 rounds are of processor time, which other guests of the machine do not add to as they do to the clock; both
 are written.
 
     python -m benchmarks.memorization_cost [--blocks 6] [--width 384] [--batch 16] [--tokens 128]
-    [--rounds 21]
+    [--rounds 21] [--signals NAME ...]
 """
 
 from __future__ import annotations
@@ -50,29 +51,40 @@ depth taught { when kind == text  reach all }
 PROBED = ("reconstruction", "surprisal", "span_gap", "recital")
 DECLARED = {s.name: s.declaration for s in KNOWN_SIGNALS}
 DECLARED |= {name: f"{name} : number -1000..1000 places 3 default 0" for name in PROBED}
-SIGNALS = "signals {\n" + "\n".join(DECLARED.values()) + "\n}\n"
-GUARDS = "\n".join(f"advisory memorization by_{name} {{ when {name} > 0  refuse }}" for name in DECLARED)
 SPAN = 8
 
 
-class Probes:
-    """What a loop measures itself of texts, by the logits that it has. bits: see `SpanProbe`."""
+def watching(asked: Sequence[str]) -> str:
+    """Return a policy that has some signals, each with a guard."""
+    signals = "\n".join(DECLARED[name] for name in asked)
+    guards = "\n".join(f"advisory memorization by_{name} {{ when {name} > 0  refuse }}" for name in asked)
+    return f"{POLICY}signals {{\n{signals}\n}}\n{guards}"
 
-    def __init__(self, model: nn.Module, bits: Mapping[str, FloatArray]) -> None:
+
+class Probes:
+    """What a loop measures itself of texts, by the logits that it has.
+
+    bits: see `SpanProbe`. asked: the signals that the policy has; a probe of none of them does not look.
+    """
+
+    def __init__(self, model: nn.Module, bits: Mapping[str, FloatArray], asked: Sequence[str]) -> None:
         length = len(next(iter(bits.values()))) // 3
+        self._asked = frozenset(asked)
         self._recited = ReconstructionProbe(model, Continuation(length, length))
         self._spans = SpanProbe(bits, SPAN)
 
     def signals(self, names: Sequence[str]) -> dict[str, list[float]]:
         """Return the signals of some examples."""
         spans = self._spans
-        told = (self._recited.signal(names), spans.surprisal(names), spans.gap(names), spans.recital(names))
-        return dict(zip(PROBED, told, strict=True))
+        of = dict(zip(PROBED, (self._recited.signal, spans.surprisal, spans.gap, spans.recital), strict=True))
+        return {name: tell(names) for name, tell in of.items() if name in self._asked}
 
     def look(self, step: int, names: Sequence[str], x: Tensor, logits: Tensor, losses: Tensor) -> None:
         """Look at a batch [B, T + 1] by its logits [B, T, V] and its losses [B, T]."""
-        self._recited.look(step, names, x, logits)
-        self._spans.look(names, logits, x[:, 1:], losses)
+        if "reconstruction" in self._asked:
+            self._recited.look(step, names, x, logits)
+        if self._asked & {"span_gap", "recital"}:
+            self._spans.look(names, logits, x[:, 1:], losses)
 
 
 def name_of(row: int) -> str:
@@ -143,12 +155,12 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
     with ExitStack() as stack:
         runs = [
             open_run(POLICY, model, EVERY, stack),
-            open_run(POLICY + SIGNALS + GUARDS, model, NEVER, stack),
-            open_run(POLICY + SIGNALS + GUARDS, model, 1, stack),
+            open_run(watching(options.signals), model, NEVER, stack),
+            open_run(watching(options.signals), model, 1, stack),
         ]
         bits = reference_bits(model, text.to(options.device))
         for run in runs[1:]:
-            run.probes = Probes(model, {name_of(row): own for row, own in enumerate(bits)})
+            run.probes = Probes(model, {name_of(row): own for row, own in enumerate(bits)}, options.signals)
         for number in range(WARM_UP + options.rounds):
             rows = torch.randint(EXAMPLES, (options.batch,), generator=generator)
             names, x = [name_of(row) for row in rows.tolist()], text[rows].to(options.device)
@@ -184,6 +196,7 @@ def main() -> None:
     for name, default in (("blocks", 6), ("width", 384), ("batch", 16), ("tokens", 128), ("rounds", 21)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--signals", nargs="+", choices=list(DECLARED), default=list(DECLARED))
     options = parser.parse_args()
     figures = measure(options)
     for kind, found in figures.items():

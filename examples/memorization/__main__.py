@@ -14,10 +14,9 @@ from examples.gradient_routing.results import console, markdown, write_results
 from examples.memorization.confidence import levels, summary
 from examples.memorization.detection import detected, strange
 from examples.memorization.figure import draw
-from examples.memorization.planting import Settings, plant
-from examples.memorization.training import GUESSABLE, Job, Run, make_reference, run
+from examples.memorization.planting import Settings
+from examples.memorization.training import GUESSABLE, Run, prepare, run
 from examples.memorization.unseen import cost_rows, trace_rows, traces
-from examples.run_files import RunFiles
 
 POLICIES = ("unguarded", "goldfish", "signals", "confined", "guarded")
 
@@ -33,24 +32,13 @@ def command(out: Path, quick: bool, seed: int, seeds: int, workers: int) -> None
     make_room(out)
     prepared = [
         job
-        for jobs in run_all(partial(prepare, settings, out), range(seed, seed + seeds), workers)
+        for jobs in run_all(partial(prepare, settings, out, POLICIES), range(seed, seed + seeds), workers)
         for job in jobs
     ]
     runs = sorted(
         run_all(run, prepared, workers), key=lambda one: (POLICIES.index(one.policy), one.seed, one.unseen)
     )
     report(runs, settings, out)
-
-
-def prepare(settings: Settings, out: Path, seed: int) -> list[Job]:
-    """Plant a corpus and train its reference model; return all runs over it, twins (`unseen`) included."""
-    planted = plant(settings, seed)
-    reference, clusters = make_reference(planted, settings, seed), planted.clusters()
-    return [
-        Job(settings, planted, reference, clusters, policy, seed, RunFiles(out / "runs" / name), unseen)
-        for policy in POLICIES
-        for name, unseen in ((f"{policy}-{seed}", False), (f"{policy}-{seed}-unseen", True))
-    ]
 
 
 def report(runs: Sequence[Run], settings: Settings, out: Path) -> None:

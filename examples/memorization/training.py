@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from examples.code_licences.model import ByteGPT
 from examples.gradient_routing.governed import Stopwatch, new_ledger, verified_steps
-from examples.memorization.planting import CANARY, Planted, Settings, stream
+from examples.memorization.planting import CANARY, Planted, Settings, plant, stream
 from examples.run_files import RunFiles
 from gradwarden.policy import compile_policy, load_policy
 from gradwarden.policy.context import FloatArray
@@ -123,6 +123,17 @@ class Run:
     probe_share: float
     scored: list[Scored]
     unseen: bool = False
+
+
+def prepare(settings: Settings, out: Path, policies: Sequence[str], seed: int) -> list[Job]:
+    """Plant a corpus and train its reference model; return all runs over it, twins (`unseen`) included."""
+    planted = plant(settings, seed)
+    reference, clusters = make_reference(planted, settings, seed), planted.clusters()
+    return [
+        Job(settings, planted, reference, clusters, policy, seed, RunFiles(out / "runs" / name), unseen)
+        for policy in policies
+        for name, unseen in ((f"{policy}-{seed}", False), (f"{policy}-{seed}-unseen", True))
+    ]
 
 
 def run(job: Job) -> Run:
