@@ -10,7 +10,7 @@ import click
 
 from gradwarden.cli.app import verb
 from gradwarden.cli.diagnostics import plural, printable
-from gradwarden.cli.failures import complain
+from gradwarden.cli.failures import InputError, complain
 from gradwarden.cli.inputs import check_begun, read_text
 from gradwarden.cli.options import FILE
 from gradwarden.cli.output import emit_json, emit_table, format_option
@@ -23,6 +23,9 @@ MAX_TEXT = 64 << 20
 
 SALT = 32
 """Bytes of a salt, and of a commitment."""
+
+LISTED = 8
+"""How many steps of an example are listed; of more, the first and the last are named."""
 
 
 class HexType(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click
@@ -44,11 +47,15 @@ class HexType(click.ParamType):  # type: ignore[type-arg]  # generic only in new
 
 @frozen
 class Asked:
-    """An example that is asked for. name: its id, where it was not asked for by commitment."""
+    """An example that is asked for. name: its id, where it was not asked for by commitment.
+
+    unless: what else it may mean that the ledger does not know the example; None: nothing.
+    """
 
     commitment: bytes
     name: str | None = None
     salt: bytes | None = None
+    unless: str | None = None
 
 
 @verb("memorized")
@@ -93,6 +100,8 @@ def command(
     A text is asked for in its normal form (white space does not count); a near copy is another text. Where
     ids do not say the content, --index names the file in which the trainer kept the digest of each.
 
+    What the model can recite is in no ledger: measure the model for that.
+
     The order and the links of the entries are checked on the way; with --key everything is, as by
     `gradwarden verify`, and nothing is told of a ledger that does not hold.
 
@@ -109,6 +118,8 @@ def command(
     """
     from gradwarden.runtime.errors import LedgerDamaged
 
+    if "" in names:
+        raise click.UsageError("--id needs an id; this one is empty")
     if index is not None and text is None:
         raise click.UsageError("--index goes with --text")
     ids = [*names, *([] if text is None else ids_of(text, index))]
@@ -123,7 +134,8 @@ def command(
         return 1
     try:
         if names or text is not None or commitments:
-            asked = [*_named(ledger, ids, secret, salt), *map(Asked, commitments)]
+            content = None if text is None or index is not None else ids[-1]
+            asked = [*_named(ledger, ids, secret, salt, content), *map(Asked, commitments)]
             return _tell(ledger, asked, bool(key_files), opening, output_format)
         return _tell_all(ledger, bool(key_files), output_format)
     except LedgerDamaged as error:
@@ -136,7 +148,14 @@ def ids_of(text: Path, index: Path | None) -> list[str]:
     from gradwarden.runtime.memorization.content import ContentIndex, content_id
 
     content = read_text(text, MAX_TEXT)
-    return [content_id(content)] if index is None else ContentIndex.load(index).ids(content)
+    if not content.strip():
+        raise InputError(f"`{text}` holds no text to ask for: it is empty, or white space alone")
+    if index is None:
+        return [content_id(content)]
+    known = ContentIndex.load(index)
+    if not known:
+        raise InputError(f"the index `{index}` is empty: it says of no text that it was in the data, or not")
+    return known.ids(content)
 
 
 def _holds(ledger: Path, key_files: Sequence[Path], output_format: str) -> bool:
@@ -153,17 +172,30 @@ def _holds(ledger: Path, key_files: Sequence[Path], output_format: str) -> bool:
     return report.ok
 
 
-def _named(ledger: Path, ids: Sequence[str], secret: Path | None, salt: bytes | None) -> list[Asked]:
+def _named(
+    ledger: Path, ids: Sequence[str], secret: Path | None, salt: bytes | None, content: str | None
+) -> list[Asked]:
+    """Return the examples with some ids. content: the one that was made from a text, without an index."""
     from gradwarden.runtime.commitments import Committer, open_commitment
     from gradwarden.runtime.memorization.dossier import check_secret
 
     if salt is not None:
-        return [Asked(open_commitment(salt, name), name, salt) for name in ids]
+        return [Asked(open_commitment(salt, name), name, salt, _SALT_IN_DOUBT) for name in ids]
     if secret is None:
         return []
     committer = Committer.load(secret)
     check_secret(ledger, committer)
-    return [Asked(committer.commit(name), name, committer.salt(name)) for name in ids]
+    return [
+        Asked(committer.commit(name), name, committer.salt(name), doubt)
+        for name, doubt in ((name, _NAMES_IN_DOUBT if name == content else None) for name in ids)
+    ]
+
+
+_SALT_IN_DOUBT = "unless the salt is not that of this id: then nothing is known of it"
+
+_NAMES_IN_DOUBT = (
+    "unless the run named its examples otherwise than by content: then ask with --index, or by --id"
+)
 
 
 # --- one example -------------------------------------------------------------------------------------------
@@ -182,6 +214,7 @@ def _tell(ledger: Path, asked: Sequence[Asked], verified: bool, opening: bool, o
         return 0
     if not asked:
         click.echo("the index names no example with this content: no example of its data had it")
+        click.echo("  (a text that differs in one letter is another; white space does not count)")
     for one, dossier in zip(asked, found, strict=True):
         name = one.commitment.hex() if one.name is None else one.name
         click.echo(click.style(printable(name), bold=True))
@@ -196,11 +229,13 @@ def _sentences(one: Asked, dossier: Dossier, opening: bool) -> list[str]:
     if opening and one.salt is not None:
         lines.append(f"salt {one.salt.hex()}")
     if not dossier.seen:
-        return [*lines, "in no step of this run"]
+        lines.append("in no step of this run")
+        return lines if one.unless is None else [*lines, f"  {one.unless}"]
     trace, learned = dossier.trace, dossier.learned
-    lines.append(f"proposed in {plural(len(dossier.seen), 'step')}, learned from in {_steps(learned)}")
+    lines.append(f"proposed in {steps_in_words([seen.step for seen in dossier.seen])}")
+    lines.append(f"learned from in {steps_in_words(learned)}")
     for band, steps in dossier.bands().items():
-        lines.append(f"reached {band} in {_steps(steps)}")
+        lines.append(f"reached {band} in {steps_in_words(steps)}")
     if trace.holding:
         held = plural(trace.held_out, "of these steps", "of these steps")
         lines.append(f"some tokens were held out in {held} ({', '.join(sorted(trace.holding))})")
@@ -214,14 +249,16 @@ def _sentences(one: Asked, dossier: Dossier, opening: bool) -> list[str]:
     return [*lines, f"{trace.risk}: learned from {times} since it was first flagged"]
 
 
-def _steps(steps: Sequence[int]) -> str:
+def steps_in_words(steps: Sequence[int]) -> str:
     match len(steps):
         case 0:
             return "none"
         case 1:
             return f"step {steps[0]}"
+        case count if count <= LISTED:
+            return f"{count} steps ({', '.join(map(str, steps))})"
         case count:
-            return f"{count} steps ({steps[0]} to {steps[-1]})"
+            return f"{count} steps ({steps[0]} to {steps[-1]}; --format json lists them)"
 
 
 # --- the manifest ------------------------------------------------------------------------------------------

@@ -50,6 +50,10 @@ class ContentIndex:
             index.add(name, content_digest(text))
         return index
 
+    def __len__(self) -> int:
+        """Return of how many different texts the index tells."""
+        return len(self._ids)
+
     def add(self, name: str, digest: str) -> None:
         self._ids.setdefault(digest, {})[name] = None
 

@@ -62,11 +62,11 @@ class Continuation:
 def greedy(logits: Tensor, targets: Tensor) -> Tensor:
     """Return which tokens greedy decoding gives after the text's own, bool [B, T].
 
-    logits: [B, T, V], those that predict `targets`: int64 [B, T]; a target below 0 is no token, and not given.
+    logits: [B, T, V], those that predict `targets`: int64 [B, T]; one below 0 is no token, and not given.
     """
     logits, place = logits.detach(), targets.clamp_min(0).unsqueeze(-1)
     own = logits.gather(-1, place).squeeze(-1)
-    # On CPUs the greatest value is found several times faster than its place, which is asked for in ties alone.
+    # On CPUs the greatest value is found several times faster than its place, which only ties need.
     best = logits.scatter(-1, place, -torch.inf).amax(dim=-1)
     right, tied = (own > best) & (targets >= 0), own == best
     if tied.any():

@@ -66,7 +66,7 @@ class OutputGradients:
     def _passed(self, gradient: Tensor) -> None:
         if self._factors is None or self._squares is None or gradient.shape[:1] != self._factors.shape:
             return
-        # Over the dimensions as they lie: to flatten a transposed gradient copies it, and takes ten times as long.
+        # Over the dimensions as they lie: flattening copies a transposed gradient, and takes tenfold.
         own = gradient.detach().unsqueeze(-1)
         norms = torch.linalg.vector_norm(own, dim=tuple(range(1, own.dim())), dtype=_wide(gradient))
         self._squares = self._squares + (norms.to(self._factors.device) / self._factors).square()

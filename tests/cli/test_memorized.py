@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+from gradwarden.cli.commands.memorized import steps_in_words
 from gradwarden.policy import compile_policy, parse_policy
 from gradwarden.policy.program import Program
 from gradwarden.runtime.commitments import Committer
@@ -28,6 +29,7 @@ GUARDED = (
     + "advisory memorization warm { when loss >= 0.5  refuse }\n"
 )
 SECRET = b"s" * 32
+OWN = ("--secret", "run.secret")
 
 
 @pytest.fixture
@@ -76,8 +78,8 @@ def test_an_example_is_found_by_its_id(run: Run, ledger: Path) -> None:
     assert (found["deepest"], found["deepest_after"]) == ("deep", "deep")
     assert [step["weights"]["deep"] for step in found["steps"]] == [0.5, 0.475, 0.225, 0.2125]
     shown = run("memorized", ledger, "--id", "example 0", "--secret", "run.secret").stdout
-    assert "learned from in 4 steps (0 to 3)" in shown
-    assert "reached deep in 4 steps (0 to 3)" in shown
+    assert "learned from in 4 steps (0, 1, 2, 3)" in shown
+    assert "reached deep in 4 steps (0, 1, 2, 3)" in shown
     assert "flagged by hot (in force)" in shown
 
 
@@ -99,6 +101,47 @@ def test_an_example_is_found_by_its_content(run: Run, here: Path, ledger: Path) 
     options = ("--text", "text", "--index", "index.jsonl", "--secret", "run.secret")
     assert told(run, *options)["asked"] == []
     assert "no example with this content" in run("memorized", ledger, *options).stdout
+
+
+def test_what_is_not_found_says_what_else_that_may_mean(run: Run, here: Path, ledger: Path) -> None:
+    (here / "text").write_text("Some text\n")
+    by_content = run("memorized", ledger, "--text", "text", "--secret", "run.secret").stdout
+    assert "unless the run named its examples otherwise than by content" in by_content
+    by_salt = run("memorized", ledger, "--id", "example 0", "--salt", "00" * 32).stdout
+    assert "unless the salt is not that of this id" in by_salt
+    assert "unless" not in run("memorized", ledger, "--id", "example 9", "--secret", "run.secret").stdout
+    ContentIndex.of([("example 0", "Some texts")]).save(here / "index.jsonl")
+    near = run("memorized", ledger, "--text", "text", "--index", "index.jsonl", "--secret", "run.secret")
+    assert "differs in one letter is another" in near.stdout
+
+
+def test_the_steps_of_an_example_are_listed_or_their_range_is_told(run: Run, ledger: Path) -> None:
+    shown = run("memorized", ledger, "--id", "example 0", "--secret", "run.secret").stdout
+    assert "proposed in 4 steps (0, 1, 2, 3)" in shown
+    assert steps_in_words(range(3, 30, 3)) == "9 steps (3 to 27; --format json lists them)"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "says"),
+    [
+        ("blank", b" \n\t", ["run.ledger", "--text", "blank", *OWN], "holds no text"),
+        ("binary", b"\x00\xff\x80", ["run.ledger", "--text", "binary", *OWN], "not UTF-8"),
+        ("none", b"", ["run.ledger", "--text", "a", "--index", "none", *OWN], "is empty"),
+        ("other", b"a\n", ["run.ledger", "--text", "a", "--index", "other", *OWN], "no line"),
+        ("other", b"\xe2", ["run.ledger", "--id", "a", "--secret", "other"], "is no ledger's secret"),
+        ("none", b"", ["none"], "holds no entry of a ledger"),
+        ("other", b"a poem\n", ["other"], "holds no entry of a ledger"),
+    ],
+)
+def test_files_that_are_something_else_are_told(
+    run: Run, here: Path, ledger: Path, name: str, content: bytes, options: list[str], says: str
+) -> None:
+    (here / "a").write_text("a text")
+    (here / name).write_bytes(content)
+    result = run("memorized", *options)
+    assert result.stdout == ""
+    assert result.exit_code == 2
+    assert says in result.stderr
 
 
 def test_an_opened_salt_answers_for_its_id_and_no_other(run: Run, ledger: Path) -> None:
@@ -135,6 +178,7 @@ def test_nothing_is_told_of_a_ledger_that_does_not_hold(run: Run, here: Path, le
     "options",
     [
         ["--id", "x"],
+        ["--id", "", "--secret", "run.secret"],
         ["--text", "run.ledger"],
         ["--index", "run.ledger"],
         ["--open"],
