@@ -39,10 +39,18 @@ def agreed_uses(passes: Passes, found: Uses, wanted: Sequence[int], due: bool, b
     seen = [[key in found.ordinary for key in wanted], [key in found.weighing for key in wanted]]
     lacks = [not (ordinary or weighing) for ordinary, weighing in zip(*seen, strict=True)]
     count = len(found.calls)
-    facts = [int(due), count, -count, *map(int, seen[0]), *map(int, seen[1]), *map(int, lacks)]
+    facts = [
+        int(due),
+        int(found.narrow),
+        count,
+        -count,
+        *map(int, seen[0]),
+        *map(int, seen[1]),
+        *map(int, lacks),
+    ]
     merged = passes.largest(torch.tensor(facts, dtype=torch.int32, device="cpu"))
-    some, most, least = merged[:3].tolist()
-    ordinary, weighing, lacked = merged[3:].bool().view(3, -1).tolist()
+    some, narrow, most, least = merged[:4].tolist()
+    ordinary, weighing, lacked = merged[4:].bool().view(3, -1).tolist()
     for place, key in enumerate(wanted):
         if lacked[place] and (ordinary[place] or weighing[place]):
             raise MaskError(
@@ -53,6 +61,7 @@ def agreed_uses(passes: Passes, found: Uses, wanted: Sequence[int], due: bool, b
         found,
         ordinary={key for key, any_ in zip(wanted, ordinary, strict=True) if any_},
         weighing={key for key, any_ in zip(wanted, weighing, strict=True) if any_},
+        narrow=bool(narrow),
     )
     return Accord(common, bool(some), alike=most == -least)
 

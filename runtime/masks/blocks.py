@@ -15,18 +15,14 @@ from torch.utils import _pytree as pytree
 
 from gradwarden.runtime.masks.bands import BandIndex
 from gradwarden.runtime.masks.layout import Layout
+from gradwarden.runtime.masks.narrow import NARROW, narrows_within
 from gradwarden.runtime.masks.planner import BlockCost
 from gradwarden.runtime.masks.sites import Site
-from gradwarden.runtime.masks.walk import nodes
 
 Leaves = list[Any]
 
 _CONSTANTS = (type(None), bool, int, float, str, torch.dtype, torch.device)
 """Arguments that mean the same for any part of a batch."""
-
-
-NARROW = (torch.float16,)
-"""Precisions whose range leaves no room for scaling gradients."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,11 +241,7 @@ def _narrow_within(inputs: Leaves, outputs: Leaves) -> bool:
     came, goes = (
         [leaf.grad_fn for leaf in leaves if isinstance(leaf, Tensor)] for leaves in (inputs, outputs)
     )
-    return any(
-        meta is not None and meta.dtype in NARROW
-        for node in nodes(goes, stops=came)
-        for meta in node._input_metadata
-    )
+    return narrows_within(goes, stops=came)
 
 
 def learn(

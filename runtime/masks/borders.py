@@ -26,7 +26,6 @@ from torch.autograd import Function
 from gradwarden.policy.context import FloatArray
 from gradwarden.runtime.masks.bands import bands_in
 from gradwarden.runtime.masks.blocks import (
-    NARROW,
     Block,
     Given,
     Leaves,
@@ -37,9 +36,10 @@ from gradwarden.runtime.masks.blocks import (
 )
 from gradwarden.runtime.masks.call import differentiable_once
 from gradwarden.runtime.masks.layout import Layout
+from gradwarden.runtime.masks.narrow import NARROW
 from gradwarden.runtime.masks.parts import Run, UnlikePartsError
-from gradwarden.runtime.masks.plan import LIMIT, Plan
-from gradwarden.runtime.masks.rows import Columns, Rows
+from gradwarden.runtime.masks.plan import Plan
+from gradwarden.runtime.masks.rows import LIMIT, Columns, Rows
 from gradwarden.runtime.masks.sites import Site
 
 

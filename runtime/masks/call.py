@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gradwarden.runtime.errors import MaskError
 from gradwarden.runtime.masks.layout import Layout
+from gradwarden.runtime.masks.narrow import NARROW
 from gradwarden.runtime.masks.plan import Plan
 from gradwarden.runtime.masks.rows import Rows
 from gradwarden.runtime.masks.unitwise import Owners, Unitwise
@@ -94,7 +95,10 @@ class Call:
         gauge = self.plan.mode.gauge
         if gauge is not None:
             gauge.take(self, parameters)
-        return parameters.summed(self.weight_rows(), self.bias_rows())
+        rows, bias_rows = self.weight_rows(), self.bias_rows()
+        if parameters.grad.dtype in NARROW:
+            return _by_octave(parameters, rows, bias_rows)
+        return parameters.summed(rows, bias_rows)
 
     def _rows(self, rows: Rows, place: int) -> Rows | None:
         mode, key = self.plan.mode, self.ids[place]
@@ -138,6 +142,38 @@ class Call:
         return result
 
 
+def _by_octave(
+    parameters: Parameters, rows: Rows | None, bias_rows: Rows | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return what `summed` does, with sums of rows of like weights, so that no weight leaves the range."""
+    if rows is bias_rows:
+        return _scaled_sums(rows, lambda some: parameters.summed(some, some))
+    weight, _ = _scaled_sums(rows, lambda some: parameters.summed(some, None))
+    _, bias = _scaled_sums(bias_rows, lambda some: parameters.summed(None, some))
+    return weight, bias
+
+
+def _scaled_sums(
+    rows: Rows | None, summed: Callable[[Rows | None], tuple[Tensor | None, Tensor | None]]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the sums over all octaves of some rows, added up in a wide precision."""
+    if rows is None or rows.empty or (rows.weights is None and rows.factor == 1.0):
+        return summed(rows)
+    totals: list[Tensor | None] = [None, None]
+    kinds: list[torch.dtype | None] = [None, None]
+    for scale, some in rows.octaves:
+        for place, part in enumerate(summed(some)):
+            if part is None:
+                continue
+            total, kinds[place] = totals[place], part.dtype
+            wide = part.to(torch.promote_types(part.dtype, torch.float32)) * scale
+            totals[place] = wide if total is None else total.add_(wide)
+    weight, bias = (
+        None if total is None else total.to(kind) for total, kind in zip(totals, kinds, strict=True)
+    )
+    return weight, bias
+
+
 def differentiable_once(backward: Backward) -> Backward:
     """Let a backward pass refuse to be differentiated itself.
 
@@ -178,7 +214,7 @@ def row_sum(rows: Rows, layout: Layout, grad: Tensor, rank: int) -> Tensor:
     if rows.weights is None:
         return scaled(matrix.sum(0), rows).view(shape)
     ones = grad.new_ones((1,)).expand(*picked.shape[: picked.dim() - rank], *[1] * rank)
-    return (matrix.t() @ rows.weigh(ones, layout).reshape(-1)).view(shape)
+    return scaled(matrix.t() @ rows.weigh(ones, layout).reshape(-1), rows).view(shape)
 
 
 def at_its_precision(tensor: Tensor, dtype: torch.dtype | None) -> AbstractContextManager[Any]:

@@ -18,7 +18,7 @@ from gradwarden.runtime.masks.batch import require_graph
 from gradwarden.runtime.masks.call import Call
 from gradwarden.runtime.masks.detaching import refuse_loose
 from gradwarden.runtime.masks.forward import Forward
-from gradwarden.runtime.masks.graph import Uses, uses
+from gradwarden.runtime.masks.graph import Uses, narrows, uses
 from gradwarden.runtime.masks.passes import Passes
 from gradwarden.runtime.masks.places import Places
 from gradwarden.runtime.masks.plan import Plan
@@ -48,7 +48,7 @@ class Differentiation:
         forward, top = self.forward, None
         if classes is None and units is None and gauge is None and forward.scales and not forward.collective:
             top = self.places.dearest_outside()
-        plan = Plan.of(weights, self.places.costs, classes, units, top)
+        plan = Plan.of(weights, self.places.costs, classes, units, top, forward.narrow)
         plan.gauge = gauge
         return plan
 
@@ -146,6 +146,9 @@ class Differentiation:
         Where rows are misplaced, everything is taken apart: without weights, layers are right about any row.
         """
         if plan.trivial:
+            if plan.mode.scaling and not plan.mode.narrow and passes.most(narrows(losses)):
+                self.forward.narrow = True
+                return frozenset(wanted), {}, []
             return frozenset(), {}, []
         found = uses(losses, {key: self.bands.home[key] for key in wanted}, plan.plainly)
         self._refuse_leaks(found)
@@ -161,6 +164,12 @@ class Differentiation:
         if found.shared:
             for block in found.shared:
                 block.shares = True
+            return frozenset(wanted), {}, []
+        if found.strained:
+            self._refuse_scaling("some of them compute in float16, and did not when the model was probed")
+        if found.strained or (found.narrow and not plan.mode.narrow):
+            # What is taken apart is scaled by nothing on its way.
+            self.forward.narrow = True
             return frozenset(wanted), {}, []
         if accord.due:
             self._check.confirm(plan, losses, accord, normaliser, passes)

@@ -53,7 +53,8 @@ class Forward(Present):
     probing: whether the model is being tried. replaying: whether a backward pass is running, in which layers
     may be recomputed. scales: whether blocks may be scaled at their borders. freezing: whether rows that may
     not shape a block go through it with its parameters frozen; None: where that pays. given_up: ids of the
-    layers that go the reference way. cut: the tensors that pieces have cut out of the graph.
+    layers that go the reference way. narrow: whether some part of the model has been seen to compute in a
+    precision of narrow range. cut: the tensors that pieces have cut out of the graph.
     """
 
     def __init__(self, places: Places, *, detached: bool, collective: bool) -> None:
@@ -66,6 +67,7 @@ class Forward(Present):
         self.plain = self.probing = self.replaying = False
         self.given_up: frozenset[int] = frozenset()
         self.scales = True
+        self.narrow = False
         self.freezing: bool | None = None
         self.cut: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
         self._joined, self._left = Joined(), Left()

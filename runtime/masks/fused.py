@@ -33,6 +33,7 @@ from gradwarden.runtime.masks.differentiation import Differentiation
 from gradwarden.runtime.masks.examination import Examination
 from gradwarden.runtime.masks.forward import Forward
 from gradwarden.runtime.masks.mixing import refuse_mixing, suspects
+from gradwarden.runtime.masks.narrow import autocast_narrows
 from gradwarden.runtime.masks.passes import Passes
 from gradwarden.runtime.masks.places import Places
 from gradwarden.runtime.masks.plan import Plan
@@ -185,6 +186,10 @@ class FusedEngine:
             return
         if forward.pending is not None:
             self._examine(args, kwargs, forward.pending)
+        if forward.pending is not None and not forward.pending.mode.narrow:
+            forward.narrow = forward.narrow or autocast_narrows()
+            if forward.narrow:
+                self._arm_again(self, forward.pending)
         plan = forward.pending or forward.plan
         if plan is None or self._reference is not None:
             return
@@ -216,8 +221,13 @@ class FusedEngine:
         self.notes.append(f"the fused engine is not used: {reason}")
         warnings.warn(f"gradwarden: masks use the slower `split` engine: {reason}", stacklevel=2)
         self._reference = SplitEngine(self._model, self._declared, passes=self._passes)
+        self._arm_again(self._reference, armed)
+
+    @staticmethod
+    def _arm_again(engine: FusedEngine | SplitEngine, armed: Plan) -> None:
+        """Arm an engine with the batch of a plan."""
         examples = armed.examples
-        self._reference.arm(
+        engine.arm(
             examples.weights,
             armed.owners,
             classes=armed.classes,

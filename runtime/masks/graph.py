@@ -13,6 +13,7 @@ from torch import Tensor
 from gradwarden.runtime.masks.blocks import Block
 from gradwarden.runtime.masks.borders import BorderRows, ScaledPlan
 from gradwarden.runtime.masks.layers import OPERATIONS
+from gradwarden.runtime.masks.narrow import narrow_at
 from gradwarden.runtime.masks.parts import JoinRows
 from gradwarden.runtime.masks.pieces import PieceRows
 from gradwarden.runtime.masks.sites import Site
@@ -40,7 +41,7 @@ _DETAILS = {
 }
 """Operations that place rows by numbers, and the numbers."""
 
-_LAYER, _BORDER, _JOIN, _MOVER = "layer", "border", "join", "mover"
+_LAYER, _BORDER, _JOIN, _MOVER, _CAST = "layer", "border", "join", "mover", "cast"
 """What nodes are that are more than an operation: see `Uses`."""
 
 _roles: dict[type, str] = {}
@@ -58,8 +59,9 @@ class Uses:
     parts were joined. borders: those where gradients are scaled. crossed: whether gradients come into a
     scaled block, or out of it, by another way than those. shared: blocks whose results go to others too than
     the block that has taken their borders for its own. moved: whether rows of a weighing layer's output
-    are placed by content before they reach the losses. sign: equal for graphs of the same operations, wired
-    the same way.
+    are placed by content before they reach the losses. narrow: whether some part computes in a precision of
+    narrow range; strained: whether one does so within a scaled block. sign: equal for graphs of the same
+    operations, wired the same way.
     """
 
     ordinary: set[int]
@@ -72,6 +74,8 @@ class Uses:
     crossed: bool
     shared: Sequence[Block | Site]
     moved: bool
+    narrow: bool
+    strained: bool
     sign: int
 
 
@@ -88,7 +92,7 @@ def uses(losses: Tensor, parameters: Mapping[int, int], plainly: int = 0) -> Use
     leaves: list[Tensor] = []
     special: dict[str, list[Any]] = {_LAYER: [], _BORDER: [], _JOIN: [], _MOVER: []}
     sign: list[Any] = []
-    crossed = False
+    crossed = narrow = strained = False
     shared: list[Block | Site] = []
     leaf_kind, roles, new = _leaf_kind(), _roles, object()
     pending: list[Any] = [losses.grad_fn]
@@ -102,7 +106,9 @@ def uses(losses: Tensor, parameters: Mapping[int, int], plainly: int = 0) -> Use
         if role is None:
             role = _learn(kind)
         sign.append(kind)
-        if role:
+        if (role is _CAST or role is _LAYER) and (narrow_at(node) or _narrow_piece(node)):
+            narrow, strained = True, strained or inside is not None
+        if role and role is not _CAST:
             if role is _LAYER:
                 crossed = crossed or _plan_of(node) is not inside
             elif role is _BORDER:
@@ -142,7 +148,8 @@ def uses(losses: Tensor, parameters: Mapping[int, int], plainly: int = 0) -> Use
     moved = _above_a_layer(special[_MOVER])
     calls, joins, borders = special[_LAYER], special[_JOIN], special[_BORDER]
     total = hash(tuple(sign))
-    return Uses(ordinary, weighing, amiss, leaves, calls, joins, borders, crossed, shared, moved, total)
+    ways = (crossed, shared, moved, narrow, strained)
+    return Uses(ordinary, weighing, amiss, leaves, calls, joins, borders, *ways, total)
 
 
 def ends(losses: Tensor, nodes: Collection[Any]) -> list[Any]:
@@ -167,6 +174,17 @@ def _plan_of(node: Any) -> ScaledPlan | None:
     """Return the plan of the scaled block that a weighing layer or a piece has been run in."""
     plan = (getattr(node, "call", None) or node.run).plan
     return plan if isinstance(plan, ScaledPlan) else None
+
+
+def _narrow_piece(node: Any) -> bool:
+    """Return whether a node is that of a piece that computes in a precision of narrow range."""
+    run = getattr(node, "run", None)
+    return run is not None and bool(run.narrow)
+
+
+def narrows(losses: Tensor) -> bool:
+    """Return whether some part of a graph without weighing layers computes in a precision of narrow range."""
+    return any(narrow_at(node) for node in nodes([losses.grad_fn]) if _name(type(node)) == "ToCopy")
 
 
 def coarsest(losses: Tensor) -> float:
@@ -199,6 +217,9 @@ def _learn(kind: type) -> str:
         role = _BORDER if own is BorderRows else _JOIN
     else:
         name = _name(kind)
+        if name == "ToCopy":
+            _roles[kind] = _CAST
+            return _CAST
         watched = name in _MOVERS or name in _DETAILS or name in ("Bmm", "Gather", "Mm")
         role = _MOVER if watched or name.startswith("Nested") else ""
     _roles[kind] = role

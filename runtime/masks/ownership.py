@@ -8,7 +8,8 @@ Examples without weight count with 0, so their rows must have no gradient at all
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from gradwarden.runtime.masks.passes import Passes, gradients_of
 from gradwarden.runtime.masks.plan import Plan
 
 _SEED = 31
+_ROOM = 12
+"""Up to which power of two gradients are raised, to see them apart from what a narrow range cuts off."""
 _SIGNS = 4096
 """How many shapes of graph are remembered."""
 
@@ -58,7 +61,7 @@ def misplaced(
 
     nodes: of weighing layers, of pieces, and of the borders and joints of blocks. Two backward passes, in a
     plan that is `raw` and wants no parameter; more where some row looks wrong, on any process of a collective
-    run. Rows whose gradient is not finite are not compared.
+    run, and with larger losses where the range is narrow. Rows whose gradient is not finite are not compared.
     """
     placed: list[Placed] = [(node, *place) for node in nodes for place in _places(node)]
     placed = [entry for entry in placed if entry[2].whole is plan]
@@ -71,6 +74,11 @@ def misplaced(
     numbers = 0.25 + 0.75 * torch.rand(examples.batch, generator=generator, dtype=torch.float64, device="cpu")
     plain = _digests(losses, live, placed)
     suspects = _unlike(losses, live, numbers, plain, placed)
+    if plan.mode.narrow and passes.most(len(suspects)):
+        # What the range cuts off is not scaled by any number either. There is room above.
+        live = live * _room(plain)
+        plain = _digests(losses, live, placed)
+        suspects = _unlike(losses, live, numbers, plain, placed)
     rounds = (examples.batch - 1).bit_length() // 3 + 1 if suspects else 0
     rounds = int(passes.largest(torch.tensor([rounds], dtype=torch.int32, device="cpu"))[0])
     # What is nothing but rounding (the gradient of a student that equals its teacher) is not scaled by just
@@ -81,6 +89,12 @@ def misplaced(
         powers = 2.0 ** -((torch.arange(examples.batch, device="cpu") >> 3 * digit) % 8).to(torch.float64)
         confirmed |= {node for node, *_ in _unlike(losses, live, powers, plain, looked_at)}
     return [node for node in dict.fromkeys(node for node, *_ in suspects) if node in confirmed]
+
+
+def _room(digests: Mapping[tuple[Any, int], Digest]) -> float:
+    """Return a power of two by which the largest row of some gradients comes well into range."""
+    largest = max((float(found.scale) for found in digests.values() if found.scale is not None), default=0.0)
+    return max(2.0 ** (_ROOM - math.frexp(largest)[1]), 1.0) if largest else 1.0
 
 
 def _digests(losses: Tensor, factors: Tensor, placed: Sequence[Placed]) -> dict[tuple[Any, int], Digest]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gradwarden.runtime.masks.differentiation import Differentiation
 from gradwarden.runtime.masks.graph import coarsest
 from gradwarden.runtime.masks.layout import Layout
+from gradwarden.runtime.masks.narrow import narrows_within
 from gradwarden.runtime.masks.ownership import Digest, proportional
 from gradwarden.runtime.masks.packed_trial import Located, PackedTrial, refuse_crossing
 from gradwarden.runtime.masks.passes import Passes
@@ -40,6 +41,7 @@ def learn_positions(engine: Differentiation, trial: PackedTrial) -> None:
         recorder = Recorder()
         with engine.forward.recording(recorder):
             losses = _losses(trial, trial.outputs(), located)
+        engine.forward.narrow = engine.forward.narrow or narrows_within([losses.grad_fn])
         for site in engine.places.sites:
             site.positions.clear()
         _locate(recorder, trial, losses)

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gradwarden.runtime.masks.call import differentiable_once
 from gradwarden.runtime.masks.layout import Layout
+from gradwarden.runtime.masks.narrow import narrows_within
 from gradwarden.runtime.masks.plan import Plan
 from gradwarden.runtime.masks.rows import Rows
 from gradwarden.runtime.masks.sink import Gauge
@@ -95,8 +96,8 @@ class Run:
 
     inputs: those that need a gradient, cut off from the graph. parameters: those that some row counts for;
     rows: which. outputs: those that can be differentiated; layouts: where their examples lie, None where that
-    is not known. given: what the user's rule is to be given. homes: the band of each parameter, where a gauge
-    looks on.
+    is not known. given: what the user's rule is to be given. narrow: whether it computes in a precision of
+    narrow range. homes: the band of each parameter, where a gauge looks on.
     """
 
     piece: Piece
@@ -107,6 +108,7 @@ class Run:
     outputs: Sequence[Tensor]
     layouts: Sequence[Layout | None]
     given: Tensor | None
+    narrow: bool = False
     homes: Sequence[int | None] = ()
 
     @property
@@ -122,11 +124,15 @@ class Run:
         keep = _keeps_graph()
         found: dict[int, Tensor | None] = {}
         parts = list(self._parts(grads, needed))
-        for number, (wanted, part, rows) in enumerate(parts):
+        for number, (wanted, part, scale) in enumerate(parts):
             retain = keep or number + 1 < len(parts)
             for place, gradient in zip(wanted, self._differentiate(wanted, part, retain), strict=True):
-                factor = 1.0 if place < len(self.inputs) or rows is None else rows.factor
-                found[place] = gradient if factor == 1.0 or gradient is None else gradient * factor
+                if gradient is None:
+                    continue
+                if place >= len(self.inputs) and scale != 1.0:
+                    gradient = gradient * scale
+                before = found.get(place)
+                found[place] = gradient if before is None else before + gradient
         if not keep:
             self.outputs = ()
         return [found.get(place) for place in range(len(needed))]
@@ -158,10 +164,11 @@ class Run:
 
     def _parts(
         self, grads: Sequence[Tensor | None], needed: Sequence[bool]
-    ) -> Iterable[tuple[list[int], list[Tensor | None], Rows | None]]:
-        """Yield which gradients are taken together (numbers of inputs, then parameters), from what, for whom.
+    ) -> Iterable[tuple[list[int], list[Tensor | None], float]]:
+        """Yield which gradients are taken together (numbers of inputs, then parameters), and from what.
 
-        Those of the inputs go with those of parameters for which all rows count alike.
+        With it goes what those of parameters are to be times. Those of the inputs go with those of parameters
+        for which all rows count alike. Rows of unlike weights are taken apart where the range is narrow.
         """
         first = len(self.inputs)
         together = [place for place in range(first) if needed[place]]
@@ -178,13 +185,14 @@ class Run:
             else:
                 apart.setdefault(id(rows), (rows, []))[1].append(place)
         if together:
-            yield together, list(grads), common
+            yield together, list(grads), 1.0 if common is None else common.factor
         for rows, places in apart.values():
-            weighed = [
-                grad if grad is None or layout is None else _weighed(grad, rows, layout)
-                for grad, layout in zip(grads, self.layouts, strict=True)
-            ]
-            yield places, weighed, rows
+            for scale, some in rows.octaves if self.narrow else [(rows.factor, rows)]:
+                weighed = [
+                    grad if grad is None or layout is None else _weighed(grad, some, layout)
+                    for grad, layout in zip(grads, self.layouts, strict=True)
+                ]
+                yield places, weighed, scale
 
     def _differentiate(
         self, wanted: Sequence[int], grads: Sequence[Tensor | None], retain: bool
@@ -255,11 +263,14 @@ def run_piece(
         return result
     if not _self_contained(outputs, {*map(id, inner.values()), *map(id, piece.parameters)}):
         return piece.stock(*args, **kwargs)
+    narrow = narrows_within(output.grad_fn for output in outputs)
     layouts = [piece.layout(floating.index(place), results[place], plan.batch) for place in places]
     alone = len(leaves) == len(args) == len(results) == 1 and isinstance(leaves[0], Tensor)
     given = leaves[0].detach() if alone else None
     rows = tuple(counting.values())
-    run = Run(piece, plan, tuple(inner.values()), tuple(counting), rows, outputs, layouts, given, homes)
+    run = Run(
+        piece, plan, tuple(inner.values()), tuple(counting), rows, outputs, layouts, given, narrow, homes
+    )
     function = PieceRows if run.placed else UnplacedRows
     attached = function.apply(run, *outer.values(), *counting)  # type: ignore[no-untyped-call]
     for place, output in zip(places, attached, strict=True):

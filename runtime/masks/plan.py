@@ -13,15 +13,12 @@ from torch import Tensor
 
 from gradwarden.policy.context import FloatArray
 from gradwarden.runtime.masks.bands import bands_in
-from gradwarden.runtime.masks.rows import Columns, Rows, relative, row_factors
+from gradwarden.runtime.masks.rows import LIMIT, Columns, Rows, relative, row_factors
 from gradwarden.runtime.masks.sink import Gauge, Sink
 from gradwarden.runtime.masks.unitwise import Owners
 
 if TYPE_CHECKING:
     from gradwarden.runtime.masks.borders import Ratios
-
-LIMIT = 2.0**16
-"""How far the weights of a band may be from the factors. Gradients times less might underflow."""
 
 
 @dataclass(slots=True)
@@ -34,6 +31,8 @@ class Mode:
     misplaced: whether rows have been found that are not those of the examples they are credited to.
     given_up: ids of the layers that go the reference way, as known before the forward pass.
     open: while set, nothing stops the flow of gradients through layers, whatever the semantics.
+    narrow: whether some part of the model is known to compute in a precision of narrow range (`narrow`).
+    scaling: whether the loss of some example is scaled, on this process or another.
     whole_inputs: whether input gradients are needed for every row, because the caller's inputs ask for them.
     sink: while set, layers hand it the gradients of private examples. gauge: while set, layers show it
     those of the public ones.
@@ -46,6 +45,8 @@ class Mode:
     only: frozenset[int] | None = None
     skip: frozenset[int] = frozenset()
     loose: frozenset[int] = frozenset()
+    narrow: bool = False
+    scaling: bool = False
     whole_inputs: bool = False
     sink: Sink | None = None
     gauge: Gauge | None = None
@@ -151,15 +152,19 @@ class Plan:
         classes: Tensor | None = None,
         units: Tensor | None = None,
         top: int | None = None,
+        narrow: bool = False,
     ) -> Plan:
         """Return the plan of a whole batch. costs: the price of weighing each band.
 
         top: the band that it is best to spare the weighing, where every example may shape every band.
+        narrow: see `Mode`.
         """
-        factors = None if top is None else _factors_of(weights, top)
-        factors = row_factors(weights, costs, classes) if factors is None else factors
-        class_factors = None if classes is None else row_factors(classes, costs)
-        return cls(weights, factors, Mode(), classes=classes, class_factors=class_factors, units=units)
+        factors = None if top is None or narrow else _factors_of(weights, top)
+        factors = row_factors(weights, costs, classes, narrow) if factors is None else factors
+        class_factors = None if classes is None else row_factors(classes, costs, narrow=narrow)
+        scales = (factors if class_factors is None else class_factors).numpy()
+        mode = Mode(narrow=narrow, scaling=bool(((scales != 0.0) & (scales != 1.0)).any()))
+        return cls(weights, factors, mode, classes=classes, class_factors=class_factors, units=units)
 
     def part(self, rows: Rows) -> Plan:
         """Return the plan of some of the examples, run by themselves; the same one for the same rows."""
@@ -397,7 +402,7 @@ class Plan:
 
 
 def _factors_of(weights: Tensor, band: int) -> Tensor | None:
-    """Return a band's weights as factors, None where others are 0 or too far from them.
+    """Return a band's weights as factors, None where they, or others from them, are too far from 1, or 0.
 
     weights: float64 [B, bands].
     """
@@ -405,6 +410,8 @@ def _factors_of(weights: Tensor, band: int) -> Tensor | None:
     factors = array[:, band]
     least, most = array.min(axis=1, initial=np.inf), array.max(axis=1, initial=0.0)
     if not ((least > 0.0) & (least * LIMIT >= factors) & (most <= factors * LIMIT)).all():
+        return None
+    if not ((factors >= 1.0 / LIMIT) & (factors <= LIMIT)).all():
         return None
     return torch.from_numpy(factors.copy())
 

@@ -25,6 +25,7 @@ from gradwarden.runtime.masks.differentiation import Differentiation
 from gradwarden.runtime.masks.graph import coarsest, uses
 from gradwarden.runtime.masks.layers import Embedding
 from gradwarden.runtime.masks.layout import Layout, candidates, confirmed
+from gradwarden.runtime.masks.narrow import narrows_within
 from gradwarden.runtime.masks.pieces import Piece
 from gradwarden.runtime.masks.plan import Plan
 from gradwarden.runtime.masks.recorder import Recorder
@@ -179,6 +180,7 @@ def _learn(engine: Differentiation, trial: Trial, located: Located) -> list[dict
         trial.run(_EXAMPLES[: SIZES[0]])
     with engine.forward.recording(large):
         losses = _losses(trial.run(_EXAMPLES), located)
+    engine.forward.narrow = engine.forward.narrow or narrows_within([losses.grad_fn])
     parameters = _trainable(engine)
     outputs = [y for calls in large.outputs.values() for y in calls if y.requires_grad]
     outputs += [x for calls in large.blocks.values() for call in calls for x in call.tensors]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,11 +12,16 @@ from torch import Tensor
 from gradwarden.policy.context import FloatArray
 from gradwarden.runtime.masks.layout import Layout
 
+LIMIT = 2.0**16
+"""How far factors may be from 1, and the weights of a band from the factors. Gradients times less might
+underflow."""
+
 
 class Rows:
     """The examples of a batch with a positive weight, and their weights.
 
-    Weights are `factor` for every chosen example where `weights` is None, else one for each of them. chosen:
+    Weights are `factor` for every chosen example where `weights` is None, else `factor` times one for each of
+    them; it is not 1 then where all are far from 1. chosen:
     int64 [count]. span: the first and the count of the chosen examples where they are adjacent. empty, whole,
     plain: whether none is chosen; whether every one is; whether every one is, with weight 1. idle: whether no
     gradient is due, not even the zeros that other processes may await.
@@ -25,6 +31,7 @@ class Rows:
     __slots__ = (
         *(
             "_indices",
+            "_octaves",
             "_stretches",
             "_weights",
             "batch",
@@ -58,8 +65,9 @@ class Rows:
         first = weights[0] if weights else 1.0
         equal = weights.count(first) == len(weights)
         ends = (chosen[0], chosen[-1]) if chosen else None
-        given = None if equal else torch.from_numpy(np.array(weights))
-        self._set(len(values), _index_of(chosen), given, first if equal else 1.0, ends)
+        factor = first if equal else _far(max(weights))
+        given = None if equal else torch.from_numpy(np.array(weights) / factor)
+        self._set(len(values), _index_of(chosen), given, factor, ends)
 
     def _set(
         self,
@@ -80,6 +88,7 @@ class Rows:
         self.empty = count == 0
         self.whole = count == batch
         self.plain = self.whole and weights is None and factor == 1.0
+        self._octaves: tuple[tuple[float, Rows], ...] | None = None
         self._stretches: list[tuple[int, int]] | None = None
         self._indices: dict[tuple[object, ...], Tensor] = {}
         self._weights: dict[tuple[object, ...], Tensor] = {}
@@ -110,6 +119,29 @@ class Rows:
         rows._set(batch, _index_of(chosen), None, 1.0, ends)
         rows.idle = rows.empty
         return rows
+
+    @property
+    def octaves(self) -> Sequence[tuple[float, Rows]]:
+        """The same rows, in groups of weights from 1/2 to 1, and what the sum of each is to be times."""
+        if self._octaves is None:
+            if self.weights is None:
+                groups: list[tuple[float, Tensor, Tensor | None]] = [(self.factor, self.chosen, None)]
+            else:
+                halves, powers = torch.frexp(self.weights)
+                each = [(self.factor * 2.0**power, powers == power) for power in sorted(set(powers.tolist()))]
+                groups = [(scale, self.chosen[own], halves[own]) for scale, own in each]
+            self._octaves = tuple(self._octave(*group) for group in groups)
+        return self._octaves
+
+    def _octave(self, scale: float, chosen: Tensor, weights: Tensor | None) -> tuple[float, Rows]:
+        """Return some of the rows, with these weights (None: 1), and what their sum is to be times."""
+        rows = Rows.__new__(Rows)
+        if weights is not None and bool((weights == weights[0]).all()):
+            scale, weights = scale * float(weights[0]), None
+        ends = (int(chosen[0]), int(chosen[-1])) if len(chosen) else None
+        rows._set(self.batch, chosen, weights, 1.0, ends)
+        rows.idle = self.idle
+        return scale, rows
 
     def others(self) -> Rows:
         """Return the examples that are not chosen, with weight 1."""
@@ -231,21 +263,27 @@ class Columns(Sequence[Rows]):
         return self._rows[band]
 
 
-def row_factors(weights: Tensor, costs: Sequence[float], step: Tensor | None = None) -> Tensor:
+def row_factors(
+    weights: Tensor, costs: Sequence[float], step: Tensor | None = None, narrow: bool = False
+) -> Tensor:
     """Return a positive factor for each example, 0 for those without any weight: float64 [B].
 
     Back-propagation is linear, so an example's loss may be scaled by its factor and its weights divided by
     it. The factors are chosen so that the bands that then need weighing are the cheapest: `costs` has the
     price of weighing each band (its number of parameters). weights: float64 [B, bands]. step: the weights
-    that the choice is made for, [N, bands], those of the batch among them; None: its own.
+    that the choice is made for, [N, bands], those of the batch among them; None: its own. narrow: whether
+    gradients bear no scaling, so that every factor is 1 (`narrow`). They bear none beyond `LIMIT` anyway.
     """
+    if narrow:
+        return weights.gt(0).any(dim=1).to(torch.float64)
     array = (weights if step is None else step).numpy()
     fractional = bool(((array != 0.0) & (array != 1.0)).any())
     factors = _choices(array, fractional)
     scaled = array / np.where(factors > 0, factors, 1.0)[:, :, None]
     least = np.where(scaled > 0, scaled, np.inf).min(axis=1, initial=np.inf)
     uneven = np.isfinite(least) & (least != scaled.max(axis=1, initial=0.0))
-    best = int((uneven @ np.asarray(costs)).argmin())
+    borne = ((factors == 0.0) | (factors >= 1.0 / LIMIT) & (factors <= LIMIT)).all(axis=1)
+    best = int(np.where(borne, uneven @ np.asarray(costs), np.inf).argmin())
     return torch.from_numpy(factors[best] if step is None else _choices(weights.numpy(), fractional)[best])
 
 
@@ -256,6 +294,11 @@ def _choices(weights: FloatArray, fractional: bool) -> FloatArray:
     if fractional:
         choices += [np.where(column > 0, column, active) for column in weights.T]
     return np.stack(choices)
+
+
+def _far(greatest: float) -> float:
+    """Return a power of two to take out of weights, the greatest of which is this; 1 unless it is far off."""
+    return 1.0 if 1.0 / LIMIT <= greatest <= LIMIT else 2.0 ** (math.frexp(greatest)[1] - 1)
 
 
 def relative(weights: Tensor, factors: Tensor) -> Tensor:

@@ -97,6 +97,26 @@ def test_layers_weigh_their_own_rows(name: str, assert_exact: Any) -> None:
         assert engine.notes == []
 
 
+@pytest.mark.parametrize("name", FAST)
+def test_weights_that_are_all_far_from_one(name: str) -> None:
+    make, shape, call = FAST[name]
+    model, x = Between(make(), shape, call), torch.randn(BATCH, *shape)
+    weights = torch.rand(BATCH, 3) * torch.tensor([1.0, 1e-200, 1e9])
+    weights[1, 1] = 0.0
+    found = []
+    for engine in ("split", "fused"):
+        masks = make_engine(model, one_band_each(model), engine)
+        model.zero_grad()
+        masks.arm(weights[:, : len(one_band_each(model))])
+        masks.backward(model(x).square().sum(1), 1.0)
+        found.append([p.grad for p in model.parameters()])
+        masks.close()
+    for want, got in zip(*found, strict=True):
+        assert want is not None
+        assert got is not None
+        assert float((got - want).abs().max() / want.abs().max()) < 1e-9
+
+
 class Copies(TorchDispatchMode):
     """Counts the rows that are gathered."""
 
