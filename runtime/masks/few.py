@@ -95,15 +95,13 @@ class Products(Few):
     def _from_places(self) -> FloatArray:
         """Return squared norms as sums over pairs of places s, t of (l_s . l_t)(r_s . r_t).
 
-        Goodfellow 2015 (arXiv:1510.01799); for sequences Li et al. 2022 (arXiv:2110.05679). The terms may
-        cancel, so what rounding can take away is added: a norm is never understated.
+        Goodfellow 2015 (arXiv:1510.01799); for sequences Li et al. 2022 (arXiv:2110.05679).
         """
         left, right = self._left, self._right
-        inner = torch.bmm(left, left.transpose(1, 2)), torch.bmm(right, right.transpose(1, 2))
-        margin = 4.0 * torch.finfo(left.dtype).eps
-        bound = margin * _traces(inner[0]) * _traces(inner[1])
-        found = (inner[0] * inner[1]).flatten(1).sum(1, dtype=torch.float64) + bound
-        return self._owners.per_unit(found.clamp(min=0.0).sqrt().cpu().numpy())
+        found = norms_from_products(
+            torch.bmm(left, left.transpose(1, 2)), torch.bmm(right, right.transpose(1, 2))
+        )
+        return self._owners.per_unit(found)
 
     def add(self, total: Tensor, factors: FloatArray) -> None:
         """See `Unitwise`."""
@@ -144,6 +142,17 @@ def products(left: Tensor, right: Tensor, owners: Owners) -> Unitwise:
     if size <= _SMALL and size * len(left) <= _TOGETHER:
         return Stacked(torch.bmm(left.transpose(1, 2), right), owners)
     return Products(left, right, owners)
+
+
+def norms_from_products(left: Tensor, right: Tensor) -> FloatArray:
+    """Return the roots of the sums of left * right, float64 [rows].
+
+    left, right: [rows, places, places], of products between the places of a row. The terms may cancel, so
+    what rounding can take away is added: a norm is never understated.
+    """
+    bound = 4.0 * torch.finfo(left.dtype).eps * _traces(left) * _traces(right)
+    found = (left * right).flatten(1).sum(1, dtype=torch.float64) + bound
+    return found.clamp(min=0.0).sqrt().cpu().numpy()
 
 
 def at_once(size: int, rows: int) -> int:

@@ -21,7 +21,7 @@ from gradwarden.policy.program import Band
 from gradwarden.runtime.errors import PrivacyError
 from gradwarden.runtime.masks import few, unitwise
 from gradwarden.runtime.masks.engine import Engine, make_engine
-from gradwarden.runtime.masks.layers import layer_norm
+from gradwarden.runtime.masks.layers import layer_norm, place_norms, row_convolution
 from gradwarden.runtime.privacy.clipping import Clipping, Group, Unit, clip_groups
 from gradwarden.runtime.privacy.units import UnitSums, add_units
 
@@ -319,6 +319,36 @@ def test_shares_of_all_groups_together_keep_the_whole_within_its_bound():
         assert sum(group.share**2 for group in groups) == pytest.approx(1.0)
         assert sum(len(group.parameters) for group in groups) == len(list(bench.model.parameters()))
     assert len(clip_groups(bench.model, columns, "layer")) == 7
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 2), (3, 1)])
+@pytest.mark.parametrize("padding", [(1, 1), (0, 2)])
+@pytest.mark.parametrize("dilation", [(1, 1), (2, 1), (1, 2)])
+def test_norms_from_products_between_places_are_those_of_the_gradients(kernel, padding, dilation):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 5, kernel, padding=padding, dilation=dilation, bias=False).double()
+    x = torch.randn(4, 3, 6, 5, dtype=torch.float64)
+    y = layer(x)
+    weighed, options = torch.randn_like(y), {"stride": (1, 1), "transposed": False, "groups": 1}
+    options |= {"padding": padding, "dilation": dilation}
+    found = place_norms.norms(weighed, x, layer.weight, options)
+    for row in range(4):
+        (gradient,) = torch.autograd.grad((y * weighed)[row].sum(), layer.weight, retain_graph=True)
+        assert found[row] == pytest.approx(float(gradient.norm()), rel=1e-12)
+        assert found[row] >= float(gradient.norm())
+
+
+@pytest.mark.parametrize("clipping", ["flat", "layer"])
+def test_convolutions_measured_by_places_are_clipped_as_if_formed(clipping, monkeypatch):
+    monkeypatch.setattr(row_convolution, "_CLIPPING", 1e9)
+    monkeypatch.setattr(place_norms, "_ADDITION", 0.0)
+    bench, weights = bench_of("opacus", mixed=False), torch.full((ROWS, 2), 0.5, dtype=torch.float64)
+    columns = dict(enumerate(bench.members))
+    units = [Unit((row,), clip) for row, clip in ((4, 0.01), (0, 100.0), (2, 0.02))]
+    wanted = plain(bench, units, weights, columns, clip_groups(bench.model, columns, clipping))
+    sink, _ = bench.sums(units, weights, [0, 1], clipping)
+    for p, total in wanted.items():
+        torch.testing.assert_close(sink.sums[p], total, rtol=1e-9, atol=1e-13)
 
 
 def test_an_unknown_way_of_clipping_is_refused():

@@ -2,9 +2,10 @@
 
 It is a product of the output gradient with patches of the input. On a CPU it is formed for a few examples at
 a time, so that these stay in the cache: windows of each line of the input are laid out, channels last, and
-every line of the kernel takes its part of them. Elsewhere all examples are taken at once: by patches, or, for
-few channels, as one convolution with as many groups, channels of all examples beside each other (Rochette et
-al. 2019, arXiv:1912.06015).
+every line of the kernel takes its part of them. Where places are few, it is not formed (`place_norms`).
+
+Elsewhere all examples are taken at once: by patches, or, for few channels, as one convolution with as many
+groups, channels of all examples beside each other (Rochette et al. 2019, arXiv:1912.06015).
 """
 
 from __future__ import annotations
@@ -21,10 +22,21 @@ from torch.nn import functional
 
 from gradwarden.policy.context import FloatArray
 from gradwarden.runtime.masks.few import Few, at_once, weighed
-from gradwarden.runtime.masks.unitwise import Owners, Stacked, Unitwise, stretch
+from gradwarden.runtime.masks.layers import place_norms
+from gradwarden.runtime.masks.unitwise import (
+    Owners,
+    Stacked,
+    Unitwise,
+    clip_and_add,
+    silenced,
+    stretch,
+    wide,
+)
 
 _MANY_CHANNELS = 64
 """Above this, patches are faster than groups."""
+_CLIPPING = 30.0
+"""What measuring an element of a gradient and adding it to the sum cost, in multiplications."""
 _WINDOWS = 4
 """Examples whose windows are laid out at once: in the cache, and so many that every core has some."""
 
@@ -58,13 +70,58 @@ def gradients_by_unit(
     if not (options["groups"] == 1 and not options["transposed"] and x.dim() == 4):
         return Stacked(_by_groups(grad, x, weight, options), owners)
     if x.device.type == "cpu":
-        return _Turned(_Windows(grad, x, weight, options, owners), weight.shape)
+        return _Convolved(grad, x, weight, options, owners)
     if max(weight.shape[:2]) > _MANY_CHANNELS:
         ways = {key: options[key] for key in ("stride", "padding", "dilation")}
         patches = functional.unfold(x, weight.shape[2:], **ways)  # type: ignore[arg-type]
         found = torch.bmm(grad.flatten(2), patches.transpose(1, 2))
         return Stacked(found.view(-1, *weight.shape), owners)
     return Stacked(_by_groups(grad, x, weight, options), owners)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Convolved:
+    """Gradients that are formed, or measured by products between places and summed by the stock kernel."""
+
+    grad: Tensor
+    x: Tensor
+    weight: Tensor
+    options: Mapping[str, Any]
+    owners: Owners
+
+    def squares(self) -> FloatArray:
+        """See `Unitwise`."""
+        if self._measuring() < self.grad.shape[2:].numel() * self.weight.numel():
+            return self.owners.per_unit(place_norms.norms(self.grad, self.x, self.weight, self.options))
+        return self._windows().squares()
+
+    def add(self, total: Tensor, factors: FloatArray) -> None:
+        """See `Unitwise`."""
+        grad, x = wide(self.grad), wide(self.x)
+        scales = self.owners.per_row(factors, grad)
+        grad, x = silenced(grad, scales, factors), silenced(x, scales, factors)
+        grad = grad * scales.view(-1, *[1] * (grad.dim() - 1))
+        weight = self.weight.to(x.dtype)
+        total += convolution_gradients(grad, x, weight, self.options, [False, True, False])[1]
+
+    def clip(self, total: Tensor, others: FloatArray, bounds: FloatArray) -> FloatArray:
+        """See `Unitwise`. The sum costs as much as to form the gradients, so that is for nothing."""
+        if self._measuring() < _CLIPPING * self.weight.numel():
+            return clip_and_add(self, total, others, bounds)
+        out, channels, kernel_v, kernel_h = self.weight.shape
+        found = total.new_zeros((kernel_v, out, kernel_h, channels))
+        factors = self._windows().clip(found, others, bounds)
+        total += found.permute(1, 3, 0, 2)
+        return factors
+
+    def _measuring(self) -> float:
+        """Return what norms from products between places cost for an example, in multiplications."""
+        if not self.owners.single:
+            return math.inf
+        return place_norms.work(self.grad, self.x, self.weight, self.options)
+
+    def _windows(self) -> _Windows:
+        return _Windows(self.grad, self.x, self.weight, self.options, self.owners)
 
 
 class _Windows(Few):
@@ -74,21 +131,22 @@ class _Windows(Few):
         self, grad: Tensor, x: Tensor, weight: Tensor, options: Mapping[str, Any], owners: Owners
     ) -> None:
         super().__init__(owners)
-        (down, right), (high, wide) = options["stride"], options["dilation"]
+        (down, right), (high, across) = options["stride"], options["dilation"]
         lines, places = grad.shape[2:]
         channels, kernel_v, kernel_h = weight.shape[1:]
-        padded = _channels_last(x, options["padding"])
+        self._x, few = x.permute(0, 2, 3, 1), min(_WINDOWS, len(x))
+        padded, self._inner = _channels_last(x, few, options["padding"])
         to_row, to_line, to_place, _ = padded.stride()
         if down == 1:
             # Lines of the kernel share what they see.
             seen = lines + high * (kernel_v - 1)
             sizes: tuple[int, ...] = (seen, places, kernel_h, channels)
-            steps: tuple[int, ...] = (to_line, to_place * right, to_place * wide, 1)
+            steps: tuple[int, ...] = (to_line, to_place * right, to_place * across, 1)
         else:
             sizes = (kernel_v, lines, places, kernel_h, channels)
-            steps = (to_line * high, to_line * down, to_place * right, to_place * wide, 1)
-        self._memory = padded.new_empty((min(_WINDOWS, len(x)), *sizes))
-        self._seen = padded.as_strided((len(x), *sizes), (to_row, *steps))
+            steps = (to_line * high, to_line * down, to_place * right, to_place * across, 1)
+        self._memory = padded.new_empty((few, *sizes))
+        self._seen = padded.as_strided((few, *sizes), (to_row, *steps))
         self._parts = [
             (self._memory[:, high * line :][:, :lines] if down == 1 else self._memory[:, line])
             .flatten(1, 2)
@@ -118,7 +176,8 @@ class _Windows(Few):
         found = memory[: len(rows) * math.prod(self._shape)].view(pieces, len(rows), *shape)
         for start, end in _portions(len(rows), len(self._memory)):
             own = stretch(rows[start:end])
-            self._memory[: end - start].copy_(self._seen[own])
+            self._inner[: end - start].copy_(self._x[own])
+            self._memory[: end - start].copy_(self._seen[: end - start])
             grads = self._grads[own]
             for part, line in zip(self._parts, found, strict=True):
                 torch.bmm(grads, part[: end - start], out=line[start:end])
@@ -127,39 +186,6 @@ class _Windows(Few):
 
 def _portions(count: int, most: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + most, count)) for start in range(0, count, most))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Turned:
-    """Gradients as `_Windows` forms them, of a weight of this shape, [out, in, *kernel]."""
-
-    gradients: Unitwise
-    shape: torch.Size
-
-    def squares(self) -> FloatArray:
-        """See `Unitwise`."""
-        return self.gradients.squares()
-
-    def add(self, total: Tensor, factors: FloatArray) -> None:
-        """See `Unitwise`."""
-        found = self._none(total)
-        self.gradients.add(found, factors)
-        total += self._turned(found)
-
-    def clip(self, total: Tensor, others: FloatArray, bounds: FloatArray) -> FloatArray:
-        """See `Unitwise`."""
-        found = self._none(total)
-        factors = self.gradients.clip(found, others, bounds)
-        total += self._turned(found)
-        return factors
-
-    def _none(self, total: Tensor) -> Tensor:
-        out, channels, kernel_v, kernel_h = self.shape
-        return total.new_zeros((kernel_v, out, kernel_h * channels))
-
-    def _turned(self, found: Tensor) -> Tensor:
-        out, channels, kernel_v, kernel_h = self.shape
-        return found.view(kernel_v, out, kernel_h, channels).permute(1, 3, 0, 2)
 
 
 def _by_groups(grad: Tensor, x: Tensor, weight: Tensor, options: Mapping[str, object]) -> Tensor:
@@ -176,9 +202,11 @@ def _by_groups(grad: Tensor, x: Tensor, weight: Tensor, options: Mapping[str, ob
     return found.view(rows, *weight.shape)  # type: ignore[no-any-return]
 
 
-def _channels_last(x: Tensor, padding: Sequence[int]) -> Tensor:
-    """Return x [N, in, lines, places] as [N, lines, places, in], with zeros around it."""
-    (rows, channels, lines, places), (pad_v, pad_h) = x.shape, padding
+def _channels_last(x: Tensor, rows: int, padding: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return memory for rows of x [N, in, lines, places], channels last, and its part within the padding.
+
+    The padding is zeros.
+    """
+    (_, channels, lines, places), (pad_v, pad_h) = x.shape, padding
     found = x.new_zeros((rows, lines + 2 * pad_v, places + 2 * pad_h, channels))
-    found[:, pad_v : pad_v + lines, pad_h : pad_h + places].copy_(x.permute(0, 2, 3, 1))
-    return found
+    return found, found[:, pad_v : pad_v + lines, pad_h : pad_h + places]
