@@ -16,7 +16,7 @@ from gradwarden.runtime.ledger.frames import Frames, Landmarks, find_frames, fin
 from gradwarden.runtime.ledger.lines import Part, Recogniser
 from gradwarden.runtime.ledger.merkle import leaf_hashes
 
-BLOCK = 1 << 19
+BLOCK = 1 << 20
 """Bytes of a block; a line belongs to the block in which it begins."""
 
 Reading: TypeAlias = Literal["frames", "lines", "columns"]

@@ -33,7 +33,7 @@ SMALLEST = 12 << 20
 
 CHECKER = "gradwarden.runtime.ledger.sharing"
 
-SHARE = 4
+SHARE = 2
 """Blocks that a process claims at once."""
 
 MOST_WAITING = 8
