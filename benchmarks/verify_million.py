@@ -8,9 +8,9 @@ file, no more than which anything that reads it can do, a tree of pymerkle over 
 of hashing in Python: one call of hashlib for each line and one for each node of the tree, and nothing else.
 The last two do 100,000 of the lines, and are told times as much as the ledger has lines.
 
-The bars are seconds, set where pymerkle took 10.9 s to append a million leaves. A machine is as fast as it is,
-and on a shared one at other times another one: so each depth is told over pymerkle in the same round, too,
-beside what the bar is over 10.9 s; by the clock, and by the processor, where two share each depth's work.
+The bars are seconds, set where pymerkle took 10.9 s to append a million leaves. Other machines are faster or
+slower, and a shared one at times: so each depth is told over pymerkle in the same round, too, beside what the
+bar is over 10.9 s; by the clock, and by the processor, of which two share the work of a depth.
 
 The last hundredth and the last tenth are verified, too, from what is remembered of the rest (`--since`).
 Beside each time stands what it would be where a loop of five million additions takes 0.27 s; the loop is
