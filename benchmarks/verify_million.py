@@ -119,12 +119,10 @@ def measured(ledger: Path, rounds: int) -> dict[str, Any]:
     return figures
 
 
-def over_pymerkle(
-    times: list[dict[str, float]], peers: list[dict[str, float]], bar: float
-) -> dict[str, Any]:
-    """Return the median of what runs take over what the peer takes in the same round, and whether that holds.
+def over_pymerkle(times: list[dict[str, float]], peers: list[dict[str, float]], bar: float) -> dict[str, Any]:
+    """Return what runs take over what the peer takes in the same round, the median, and whether that holds.
 
-    By the processor, of which a run has two.
+    By the clock, and by the processor, of which a run has two.
     """
     pairs = list(zip(times, peers, strict=True))
     wall = statistics.median(one["wall"] / peer["wall"] for one, peer in pairs)
