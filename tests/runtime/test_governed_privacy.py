@@ -161,6 +161,16 @@ def test_a_private_sum_is_added_once(lab, text):
         assert torch.equal(parameter.grad, drawn / NORMALISER)
 
 
+def test_every_band_of_within_is_noised_alike(lab, text):
+    governor = open_run(lab, text.replace("within shallow", "within shallow, deep"))
+    with governor.step([]) as proposal:
+        pass
+    assert proposal.active == ("shallow", "deep")
+    parameters = [*governor.parameters["shallow"], *governor.parameters["deep"]]
+    for parameter, drawn in zip(parameters, noise_of(parameters, 4.0 * CLIP), strict=True):
+        assert torch.equal(parameter.grad, drawn / NORMALISER)
+
+
 def test_without_a_seed_two_runs_draw_different_noise(lab, text):
     grads = []
     for name in ("one", "two"):
@@ -169,6 +179,15 @@ def test_without_a_seed_two_runs_draw_different_noise(lab, text):
             pass
         grads.append(governor.model[4].bias.grad)
     assert not torch.equal(*grads)
+
+
+def test_a_run_whose_noise_has_a_fixed_seed_is_not_resumed(lab, text):
+    """The noise would repeat: two releases that differ in it alone show the difference bare."""
+    governor = open_run(lab, text)
+    assert lab.step(governor, [patient(lab, "x")]).committed
+    governor.abandon()
+    with pytest.raises(PrivacyError, match="fixed seed cannot be resumed"):
+        open_run(lab, text)
 
 
 def test_secure_noise_has_no_seed_and_is_drawn_anew(lab, text):
@@ -194,6 +213,19 @@ def test_one_unit_moves_the_sum_by_its_clip_at_most(lab, text):
         with_unit = gradient([*public, patient(lab, "x"), patient(lab, "x2")], scale, f"with{number}")
         without = gradient(public, scale, f"without{number}")
         assert float((with_unit - without).norm()) * NORMALISER <= CLIP * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_weights_above_one_are_applied_before_the_clip(lab, text, engine):
+    amplified = text.replace("examples {", "max weight 4\nexamples {", 1)
+    amplified = amplified.replace("reach shallow at 0.5 }\nprivacy", "reach shallow at 4 }\nprivacy")
+    governor = open_run(lab, amplified, engine)
+    proposal = lab.step(governor, [patient(lab, "x")])
+    assert (proposal.committed, proposal.weights.tolist()) == (True, [[4.0, 0.0]])
+    shallow = list(governor.parameters["shallow"])
+    noise = noise_of(shallow, 4.0 * CLIP)
+    moved = [(p.grad * NORMALISER - n).flatten() for p, n in zip(shallow, noise, strict=True)]
+    assert 0.99 * CLIP <= float(torch.cat(moved).norm()) <= CLIP * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

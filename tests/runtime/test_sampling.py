@@ -162,3 +162,12 @@ def test_a_renewed_sampler_does_not_repeat_draws_and_keeps_the_public_order():
     after = list(resumed)
     assert [batch.public.tolist() for batch in after] == [batch.public.tolist() for batch in before]
     assert all(a.private.tolist() != b.private.tolist() for a, b in zip(after, before, strict=True))
+
+
+def test_a_sampler_that_is_renewed_draws_from_another_stream_each_time():
+    streams = []
+    for _ in range(2):
+        sampler = PoissonSampler(singles(60), 0.5, 3)
+        sampler.renew()
+        streams.append([sampler.draw().tolist() for _ in range(2)])
+    assert streams[0] != streams[1]
