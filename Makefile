@@ -6,12 +6,13 @@ OUT := out/code_licences
 # Editable installs of mapped folders make setuptools warn about names that are right.
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet
 
-.PHONY: demo test lint typecheck unit soak browser fuzz bench experiments setup setup-demo setup-bench setup-experiments clean help
+.PHONY: demo test lint typecheck unit soak mutants browser fuzz bench experiments setup setup-demo setup-bench setup-experiments clean help
 
 help:
 	@echo "make demo   train under a policy on real data, verify the ledger, show what was learned from what"
 	@echo "make test   ruff, mypy, import contracts and every test"
 	@echo "make soak   the long crash and tampering campaigns"
+	@echo "make mutants  every promise of the docs broken on purpose: its tests must notice"
 	@echo "make browser  reports as Chromium shows them"
 	@echo "make fuzz   a million hostile inputs to every reader; FUZZ_INPUTS=N for another number"
 	@echo "make bench  every benchmark; results in benchmarks/results/"
@@ -64,6 +65,9 @@ test: lint typecheck unit
 
 soak: setup
 	$(BIN)/pytest -m soak --timeout 3600
+
+mutants: setup
+	$(BIN)/python -m tests.campaign.mutants --unmutated
 
 # Needs the distribution's chromium, or chromium-headless-shell.
 browser: setup

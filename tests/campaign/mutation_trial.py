@@ -22,16 +22,23 @@ LEFT_OUT = (".git", ".venv", "out", "build", "dist", "__pycache__", ".hypothesis
 PRELOADED = (
     "torch",
     "torch.nn.attention.flex_attention",
-    "torch.distributed",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor.parallel",
+    "torch.nn.parallel",
+    "torch._dynamo",
     "safetensors.torch",
     "scipy.optimize",
     "dp_accounting",
-    "hypothesis",
+    "hypothesis.strategies",
     "jsonschema",
+    "opacus",
+    "orjson",
+    "pytest_lsp",
     "cryptography.hazmat.primitives.serialization",
     "lark",
     "rich.console",
     "click.testing",
+    "yaml",
 )
 
 LIMIT = 300.0

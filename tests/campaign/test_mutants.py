@@ -16,7 +16,7 @@ SHOWN = "tests/policy/test_frozen.py::test_values_are_equal_hashed_and_shown_as_
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[Workshop]:
-    with workshop(preloaded=("hypothesis", "hypothesis.strategies")) as found:
+    with workshop(preloaded=("hypothesis.strategies",)) as found:
         yield found
 
 

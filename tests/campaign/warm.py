@@ -9,6 +9,7 @@ each test, and the end of what pytest wrote. It runs in the root of the tree und
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -107,6 +108,8 @@ def main() -> None:
     for name in sys.argv[1:]:
         with suppress(ImportError):
             importlib.import_module(name)
+    with redirect_stdout(io.StringIO()):
+        pytest.main(["--version"])  # imports its plugins
     for line in sys.stdin:
         job = json.loads(line)
         print(json.dumps(run(job["tests"], job["limit"])), flush=True)

@@ -218,13 +218,13 @@ def test_one_unit_moves_the_sum_by_its_clip_at_most(lab, text):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_weights_above_one_are_applied_before_the_clip(lab, text, engine):
     amplified = text.replace("examples {", "max weight 4\nexamples {", 1)
-    amplified = amplified.replace("reach shallow at 0.5 }\nprivacy", "reach shallow at 4 }\nprivacy")
-    governor = open_run(lab, amplified, engine)
+    amplified = amplified.replace("reach shallow at 0.5 }\nprivacy", "reach shallow at 4, deep }\nprivacy")
+    governor = open_run(lab, amplified.replace("within shallow", "within shallow, deep"), engine)
     proposal = lab.step(governor, [patient(lab, "x")])
-    assert (proposal.committed, proposal.weights.tolist()) == (True, [[4.0, 0.0]])
-    shallow = list(governor.parameters["shallow"])
-    noise = noise_of(shallow, 4.0 * CLIP)
-    moved = [(p.grad * NORMALISER - n).flatten() for p, n in zip(shallow, noise, strict=True)]
+    assert (proposal.committed, proposal.weights.tolist()) == (True, [[4.0, 1.0]])
+    parameters = [*governor.parameters["shallow"], *governor.parameters["deep"]]
+    noise = noise_of(parameters, 4.0 * CLIP)
+    moved = [(p.grad * NORMALISER - n).flatten() for p, n in zip(parameters, noise, strict=True)]
     assert 0.99 * CLIP <= float(torch.cat(moved).norm()) <= CLIP * (1 + 1e-9)
 
 

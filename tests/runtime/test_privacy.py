@@ -265,6 +265,9 @@ def test_noised_gradients_never_overflow_so_that_no_refusal_tells_of_them():
     parameter.grad = torch.tensor([60000.0, -60000.0, 1.0], dtype=torch.float16)
     add_to_gradients({parameter: torch.tensor([1e4, -1e9, 2.0])}, 1.0)
     assert parameter.grad.tolist() == [65504.0, -65504.0, 3.0]
+    parameter.grad = None
+    add_to_gradients({parameter: torch.tensor([1e9, -1e9, 2.0])}, 1.0)
+    assert parameter.grad.tolist() == [65504.0, -65504.0, 2.0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

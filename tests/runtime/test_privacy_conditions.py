@@ -284,6 +284,20 @@ def test_a_ledger_that_withholds_private_examples_is_the_same_whoever_was_drawn(
     assert one[-1][1]["examples"] == 4
 
 
+def test_a_ledger_that_withholds_private_examples_tells_nothing_of_their_metadata(lab):
+    """Not even that there is an example of some decision class."""
+    found = []
+    for name, ok in (("one", True), ("other", False)):
+        known = [DATASET[0], ("x", {"kind": "d", "ok": ok, "who": "ann"})]
+        secret = lab.folder / "one.secret"
+        governor = open_run(lab, lab.policy + PRIVATE, withhold=True, name=name, dataset=known, secret=secret)
+        assert lab.step(governor, [known[0][0], "x"]).committed
+        governor.close()
+        kinds = ("classes", "decisions", "step")
+        found.append([(entry.kind, entry.body) for entry in lab.entries(name) if entry.kind in kinds])
+    assert found[0] == found[1]
+
+
 def test_a_withholding_run_goes_on_where_it_is_resumed(lab, text):
     options = {"withhold": True, "noise_seed": None}
     governor = open_run(lab, text, **options)
