@@ -11,10 +11,10 @@ import click
 
 from gradwarden.cli.diagnostics import plural, printable
 from gradwarden.cli.inputs import read_head_note
-from gradwarden.cli.judging import size_of_weights
+from gradwarden.cli.judging import SOUND, size_of_weights
 from gradwarden.cli.opened import difference_to_json, show_difference
 from gradwarden.cli.output import arrived, progress
-from gradwarden.cli.verdict import MEANINGS, STATUSES, steady_line
+from gradwarden.cli.verdict import MEANINGS, SINCE, STATUSES, steady_line
 from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.jobs.layout import named_ranks
 
@@ -76,6 +76,8 @@ class JobVerdict:
     heads_compared: int
     assurance: str
     weights: tuple[Path, ...] = ()
+    memory: Path | None = None
+    """What was found earlier, and gone on from."""
     opened: int | None = None
     other: Path | None = None
     difference: JobDifference | None = None
@@ -98,9 +100,12 @@ class JobVerdict:
     def checked(self) -> Iterator[str]:
         """Yield what was checked."""
         facts = self.report.facts
-        yield f"the ledgers of {plural(len(self.report.ranks), 'rank')}: form, order, links, tree and heads"
-        if facts["decisions_replayed"]:
-            yield f"{plural(facts['decisions_replayed'], 'decision')}, made again"
+        since = facts.get("since") or {"entries": 0, "decisions": 0, "steps": 0}
+        behind = f" behind the first {since['entries']:,} entries" if since["entries"] else ""
+        ranks = plural(len(self.report.ranks), "rank")
+        yield f"the ledgers of {ranks}{behind}: form, order, links, tree and heads"
+        if decisions := facts["decisions_replayed"] - since["decisions"]:
+            yield f"{plural(decisions, 'decision')}, made again"
         if facts["bindings"]:
             yield f"{plural(facts['bindings'], 'binding')} of them, up to step {facts['bound_to_step']:,}"
         if len(self.report.ranks) > 1:
@@ -119,6 +124,11 @@ class JobVerdict:
 
     def unchecked(self) -> Iterator[str]:
         """Yield what was not checked, or cannot be."""
+        if since := self.report.facts.get("since"):
+            yield (
+                f"the first {since['entries']:,} entries of all ranks, as verified at {since['at']}: that "
+                f"they are still the same, and `{self.memory}` your own, was taken on trust (--since)"
+            )
         yield "that every training step was offered to the ledgers: they are self-attested"
         if not self.policy_given:
             yield "the policy: that of the ledgers was taken at its word (--policy)"
@@ -196,11 +206,14 @@ def judge_job(
     checkpoints: Sequence[Path] = (),
     weights: Sequence[Path] = (),
     earlier: bool = False,
+    since: Path | None = None,
+    remember: Path | None = None,
 ) -> JobVerdict:
     """Verify a job's folder, and compare its log of logs with heads that were kept elsewhere.
 
     programs, approvers: what must have governed every rank, and who must have signed it. weights, earlier:
-    as of `verify_job`.
+    as of `verify_job`. since, remember: files with what an earlier verification found, and for what this one
+    finds.
     """
     from gradwarden.runtime.jobs.layout import log_path
     from gradwarden.runtime.jobs.progress import size_of_ranks
@@ -217,13 +230,17 @@ def judge_job(
             approvers=approvers or NOBODY,
             weights=weights,
             earlier=earlier,
+            since=since,
+            remember=remember is not None,
             progress=arrived(advance),
             hashed=advance,
         )
     assurance = "self-attested"
     if notes and log_path(folder).exists():
         report, assurance = _compared(folder, report, notes, trust)
-    return JobVerdict(folder, report, bool(programs), len(notes), assurance, tuple(weights))
+    if remember is not None and report.memory is not None and report.status in (*SOUND, "LAGGING"):
+        report.memory.write(remember)
+    return JobVerdict(folder, report, bool(programs), len(notes), assurance, tuple(weights), since)
 
 
 def _compared(folder: Path, report: JobReport, notes: Sequence[bytes], trust: Trust) -> tuple[JobReport, str]:
@@ -254,7 +271,8 @@ def show_job(verdict: JobVerdict) -> None:
     report = verdict.report
     colour = "green" if verdict.ok else "yellow" if report.status in ("INCOMPLETE", "LAGGING") else "red"
     status = click.style(report.status, fg=colour, bold=True)
-    click.echo(f"{status} {verdict.folder}: {JOB_MEANINGS[report.status]}")
+    given = SINCE if report.facts.get("since") else ""
+    click.echo(f"{status} {verdict.folder}: {JOB_MEANINGS[report.status]}{given}")
     for line in _lines(report.facts):
         click.echo(f"  {line}")
     click.echo(f"  assurance: {verdict.assurance}")

@@ -160,7 +160,8 @@ def command(
     With --remember what a verification found goes to a file of your own; with --since the next one takes that
     up, reads and replays only what is new, and says what it took on trust: that the entries before are
     still the bytes that were verified. Asked for the same, it comes to what a whole verification would, but
-    for that. A ledger that no longer has the last entry remembered is gone through as a whole.
+    for that. A ledger that no longer has the last entry remembered is gone through as a whole; so is a job,
+    of which all ranks are remembered together.
 
     Given a compiled program instead of a ledger, its signature (PROGRAM.json.note) is checked.
 
@@ -186,6 +187,8 @@ def command(
       gradwarden verify job/ --key run.pub --data records.jsonl --secret job/job.secret
       gradwarden verify run.ledger --key run.pub --remember mine.memory
       gradwarden verify run.ledger --key run.pub --since mine.memory --remember mine.memory
+      gradwarden verify job/ --key run.pub --checkpoint-weights model.safetensors
+      gradwarden verify job/ --key run.pub --since job.memory --remember job.memory
       gradwarden verify clinical.json --key release.pub
 
     \b
@@ -197,7 +200,7 @@ def command(
         _refuse((policies or any(others), f"`{ledger}` is a program: only its signature is checked"))
         return verify_program(ledger, trust.keys, output_format)
     if ledger.is_dir():
-        whole = (authority_files, only, schedule, since, remember)
+        whole = (authority_files, only, schedule)
         _refuse(
             (
                 any(whole),
@@ -237,6 +240,8 @@ def command(
             checkpoints=checkpoints,
             weights=checkpoint_weights,
             earlier=earlier,
+            since=since,
+            remember=remember,
         )
         if data is not None and secret is not None:
             job = job_with_data(job, data, secret, supplier_files, what_if)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.verification.verify import VerifyReport
+
+if TYPE_CHECKING:
+    from gradwarden.runtime.verification.job_memory import JobMemory
 
 STATUSES = (
     "TAMPERED", "FORK", "ROLLBACK", "UNTRUSTED", "VIOLATION", "INCOMPLETE", "LAGGING", "UNWITNESSED", "OK",
@@ -62,12 +65,17 @@ class JobFinding:
 
 @frozen
 class JobReport:
-    """The outcome of verifying a job. ranks: what was found of each rank's ledger by itself."""
+    """The outcome of verifying a job.
+
+    ranks: what was found of each rank's ledger by itself. memory: what a later verification can go on from,
+    where that was asked for, the job holds as far as it goes, and every rank has a ledger.
+    """
 
     status: str
     findings: tuple[JobFinding, ...]
     ranks: Mapping[int, VerifyReport] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    memory: JobMemory | None = field(default=None, compare=False, repr=False)
 
     @property
     def ok(self) -> bool:

@@ -18,20 +18,45 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import Program
 from gradwarden.runtime.jobs.layout import log_path, rank_path
 from gradwarden.runtime.jobs.progress import over_ranks
 from gradwarden.runtime.ledger.chain import ChainReport, verify_chain
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.program_signature import NOBODY, Approvers
+from gradwarden.runtime.verification.job_memory import (
+    JobMemory,
+    RankMemory,
+    read_job_memory,
+    remembered_job,
+)
 from gradwarden.runtime.verification.job_report import JobFinding, JobReport, finding, worst
 from gradwarden.runtime.verification.job_weights import check_job_weights
 from gradwarden.runtime.verification.log_audit import lagging, log_findings, totals
 from gradwarden.runtime.verification.log_of_logs import LogOfLogs, last_heads
+from gradwarden.runtime.verification.memory import believing
 from gradwarden.runtime.verification.rank_audit import rank_findings, unnamed
 from gradwarden.runtime.verification.rank_comparison import compared
 from gradwarden.runtime.verification.rank_steps import RankSteps
+from gradwarden.runtime.verification.terms import Terms, terms
 from gradwarden.runtime.verification.verify import VerifyReport, verify_ledger
+
+
+@frozen
+class _Task:
+    """What is to be verified, and how; see `verify_job`."""
+
+    folder: Path
+    keys: Sequence[PublicKey]
+    expected: tuple[Program, ...]
+    approvers: Approvers
+    weights: Sequence[Path]
+    earlier: bool
+    asked: Terms
+    remember: bool
+    progress: Callable[[int, int], None] | None
+    hashed: Callable[[int], None]
 
 
 def verify_job(
@@ -42,17 +67,38 @@ def verify_job(
     approvers: Approvers = NOBODY,
     weights: Sequence[Path] = (),
     earlier: bool = False,
+    since: Path | None = None,
+    remember: bool = False,
     progress: Callable[[int, int], None] | None = None,
     hashed: Callable[[int], None] = lambda _: None,
 ) -> JobReport:
     """Verify a job's folder. program, approvers: as of `verify_ledger`, for every rank.
 
-    weights, earlier: as of `verify_ledger`; each rank's ledger must name them. progress: called with (bytes
-    done, bytes in all). hashed: told of bytes of weights that are, from any thread. Raises LedgerError only
-    where a file cannot be read.
+    weights, earlier: as of `verify_ledger`; each rank's ledger must name them. since, remember: as of
+    `verify_ledger`, of all ledgers (`job_memory`). progress: called with (bytes done, bytes in all). hashed:
+    told of bytes of weights that are, from any thread. Raises LedgerError only where a file cannot be read,
+    and MemoryFileError for what was remembered.
     """
-    log = LogOfLogs()
-    chain = None
+    expected = () if program is None else (program,) if isinstance(program, Program) else tuple(program)
+    asked = terms(keys, expected, approvers, None)
+    task = _Task(folder, keys, expected, approvers, weights, earlier, asked, remember, progress, hashed)
+    if since is None:
+        return _verified(task, None)
+    memory = read_job_memory(since, asked)
+    with believing(since):
+        if memory.goes_on(folder):
+            return _verified(task, memory)
+        against = memory.contradictions(folder)
+    report = _verified(task, None)
+    findings = (*report.findings, *against)
+    status = worst(findings)
+    kept = report.memory if status == report.status else None
+    return replace(report, status=status, findings=findings, memory=kept)
+
+
+def _verified(task: _Task, memory: JobMemory | None) -> JobReport:
+    """Verify a job. memory: what is gone on from, where there is anything."""
+    log, folder = LogOfLogs(), task.folder
 
     def listen() -> Callable[[Any], None]:
         nonlocal log
@@ -61,37 +107,51 @@ def verify_job(
 
     if not log_path(folder).exists():
         missing = finding("no_log_of_logs", f"`{log_path(folder).name}`, which binds the ranks, is missing")
-        return _together(folder, log, None, [missing], {}, {})
-    chain = verify_chain(log_path(folder), keys, listen)
+        return _together(folder, log, None, [missing], {}, {}, {})
+    chain = verify_chain(log_path(folder), task.keys, listen)
     findings = list(log_findings(log, chain))
     reports: dict[int, VerifyReport] = {}
     steps: dict[int, RankSteps] = {}
-    if log.opened is not None:
-        told = over_ranks(folder, progress)
-        for rank in range(log.opened["ranks"]):
-            path = rank_path(folder, rank)
-            if not path.exists():
-                continue
-            seen = _Seen()
-            reports[rank] = verify_ledger(
-                path, keys, program=program, approvers=approvers, beside=seen.listen, progress=told(rank)
-            )
-            steps[rank] = seen.steps
-    held = check_job_weights(folder, reports, steps, weights, earlier=earlier, hashed=hashed)
-    report = _together(folder, log, chain, [*findings, *held.findings], reports, steps)
-    facts = {"weights": list(held.facts), "weights_asked_of": list(held.ranks)}
-    return replace(report, facts={**report.facts, **facts})
+    told = over_ranks(folder, task.progress)
+    for rank in range(0 if log.opened is None else log.opened["ranks"]):
+        if rank_path(folder, rank).exists():
+            own = None if memory is None else memory.ranks[rank]
+            reports[rank], steps[rank] = _rank(task, rank, own, told(rank))
+    held = check_job_weights(folder, reports, steps, task.weights, earlier=task.earlier, hashed=task.hashed)
+    bound = {} if memory is None else {rank: own.bound for rank, own in memory.ranks.items()}
+    report = _together(folder, log, chain, [*findings, *held.findings], reports, steps, bound)
+    facts = {
+        "weights": list(held.facts),
+        "weights_asked_of": list(held.ranks),
+        "since": None if memory is None else memory.facts(),
+    }
+    keeps = task.remember and report.status in ("OK", "INCOMPLETE", "LAGGING")
+    kept = remembered_job(log, chain, task.asked, reports, steps) if keeps else None
+    return replace(report, facts={**report.facts, **facts}, memory=kept)
 
 
-class _Seen:
-    """Keeps the columns of the last time that a ledger was gone through."""
+def _rank(
+    task: _Task, rank: int, memory: RankMemory | None, progress: Callable[[int, int], None] | None
+) -> tuple[VerifyReport, RankSteps]:
+    """Verify one rank's ledger; return also what it says of each step, as it said at the last reading."""
+    steps = RankSteps()
 
-    def __init__(self) -> None:
-        self.steps = RankSteps()
+    def listen() -> Callable[[Any], None]:
+        nonlocal steps
+        steps = RankSteps() if memory is None else RankSteps.recalled(memory.steps)
+        return steps.accept
 
-    def listen(self) -> Callable[[Any], None]:
-        self.steps = RankSteps()
-        return self.steps.accept
+    report = verify_ledger(
+        rank_path(task.folder, rank),
+        task.keys,
+        program=task.expected,
+        approvers=task.approvers,
+        since=None if memory is None else memory.ledger,
+        remember=task.remember,
+        beside=listen,
+        progress=progress,
+    )
+    return report, steps
 
 
 def _together(
@@ -101,11 +161,14 @@ def _together(
     findings: list[JobFinding],
     reports: Mapping[int, VerifyReport],
     steps: Mapping[int, RankSteps],
+    bound: Mapping[int, int],
 ) -> JobReport:
+    """Put together what was found. bound: up to which size ranks were held against the log of logs before."""
     if log.opened is not None:
         most = max((found.steps for found in steps.values()), default=0)
         for rank in range(log.opened["ranks"]):
-            findings += rank_findings(log, rank, reports.get(rank), steps.get(rank), most)
+            known = bound.get(rank, 0)
+            findings += rank_findings(log, rank, reports.get(rank), steps.get(rank), most, known)
         findings += unnamed(folder, log.opened["ranks"])
         findings += lagging(log)
         sound = {rank: steps[rank] for rank, report in reports.items() if report.status not in _UNSOUND}

@@ -91,7 +91,7 @@ STATE = PlainData(
 )
 """The objects that make up a replay, and what is worked out again of each (`RunReplay.go_on`)."""
 
-_FAULTS = (ValueError, KeyError, TypeError, AttributeError, IndexError, GradwardenError)
+FAULTS = (ValueError, KeyError, TypeError, AttributeError, IndexError, GradwardenError)
 """What reading data of another make may raise."""
 
 
@@ -126,12 +126,7 @@ class Memory:
 
     def write(self, path: Path) -> None:
         """Write the memory to a file, which is replaced as a whole. Raises MemoryFileError."""
-        data = orjson.dumps(self)
-        head = f"{FORMAT} {sha256(data).hexdigest()}\n".encode()
-        try:
-            replace_durably(os.fspath(path), head + data + b"\n")
-        except OSError as error:
-            raise MemoryFileError(f"cannot write `{path}`: {error.strerror}") from error
+        write_memory(path, FORMAT, self)
 
     def replayed(self, programs: Sequence[Program], approvers: Approvers) -> RunReplay:
         """Return the replay that was remembered; see `believing`."""
@@ -145,7 +140,7 @@ def believing(path: Path) -> Iterator[None]:
     """Blame what fails meanwhile on the memory in a file, which is believed. Raises MemoryFileError."""
     try:
         yield
-    except _FAULTS as error:
+    except FAULTS as error:
         if isinstance(error, LedgerError):
             raise
         raise _damaged(f"`{path}` cannot be gone on from") from error
@@ -168,19 +163,49 @@ def remembered(links: Links, replay: RunReplay | None, asked: Terms) -> Memory:
 
 def read_memory(path: Path, asked: Terms) -> Memory:
     """Return the memory in a file. asked: what it must have been asked for. Raises MemoryFileError."""
+    fields = read_written(path, FORMAT, "a verification")
+    try:
+        memory = memory_from(fields)
+    except FAULTS as error:
+        raise of_another_make(path) from error
+    check_asked(path, memory, asked)
+    return memory
+
+
+def write_memory(path: Path, form: str, memory: Any) -> None:
+    """Write data to a file, which is replaced as a whole. form: its format. Raises MemoryFileError."""
+    data = orjson.dumps(memory)
+    head = f"{form} {sha256(data).hexdigest()}\n".encode()
+    try:
+        replace_durably(os.fspath(path), head + data + b"\n")
+    except OSError as error:
+        raise MemoryFileError(f"cannot write `{path}`: {error.strerror}") from error
+
+
+def read_written(path: Path, form: str, of: str) -> Any:
+    """Return what was written to a file in a format. of: what, in words. Raises MemoryFileError."""
     try:
         head, _, rest = path.read_bytes().partition(b"\n")
     except OSError as error:
         raise MemoryFileError(f"cannot read `{path}`: {error.strerror}") from error
     data = rest.removesuffix(b"\n")
-    if head != f"{FORMAT} {sha256(data).hexdigest()}".encode():
-        raise _damaged(f"`{path}` is no memory of a verification, or it is damaged")
+    if head != f"{form} {sha256(data).hexdigest()}".encode():
+        raise _damaged(f"`{path}` is no memory of {of}, or it is damaged")
     try:
-        fields = orjson.loads(data)
-        memory = Memory(**{**fields, "terms": Terms(**fields["terms"])})
-        Links.recalled(memory.links, ())
-    except _FAULTS as error:
-        raise _damaged(f"`{path}` is a memory of another make") from error
+        return orjson.loads(data)
+    except ValueError as error:
+        raise of_another_make(path) from error
+
+
+def memory_from(fields: Mapping[str, Any]) -> Memory:
+    """Return a memory from its fields. Raises what reading data of another make may raise (`FAULTS`)."""
+    memory = Memory(**{**fields, "terms": Terms(**fields["terms"])})
+    Links.recalled(memory.links, ())
+    return memory
+
+
+def check_asked(path: Path, memory: Memory, asked: Terms) -> None:
+    """Raise MemoryFileError where a memory is not by this version, or was asked for something else."""
     if memory.by != _version():
         raise MemoryFileError(
             f"`{path}` was written by gradwarden {memory.by}; this is {_version()}", help=FROM_THE_START
@@ -191,7 +216,6 @@ def read_memory(path: Path, asked: Terms) -> Memory:
             f"{', '.join(_differences(memory.terms, asked))}",
             help=f"give the same again, or {FROM_THE_START}",
         )
-    return memory
 
 
 def goes_on(memory: Memory, ledger: str | os.PathLike[str]) -> bool:
@@ -249,6 +273,11 @@ def _differences(before: Terms, now: Terms) -> list[str]:
         "only": "how far to go (--only)",
     }
     return [said for name, said in names.items() if getattr(before, name) != getattr(now, name)]
+
+
+def of_another_make(path: Path) -> MemoryFileError:
+    """Return the error for a file whose data have not the form that is expected."""
+    return _damaged(f"`{path}` is a memory of another make")
 
 
 def _damaged(message: str) -> MemoryFileError:

@@ -14,9 +14,18 @@ from gradwarden.runtime.verification.verify import VerifyReport
 
 
 def rank_findings(
-    log: LogOfLogs, rank: int, report: VerifyReport | None, steps: RankSteps | None, most: int
+    log: LogOfLogs,
+    rank: int,
+    report: VerifyReport | None,
+    steps: RankSteps | None,
+    most: int,
+    known: int = 0,
 ) -> Iterator[JobFinding]:
-    """Say what is wrong with one rank. most: the next step of the rank that is most advanced."""
+    """Say what is wrong with one rank.
+
+    most: the next step of the rank that is most advanced. known: up to which size its ledger was held against
+    the log of logs before.
+    """
     last = last_heads(log.bindings).get(rank)
     if report is None or steps is None:
         if last is not None and last.size:
@@ -26,7 +35,7 @@ def rank_findings(
             yield finding("missing_rank", f"the ledger of rank {rank} is missing", [rank])
         return
     yield from _place(log, rank, steps)
-    yield from _bound(log, rank, report, steps)
+    yield from _bound(log, rank, report, steps, known)
     yield from _by_itself(log, rank, report, steps, most)
     if steps.misplaced is not None:
         index, step = steps.misplaced
@@ -54,12 +63,14 @@ def _place(log: LogOfLogs, rank: int, steps: RankSteps) -> Iterator[JobFinding]:
         yield finding("other_rank", f"the ledger of rank {rank} has another origin than it must", [rank], 0)
 
 
-def _bound(log: LogOfLogs, rank: int, report: VerifyReport, steps: RankSteps) -> Iterator[JobFinding]:
+def _bound(
+    log: LogOfLogs, rank: int, report: VerifyReport, steps: RankSteps, known: int
+) -> Iterator[JobFinding]:
     """Check that a ledger holds every head that was bound of it; name the first that it does not."""
     size = report.facts["entries"]
     for index, head in bound_of(log.bindings, rank):
         found = steps.heads.get(head.size)
-        if found == (head.root, head.step):
+        if head.size <= known or found == (head.root, head.step):
             continue
         if found is None and size <= head.size:
             if not _broken(report):

@@ -96,17 +96,18 @@ def _left_out(steps: Mapping[int, RankSteps]) -> Iterator[JobFinding]:
 
     What comes after the end of a ledger that is not sealed may only not have been written yet.
     """
-    size = max(found.steps for found in steps.values())
+    begun = _begun(steps)
+    size = max(found.steps for found in steps.values()) - begun
     committed = np.zeros(size, bool)
     for found in steps.values():
-        committed[: found.steps] |= found.columns(found.steps).outcomes == COMMITTED
+        committed[: found.steps - begun] |= found.columns(found.steps).outcomes == COMMITTED
     for rank, found in steps.items():
-        known = size if found.sealed is not None else found.steps
+        known = size if found.sealed is not None else found.steps - begun
         absent = np.ones(known, bool)
-        absent[: found.steps] = found.columns(found.steps).outcomes == ABSENT
+        absent[: found.steps - begun] = found.columns(found.steps).outcomes == ABSENT
         missing = np.flatnonzero(absent & committed[:known])
         if len(missing):
-            message = f"rank {rank} has no part in step {missing[0]}, which others committed"
+            message = f"rank {rank} has no part in step {begun + missing[0]}, which others committed"
             yield finding("left_out_step", message, [rank])
 
 
@@ -120,12 +121,12 @@ def _shares(steps: Mapping[int, RankSteps]) -> Iterator[JobFinding]:
     wrong = compared & ((excess[0] != 0) | (known & (excess[1:] % PRIME != 0).any(axis=0)))
     if not wrong.any():
         return
-    step = int(np.flatnonzero(wrong)[0])
-    more = int(excess[0, step])
-    told_of = _differing(excess[:, step].tolist(), stated[:, step].tolist(), sums=bool(known[step]))
+    place = int(np.flatnonzero(wrong)[0])
+    step, more = _begun(steps) + place, int(excess[0, place])
+    told_of = _differing(excess[:, place].tolist(), stated[:, place].tolist(), sums=bool(known[place]))
     message = f"the shares of the batch of step {step} do not add up: {told_of}"
-    rank = located(excess[:, step].tolist(), len(steps)) if known[step] else None
-    told = -1 if rank is None else int(steps[rank].columns(step + 1).counts[step]) - more
+    rank = located(excess[:, place].tolist(), len(steps)) if known[place] else None
+    told = -1 if rank is None else int(steps[rank].columns(step + 1).counts[place]) - more
     if rank is None or told < 0:
         yield finding("wrong_shares", message, steps)
     else:
@@ -146,16 +147,22 @@ def _differing(excess: Sequence[int], stated: Sequence[int], *, sums: bool) -> s
     return "; ".join(parts)
 
 
+def _begun(steps: Mapping[int, RankSteps]) -> int:
+    """Return the first step that is compared, the same for all ranks."""
+    return next(iter(steps.values())).begun
+
+
 def _excess(steps: Mapping[int, RankSteps]) -> tuple[Numbers, Numbers, npt.NDArray[np.bool_]]:
     """Return by how much the ranks' records exceed the three sums that they state, and the sums: [3, steps].
 
     The third: which steps all ranks had a part in, and some rank committed.
     """
-    size = min(found.steps for found in steps.values())
+    steps_compared = min(found.steps for found in steps.values())
+    size = steps_compared - _begun(steps)
     total, stated = np.zeros((3, size), np.int64), np.zeros((3, size), np.int64)
     everywhere, committed = np.ones(size, bool), np.zeros(size, bool)
     for rank, found in steps.items():
-        told, place = found.columns(size), rank + 1
+        told, place = found.columns(steps_compared), rank + 1
         everywhere &= told.outcomes != ABSENT
         total += [told.counts, told.counts * place % PRIME, told.counts * place**2 % PRIME]
         here = told.outcomes == COMMITTED

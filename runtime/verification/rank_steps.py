@@ -7,6 +7,7 @@ replay of the same ledger to say.
 from __future__ import annotations
 
 from array import array
+from base64 import b64decode, b64encode
 from binascii import a2b_base64
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
@@ -69,9 +70,14 @@ class Columns:
 
 
 class RankSteps:
-    """A listener that notes the steps of one rank's ledger."""
+    """A listener that notes the steps of one rank's ledger.
+
+    begun: the first step of which columns are kept; those before it were compared with the other ranks'
+    when the job was last verified (`remember`).
+    """
 
     def __init__(self) -> None:
+        self.begun = 0
         self.opened: Mapping[str, Any] | None = None
         self.sealed: Mapping[str, Any] | None = None
         self.heads: dict[int, tuple[str, int]] = {}
@@ -103,11 +109,8 @@ class RankSteps:
         body = entry.body
         match entry.kind:
             case "opened":
-                self.opened = body
+                self._take_opened(body)
                 self.programs.append((0, body["policy"]["digest"]))
-                member = body.get("job")
-                if member is not None and member["placement"] == "by_example":
-                    self._rank, self._ranks = member["rank"], member["ranks"]
             case "policy_changed":
                 self.programs.append((body["step"], body["policy"]["digest"]))
             case "examples":
@@ -130,6 +133,12 @@ class RankSteps:
             case _ if entry.kind == HEAD:
                 self._take_head(body["note"])
 
+    def _take_opened(self, body: Mapping[str, Any]) -> None:
+        self.opened = body
+        member = body.get("job")
+        if member is not None and member["placement"] == "by_example":
+            self._rank, self._ranks = member["rank"], member["ranks"]
+
     def _accept_turns(self, turns: Turns) -> None:
         steps = zip(turns.numbers, turns.counts, turns.epochs, turns.todays, strict=True)
         outcomes = zip(turns.committed, turns.results(), strict=True)
@@ -140,7 +149,7 @@ class RankSteps:
 
     def _propose(self, step: int, count: int, epoch: int, today: int | None) -> None:
         self._fill(step)
-        if step != len(self._outcomes):
+        if step != self.steps:
             return  # out of turn: the replay of this ledger names it
         self._outcomes.append(PROPOSED)
         self._counts.append(count)
@@ -152,7 +161,7 @@ class RankSteps:
 
     def _fill(self, until: int) -> None:
         """Note steps that this rank had no part in."""
-        missing = until - len(self._outcomes)
+        missing = until - self.steps
         if 0 < missing <= self._room:
             self._room -= missing
             self._outcomes += bytes([ABSENT]) * missing
@@ -162,7 +171,7 @@ class RankSteps:
                 column.extend([0] * missing)
 
     def _conclude(self, kind: str, body: Mapping[str, Any]) -> None:
-        if body["step"] != len(self._outcomes) - 1:
+        if body["step"] != self.steps - 1 or not self._outcomes:
             return
         self._outcomes[-1] = COMMITTED if kind == "committed" else REFUSED
         if kind == "committed":
@@ -177,7 +186,7 @@ class RankSteps:
             head = parse_checkpoint(parse_note(note.encode()).text)
         except NoteError:
             return
-        self.heads[head.size] = (head.root.hex(), len(self._outcomes))
+        self.heads[head.size] = (head.root.hex(), self.steps)
 
     def _look(self, index: int, step: int, packed: Sequence[str | bytes]) -> None:
         """Find an example that belongs to another rank, where each has a home."""
@@ -190,7 +199,12 @@ class RankSteps:
     @property
     def steps(self) -> int:
         """The number of the next step."""
-        return len(self._outcomes)
+        return self.begun + len(self._outcomes)
+
+    @property
+    def settled(self) -> int:
+        """Before which step nothing can change any more."""
+        return self.steps if self.unfinished is None else self.unfinished
 
     @property
     def unfinished(self) -> int | None:
@@ -198,7 +212,8 @@ class RankSteps:
         return self.steps - 1 if self._outcomes and self._outcomes[-1] == PROPOSED else None
 
     def columns(self, size: int) -> Columns:
-        """Return what is known of the first `size` steps."""
+        """Return what is known of the first `size` steps, from `begun` on."""
+        size -= self.begun
         return Columns(
             outcomes=np.frombuffer(bytes(self._outcomes[:size]), np.uint8),
             counts=np.array(self._counts[:size], np.int64),
@@ -209,6 +224,52 @@ class RankSteps:
             spending=np.array(self._spending[:size], np.int64),
             moved=np.frombuffer(bytes(self._moved[: size * _MOVED]), np.uint8).reshape(-1, _MOVED),
         )
+
+    # --- going on ------------------------------------------------------------------------------------------
+
+    def remember(self, begun: int, bound: int) -> dict[str, Any]:
+        """Return what is known, as JSON holds it, without the steps before `begun`.
+
+        bound: up to which size of the ledger heads were found to be those that are bound.
+        """
+        gone = begun - self.begun
+        return {
+            "begun": begun,
+            "opened": self.opened,
+            "sealed": self.sealed,
+            "heads": [[size, *head] for size, head in self.heads.items() if size > bound],
+            "programs": self.programs,
+            "weights": [[step, digests] for step, digests in self.weights.items() if step >= begun],
+            "parts": self._parts,
+            "room": self._room,
+            "outcomes": b64encode(self._outcomes[gone:]).decode(),
+            "moved": b64encode(self._moved[gone * _MOVED :]).decode(),
+            "numbers": [
+                b64encode(np.array(column[gone:], "<i8").tobytes()).decode() for column in self._numbers()
+            ],
+        }
+
+    @classmethod
+    def recalled(cls, state: Mapping[str, Any]) -> RankSteps:
+        """Return what was remembered, to go on from. Raises KeyError, TypeError or ValueError."""
+        steps = cls()
+        steps.begun = int(state["begun"])
+        if state["opened"] is not None:
+            steps._take_opened(state["opened"])
+        steps.sealed = state["sealed"]
+        steps.heads = {size: (root, step) for size, root, step in state["heads"]}
+        steps.programs = [(step, digest) for step, digest in state["programs"]]
+        steps.weights = {step: list(digests) for step, digests in state["weights"]}
+        steps._parts, steps._room = list(state["parts"]), int(state["room"])
+        steps._outcomes = bytearray(b64decode(state["outcomes"]))
+        steps._moved = bytearray(b64decode(state["moved"]))
+        for column, packed in zip(steps._numbers(), state["numbers"], strict=True):
+            column.extend(np.frombuffer(b64decode(packed), "<i8").tolist())
+        return steps
+
+    def _numbers(self) -> Sequence[array[int]]:
+        sums = self._first_sums, self._second_sums
+        return self._counts, self._batches, *sums, self._epochs, self._days, self._spending
 
 
 def _digest(spending: Mapping[str, Any]) -> int:
@@ -221,7 +282,7 @@ def first_clash(one: RankSteps, other: RankSteps) -> Clash | None:
     """Return the first step of which two ranks say different things, as far as both go.
 
     A step without an outcome on one rank contradicts nothing: a crash leaves it so. Days may differ by one:
-    clocks do not pass midnight together.
+    clocks do not pass midnight together. Of both ranks the steps must be known from the same one on.
     """
     size = min(one.steps, other.steps)
     ours, theirs = one.columns(size), other.columns(size)
@@ -242,7 +303,7 @@ def first_clash(one: RankSteps, other: RankSteps) -> Clash | None:
         "privacy spending": (committed & (ours.spending != theirs.spending), theirs.spending),
     }
     found = [
-        Clash(int(step := np.flatnonzero(where)[0]), what, values[step].tobytes())
+        Clash(one.begun + int(place := np.flatnonzero(where)[0]), what, values[place].tobytes())
         for what, (where, values) in places.items()
         if where.any()
     ]

@@ -81,7 +81,7 @@ def verify_ledger(
     weights: Path | Sequence[Path] | None = None,
     earlier: bool = False,
     only: Only | None = None,
-    since: Path | None = None,
+    since: Path | Memory | None = None,
     remember: bool = False,
     beside: Callable[[], Listener] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -94,10 +94,11 @@ def verify_ledger(
     each program before a step was taken under it. weights: checkpoints (files, or folders of shards), one of
     which the ledger must name last, unless `earlier` ones will do; how far the maintained bands of the last
     one are from the anchors beside the ledger is measured. only: where to stop; decisions are replayed where
-    it is None. since: a file with what an earlier verification remembered, which was asked for the same; what
-    it covers is not read again (`memory`). remember: whether to give what the next can go on from. beside:
-    gives who else is told of each entry that is read and replayed, see `verify_chain`. progress: called with
-    (bytes done, bytes in all). hashed: told of bytes of weights that are, from any thread.
+    it is None. since: a file with what an earlier verification remembered, which was asked for the same, or
+    what was read of one and goes on (`goes_on`); what it covers is not read again (`memory`). remember:
+    whether to give what the next can go on from. beside: gives who else is told of each entry that is read
+    and replayed, see `verify_chain`. progress: called with (bytes done, bytes in all). hashed: told of bytes
+    of weights that are, from any thread.
 
     Raises LedgerError only where the file cannot be read, and MemoryFileError for what was remembered.
     """
@@ -107,8 +108,8 @@ def verify_ledger(
     task = _Task(
         Path(path), keys, expected, approvers, given, earlier, asked, remember, beside, progress, hashed
     )
-    if since is None:
-        return _verified(task, None)
+    if not isinstance(since, Path):
+        return _verified(task, since)
     from gradwarden.runtime.verification.memory import believing, contradictions, goes_on, read_memory
 
     memory = read_memory(since, asked)

@@ -56,6 +56,27 @@ def test_what_is_about_one_rank_is_misuse_with_a_job(run: Run, job: Path) -> Non
     assert run("verify", "job", "--key", "run.pub", "--only", "chain").exit_code == 2
 
 
+def test_a_job_is_gone_on_from_what_was_remembered_of_all_ranks(run: Run, here: Path, signer: Signer) -> None:
+    signer.public.save(here / "run.pub")
+    job = Job(here / "job", signer)
+    job.run(4)
+    job.leave()
+    asked = ("verify", "job", "--key", "run.pub", "--format", "json")
+    told = json.loads(run(*asked, "--remember", "mine.memory").stdout)
+    assert (told["status"], told["facts"]["since"]) == ("INCOMPLETE", None)
+    told = json.loads(run(*asked, "--since", "mine.memory").stdout)
+    assert told["facts"]["since"]["steps"] == 4
+    assert sorted(told["facts"]["since"]["ranks"]) == ["0", "1", "2"]
+    assert "taken on trust (--since)" in told["not_checked"][0]
+    assert "behind the first" in told["checked"][0]
+    rank_path(here / "job", 1).unlink()
+    result = run("verify", "job", "--key", "run.pub", "--since", "mine.memory")
+    assert (result.exit_code, result.stdout.startswith("ROLLBACK")) == (1, True)
+    assert "error[rolled_back]: the ledger of rank 1: " in result.stderr
+    (here / "run.memory").write_text("gradwarden/memory/1 00\n{}\n")
+    assert run("verify", "job", "--key", "run.pub", "--since", "run.memory").exit_code == 2
+
+
 def test_a_ledger_of_a_rank_verifies_alone(run: Run, job: Path) -> None:
     assert run("verify", "job/rank-0001.ledger", "--key", "run.pub").exit_code == 0
 
