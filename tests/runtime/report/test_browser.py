@@ -33,6 +33,7 @@ page.onload = () => {
     drawn: [...inside.querySelectorAll("svg path")].filter(path => seen(path).width > 1).length,
     small: all.filter(e => e.children.length === 0 && e.textContent.trim() && !e.closest("svg")
       && parseFloat(getComputedStyle(e).fontSize) < 12).length,
+    narrow: Math.min(...[...inside.querySelectorAll("td.words")].map(cell => seen(cell).width)),
     fetched: page.contentWindow.performance.getEntriesByType("resource").length,
     jumps: [...inside.querySelectorAll("nav a")].every(a => inside.querySelector(a.getAttribute("href"))),
   });
@@ -77,6 +78,10 @@ def test_it_is_shown_whole_at_every_width(browser: str, tmp_path: Path, text: st
     assert seen["drawn"] >= 2
     assert seen["jumps"]
     assert (seen["obeyed"], seen["fetched"], seen["small"]) == (False, 0, 0)
+
+
+def test_reasons_are_not_squeezed_to_a_word_in_a_line(browser: str, tmp_path: Path, plain: str) -> None:
+    assert look(browser, tmp_path, plain, 390)["narrow"] >= 200
 
 
 def test_it_can_be_printed(browser: str, tmp_path: Path, plain: str) -> None:
