@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from safetensors.torch import save_model
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ from gradwarden.runtime.weights.stored import StoredWeights
 from gradwarden.runtime.weights.tree import WeightTree, hash_weights
 
 T = TypeVar("T")
+
+_WRITABLE = "name a file in a folder that exists, can be written, and has room"
 
 
 @frozen
@@ -108,10 +111,14 @@ def save_whole(
     """
     draft = path.with_name(f".{path.name}.partial")
     try:
+        draft.touch()
+        mode = draft.stat().st_mode
         write(draft)
+        draft.chmod(mode)  # that of any new file; safetensors would let nobody else read it
         measured = measure(draft)
         put_in_place(draft, path if named is None else named(measured))
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         draft.unlink(missing_ok=True)
-        raise RuntimeGovernanceError(f"cannot write the {what} `{path}`: {error}") from error
+        told = error.strerror if isinstance(error, OSError) else str(error)
+        raise RuntimeGovernanceError(f"cannot write the {what} `{path}`: {told}", help=_WRITABLE) from error
     return measured

@@ -149,6 +149,7 @@ class Governor:
             self._begin()
         except BaseException:
             self.engine.close()
+            self._gates.watch.remove()
             joined.measures.close()
             joined.give_up()
             raise
@@ -394,6 +395,7 @@ class Governor:
         """End the run, and give the model back as it was."""
         self._run.progress.over = True
         self.engine.close()
+        self._gates.watch.remove()
         self._joined.release()
 
     def __enter__(self) -> Self:

@@ -6,6 +6,7 @@ anything written (`begin_run`): a new ledger gets the run's opening, one with en
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -20,7 +21,7 @@ from torch import nn
 from gradwarden.policy.context import Context
 from gradwarden.policy.program import Program
 from gradwarden.runtime.binding import BoundModel, bind_model
-from gradwarden.runtime.errors import MaskError, PrivacyError
+from gradwarden.runtime.errors import LedgerError, MaskError, PrivacyError
 from gradwarden.runtime.jobs.job import Job
 from gradwarden.runtime.ledger.ledger import Ledger
 from gradwarden.runtime.ledger.program_signature import Approvers
@@ -160,6 +161,7 @@ def join(request: Request) -> Joined:
     for name, value in (("normaliser", request.normaliser), ("clip norm", request.clip_norm)):
         if value is not None and not 0.0 < value < float("inf"):
             raise MaskError(f"a {name} is a number above 0, not `{value}`")
+    _check_kinds(request)
     foreign = ForeignWatch()
     reduction = reduction_of(request.model, request.group, foreign)
     keeping = keeping_of(reduction.ranks, request.job)
@@ -173,6 +175,20 @@ def join(request: Request) -> Joined:
         _give_up(keeping)
         raise
     return joined[0]
+
+
+def _check_kinds(request: Request) -> None:
+    """Raise MaskError or LedgerError where what stands before a program or a ledger was given for it."""
+    if not isinstance(request.program, Program):
+        raise MaskError(
+            f"a governor executes a compiled program, and this is a `{type(request.program).__name__}`",
+            help="give `compile_policy(load_policy(PATH), ModelMap.from_module(model))`",
+        )
+    if isinstance(request.ledger, str | os.PathLike):
+        raise LedgerError(
+            f"`{os.fspath(request.ledger)}` names a ledger, and is not an open one",
+            help="give `Ledger.open(PATH, signer=Signer.load(KEY))`",
+        )
 
 
 def _joined(request: Request, reduction: Reduction, foreign: ForeignWatch, keeping: Keeping) -> Joined:

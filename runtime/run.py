@@ -8,6 +8,7 @@ from datetime import date
 from typing import Any
 
 from gradwarden.policy.context import Context, IntArray
+from gradwarden.policy.errors import did_you_mean
 from gradwarden.runtime.errors import ExampleError
 from gradwarden.runtime.in_force import InForce
 from gradwarden.runtime.joining import Joined
@@ -37,6 +38,7 @@ class Run:
     def context(self, rows: IntArray, signals: Mapping[str, Any]) -> Context:
         """Return the context of the next step for the examples in `rows`. signals: those that are given."""
         joined = self.joined
+        self._check_declared(signals)
         joined.budgets.check_signals(signals.keys())
         known = {**joined.measures.signals(rows), **signals}
         return Context(
@@ -47,6 +49,17 @@ class Run:
             signals=known,
             spent=joined.budgets.spent(),
         )
+
+    def _check_declared(self, signals: Mapping[str, Any]) -> None:
+        """Raise ExampleError for a signal that the policy does not declare: its rules would not read it."""
+        declared = [signal.name for signal in self.in_force.program.signals]
+        for name in signals:
+            if name not in declared:
+                known = ", ".join(f"`{one}`" for one in declared) or "none"
+                raise ExampleError(
+                    f"the policy declares no signal `{name}`",
+                    help=did_you_mean(str(name), declared) or f"declared: {known}",
+                )
 
     def check_home(self, rows: IntArray) -> None:
         """Raise ExampleError where an example belongs to another rank."""

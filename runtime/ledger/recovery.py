@@ -4,7 +4,7 @@ A crash leaves an unfinished or garbled end with nothing valid after it. Where t
 were not synced may be missing in any order: they read as zeros, and valid entries may follow, but never a
 signed head, which is written only when all before it stands. Such a tail is saved as `<ledger>.broken-N` and
 cut off. Everything else is refused and left as it is: another broken entry with valid ones after it, a broken
-link or signature, or a ledger that ends before a head that was already signed.
+link or signature, a ledger that ends before a head that was already signed, or a file that is no ledger.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gradwarden.runtime.errors import LedgerDamaged, LedgerError, LedgerRollback
 from gradwarden.runtime.ledger.archive import missing_error
 from gradwarden.runtime.ledger.chain import run_links
 from gradwarden.runtime.ledger.durable import sync_directory
-from gradwarden.runtime.ledger.entries import HEAD, MalformedLineError, decode
+from gradwarden.runtime.ledger.entries import ENTRY_START, HEAD, MalformedLineError, decode
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.links import Fault, Links
 from gradwarden.runtime.ledger.reader import archives_of
@@ -63,6 +63,11 @@ def recover(file: LedgerFile, key: PublicKey, others: Sequence[PublicKey] = ()) 
     if links.fault is None and not tail:
         return Recovered(links, 0, None)
     cut = file.read(links.offset)
+    if not links.size and not _may_be_torn(cut):
+        raise LedgerError(
+            f"`{file.path}` is no ledger, and is left as it is",
+            help="name a new file, or the ledger of a run that is to go on",
+        )
     broken = _set_aside(file.path, cut)
     file.cut(links.offset)
     links.fault = None
@@ -89,6 +94,11 @@ def _is_torn(file: LedgerFile, fault: Fault) -> bool:
         and all(b"\0" in line for line in whole)
         and _lost_blocks(rest, fault.offset - file.base)
     )
+
+
+def _may_be_torn(content: bytes) -> bool:
+    """Whether a file without a whole entry may be what a crash left of the first one."""
+    return content[:1] == b"\0" or content.startswith(ENTRY_START) or ENTRY_START.startswith(content)
 
 
 def _lost_blocks(rest: bytes, offset: int) -> bool:

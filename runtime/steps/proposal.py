@@ -61,6 +61,10 @@ class Proposal:
         """Of each band's gradient, as the optimizer took it; None where it has none."""
         self.maintained = Measured({})
         self._entered = False
+        self._graded = 0
+        """Bit i is set where `backward` left a gradient for parameter i."""
+        self._lost = False
+        """Whether such a gradient went away since."""
         self.begun = False
         """Whether the reduction of gradients was begun for it."""
 
@@ -150,6 +154,7 @@ class Proposal:
         the last may be empty, and are run all the same. The rows of a privacy unit stay in one slice: it is
         clipped as a whole. Raises PrivacyError where they lie too far apart for that.
         """
+        self._check_entered()
         end = len(self.rows)
         for part in self._armed(self._parts.in_order(size)):
             yield slice(int(part[0]), int(part[-1]) + 1) if len(part) else slice(end, end)
@@ -160,7 +165,15 @@ class Proposal:
         Each is int64, an index into the batch. Examples that may shape nothing are left out: they need no
         forward pass. The step's gradient is the same as in one pass.
         """
+        self._check_entered()
         return self._armed(self._parts.cut(by_depth, size))
+
+    def _check_entered(self) -> None:
+        if not self._entered:
+            raise MaskError(
+                "the step was not entered: nothing was decided or recorded of it yet",
+                help="write `with governor.step(examples) as proposal:`",
+            )
 
     def _armed(self, parts: Iterable[IntArray]) -> Iterator[IntArray]:
         """Arm the engine for each part in turn."""
@@ -207,6 +220,12 @@ class Proposal:
         Raises MaskError where the shape is wrong or rows come twice. A loss that is not finite refuses the
         step when it is left, not here; so does an error raised here, even if the caller goes on after it.
         """
+        self._check_entered()
+        if not isinstance(losses, Tensor):
+            raise MaskError(
+                f"`backward` takes a tensor of losses, not a `{type(losses).__name__}`",
+                help="give what the loss function returned: numbers alone have no gradient",
+            )
         count = len(self._parts.rows)
         if losses.dim() != 1 or losses.shape[0] != count:
             raise MaskError(
@@ -214,7 +233,10 @@ class Proposal:
                 help="reduce the loss over everything but the batch, for example `loss.view(B, -1).mean(1)`",
             )
         if self._parts.begun:
-            raise MaskError("`backward` was called twice for the same examples")
+            raise MaskError(
+                "`backward` was called twice for the same examples",
+                help="add up losses before, or take the batch in parts by `proposal.micro_batches`",
+            )
         self._parts.finish()
         if self._joined.peers.size > 1:
             refuse_sequence_split()
@@ -257,6 +279,7 @@ class Proposal:
 
     def _add_gradients(self, losses: Tensor) -> None:
         joined, engine, parts = self._joined, self._in_force.engine, self._parts
+        self._lost = self._lost or self._has_lost()
         divisor, public = self.normaliser / joined.reduction.share, parts.public[parts.rows]
         if self._sink is not None:
             engine.backward(losses, divisor, rows=public, sink=self._sink)
@@ -265,6 +288,12 @@ class Proposal:
         elif parts.together or bool(public.any()):
             rows = None if bool((public | ~parts.reached()).all()) else public
             engine.backward(losses, divisor, rows=rows)
+        self._graded = joined.reduction.graded(self._in_force.every_parameter())
+
+    def _has_lost(self) -> bool:
+        """Return whether a gradient that `backward` gave is gone."""
+        left = self._joined.reduction.graded(self._in_force.every_parameter())
+        return bool(self._graded & ~left)
 
     @property
     def normaliser(self) -> float:
@@ -352,6 +381,10 @@ class Proposal:
         foreign = self._joined.foreign.finding()
         if foreign is not None:
             return foreign
+        if self._lost or self._has_lost():
+            return Finding(
+                "gradient", "no_gradient", "gradients were dropped in the step: leave `zero_grad` out"
+            )
         if not self.active and not self._joined.keeping.apart:
             return Finding("admission", "nothing_admitted", "no example of the batch may shape any band")
         if self._parts.left():

@@ -20,6 +20,7 @@ from gradwarden.runtime.ranks.keeping import deserting
 from gradwarden.runtime.run import Run
 from gradwarden.runtime.steps.gates import Finding, raised
 from gradwarden.runtime.steps.gradient_gate import GradientGate
+from gradwarden.runtime.steps.optimizer_watch import OptimizerWatch
 
 if TYPE_CHECKING:
     from gradwarden.runtime.steps.proposal import Proposal
@@ -31,6 +32,7 @@ class StepGates:
     def __init__(self, run: Run, abandon: Callable[[], None]) -> None:
         self.run = run
         self._abandon = abandon
+        self.watch = OptimizerWatch(run.joined.optimizer, lambda: run.progress.open is not None)
 
     def begin(self, proposal: Proposal) -> None:
         """Record the intent of a proposal that was admitted."""
@@ -135,7 +137,8 @@ class StepGates:
     def _commit(self, proposal: Proposal) -> None:
         joined = self.run.joined
         try:
-            joined.optimizer.step()
+            with self.watch.taking():
+                joined.optimizer.step()
             proposal.maintained = joined.maintainer.hold(proposal.active)
             joined.scaling.commit()
         except BaseException:
