@@ -120,7 +120,7 @@ class Plan:
         self.units = units
         self.unit_count = 0 if units is None or not len(units) else int(units.max()) + 1
         self.public = weights if units is None else weights * (units < 0)[:, None]
-        self._owned: dict[tuple[int | None, int | None], tuple[Rows, tuple[Owners | None, ...]]] = {}
+        self._owned: dict[tuple[bytes | None, ...], tuple[Rows, tuple[Owners | None, ...]]] = {}
         self._unit_rows: dict[int, tuple[Rows, ...]] = {}
         shaped = () if units is None else weights[units >= 0].gt(0).any(dim=0).nonzero().flatten().tolist()
         self.unit_bands = frozenset(shaped)
@@ -340,14 +340,16 @@ class Plan:
 
     def owned(self, bands: tuple[int | None, int | None]) -> tuple[Rows, tuple[Owners | None, ...]]:
         """Return the private rows with weight in one of two bands, and in each band whose they are."""
-        if bands not in self._owned:
+        columns = [None if band is None else self._relative[:, band] for band in bands]
+        # Most bands have the same weights.
+        key = tuple(None if column is None else column.numpy().tobytes() for column in columns)
+        if key not in self._owned:
             assert self.units is not None
-            columns = [None if band is None else self._relative[:, band] for band in bands]
             some = torch.zeros(self.batch, dtype=torch.bool, device="cpu")
             for column in columns:
                 some |= False if column is None else (column > 0) & (self.units >= 0)
             rows = Rows(some.double())
-            self._owned[bands] = (
+            self._owned[key] = (
                 rows,
                 tuple(
                     None
@@ -356,7 +358,7 @@ class Plan:
                     for column in columns
                 ),
             )
-        return self._owned[bands]
+        return self._owned[key]
 
     def units_weighed(self, band: int, factors: Sequence[float]) -> Rows:
         """Return the private rows of a band, weighed by a factor for each unit as well."""

@@ -7,8 +7,9 @@ between places of the padded input,
 
     p_s . p_t = sum over d of  x_{s+d} . x_{t+d}
 
-and where the places of the output are numbered as those of the padded input are, line after line, all that
-s + d takes is to begin d places later.
+Places of both are numbered line after line, with as many of zeros at the end of each line as the padding is
+wide. So one place to the left of a line is one of these as well, and all that s + d takes is to begin some
+places later, or earlier.
 """
 
 from __future__ import annotations
@@ -35,25 +36,37 @@ def work(grad: Tensor, x: Tensor, weight: Tensor, options: Mapping[str, Any]) ->
     """
     if x.dim() != 4 or options["transposed"] or options["groups"] != 1 or set(options["stride"]) != {1}:
         return float("inf")
-    (lines, places), (pad_v, pad_h) = x.shape[2:], options["padding"]
-    seen = (lines + 2 * pad_v) * (places + 2 * pad_h)
-    numbered = grad.shape[2] * (places + 2 * pad_h)
-    channels = seen**2 * x.shape[1] + numbered**2 * grad.shape[1]
-    return float(channels + _ADDITION * numbered**2 * weight.shape[2:].numel())
+    width = _width(grad, x, options)
+    seen, numbered = x.shape[2] * width, grad.shape[2] * width
+    products = seen**2 * x.shape[1] + numbered**2 * grad.shape[1]
+    return float(products + _ADDITION * numbered**2 * weight.shape[2:].numel())
 
 
 def norms(grad: Tensor, x: Tensor, weight: Tensor, options: Mapping[str, Any]) -> FloatArray:
     """Return the L2 norm of the weight's gradient for each example, float64 [N]; never understated."""
     (high, across), (pad_v, pad_h) = options["dilation"], options["padding"]
-    x = functional.pad(wide(x), (pad_h, pad_h, pad_v, pad_v))
-    width, lines, places = x.shape[3], *grad.shape[2:]
-    numbered = (lines - 1) * width + places
-    own = functional.pad(wide(grad), (0, width - places)).flatten(2)[:, :, :numbered]
-    seen = x.flatten(2)
-    seen = torch.bmm(seen.transpose(1, 2), seen)
-    patches = grad.new_zeros((len(x), numbered, numbered), dtype=seen.dtype)
+    width = _width(grad, x, options)
+    seen, own = _products(wide(x), width), _products(wide(grad), width)
+    places, count = seen.shape[1], own.shape[1]
+    patches = own.new_zeros(own.shape)
     for line in range(weight.shape[2]):
         for place in range(weight.shape[3]):
-            first = line * high * width + place * across
-            patches += seen[:, first : first + numbered, first : first + numbered]
-    return norms_from_products(torch.bmm(own.transpose(1, 2), own), patches)
+            later = (line * high - pad_v) * width + place * across - pad_h
+            first, end = max(0, -later), min(count, places - later)
+            if first < end:
+                part = seen[:, first + later : end + later, first + later : end + later]
+                patches[:, first:end, first:end] += part
+    return norms_from_products(own, patches)
+
+
+def _width(grad: Tensor, x: Tensor, options: Mapping[str, Any]) -> int:
+    """Return how many places a line has, with zeros."""
+    return max(x.shape[3] + int(options["padding"][1]), grad.shape[3])
+
+
+def _products(tensor: Tensor, width: int) -> Tensor:
+    """Return the products of places over channels, [N, places, places], of a tensor [N, channels, *]."""
+    lines, places = tensor.shape[2:]
+    numbered = functional.pad(tensor, (0, width - places)).flatten(2)
+    numbered = numbered[:, :, : (lines - 1) * width + places]
+    return torch.bmm(numbered.transpose(1, 2), numbered)

@@ -37,8 +37,8 @@ _MANY_CHANNELS = 64
 """Above this, patches are faster than groups."""
 _CLIPPING = 30.0
 """What measuring an element of a gradient and adding it to the sum cost, in multiplications."""
-_WINDOWS = 4
-"""Examples whose windows are laid out at once: in the cache, and so many that every core has some."""
+_WINDOWS, _FEWEST = 1 << 18, 2
+"""Elements of windows that are laid out at once, so that they stay in the cache; and of so many examples."""
 
 
 def convolution_gradients(
@@ -134,7 +134,10 @@ class _Windows(Few):
         (down, right), (high, across) = options["stride"], options["dilation"]
         lines, places = grad.shape[2:]
         channels, kernel_v, kernel_h = weight.shape[1:]
-        self._x, few = x.permute(0, 2, 3, 1), min(_WINDOWS, len(x))
+        self._x = x.permute(0, 2, 3, 1)
+        windows = kernel_h * channels * places * (lines + kernel_v - 1 if down == 1 else lines * kernel_v)
+        few = max(_FEWEST, torch.get_num_threads(), _WINDOWS // max(windows, 1))
+        few = min(few - few % _FEWEST, len(x))
         padded, self._inner = _channels_last(x, few, options["padding"])
         to_row, to_line, to_place, _ = padded.stride()
         if down == 1:
