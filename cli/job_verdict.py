@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,6 +135,8 @@ class JobVerdict:
             yield "the policy: that of the ledgers was taken at its word (--policy)"
         if not self.heads_compared:
             yield "whether a holder of the keys rewrote all of it: no head of the log of logs (--checkpoint)"
+        elif "witnesses" not in self.report.facts:
+            yield "whether others were shown the same: no witness was asked for (--witness)"
         if self.opened is None:
             yield "the metadata of examples (--data, --secret)"
         if self.other is not None and self.difference is None:
@@ -166,12 +169,22 @@ class JobVerdict:
         elif others := [rank for rank in range(self.report.facts["ranks"]) if rank not in asked]:
             yield f"the weights, by {named_ranks(others)}: no ledger that holds"
 
+    @property
+    def first(self) -> JobFinding | None:
+        """The error to look at first: one that makes the status, and of these the first of its ledger."""
+        errors = [one for one in self.report.findings if one.severity == "error" and one.index is not None]
+        worst = [one for one in errors if one.status == self.status] or errors
+        return min(worst, key=lambda one: (one.ranks[:1], one.index), default=None)
+
     def to_json(self) -> dict[str, Any]:
         told = {} if self.difference is None else {"what_if": self._difference_to_json(self.difference)}
         return {
             "ok": self.ok,
             "status": self.report.status,
             "job": str(self.folder),
+            "first_bad": None
+            if self.first is None
+            else {"rank": next(iter(self.first.ranks), None), "index": self.first.index},
             "findings": [
                 {
                     "code": found.code,
@@ -254,8 +267,30 @@ def _compared(folder: Path, report: JobReport, notes: Sequence[bytes], trust: Tr
         JobFinding(one.code, f"the log of logs: {one.message}", index=one.index, status=STATUSES[one.code])
         for one in known.findings
     ]
-    assurance: str = known.facts().get("assurance", "self-attested")
+    facts = known.facts()
+    assurance: str = facts.get("assurance", "self-attested")
+    if "witnessed_entries" in facts:
+        members = _witnessed_members(folder, report, facts["witnessed_entries"])
+        report = replace(report, facts={**report.facts, **facts, "members": members})
     return with_findings(report, found), assurance
+
+
+def _witnessed_members(folder: Path, report: JobReport, size: int) -> dict[str, Any]:
+    """Return the facts of each rank, with the entries that are bound under a witnessed head.
+
+    size: the entries of the log of logs that such a head covers.
+    """
+    from gradwarden.runtime.errors import LedgerError
+    from gradwarden.runtime.evidence.job_receipt_maker import last_binding
+    from gradwarden.runtime.jobs.layout import log_path
+
+    heads = {}
+    with suppress(LedgerError):  # nothing is bound there, or the log of logs does not hold
+        heads = {str(rank): head.size for rank, head in last_binding(log_path(folder), size).heads.items()}
+    return {
+        rank: {**member, "witnessed_entries": heads.get(rank, 0)}
+        for rank, member in report.facts["members"].items()
+    }
 
 
 def with_findings(report: JobReport, found: Sequence[JobFinding]) -> JobReport:
@@ -281,7 +316,7 @@ def show_job(verdict: JobVerdict) -> None:
         for line in lines:
             click.echo(f"  {line}")
     for found in report.findings[:MOST_FINDINGS]:
-        _show_finding(found)
+        _show_finding(found, first=found == verdict.first)
     if len(report.findings) > MOST_FINDINGS:
         click.echo(f"and {len(report.findings) - MOST_FINDINGS:,} more: --format json has all", err=True)
     if verdict.difference is not None and verdict.other is not None:
@@ -301,9 +336,14 @@ def _show_difference(difference: JobDifference, other: Path, without: Sequence[i
         click.echo(f"  without {named_ranks(without)}, of which no ledger is here that holds")
 
 
-def _show_finding(found: JobFinding) -> None:
-    name = click.style(f"{found.severity}[{found.code}]", fg="red", bold=True)
-    click.echo(f"{name}: {printable(found.message)}", err=True)
+def _show_finding(found: JobFinding, *, first: bool) -> None:
+    colour = "red" if found.severity == "error" else "yellow"
+    name = click.style(f"{found.severity}[{found.code}]", fg=colour, bold=True)
+    where = ""
+    if found.index is not None:
+        of = f"rank {found.ranks[0]}" if found.ranks else "log of logs"
+        where = f"{of}, entry {found.index}{', the first bad one' if first else ''}: "
+    click.echo(f"{where}{name}: {printable(found.message)}", err=True)
     if found.code in HELP:
         click.echo(f"  {click.style('= help:', fg='cyan')} {HELP[found.code]}", err=True)
 
@@ -316,9 +356,10 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
         yield printable(f"policy {policy['name']} version {policy['version']}, sha256 {policy['digest']}")
     yield f"{plural(facts['steps'], 'step')}, {plural(facts['exposures'], 'exposure')} over all ranks"
     for rank, member in list(facts["members"].items())[:MOST_RANKS]:
+        witnessed = f", {member['witnessed_entries']:,} witnessed" if "witnessed_entries" in member else ""
         yield (
             f"rank {rank}: {member['status']}, {plural(member['entries'], 'entry', 'entries')}, "
-            f"{member['bound_entries']:,} bound, {plural(member['steps'], 'step')}"
+            f"{member['bound_entries']:,} bound{witnessed}, {plural(member['steps'], 'step')}"
         )
     if facts["root"]:
         yield f"root {facts['root']}"

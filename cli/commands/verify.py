@@ -204,13 +204,14 @@ def command(
         _refuse(
             (
                 any(whole),
-                f"`{ledger}` is a folder, and so a job: --tsa, --only, --rotate-every, --since and "
-                "--remember are for the ledger of one rank, by itself",
+                f"`{ledger}` is a folder, and so a job: --tsa, --only and --rotate-every are for the ledger "
+                "of one rank, by itself",
             ),
             ((data is None) != (secret is None), TOGETHER),
             (supplier_files and not data, WHOSE),
             (what_if and not data, OPENED),
             (earlier and not checkpoint_weights, WHICH),
+            (trust.witnesses and not checkpoints, COSIGNED),
         )
     else:
         replaying = policies or approver_files or checkpoint_weights or data
@@ -224,10 +225,7 @@ def command(
             (supplier_files and not data, WHOSE),
             (what_if and not data, OPENED),
             (earlier and not checkpoint_weights, WHICH),
-            (
-                trust.witnesses and not checkpoints,
-                "witnesses vouch for a head that they cosigned: give it with --checkpoint",
-            ),
+            (trust.witnesses and not checkpoints, COSIGNED),
         )
     programs = [load_program(policy, model_map) for policy in policies]
     approvers = _approvers(approver_files, policy_signers)
@@ -279,6 +277,8 @@ def command(
 
 
 TOGETHER = "--data and --secret go together: neither opens commitments alone"
+
+COSIGNED = "witnesses vouch for a head that they cosigned: give it with --checkpoint"
 
 WHICH = "--earlier says which weights will do, and there are none: --checkpoint-weights"
 

@@ -28,7 +28,7 @@ class MadeReceipt:
 
 
 @frozen
-class _Binding:
+class Binding:
     """The last whole binding that a head of the log of logs covers. parts: the indices of its entries."""
 
     ranks: int
@@ -45,7 +45,7 @@ def make_job_receipt(
     nothing is bound under it, or where no rank can have a receipt.
     """
     log = log_path(folder)
-    binding = _last_binding(log, head.checkpoint.size)
+    binding = last_binding(log, head.checkpoint.size)
     read = read_under(log, head, binding.parts)
     made: dict[int, Receipt | None] = {}
     without: dict[int, str] = {}
@@ -79,7 +79,7 @@ def _of_rank(path: Path, example: str, committer: Committer, bound: RankHead, en
     return make_receipt(path, example, salt, commitment, head, entries=entries)
 
 
-def _last_binding(log: Path, size: int) -> _Binding:
+def last_binding(log: Path, size: int) -> Binding:
     """Return the last whole binding among the first entries of a log of logs. Raises EvidenceError."""
     ranks, open_parts = 0, dict[int, Mapping[str, Any]]()
     last: dict[int, Mapping[str, Any]] = {}
@@ -99,4 +99,4 @@ def _last_binding(log: Path, size: int) -> _Binding:
         raise EvidenceError(
             f"`{log.name}` binds no heads of all ranks", help="`gradwarden bind` binds what they have signed"
         )
-    return _Binding(ranks, tuple(last), heads)
+    return Binding(ranks, tuple(last), heads)

@@ -22,7 +22,7 @@ from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import Program
 from gradwarden.runtime.jobs.layout import log_path, rank_path
 from gradwarden.runtime.jobs.progress import over_ranks
-from gradwarden.runtime.ledger.chain import ChainReport, verify_chain
+from gradwarden.runtime.ledger.chain import ChainReport, first_error, verify_chain
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.program_signature import NOBODY, Approvers
 from gradwarden.runtime.verification.job_memory import (
@@ -212,6 +212,7 @@ def _facts(
         "members": {
             str(rank): {
                 "status": report.status,
+                "first_bad": None if (bad := first_error(report.findings)) is None else bad.index,
                 "entries": report.facts["entries"],
                 "bound_entries": last[rank].size if rank in last else 0,
                 "steps": steps[rank].steps,

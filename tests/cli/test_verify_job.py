@@ -51,6 +51,39 @@ def test_one_head_kept_elsewhere_holds_the_whole_job(run: Run, job: Path, here: 
     assert result.stdout.startswith("TAMPERED")  # another origin: each log of logs has one of its own
 
 
+def test_the_first_bad_entry_is_told_with_its_rank(run: Run, job: Path) -> None:
+    path = rank_path(job, 2)
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[7] = lines[7].replace(b'"prev":"', b'"prev":"0', 1)
+    path.write_bytes(b"".join(lines))
+    result = run("verify", "job", "--key", "run.pub")
+    assert (result.exit_code, result.stdout.startswith("TAMPERED")) == (1, True)
+    assert "rank 2, entry 7, the first bad one: error[rank]" in result.stderr
+    told = json.loads(run("verify", "job", "--key", "run.pub", "--format", "json").stdout)
+    assert told["first_bad"] == {"rank": 2, "index": 7}
+    assert {rank: member["first_bad"] for rank, member in told["facts"]["members"].items()} == {
+        "0": None, "1": None, "2": 7,
+    }  # fmt: skip
+
+
+def test_a_job_is_witnessed_by_a_head_of_its_log_of_logs(run: Run, job: Path, here: Path) -> None:
+    for name in ("ann", "bob"):
+        assert run("keygen", name, "--witness").exit_code == 0
+    asked = ("verify", "job", "--key", "run.pub", "--witness", "ann.pub")
+    assert run(*asked).exit_code == 2  # of which head?
+    cosigned = ("--sign", "ann.key", "--record", "ann.json", "-o", "ann.note")
+    assert run("witness", "job/job.ledger", "--key", "run.pub", *cosigned).exit_code == 0
+    told = json.loads(run(*asked, "--checkpoint", "ann.note", "--format", "json").stdout)
+    assert (told["status"], told["facts"]["assurance"]) == ("OK", "witnessed")
+    for member in told["facts"]["members"].values():
+        assert member["witnessed_entries"] == member["bound_entries"] > 0
+    other = ("verify", "job", "--key", "run.pub", "--witness", "bob.pub", "--checkpoint", "ann.note")
+    told = json.loads(run(*other, "--format", "json").stdout)
+    assert (told["ok"], told["status"]) == (False, "UNWITNESSED")
+    assert told["facts"]["assurance"] == "self-attested"
+    assert {member["witnessed_entries"] for member in told["facts"]["members"].values()} == {0}
+
+
 def test_what_is_about_one_rank_is_misuse_with_a_job(run: Run, job: Path) -> None:
     assert run("verify", "job/job.ledger", "--key", "run.pub").exit_code == 2
     assert run("verify", "job", "--key", "run.pub", "--only", "chain").exit_code == 2
