@@ -89,13 +89,17 @@ class Call:
 
     def gradients(self, parameters: Parameters) -> tuple[Tensor | None, Tensor | None]:
         """Return the gradients of weight and bias that are due now; private ones go to the sink."""
-        sink = self.plan.mode.sink
+        mode = self.plan.mode
+        sink = mode.sink
         if sink is not None and self.private:
             sink.take(self, parameters)
-        gauge = self.plan.mode.gauge
+        gauge = mode.gauge
         if gauge is not None:
             gauge.take(self, parameters)
-        rows, bias_rows = self.weight_rows(), self.bias_rows()
+        if mode.raw or mode.skip or mode.only is not None:
+            rows, bias_rows = self.weight_rows(), self.bias_rows()
+        else:
+            rows, bias_rows = (None if own.idle else own for own in (self.weight, self.bias))
         if parameters.grad.dtype in NARROW:
             return _by_octave(parameters, rows, bias_rows)
         return parameters.summed(rows, bias_rows)

@@ -400,8 +400,10 @@ class Forward(Present):
             x = place.flatten(x, plan.grid)
             layout: Layout | None = Layout(0, x.dim() + site.operation.adds_rank)
         else:
-            x = self._for_each(plan, site, x)
-            layout = site.layouts.get(x.dim() + site.operation.adds_rank)
+            if rank in site.shared:
+                x = self._for_each(plan, site, x)
+                rank = x.dim() + site.operation.adds_rank
+            layout = site.layouts.get(rank)
         if layout is None or not (place or layout.fits(x.shape, plan.batch)):
             return self._unweighed(plan, site, x)
         reach, through = plan.reach(site.before), plan.every

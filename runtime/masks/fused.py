@@ -141,7 +141,10 @@ class FusedEngine:
         for parameter, gradient in self._gradients.gradients(
             plan, losses, checked_normaliser(normaliser), chosen, retain_graph, self._passes, sink
         ):
-            add_gradient(parameter, gradient)
+            if parameter.grad is None:
+                parameter.grad = gradient
+            else:
+                add_gradient(parameter, gradient)
         self._forward.let_go()
         if not retain_graph:
             self._forward.plan = None

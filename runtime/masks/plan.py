@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -138,8 +139,7 @@ class Plan:
         self.examples = self
         self._reach: dict[int, Rows] = {}
         self._flow: dict[tuple[int, int], Rows] = {}
-        self._rows: dict[tuple[bool, ...], Rows] = {}
-        self._bits: list[int] | None = None
+        self._rows: dict[bytes, Rows] = {}
         self._parts: dict[bytes, Plan] = {}
         self._partitions: dict[tuple[bytes, bytes], Partition] = {}
         self.ways: dict[object, Plan | None] = {}
@@ -311,8 +311,7 @@ class Plan:
     @property
     def by_rows(self) -> bool:
         """Whether it matters which rows are whose."""
-        even = all(rows.empty or (rows.whole and rows.weights is None) for rows in self._step)
-        return self.units is not None or not even
+        return self.units is not None or not self._step.alike
 
     def due(self, rows: Tensor) -> list[int]:
         """Return the bands that gradients are due for, of the chosen rows (bool [B]) or for others."""
@@ -376,17 +375,21 @@ class Plan:
 
     def reach(self, mask: int) -> Rows:
         """Return the examples with some weight in any of the bands whose bits are set in `mask`."""
-        if mask and self.open:
+        if self.mode.whole_inputs or (mask and self.open):
             return self.every
         known = self._reach.get(mask)
         if known is None:
-            if self._bits is None:
-                self._bits = [sum(1 << k for k, w in enumerate(row) if w) for row in self.weights.tolist()]
-            reached = tuple(self.mode.whole_inputs or bool(bits & mask) for bits in self._bits)
-            if reached not in self._rows:
-                self._rows[reached] = Rows.of(self.batch, [row for row, hit in enumerate(reached) if hit])
-            known = self._reach[mask] = self._rows[reached]
+            reached = self._live[list(bands_in(mask))].any(axis=0)
+            key = reached.tobytes()
+            if key not in self._rows:
+                self._rows[key] = Rows.of(self.batch, reached.nonzero()[0].tolist())
+            known = self._reach[mask] = self._rows[key]
         return known
+
+    @cached_property
+    def _live(self) -> npt.NDArray[np.bool_]:
+        """Whether each example may shape each band [bands, B]."""
+        return self.columns > 0
 
     def flow(self, band: int, mask: int) -> Rows:
         """Return the examples of `reach(mask)` that have some weight in a band as well."""

@@ -253,6 +253,12 @@ class Columns(Sequence[Rows]):
         """Whether every example counts for every band, with weight 1."""
         return bool((self._weights.numpy() == self._divisors.numpy()[:, None]).all())
 
+    @property
+    def alike(self) -> bool:
+        """Whether all examples count alike for every band: none of them, or each with the same weight."""
+        relative = self._weights.numpy() / self._divisors.numpy()[:, None]
+        return bool((relative == relative[:1]).all())
+
     def __getitem__(self, band: int) -> Rows:  # type: ignore[override]  # bands are not sliced
         if band not in self._rows:
             if not 0 <= band < len(self):
