@@ -69,15 +69,12 @@ class Given:
         assert self.signatures is not None
         return self.signatures[1]
 
-    def cost(self, size: int) -> BlockCost:
-        """Return what a block with so many parameters costs."""
+    def cost(self, block: Block) -> BlockCost:
+        """Return what the block costs that is called."""
         if self.fault:
-            return BlockCost(size, 1, "cpu")
-        held = [leaf for leaf, dim in zip(self.leaves, self.inputs.dims, strict=True) if dim is not None]
-        largest = max(held, key=lambda leaf: leaf.numel())
-        # [B, T, features] or [B, channels, *]: every position of an example passes through the parameters.
-        positions = largest.shape[1] if largest.dim() == 3 else largest.shape[2:].numel()
-        return BlockCost(size, positions, largest.device.type)
+            return BlockCost(block.size, 1, "cpu")
+        largest = _largest(self.leaves, self.inputs.dims)
+        return BlockCost(block.size, round(_positions(largest) * block.thinning), largest.device.type)
 
 
 @dataclass(slots=True, eq=False)
@@ -89,7 +86,8 @@ class Block:
     signature of its results; learned by the probe. fault: why it cannot be run in parts, empty where it can.
     random: whether it draws random numbers; changes: whether it changes an argument in place; narrow: whether
     it has parameters of a precision in `NARROW` or computes in one; recomputed: whether layers within it have
-    been recomputed in a backward pass.
+    been recomputed in a backward pass. thinning: how many positions its results have for each of its
+    arguments; below 1 where it makes pictures smaller.
     """
 
     name: str
@@ -105,6 +103,7 @@ class Block:
     narrow: bool = False
     recomputed: bool = False
     shares: bool = False
+    thinning: float = 1.0
     _last: tuple[Any, Any, tuple[Signature, Signature] | None] | None = None
 
     def given(self, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int) -> Given:
@@ -291,10 +290,26 @@ def _learn_call(
     for leaf, dim in zip((*many.inputs, *many.outputs), (*dims_in, *dims_out), strict=True):
         if dim is not None and leaf.requires_grad and not owned(leaf, Layout(dim, leaf.dim())):
             return "rows of its arguments or results are not where its shapes suggest"
+    came, goes = _largest(many.inputs, dims_in), _largest(many.outputs, dims_out)
+    block.thinning = _positions(goes) / max(1, _positions(came)) if came.dim() == goes.dim() else 1.0
     learned = (Signature(many.inputs_spec, dims_in), Signature(many.outputs_spec, dims_out))
     if block.inputs.setdefault(many.inputs_spec, learned) != learned:
         return "it is called in different ways that look the same"
     return ""
+
+
+def _largest(leaves: Leaves, dims: Sequence[int | None]) -> Tensor:
+    """Return the largest tensor that holds the batch."""
+    held: list[Tensor] = [leaf for leaf, dim in zip(leaves, dims, strict=True) if dim is not None]
+    return max(held, key=Tensor.numel)
+
+
+def _positions(tensor: Tensor) -> int:
+    """Return how many positions an example has: [B, T, features] or [B, channels, *].
+
+    Each of them passes through the parameters of a layer.
+    """
+    return tensor.shape[1] if tensor.dim() == 3 else tensor.shape[2:].numel()
 
 
 def _dims(few: Leaves, many: Leaves, sizes: tuple[int, int]) -> tuple[int | None, ...]:

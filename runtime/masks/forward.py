@@ -246,7 +246,7 @@ class Forward(Present):
             within = scaled(plan, block.own, costs) if even else None
             self.choices[block.name] = everybody(block.name, plan.batch, scaled=within is not None)
             return within or plan
-        mask, cost = block.own | block.before, given.cost(block.size)
+        mask, cost = block.own | block.before, given.cost(block)
         chosen, reach = plan if plan.grid is None else plan.examples, plan.reach(mask)
         opened = self._open(plan, block, reach) if even else None
         if opened is not None and self.freezing:

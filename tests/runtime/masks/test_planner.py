@@ -6,10 +6,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from gradwarden.policy.program import Band
+from gradwarden.runtime.masks.bands import index_bands
+from gradwarden.runtime.masks.blocks import find_blocks, learn, observe
 from gradwarden.runtime.masks.plan import Plan
 from gradwarden.runtime.masks.planner import CALL_COST, FREEZING_COST, BlockCost, Choice, band_choices, choose
+from gradwarden.runtime.masks.sites import find_sites
 
 LARGE = BlockCost(size=10**6, positions=128, device="cpu")
 SMALL = BlockCost(size=100, positions=1, device="cpu")
@@ -110,3 +115,41 @@ def test_bands_outside_of_blocks_are_told_as_well() -> None:
         "band middle: slice (1 of 2 examples, 50% of the plain backward pass): 1 examples may shape it",
         "band deep: stop (0 of 2 examples, 0% of the plain backward pass): no example may shape it",
     ]
+
+
+class Strided(nn.Module):
+    """Convolutions that halve both sides of a picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(8, 16, 3, 2, padding=1, bias=False)
+        self.second = nn.Conv2d(16, 16, 3, padding=1, bias=False)
+        self.shortcut = nn.Conv2d(8, 16, 1, 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shortcut(x) + self.second(self.first(x))
+
+
+@pytest.mark.parametrize(
+    ("block", "shape"),
+    [
+        (nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8)), (5, 8)),
+        (nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)), (8, 12, 12)),
+        (Strided(), (8, 12, 12)),
+    ],
+    ids=["linear", "convolution", "strided"],
+)
+def test_a_block_is_estimated_to_cost_what_its_layers_multiply(
+    block: nn.Module, shape: tuple[int, ...]
+) -> None:
+    """The count is torch's own, of two operations for each multiplication."""
+    model = nn.Sequential(block, nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
+    bands = index_bands(model, [Band("all", (), tuple(name for name, _ in model.named_parameters()))])
+    found = next(find_blocks(model, list(find_sites(model, bands)), bands))
+    calls = [observe(found, (torch.randn(rows, *shape),), {})[1] for rows in (2, 3)]
+    learn(found, calls[:1], calls[1:], (2, 3), lambda _tensor, _layout: True)
+    x = torch.randn(6, *shape)
+    with FlopCounterMode(display=False) as counter:
+        block(x)
+    cost = found.given((x,), {}, 6).cost(found)
+    assert cost.forward(6) == pytest.approx(counter.get_total_flops() / 2, rel=0.15)
