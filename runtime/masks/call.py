@@ -99,7 +99,8 @@ class Call:
         if mode.raw or mode.skip or mode.only is not None:
             rows, bias_rows = self.weight_rows(), self.bias_rows()
         else:
-            rows, bias_rows = (None if own.idle else own for own in (self.weight, self.bias))
+            rows = None if self.weight.idle else self.weight
+            bias_rows = None if self.bias.idle else self.bias
         if parameters.grad.dtype in NARROW:
             return _by_octave(parameters, rows, bias_rows)
         return parameters.summed(rows, bias_rows)
