@@ -379,10 +379,10 @@ class Plan:
             return self.every
         known = self._reach.get(mask)
         if known is None:
-            reached = self._live[list(bands_in(mask))].any(axis=0)
+            reached: npt.NDArray[np.bool_] = np.logical_or.reduce(self._live[list(bands_in(mask))])
             key = reached.tobytes()
             if key not in self._rows:
-                self._rows[key] = Rows.of(self.batch, reached.nonzero()[0].tolist())
+                self._rows[key] = Rows.of(self.batch, np.flatnonzero(reached).tolist())
             known = self._reach[mask] = self._rows[key]
         return known
 
