@@ -8,6 +8,7 @@ from typing import Any
 from gradwarden.runtime.masks.agreement import agreed_failure
 from gradwarden.runtime.masks.covering import notes_on
 from gradwarden.runtime.masks.differentiation import Differentiation
+from gradwarden.runtime.masks.full_precision import full_precision
 from gradwarden.runtime.masks.packed_trial import PackedTrial
 from gradwarden.runtime.masks.packing import learn_positions
 from gradwarden.runtime.masks.passes import Passes
@@ -40,7 +41,8 @@ class Examination:
             trial = self._passes.common(lambda: Trial(self._places.model, args, kwargs, armed.weights))
             # One example cannot be mixed with others. Until there are two, layers go the reference way.
             if trial is not None and trial.distinct > 1:
-                self.probed = probe(self._gradients, trial)
+                with full_precision():
+                    self.probed = probe(self._gradients, trial)
                 self.dim = trial.dim
         except TrialError as error:
             failure = error
@@ -69,7 +71,8 @@ class Examination:
         try:
             trial = self._passes.common(lambda: PackedTrial(self._places.model, args, kwargs, owners, count))
             if trial is not None and trial.distinct > 1:
-                learn_positions(self._gradients, trial)
+                with full_precision():
+                    learn_positions(self._gradients, trial)
                 self._packed = True
         except TrialError as error:
             failure = error

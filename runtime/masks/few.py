@@ -35,6 +35,8 @@ _EVEN = 4
 """The gradients of a multiple of so many units are formed at once: cores share them evenly."""
 _AT_ONCE = 5 << 19
 """Elements of gradients that are formed at once: 10 MB at single precision."""
+_MARGIN = 32.0
+"""Units of rounding by which a squared norm that is summed over pairs of places may be too small."""
 _SMALL, _TOGETHER = 1 << 14, 1 << 20
 """Up to how many elements a gradient has, and those of all rows together, that are formed row by row."""
 
@@ -147,10 +149,15 @@ def products(left: Tensor, right: Tensor, owners: Owners) -> Unitwise:
 def norms_from_products(left: Tensor, right: Tensor) -> FloatArray:
     """Return the roots of the sums of left * right, float64 [rows].
 
-    left, right: [rows, places, places], of products between the places of a row. The terms may cancel, so
-    what rounding can take away is added: a norm is never understated.
+    left, right: [rows, places, places], of products between the places of a row, at the precision of their
+    factors (`full_precision`). The terms may cancel, so what rounding takes away is added: with S the product
+    of the traces, an error of e in each inner product, relative to the norms of its factors, takes at most
+    2e S. Of equal features of one sign, whose sums are rounded to one side throughout, products of 64 to 4096
+    features took up to 21 eps S where two places cancelled, 15 where four did and 4 where 32 did; of random
+    ones less than 1. (Of one place alone, 65; there nothing cancels, and the bound is kept by the distance
+    that `clip_factor` leaves.) Where T places do not cancel, 32 eps S overstate a norm by 16 eps T of it.
     """
-    bound = 4.0 * torch.finfo(left.dtype).eps * _traces(left) * _traces(right)
+    bound = _MARGIN * torch.finfo(left.dtype).eps * _traces(left) * _traces(right)
     found = (left * right).flatten(1).sum(1, dtype=torch.float64) + bound
     return found.clamp(min=0.0).sqrt().cpu().numpy()
 

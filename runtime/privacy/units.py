@@ -28,6 +28,7 @@ from torch import Tensor
 from gradwarden.policy.context import FloatArray
 from gradwarden.runtime.errors import PrivacyError
 from gradwarden.runtime.masks.call import Call, Parameters
+from gradwarden.runtime.masks.full_precision import full_precision
 from gradwarden.runtime.masks.rows import Rows
 from gradwarden.runtime.masks.unitwise import Unitwise, clip_factor, clip_factors, squared_norm
 from gradwarden.runtime.privacy.clipping import (
@@ -208,6 +209,10 @@ class UnitSums:
 
     def _finish(self, pending: _Pending) -> None:
         """Clip and sum what the calls of a group have given, and let go of it."""
+        with full_precision():
+            self._clip(pending)
+
+    def _clip(self, pending: _Pending) -> None:
         bounds = self._clips * pending.group.share
         clusters, pending.uses = _clusters(pending.uses), []
         if len(clusters) == len(clusters[0]) == 1:

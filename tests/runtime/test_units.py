@@ -292,6 +292,58 @@ def test_a_unit_of_half_precision_layers_is_clipped_to_its_bound_and_no_further(
         assert 0.999 * 0.01 * group.share <= math.sqrt(square) <= 0.01 * group.share
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("small", [0, 1 << 14])
+@pytest.mark.parametrize("cancels", [False, True])
+def test_a_unit_is_clipped_to_its_bound_where_products_may_be_rounded_more_than_sums(
+    tied, small, cancels, monkeypatch
+):
+    """On processors that multiply bfloat16; on others the setting changes nothing."""
+    monkeypatch.setattr(few, "_SMALL", small)
+    torch.manual_seed(0)
+    model, x, signs = Half(tied), torch.randn(4, 4, 48), torch.ones(4)
+    if cancels:
+        x[:, 1::2] = x[:, ::2] * (1.0 + 1e-3 * torch.randn(4, 2, 1))
+        signs[1::2] = -1.0
+    columns, weights = {0: list(model.parameters())}, torch.ones(4, 1, dtype=torch.float64)
+    engine = make_engine(model, [Band("all", (), tuple(n for n, _ in model.named_parameters()))], "fused")
+    groups = clip_groups(model, columns, "flat")
+    torch.set_float32_matmul_precision("medium")
+    try:
+        for unit in range(4):
+            sink = UnitSums([Unit((unit,), 0.01)], weights, columns, groups)
+            engine.arm(weights, units=sink.members())
+            losses = 100.0 * (model(x).mean(2) * signs).sum(1)
+            engine.backward(losses, 1.0, rows=sink.members() < 0, sink=sink)
+            sink.check()
+            square = sum(float(total.double().square().sum()) for total in sink.sums.values())
+            assert math.sqrt(square) <= 0.01
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("features", [64, 384, 4096])
+@pytest.mark.parametrize("places", [1, 2, 4, 32])
+def test_norms_from_products_between_places_are_never_understated(features, places):
+    """Features of one sign and size, whose sums are rounded to one side, at places that all but cancel."""
+    generator = torch.Generator().manual_seed(0)
+    for off in (1e-1, 1e-3, 1e-5):
+        sign = torch.ones(places)
+        sign[1::2] = -1.0
+        size = (1.0 + torch.rand(12, 1, 1, generator=generator)) * sign[:, None]
+        left = 0.1 * (size * (1.0 + off * torch.randn(12, places, 1, generator=generator)))
+        left = left.expand(12, places, features).contiguous()
+        right = 0.3 * (1.0 + torch.rand(12, 1, 1, generator=generator)).expand(12, places, features)
+        right = right.contiguous()
+        owners = unitwise.Owners(torch.arange(12), torch.ones(12, dtype=torch.float64), 12)
+        # All features of a place are alike, and so are all places of `right`.
+        exact = (left.double()[:, :, 0].sum(1) * right.double()[:, 0, 0] * features).square()
+        found = few.Products(left, right, owners)._from_places()
+        least = exact.numpy() * (1.0 - 64 * 2.0**-23) ** 2
+        assert (found >= least).all()
+
+
 @pytest.mark.parametrize("clipping", ["flat", "layer"])
 @pytest.mark.parametrize(("value", "small"), [(math.nan, 0), (math.inf, 1 << 10)])
 def test_a_unit_that_is_not_finite_counts_as_zero_and_spoils_no_other(clipping, value, small, monkeypatch):
