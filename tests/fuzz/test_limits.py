@@ -303,7 +303,7 @@ EXCEED: dict[str, Exceed] = {
         ranks=n + 1, every=1, lag=0, placement="anywhere"
     ),
     "runtime.ledger.authority.MAX_CHANGES": _key_changes,
-    "runtime.branches.MOST_REWINDS": _rewinds,
+    "runtime.records.branches.MOST_REWINDS": _rewinds,
     "runtime.ledger.archive.MAX_LIST": lambda n, folder: _archived(folder, 10, "x" * n),
     "runtime.ledger.archive.MAX_FRAME": lambda n, folder: _archived(folder, n + 1, "run.archive"),
     "runtime.ledger.key_changes.MAX_REASON": lambda n, _: check_reason("x" * (n + 1)),
