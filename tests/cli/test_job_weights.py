@@ -41,9 +41,9 @@ class Trained:
     named: what some ranks name in the place of the second; None: nothing.
     """
 
-    def __init__(self, here: Path, signer: Signer) -> None:
+    def __init__(self, here: Path, signer: Signer, **options: int) -> None:
         signer.public.save(here / "run.pub")
-        self.here, self.job = here, Job(here / "job", signer)
+        self.here, self.job = here, Job(here / "job", signer, **options)
         self.first, self.last = weights(here / "0.safetensors", 1.0), weights(here / "2.safetensors", 2.0)
 
     def train(self, named: dict[int, Path | None] | None = None) -> None:
@@ -141,6 +141,25 @@ def test_a_rank_that_was_killed_before_it_named_the_weights_is_told_apart(
     found = [found for found in told["findings"] if found["code"] == "weights_unnamed"]
     assert [one["ranks"] for one in found] == [[1]]
     assert "rank 1 ends at step 2" in found[0]["message"]
+
+
+def test_a_rank_that_lags_is_named_though_it_names_the_weights(
+    here: Path, signer: Signer, verified: Verified
+) -> None:
+    trained = Trained(here, signer, lag=1)
+    for rank in trained.job.ranks:
+        rank.sign()
+    trained.job.step()
+    trained.job.step()
+    for rank in trained.job.ranks:
+        name(rank, trained.last)
+    for rank in trained.job.ranks[:2]:
+        rank.sign()
+    trained.job.binder.bind()
+    trained.job.seal()
+    told = verified("2.safetensors")
+    assert (told["status"], told["findings"][0]["ranks"]) == ("LAGGING", [2])
+    assert sorted(told["facts"]["weights"][0]["entries"]) == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize("how", ["withheld", "altered"])

@@ -37,7 +37,7 @@ def trained(folder: Path, steps: Sequence[Sequence[Sequence[str]]]) -> list[Path
 batches = st.lists(st.sampled_from(NAMES), min_size=1, max_size=3, unique=True)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(st.lists(st.tuples(batches, batches), min_size=1, max_size=5))
 def test_exposures_are_those_of_all_ranks(steps: list[tuple[list[str], list[str]]]) -> None:
     other = program(2, RULES)
