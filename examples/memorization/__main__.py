@@ -18,7 +18,10 @@ from examples.memorization.planting import Settings
 from examples.memorization.training import GUESSABLE, Run, prepare, run
 from examples.memorization.unseen import cost_rows, trace_rows, traces
 
-POLICIES = ("unguarded", "goldfish", "signals", "confined", "guarded")
+POLICIES = {"unguarded": True, "goldfish": False, "signals": False, "confined": True, "guarded": True}
+"""Whether each canary is compared with itself never seen, which takes another run."""
+
+UNGUARDED, *_ = POLICIES
 
 
 @click.command(help=__doc__, context_settings={"show_default": True})
@@ -36,7 +39,8 @@ def command(out: Path, quick: bool, seed: int, seeds: int, workers: int) -> None
         for job in jobs
     ]
     runs = sorted(
-        run_all(run, prepared, workers), key=lambda one: (POLICIES.index(one.policy), one.seed, one.unseen)
+        run_all(run, prepared, workers),
+        key=lambda one: (list(POLICIES).index(one.policy), one.seed, one.unseen),
     )
     report(runs, settings, out)
 
@@ -48,7 +52,7 @@ def report(runs: Sequence[Run], settings: Settings, out: Path) -> None:
     title = "Canaries extracted, and their exposure in bits, by how often they came"
     rows = summary(seen, found, settings.fillings)
     write_results(out, title, settings, [replace(one, scored=[]) for one in runs], rows)
-    plain = [one for one in seen if one.policy == POLICIES[0]]
+    plain = [one for one in seen if one.policy == UNGUARDED]
     curves, table = detected([one.scored for one in plain])
     scored = [example for one in plain for example in one.scored]
     lines = [

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     Group = TypeVar("Group", Level, Traces)
 
+STYLES = ("unguarded", "goldfish", "signals", "confined", "guarded")
+"""The policy of each colour and marker."""
+
 COLOURS = ("0.35", "#c2571a", "#1f6fb4", "#b3862b", "#3b8f4a")
 MARKERS = ("o", "s", "^", "D", "v")
 
@@ -62,23 +65,22 @@ def _curves(axes: Axes, curves: Sequence[Curve]) -> None:
 
 
 def _shares(axes: Axes, levels: Sequence[Level]) -> None:
-    for number, own in enumerate(_by_policy(axes, levels)):
+    for own in _by_policy(axes, levels):
         shares = [100 * one.extracted for one in own]
         low = [100 * (one.extracted - one.extracted_within[0]) for one in own]
         high = [100 * (one.extracted_within[1] - one.extracted) for one in own]
-        _points(axes, number, own[0].policy, shares, low, high)
+        _points(axes, own[0].policy, shares, low, high)
     axes.set(ylabel="%", ylim=(-4, 104))
 
 
 def _exposures(axes: Axes, levels: Sequence[Level]) -> None:
     """Draw mean exposures with their intervals, over the band in which those of unseen canaries lie."""
-    for number, own in enumerate(_by_policy(axes, levels)):
-        if number == 0:
-            low, high = zip(*(one.chance for one in own), strict=True)
-            axes.fill_between(range(len(own)), low, high, color="0.88", linewidth=0, zorder=0)
+    own = levels[: len({one.repetitions for one in levels})]
+    low, high = zip(*(one.chance for one in own), strict=True)
+    axes.fill_between(range(len(own)), low, high, color="0.88", linewidth=0, zorder=0)
+    for own in _by_policy(axes, levels):
         _points(
             axes,
-            number,
             own[0].policy,
             [one.exposure for one in own],
             [one.exposure - one.exposure_within[0] for one in own],
@@ -89,11 +91,11 @@ def _exposures(axes: Axes, levels: Sequence[Level]) -> None:
 
 def _differences(axes: Axes, left: Sequence[Traces]) -> None:
     """Draw by how much canaries are more exposed than the same canaries never seen, with intervals."""
-    for number, own in enumerate(_by_policy(axes, [one for one in left if one.repetitions is not None])):
+    for own in _by_policy(axes, [one for one in left if one.repetitions is not None]):
         values = [one.more_exposure.value for one in own]
         low = [value - one.more_exposure.within[0] for value, one in zip(values, own, strict=True)]
         high = [one.more_exposure.within[1] - value for value, one in zip(values, own, strict=True)]
-        _points(axes, number, own[0].policy, values, low, high)
+        _points(axes, own[0].policy, values, low, high)
     axes.axhline(0.0, color="0.6", linewidth=0.8, zorder=0)
     axes.set(ylabel="bits")
 
@@ -106,9 +108,8 @@ def _by_policy(axes: Axes, levels: Sequence[Group]) -> list[list[Group]]:
     return found
 
 
-def _points(
-    axes: Axes, number: int, policy: str, values: list[float], low: list[float], high: list[float]
-) -> None:
+def _points(axes: Axes, policy: str, values: list[float], low: list[float], high: list[float]) -> None:
+    number = STYLES.index(policy)
     places = [place + SHIFT * (number - 2) for place in range(len(values))]
     style = {"color": COLOURS[number], "marker": MARKERS[number], "markersize": 4, "label": policy}
     axes.errorbar(places, values, (low, high), linewidth=1, elinewidth=0.8, **style)

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from examples.code_licences.model import ByteGPT
 from examples.gradient_routing.governed import Stopwatch, new_ledger, verified_steps
-from examples.memorization.planting import CANARY, Planted, Settings, plant, stream
+from examples.memorization.planting import CANARY, Batch, Planted, Settings, plant, stream
 from examples.run_files import RunFiles
 from gradwarden.policy import compile_policy, load_policy
 from gradwarden.policy.context import FloatArray
@@ -125,14 +125,43 @@ class Run:
     unseen: bool = False
 
 
-def prepare(settings: Settings, out: Path, policies: Sequence[str], seed: int) -> list[Job]:
-    """Plant a corpus and train its reference model; return all runs over it, twins (`unseen`) included."""
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """What the loop measures of its texts itself. declared: the signals that the policy has."""
+
+    recited: ReconstructionProbe
+    spans: SpanProbe
+    declared: frozenset[str]
+
+    def signals(self, ids: Sequence[str]) -> dict[str, list[float]]:
+        """Return what the probes know of some examples, by signal."""
+        told = {
+            "reconstruction": self.recited.signal,
+            "surprisal": self.spans.surprisal,
+            "span_gap": self.spans.gap,
+            "recital": self.spans.recital,
+        }
+        return {name: tell(ids) for name, tell in told.items() if name in self.declared}
+
+    def look(self, step: int, batch: Batch, logits: Tensor, each: Tensor) -> None:
+        """Look at a batch by its logits [B, T, V] and the losses of its bytes [B, T]."""
+        if "reconstruction" in self.declared:
+            self.recited.look(step, batch.ids, batch.tokens, logits)
+        self.spans.look(batch.ids, logits, batch.tokens[:, 1:], each)
+
+
+def prepare(settings: Settings, out: Path, policies: Mapping[str, bool], seed: int) -> list[Job]:
+    """Plant a corpus and train its reference model; return all runs over it.
+
+    policies: whether each has a twin from which nothing of canaries is learned (`unseen`).
+    """
     planted = plant(settings, seed)
     reference, clusters = make_reference(planted, settings, seed), planted.clusters()
     return [
         Job(settings, planted, reference, clusters, policy, seed, RunFiles(out / "runs" / name), unseen)
-        for policy in policies
+        for policy, twin in policies.items()
         for name, unseen in ((f"{policy}-{seed}", False), (f"{policy}-{seed}-unseen", True))
+        if twin or not unseen
     ]
 
 
@@ -211,8 +240,11 @@ def train(model: nn.Module, job: Job) -> tuple[dict[str, dict[str, float]], floa
     ledger = new_ledger(files)
     files.program.write_text(program.to_json(), "utf-8")
     optimizer = make_optimizer(model, settings)
-    recital = ReconstructionProbe(model, settings.asked, every=2)
-    spans = SpanProbe(job.reference.bits, settings.span)
+    probes = Probes(
+        ReconstructionProbe(model, settings.asked, every=2),
+        SpanProbe(job.reference.bits, settings.span),
+        frozenset(spec.name for spec in program.signals),
+    )
     batches = list(stream(job.planted, settings, job.seed))
     began, probing = time.process_time(), 0.0
     with Governor(
@@ -228,7 +260,7 @@ def train(model: nn.Module, job: Job) -> tuple[dict[str, dict[str, float]], floa
             governor.epoch = batch.epoch
             examples = [(name, {"source": job.source(name)}) for name in batch.ids]
             looking = time.thread_time()
-            signals = asked_of(batch.ids, recital, spans)
+            signals = probes.signals(batch.ids)
             probing += time.thread_time() - looking
             with governor.step(examples, signals=signals) as proposal:
                 logits = model(batch.tokens[:, :-1])
@@ -237,15 +269,14 @@ def train(model: nn.Module, job: Job) -> tuple[dict[str, dict[str, float]], floa
                 proposal.backward(mean_losses(each, learned))
                 proposal.observe_tokens(logits, batch.tokens[:, 1:])
             looking = time.thread_time()
-            recital.look(step, batch.ids, batch.tokens, logits)
-            spans.look(batch.ids, logits, batch.tokens[:, 1:], each)
+            probes.look(step, batch, logits, each)
             probing += time.thread_time() - looking
         looking = time.thread_time()
-        again = second_look(model, job, spans)
+        again = second_look(model, job, probes.spans)
         probing += time.thread_time() - looking
         governor.checkpoint(files.weights)
         share = probing / (time.process_time() - began)
-        signals = last_signals(governor, recital, spans)
+        signals = last_signals(governor, probes)
         for name, own in signals.items():
             own[SECOND_LOOK] = again.get(name, -1.0)
         return signals, share
@@ -264,25 +295,13 @@ def second_look(model: nn.Module, job: Job, spans: SpanProbe) -> dict[str, float
     return found
 
 
-def asked_of(ids: Sequence[str], recital: ReconstructionProbe, spans: SpanProbe) -> dict[str, list[float]]:
-    """Return what probes know of some examples, by signal."""
-    return {
-        "reconstruction": recital.signal(ids),
-        "surprisal": spans.surprisal(ids),
-        "span_gap": spans.gap(ids),
-        "recital": spans.recital(ids),
-    }
-
-
-def last_signals(
-    governor: Governor, recital: ReconstructionProbe, spans: SpanProbe
-) -> dict[str, dict[str, float]]:
+def last_signals(governor: Governor, probes: Probes) -> dict[str, dict[str, float]]:
     """Return the signals of every example as the next step would get them, and its exposures."""
     names = list(governor.roster.known())
     rows = np.arange(len(names))
     found = {**governor.measures.signals(rows), "exposures": governor.roster.exposures(rows)}
     columns = {name: np.asarray(values).tolist() for name, values in found.items()}
-    columns |= asked_of(names, recital, spans)
+    columns |= probes.signals(names)
     return {
         name: {signal: float(column[row]) for signal, column in columns.items()}
         for row, name in enumerate(names)

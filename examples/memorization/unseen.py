@@ -4,13 +4,14 @@ The twin is the same run: the same weights at first, the same batches in the sam
 nothing is learned from a canary when it comes. So what differs is what the canaries taught. The difference is
 told in two ways, both in bits and both of each canary by itself:
 
-exposure   that of the canary, less that under the twin (a rank, so at most 7 bits here)
+exposure   that of the canary, less that under the twin: of a rank among 128, so at most 7 bits
 learned    by how much likelier the canary became, beyond what other fillings of its blanks did:
            [mean_j b'(j) - b'(canary)] in the run, less the same in the twin, b' = -log2 p and j the fillings.
            What is learned of the form of canaries helps all fillings alike, and does not count.
 
-The second sees far less: a filling that became a tenth of a bit likelier seldom overtakes another.
-Of a canary that left nothing both are 0 in the mean, whichever filling it is, for that was drawn at random.
+The second has no bound, and more noise: two models differ by some bits in what they think of any one string
+that neither of them expects, whatever they learned. Of a canary that left nothing both are 0 in the mean,
+whichever filling it is, for that was drawn at random.
 Intervals are those of `confidence`.
 """
 
@@ -81,9 +82,12 @@ def pairs(runs: Sequence[Run], policy: str) -> list[Pair]:
 
 
 def traces(runs: Sequence[Run]) -> list[Traces]:
-    """Return what is left of the canaries that came, by policy and kind, in all and by repetitions."""
+    """Return what is left of the canaries that came, by policy and kind, in all and by repetitions.
+
+    Of policies that have twins.
+    """
     found = []
-    for policy in dict.fromkeys(run.policy for run in runs):
+    for policy in dict.fromkeys(run.policy for run in runs if run.unseen):
         own = pairs(runs, policy)
         for kind in dict.fromkeys(canary.kind for canary, _ in own):
             of_kind = [pair for pair in own if pair[0].kind == kind]
@@ -145,7 +149,9 @@ def cost_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
         for unseen, words in ((False, "with canaries"), (True, "on code alone")):
             own = [run for run in runs if run.policy == policy and run.unseen == unseen]
             costs = [100 * (run.held_out / plain[run.seed, unseen] - 1) for run in own]
-            row[f"held-out loss {words}"] = f"{mean(run.held_out for run in own):.3f}"
-            row[f"cost {words}, %"] = f"{mean(costs):+.1f} ({min(costs):+.1f} to {max(costs):+.1f})"
+            row |= {f"held-out loss {words}": "", f"cost {words}, %": ""}
+            if own:
+                row[f"held-out loss {words}"] = f"{mean(run.held_out for run in own):.3f}"
+                row[f"cost {words}, %"] = f"{mean(costs):+.1f} ({min(costs):+.1f} to {max(costs):+.1f})"
         rows.append(row)
     return rows

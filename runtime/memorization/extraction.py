@@ -35,6 +35,9 @@ LanguageModel: TypeAlias = Callable[[Tensor], Tensor]
 BATCH = 64
 """Texts in one forward pass."""
 
+_ROUNDING = 0.02
+"""By how many nats a loss may be wrong; in half precision it is by less."""
+
 
 @frozen
 class Continuation:
@@ -59,11 +62,14 @@ class Continuation:
             )
 
 
-def greedy(logits: Tensor, targets: Tensor) -> Tensor:
+def greedy(logits: Tensor, targets: Tensor, losses: Tensor | None = None) -> Tensor:
     """Return which tokens greedy decoding gives after the text's own, bool [B, T].
 
     logits: [B, T, V], those that predict `targets`: int64 [B, T]; one below 0 is no token, and not given.
+    losses: the cross-entropy of each token in nats [B, T], where it is at hand: it decides most of them.
     """
+    if losses is not None:
+        return _greedy_by_loss(logits.detach(), targets, losses.detach())
     logits, place = logits.detach(), targets.clamp_min(0).unsqueeze(-1)
     own = logits.gather(-1, place).squeeze(-1)
     # On CPUs the greatest value is found several times faster than its place, which only ties need.
@@ -71,6 +77,15 @@ def greedy(logits: Tensor, targets: Tensor) -> Tensor:
     right, tied = (own > best) & (targets >= 0), own == best
     if tied.any():
         right[tied] = logits[tied].argmax(dim=-1) == targets[tied]
+    return right
+
+
+def _greedy_by_loss(logits: Tensor, targets: Tensor, losses: Tensor) -> Tensor:
+    """Look at those tokens alone that have neither more than half of the probability nor less than 1 / V."""
+    given = targets >= 0
+    right = given & (losses < math.log(2) - _ROUNDING)
+    open_ = given & ~right & (losses < math.log(logits.shape[-1]) + _ROUNDING)
+    right[open_] = logits[open_].argmax(dim=-1) == targets[open_]
     return right
 
 
@@ -82,8 +97,8 @@ def reproduced(logits: Tensor, tokens: Tensor, asked: Continuation) -> FloatArra
     """
     asked.check(tokens)
     right = greedy(logits[:, asked.prefix - 1 : asked.end - 1], tokens[:, asked.prefix : asked.end])
-    run = right.long().cumprod(dim=1).sum(dim=1)
-    return np.asarray(run.double().cpu().numpy() / asked.length)
+    shares: FloatArray = np.logical_and.accumulate(right.cpu().numpy(), axis=1).mean(axis=1)
+    return shares
 
 
 @torch.no_grad()
@@ -173,12 +188,12 @@ class ReconstructionProbe:
         rows = self._due(step, len(ids))
         if not rows:
             return {}
-        chosen = tokens[rows]
+        if len(rows) < len(ids):
+            tokens, logits = tokens[rows], None if logits is None else logits.detach()[rows]
         if logits is None:
-            shares = reconstruct(self._model, chosen, self._asked)
+            shares = reconstruct(self._model, tokens, self._asked)
         else:
-            known = logits.detach()
-            shares = reproduced(known if len(rows) == len(ids) else known[rows], chosen, self._asked)
+            shares = reproduced(logits, tokens, self._asked)
         found = {ids[row]: share for row, share in zip(rows, shares.tolist(), strict=True)}
         for name, share in found.items():
             self._found[name] = max(share, self._found.get(name, 0.0))

@@ -147,7 +147,7 @@ class SpanProbe:
                 help="give the targets that the reference bits are of",
             )
         bits = token_bits(logits, targets) if losses is None else _in_bits(losses)
-        right = greedy(logits, targets).cpu().numpy()
+        right = greedy(logits, targets, losses).cpu().numpy()
         spans = greatest_span(np.concatenate([known - bits, _recited(known, right)]), self._length)
         gaps, recitals = spans[: len(ids)], np.maximum(spans[len(ids) :], 0.0)
         return dict(zip(ids, zip(gaps.tolist(), recitals.tolist(), strict=True), strict=True))

@@ -13,8 +13,7 @@ distribution, also at its hardest tokens, so its score is higher.
 
 from __future__ import annotations
 
-import math
-
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,12 +47,12 @@ def token_scores(
         )
     with torch.no_grad():
         own, mean, spread = _moments(logits.detach().float(), targets.clamp_min(0))
-        counted = targets != ignore
-        scores = torch.where(counted, (own - mean) / spread, math.inf).sort(dim=1).values.double()
-        least = (counted.sum(dim=1) * fraction).ceil().long()
-        taken = torch.arange(scores.shape[1], device=scores.device) < least[:, None]
-        total = torch.where(taken, scores, 0.0).sum(dim=1)
-        return torch.where(least > 0, total / least.clamp_min(1), math.nan).cpu()
+        scores = ((own - mean) / spread).cpu().numpy().astype(np.float64)
+    counted = (targets != ignore).cpu().numpy()
+    least = np.ceil(counted.sum(axis=1) * fraction).astype(np.int64)
+    scores = np.sort(np.where(counted, scores, np.inf), axis=1)
+    total = np.where(np.arange(scores.shape[1]) < least[:, None], scores, 0.0).sum(axis=1)
+    return torch.from_numpy(np.where(least > 0, total / np.maximum(least, 1), np.nan))
 
 
 def _moments(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:

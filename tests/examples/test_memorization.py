@@ -122,7 +122,9 @@ def test_the_experiment_runs_and_its_ledgers_can_be_asked(planted, tmp_path):
     assert result.exception is None, result.output
     runs = json.loads((tmp_path / "out/results.json").read_text())["runs"]
     assert [(run["policy"], run["seed"], run["unseen"]) for run in runs] == [
-        (name, 3, unseen) for name in POLICIES for unseen in (False, True)
+        (name, 3, unseen)
+        for name, twin in POLICIES.items()
+        for unseen in ([False, True] if twin else [False])
     ]
     assert not any(one["learned"] for run in runs if run["unseen"] for one in run["canaries"])
     learned = {
@@ -179,15 +181,17 @@ def test_the_cost_of_guards_is_told_with_canaries_and_without():
     def run(policy, held_out, unseen):
         return Run(policy, 0, [], held_out, 0, 0, 1, 1.0, 0.0, [], unseen)
 
-    plain, guarded = cost_rows(
+    plain, guarded, alone = cost_rows(
         [
             run("unguarded", 2.0, False),
             run("unguarded", 1.9, True),
             run("guarded", 1.96, False),
             run("guarded", 1.938, True),
+            run("goldfish", 2.1, False),
         ]
     )
     assert plain["cost with canaries, %"] == plain["cost on code alone, %"] == "+0.0 (+0.0 to +0.0)"
+    assert alone["cost on code alone, %"] == ""
     assert guarded["cost with canaries, %"] == "-2.0 (-2.0 to -2.0)"
     assert guarded["cost on code alone, %"] == "+2.0 (+2.0 to +2.0)"
 
