@@ -124,6 +124,8 @@ def check_ledger(path: Path) -> None:
 
 def load_authorities(files: Sequence[Path]) -> list[Certificate]:
     """Return the certificates of authorities, or of their issuers. Raises InputError, OSError."""
+    if not files:
+        return []
     from gradwarden.runtime.errors import EvidenceError
     from gradwarden.runtime.evidence import timestamp
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradwarden.policy import compile_policy, load_policy
+from gradwarden.policy.array_types import BoolArray
 from gradwarden.policy.context import FloatArray
-from gradwarden.policy.evaluation.arrays import BoolArray
 from gradwarden.runtime import Governor, Ledger, ModelMap, Signer
 from gradwarden.runtime.options import Privacy
 from gradwarden.runtime.privacy.accounting import JointPlan, PrivacyRule, privacy_rules

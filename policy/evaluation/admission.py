@@ -16,14 +16,15 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from gradwarden.policy.array_types import Array, BoolArray
 from gradwarden.policy.context import Context
 from gradwarden.policy.decision import VERDICTS, Decision
-from gradwarden.policy.evaluation.arrays import CODES, Array, BoolArray
+from gradwarden.policy.evaluation.arrays import CODES
 from gradwarden.policy.evaluation.classes import number_faults, number_rows
 from gradwarden.policy.evaluation.columns import Columns, encode_columns
 from gradwarden.policy.evaluation.inputs import Faults, read_inputs
-from gradwarden.policy.evaluation.leaves import compile_leaf, signal_key, slot_key
-from gradwarden.policy.evaluation.lookup import GrowingArray, Lookup
+from gradwarden.policy.evaluation.leaves import DynamicLeaves, signal_key, slot_key
+from gradwarden.policy.evaluation.lookup import GrowingArray, Lookups
 from gradwarden.policy.evaluation.outcomes import Micro, Modulated, Outcomes, invalid_class, outcomes_of
 from gradwarden.policy.evaluation.partition import partition
 from gradwarden.policy.evaluation.tape import RowInputs, Tape
@@ -185,9 +186,8 @@ class Admission:
         self.classification = Classification(program) if classification is None else classification
         self._outcomes: Outcomes = outcomes_of(program)
         self._parts = partition(program)
-        self._clocks = [compile_leaf(leaf) for leaf in self._parts.clocks]
-        self._rows = [compile_leaf(leaf) for leaf in self._parts.rows]
-        self._lookups: dict[int, Lookup] = {}
+        self._leaves = DynamicLeaves(self._parts)
+        self._lookups = Lookups(len(self._leaves.rows), self._entry)
         self._entries: list[Decision | Modulated] = []
         self._known: dict[int | Problems, int] = {}
         self._plain: list[Decision] = []
@@ -217,8 +217,9 @@ class Admission:
         classes = self.classification.class_ids.take(rows)
         inputs, faults = read_inputs(self.program, context, count)
         values = {name: self.classification.slot_values(name).take(rows) for name in self._parts.slots}
-        clocks, bits = self._leaves(inputs, values)
-        ids = self._lookup(clocks).find(classes, bits, len(self.classification.classes))
+        environment = _environment(inputs, values)
+        lookup = self._lookups.at(self._leaves.of_clocks(environment))
+        ids = lookup.find(classes, self._leaves.of_rows(environment), len(self.classification.classes))
         if faults:
             classes, ids = self._refuse(classes, ids, faults)
         present = {name: self.classification.slot_present(name).take(rows) for name in self._parts.slots}
@@ -236,27 +237,6 @@ class Admission:
         if signals and self._modulated.array.take(ids).any():
             self._modulate(admitted)
         return admitted
-
-    def _leaves(self, inputs: RowInputs, slots: Mapping[str, Array]) -> tuple[int, list[Any]]:
-        """Return the truth of the clock leaves, packed, and that of each row leaf, per row or for all."""
-        environment: dict[str, Any] = {
-            "step": inputs.step,
-            "epoch": inputs.epoch,
-            "today": inputs.today,
-            "exposures": inputs.exposures,
-            "spent": inputs.spent,
-        }
-        environment.update((signal_key(name), value) for name, value in inputs.signals.items())
-        environment.update((slot_key(name), value) for name, value in slots.items())
-        clocks = sum(1 << i for i, leaf in enumerate(self._clocks) if leaf(environment))
-        return clocks, [leaf(environment) for leaf in self._rows]
-
-    def _lookup(self, clocks: int) -> Lookup:
-        known = self._lookups.get(clocks)
-        if known is None:
-            known = Lookup(len(self._rows), lambda number, rows: self._entry(number, clocks, rows))
-            self._lookups[clocks] = known
-        return known
 
     def _entry(self, number: int, clocks: int, rows: int) -> int:
         """Return the decision number of a class under the truth of the dynamic leaves."""
@@ -335,6 +315,20 @@ class _Joined(Sequence[Decision]):
             return [self[i] for i in range(*index.indices(len(self)))]
         index = range(len(self))[index]
         return self._table[index] if index < self._shared else self._own[index - self._shared]
+
+
+def _environment(inputs: RowInputs, slots: Mapping[str, Array]) -> dict[str, Any]:
+    """Return what leaves read."""
+    environment: dict[str, Any] = {
+        "step": inputs.step,
+        "epoch": inputs.epoch,
+        "today": inputs.today,
+        "exposures": inputs.exposures,
+        "spent": inputs.spent,
+    }
+    environment.update((signal_key(name), value) for name, value in inputs.signals.items())
+    environment.update((slot_key(name), value) for name, value in slots.items())
+    return environment
 
 
 def _spread(value: int | Array, count: int) -> Array:

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from gradwarden.policy.array_types import Array, BoolArray
 from gradwarden.policy.evaluation.values import Fault, encode_value, is_absent
 from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import AttributeSpec
-
-Array: TypeAlias = npt.NDArray[Any]
-BoolArray: TypeAlias = npt.NDArray[np.bool_]
 
 CODES = (
     "",

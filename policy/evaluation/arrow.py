@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from gradwarden.policy.array_types import BoolArray
 from gradwarden.policy.evaluation.arrays import (
     CODES,
-    BoolArray,
     EncodedColumn,
     encode_array,
     encode_dictionary,

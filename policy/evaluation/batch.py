@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gradwarden.policy.array_types import BoolArray
 from gradwarden.policy.context import Context
 from gradwarden.policy.decision import VERDICTS, Decision, Problem, Verdict, invalid
-from gradwarden.policy.evaluation.arrays import BoolArray
 from gradwarden.policy.evaluation.classes import Ids, number_faults, number_kinds, number_rows
 from gradwarden.policy.evaluation.columns import Columns, encode_columns
 from gradwarden.policy.evaluation.inputs import Faults, read_inputs, signal_problem

@@ -13,7 +13,8 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from gradwarden.policy.evaluation.arrays import CODES, BoolArray
+from gradwarden.policy.array_types import BoolArray
+from gradwarden.policy.evaluation.arrays import CODES
 from gradwarden.policy.evaluation.tape import CHUNK, Tape, Views
 
 Ids = npt.NDArray[np.int32]

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gradwarden.policy.array_types import BoolArray
 from gradwarden.policy.decision import Problem
 from gradwarden.policy.errors import GradwardenError
 from gradwarden.policy.evaluation.arrays import (
     CODES,
-    BoolArray,
     EncodedColumn,
     absent_code,
     encode_array,

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gradwarden.policy.array_types import Array
 from gradwarden.policy.context import Context
 from gradwarden.policy.decision import Problem
-from gradwarden.policy.evaluation.arrays import CODES, Array
+from gradwarden.policy.evaluation.arrays import CODES
 from gradwarden.policy.evaluation.evaluate import ContextError, one_int, required_day
 from gradwarden.policy.evaluation.partition import partition
 from gradwarden.policy.evaluation.tape import RowInputs

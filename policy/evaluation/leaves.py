@@ -1,4 +1,4 @@
-"""The dynamic leaves of a partition as closures, over single ints and over int64 arrays alike.
+"""The dynamic leaves of a program as closures, over single ints and over int64 arrays alike.
 
 An environment maps the names of what leaves read to ints or arrays: `step`, `epoch`, `today`, `exposures` and
 `spent` (a set) by their names, signals and attributes by theirs behind `signal ` and `slot `.
@@ -10,6 +10,7 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+from gradwarden.policy.evaluation.partition import Partition, reads_of
 from gradwarden.policy.program import (
     Arithmetic,
     AttributeValue,
@@ -39,6 +40,33 @@ _ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
     "sub": operator.sub,
     "mul": operator.mul,
 }
+
+
+class DynamicLeaves:
+    """The leaves of a partition that nothing static decides.
+
+    clocks: those that read only what a step has, step, epoch, date and spent budgets. rows: all others.
+    row_clocks: which of step, epoch and date these read, too, in alphabetical order.
+    """
+
+    def __init__(self, parts: Partition) -> None:
+        self.clocks = [compile_leaf(leaf) for leaf in parts.clocks]
+        self.rows = [compile_leaf(leaf) for leaf in parts.rows]
+        read = frozenset[str]().union(*(reads_of(leaf).clocks for leaf in parts.rows))
+        self.row_clocks = tuple(sorted(read & {"step", "epoch", "today"}))
+
+    @property
+    def timeless(self) -> bool:
+        """Whether no leaf reads anything that a step has."""
+        return not self.clocks and not self.row_clocks
+
+    def of_clocks(self, environment: Environment) -> int:
+        """Return the truth of the clock leaves (bit i: leaf i)."""
+        return sum(1 << place for place, leaf in enumerate(self.clocks) if leaf(environment))
+
+    def of_rows(self, environment: Environment) -> list[Any]:
+        """Return the truth of each row leaf: for all rows, or an array with one entry per row."""
+        return [leaf(environment) for leaf in self.rows]
 
 
 def compile_leaf(condition: Condition) -> Leaf:

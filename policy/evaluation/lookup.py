@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from gradwarden.policy.evaluation.arrays import Array
+from gradwarden.policy.array_types import Array
 
 MAX_TABLE = 1 << 22
 """Entries of a table of decision numbers; where more combinations are possible, a dictionary is used."""
@@ -38,6 +37,33 @@ class GrowingArray:
             self._room = room
         self._room[self.count : needed] = values
         self.count = needed
+
+
+MOST_STATES = 4
+"""Truths of the clock leaves with a table each, which may be large."""
+
+
+class Lookups:
+    """A table for each truth of the clock leaves that was met lately.
+
+    leaves: how many row leaves there are. entry: asked once by a table for every class number, truth of the
+    clock leaves and truth of the row leaves that is met.
+    """
+
+    def __init__(self, leaves: int, entry: Callable[[int, int, int], int]) -> None:
+        self._leaves = leaves
+        self._entry = entry
+        self._tables: dict[int, Lookup] = {}
+
+    def at(self, clocks: int) -> Lookup:
+        """Return the table for a truth of the clock leaves (bit i: leaf i)."""
+        known = self._tables.get(clocks)
+        if known is None:
+            if len(self._tables) == MOST_STATES:
+                self._tables.clear()
+            known = Lookup(self._leaves, lambda number, rows: self._entry(number, clocks, rows))
+            self._tables[clocks] = known
+        return known
 
 
 class Lookup:

@@ -12,9 +12,9 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from gradwarden.policy.array_types import Array, BoolArray
 from gradwarden.policy.combine import QUARANTINE, combine, scaling_factor
 from gradwarden.policy.decision import VERDICTS, Decision, Problem, Verdict, invalid
-from gradwarden.policy.evaluation.arrays import Array, BoolArray
 from gradwarden.policy.evaluation.partition import Partition, partition
 from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import SCALE, Assertion, Modulation, Program, Scaling, SignalSpec

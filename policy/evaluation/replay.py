@@ -14,9 +14,9 @@ from typing import Any, Generic, TypeAlias, TypeVar, cast
 from gradwarden.policy.decision import Decision
 from gradwarden.policy.errors import GradwardenError
 from gradwarden.policy.evaluation.arrays import CODES
-from gradwarden.policy.evaluation.leaves import compile_leaf, signal_key, slot_key
+from gradwarden.policy.evaluation.leaves import DynamicLeaves, signal_key, slot_key
 from gradwarden.policy.evaluation.outcomes import invalid_class, outcomes_of
-from gradwarden.policy.evaluation.partition import partition, reads_of
+from gradwarden.policy.evaluation.partition import partition
 from gradwarden.policy.program import Program
 
 Class: TypeAlias = int | tuple[tuple[str, str], ...]
@@ -59,10 +59,7 @@ class Replayer(Generic[Judged]):
         self.program = program
         self._outcomes = outcomes_of(program)
         self._parts = partition(program)
-        self._clocks = [compile_leaf(leaf) for leaf in self._parts.clocks]
-        self._rows = [compile_leaf(leaf) for leaf in self._parts.rows]
-        read = frozenset[str]().union(*(reads_of(leaf).clocks for leaf in self._parts.rows))
-        self._row_clocks = tuple(sorted(read & {"step", "epoch", "today"}))
+        self._leaves = DynamicLeaves(self._parts)
         self._slot_specs = {s.name: s for s in program.attributes if s.name in self._parts.slots}
         self._signal_specs = {s.name: s for s in program.signals if s.name in self._parts.signals}
         self._slot_keys = [slot_key(name) for name in self._parts.slots]
@@ -140,13 +137,11 @@ class Replayer(Generic[Judged]):
         """Return a step's share in its decisions. Raises ReplayError."""
         if today is None and self._parts.uses_today:
             raise ReplayError("the program reads the date, and none is recorded")
-        if not self._clocks and not self._row_clocks:
+        if self._leaves.timeless:
             return _TIMELESS
         values: dict[str, Any] = {"step": step, "epoch": epoch, "today": today or 0, "spent": spent}
-        bits = 0
-        for place, leaf in enumerate(self._clocks):
-            bits |= leaf(values) << place
-        return Clock((bits, *[values[name] for name in self._row_clocks]), values)
+        bits = self._leaves.of_clocks(values)
+        return Clock((bits, *[values[name] for name in self._leaves.row_clocks]), values)
 
     def judge(
         self,
@@ -235,7 +230,7 @@ class Replayer(Generic[Judged]):
         environment["exposures"] = exposures
         environment.update(zip(self._slot_keys, [value or 0 for value in slots], strict=True))
         environment.update(zip(self._signal_keys, values, strict=True))
-        rows = sum(1 << i for i, leaf in enumerate(self._rows) if leaf(environment))
+        rows = sum(1 << place for place, truth in enumerate(self._leaves.of_rows(environment)) if truth)
         word = self._parts.word(kind, clock.state[0], rows)
         return self._outcomes.decide(word, dict(zip(self._parts.signals, values, strict=True)))
 

@@ -13,26 +13,22 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from gradwarden.policy.array_types import Array, BoolArray, Places
 from gradwarden.policy.checking.types import MAX_COUNT, MAX_DAY, MIN_DAY
 from gradwarden.policy.decision import Decision
-from gradwarden.policy.evaluation.arrays import Array, BoolArray
-from gradwarden.policy.evaluation.leaves import compile_leaf, signal_key, slot_key
-from gradwarden.policy.evaluation.lookup import GrowingArray, Lookup
+from gradwarden.policy.evaluation.leaves import DynamicLeaves, signal_key, slot_key
+from gradwarden.policy.evaluation.lookup import GrowingArray, Lookups
 from gradwarden.policy.evaluation.outcomes import Modulated, invalid_class, outcomes_of
-from gradwarden.policy.evaluation.partition import partition, reads_of
+from gradwarden.policy.evaluation.partition import partition
 from gradwarden.policy.evaluation.replay import Class
 from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import Program
 
-Places: TypeAlias = npt.NDArray[np.intp]
 Agree: TypeAlias = Callable[[int, Decision], object]
 """Compares a decision with the one that is recorded under a number, and raises where they differ."""
 
 MOST_OUTCOMES = 1_000_000
 """Combinations that are remembered; beyond it the memory is emptied and starts anew."""
-
-MOST_STATES = 4
-"""Truths of the clock leaves with a table each, which may be large."""
 
 _UNKNOWN, _SCALED = -1, -2
 """In place of the number under which an outcome was recorded: none is known yet; signals scale it."""
@@ -63,10 +59,7 @@ class ColumnReplayer:
         self._program = program
         self._outcomes = outcomes_of(program)
         parts = self._parts = partition(program)
-        self._clocks = [compile_leaf(leaf) for leaf in parts.clocks]
-        self._rows = [compile_leaf(leaf) for leaf in parts.rows]
-        read = frozenset[str]().union(*(reads_of(leaf).clocks for leaf in parts.rows))
-        self._row_clocks = read & {"step", "epoch", "today"}
+        self._leaves = DynamicLeaves(parts)
         self._slots = [spec for spec in program.attributes if spec.name in parts.slots]
         self._signals = [spec for spec in program.signals if spec.name in parts.signals]
         self.forget()
@@ -76,7 +69,7 @@ class ColumnReplayer:
         self._declared: Sequence[Class] = ()
         self._invalid = GrowingArray(np.bool_)
         """Of each class: whether it has problems."""
-        self._lookups: dict[bytes, Lookup] = {}
+        self._lookups = Lookups(len(self._leaves.rows), self._number)
         """From class and row leaves to the number of an outcome, by the truth of the clock leaves."""
         self._outcome: dict[Class, int] = {}
         """The number of each outcome: by the truth of all leaves, packed, or by problems."""
@@ -117,7 +110,7 @@ class ColumnReplayer:
 
     def _clock_values(self, columns: StepColumns) -> dict[str, Array] | None:
         """Return what leaves read of clocks, [S] each."""
-        if not self._clocks and not self._row_clocks:
+        if self._leaves.timeless:
             return {}
         if None in columns.todays and self._parts.uses_today:
             return None
@@ -167,32 +160,22 @@ class ColumnReplayer:
     ) -> npt.NDArray[np.int32]:
         """Return the number of each row's outcome, [N]."""
         counts = np.array(columns.counts, np.int64)
-        for name in self._row_clocks:
+        for name in self._leaves.row_clocks:
             rows[name] = np.repeat(clocks[name], counts)
-        bits = [leaf(rows) for leaf in self._rows]
-        if not self._clocks:
-            return self._lookup(b"").find(columns.classes, bits, len(self._declared))
-        truth = np.empty((len(counts), len(self._clocks)), bool)
-        for place, leaf in enumerate(self._clocks):
+        bits = self._leaves.of_rows(rows)
+        if not self._leaves.clocks:
+            return self._lookups.at(0).find(columns.classes, bits, len(self._declared))
+        truth = np.empty((len(counts), len(self._leaves.clocks)), bool)
+        for place, leaf in enumerate(self._leaves.clocks):
             truth[:, place] = leaf({**clocks, "spent": frozenset()})
         states = [state.tobytes() for state in np.packbits(truth, axis=1, bitorder="little")]
         outcomes = np.empty(len(columns.classes), np.int32)
         for state in set(states):
             chosen = np.repeat([one == state for one in states], counts)
             some = [bit[chosen] if isinstance(bit, np.ndarray) else bit for bit in bits]
-            outcomes[chosen] = self._lookup(state).find(columns.classes[chosen], some, len(self._declared))
+            lookup = self._lookups.at(int.from_bytes(state, "little"))
+            outcomes[chosen] = lookup.find(columns.classes[chosen], some, len(self._declared))
         return outcomes
-
-    def _lookup(self, state: bytes) -> Lookup:
-        """Return the table for a truth of the clock leaves (bit i: leaf i, from the first byte on)."""
-        known = self._lookups.get(state)
-        if known is None:
-            if len(self._lookups) == MOST_STATES:
-                self._lookups.clear()
-            clocks = int.from_bytes(state, "little")
-            known = Lookup(len(self._rows), lambda number, leaves: self._number(number, clocks, leaves))
-            self._lookups[state] = known
-        return known
 
     def _number(self, number: int, clocks: int, leaves: int) -> int:
         """Return the number of the outcome of a class under the truth of the dynamic leaves."""

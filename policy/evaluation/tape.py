@@ -15,7 +15,8 @@ from typing import Any, TypeAlias, assert_never
 
 import numpy as np
 
-from gradwarden.policy.evaluation.arrays import Array, narrowest_signed
+from gradwarden.policy.array_types import Array
+from gradwarden.policy.evaluation.arrays import narrowest_signed
 from gradwarden.policy.evaluation.columns import Columns
 from gradwarden.policy.evaluation.texts import text_holds
 from gradwarden.policy.frozen import frozen

@@ -15,9 +15,9 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from gradwarden.policy.array_types import Array, BoolArray
 from gradwarden.policy.combine import QUARANTINE
 from gradwarden.policy.decision import VERDICTS
-from gradwarden.policy.evaluation.arrays import Array, BoolArray
 from gradwarden.policy.evaluation.factoring import any_of
 from gradwarden.policy.evaluation.outcomes import Micro, scaling_factors
 from gradwarden.policy.frozen import frozen

@@ -18,13 +18,11 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from gradwarden.policy.array_types import Bytes, Numbers
 from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.ledger.entries import LANDMARKS, MAX_LINE, MalformedLineError, OddBlockError, decode
 from gradwarden.runtime.ledger.merkle import HASH_SIZE
 from gradwarden.runtime.ledger.shapes import SHAPES
-
-Bytes: TypeAlias = npt.NDArray[np.uint8]
-Places: TypeAlias = npt.NDArray[np.int64]
 
 Landmarks: TypeAlias = dict[int, tuple[int, bytes]]
 """Lines that need the state of the whole ledger, by index, and the byte of the block at which each begins."""
@@ -69,9 +67,9 @@ class Frames:
     first: int
     prev: str
     lines: Sequence[bytes]
-    begins: Places
-    kinds: dict[str, Places]
-    stops: Places
+    begins: Numbers
+    kinds: dict[str, Numbers]
+    stops: Numbers
 
     def places(self, kind: str) -> list[int]:
         """Return the lines of a kind, by number."""
@@ -104,7 +102,7 @@ def find_frames(text: bytes, lines: Sequence[bytes], leaves: bytes) -> Frames:
     ends = np.cumsum(sizes + 1) - 1
     links = np.frombuffer(prev + leaves[:-HASH_SIZE].hex().encode(), f"V{DIGITS}")
     telling = _cut(text, ends - _TELLING, 8).view("<u8")
-    kinds: dict[str, Places] = {}
+    kinds: dict[str, Numbers] = {}
     stops = np.empty(len(ends), np.int64)
     others = np.arange(len(ends))
     while len(others):
@@ -134,7 +132,7 @@ def _place(line: bytes) -> tuple[int, bytes]:
     return int(found[1]), found[2]
 
 
-def _cut(text: bytes, begins: Places, size: int) -> npt.NDArray[np.void]:
+def _cut(text: bytes, begins: Numbers, size: int) -> npt.NDArray[np.void]:
     """Return so many bytes of a text from each place on."""
     every = np.ndarray((len(text) - size + 1,), f"V{size}", text, strides=(1,))
     return every[begins]

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from gradwarden.policy.array_types import Numbers
 from gradwarden.policy.frozen import frozen
-
-Counts: TypeAlias = npt.NDArray[np.int64]
 
 LONGEST = 15
 """Digits of a number, its minus counted."""
@@ -32,10 +30,10 @@ class Numerals:
     """
 
     codes: npt.NDArray[np.uint8]
-    commas: Counts
+    commas: Numbers
     columns: int
 
-    def values(self, column: int) -> Counts:
+    def values(self, column: int) -> Numbers:
         """Return the numbers of a column, one list after the other."""
         size = len(self.commas) // self.columns
         first = column * size
@@ -58,7 +56,7 @@ class Numerals:
         return values
 
 
-def read_numerals(columns: Sequence[Sequence[bytes]], counts: Counts, signed: int = 0) -> Numerals | None:
+def read_numerals(columns: Sequence[Sequence[bytes]], counts: Numbers, signed: int = 0) -> Numerals | None:
     """Read lists of numbers, which commas part; None where one is odd, or no list of numbers.
 
     columns: the texts of n lists each. counts: how many numbers each list has, at least one (int64, [n]).

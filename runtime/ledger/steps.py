@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from gradwarden.policy.array_types import Numbers
 from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.ledger.entries import OddBlockError
 from gradwarden.runtime.ledger.numbering import BASE64, Numbering
-from gradwarden.runtime.ledger.numerals import Counts, Numerals, read_numerals
+from gradwarden.runtime.ledger.numerals import Numerals, read_numerals
 from gradwarden.runtime.ledger.turns import Turns, named_columns, values_of, values_of_few
 from gradwarden.runtime.ledger.usual import FORM_FIELDS, StepForm
 
@@ -30,7 +31,7 @@ class Steps:
 
     form: StepForm
     texts: Mapping[str, Sequence[bytes]]
-    counts: Counts
+    counts: Numbers
     numerals: Numerals
     slots: dict[str, list[int | None]]
 
@@ -58,7 +59,7 @@ def check_steps_of_form(form: StepForm, found: Sequence[tuple[bytes, ...]]) -> S
     return Steps(form, texts, counts, numerals, slots)
 
 
-def _are_commitments(texts: Sequence[bytes], counts: Counts) -> bool:
+def _are_commitments(texts: Sequence[bytes], counts: Numbers) -> bool:
     """Whether texts are the base64 of so many commitments each."""
     sizes = np.fromiter(map(len, texts), np.int64, len(texts))
     if not np.array_equal(sizes, (32 * counts + 2) // 3 * 4):
@@ -117,7 +118,7 @@ class StepColumns:
         )
 
 
-def _small(values: Counts) -> Any:
+def _small(values: Numbers) -> Any:
     """Return numbers with 32 bits. Raises OddBlockError where they do not fit."""
     if values.max(initial=0) > _GREATEST:
         raise OddBlockError

@@ -10,12 +10,13 @@ from base64 import b64decode
 from collections import defaultdict
 from collections.abc import Mapping
 from itertools import count
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
+from gradwarden.policy.array_types import Numbers
 from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program_json import program_from_json
 from gradwarden.runtime.commitments import SIZE
@@ -24,8 +25,6 @@ from gradwarden.runtime.ledger.entries import CANONICAL
 from gradwarden.runtime.ledger.lines import Part
 from gradwarden.runtime.ledger.numbering import Numbered
 from gradwarden.runtime.ledger.turns import Turns
-
-Numbers: TypeAlias = npt.NDArray[np.int64]
 
 EVENTS = frozenset(
     [

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Numbers: TypeAlias = npt.NDArray[np.int64]
+from gradwarden.policy.array_types import Numbers
+from gradwarden.policy.evaluation.lookup import GrowingArray
 
 PARTS = {"enforced": "rules", "advisory": "advisory", "waived": "waived"}
 """What a rule's part is called, and the field of a recorded decision that lists such rules."""
@@ -28,7 +28,7 @@ class DecisionTally:
 
     def __init__(self) -> None:
         self._listed: list[int] = []
-        self._taken: Numbers = np.zeros(0, np.int64)
+        self._taken = GrowingArray(np.int64)
         """How often each decision was taken, by number."""
         self._verdicts: Counter[str] = Counter()
         self._rules: dict[str, Counter[str]] = {part: Counter() for part in PARTS}
@@ -41,10 +41,8 @@ class DecisionTally:
 
     def take_counted(self, counts: Numbers) -> None:
         """Count decisions, given how often each was taken, by number."""
-        more = len(counts) - len(self._taken)
-        if more > 0:
-            self._taken = np.concatenate([self._taken, np.zeros(more, np.int64)])
-        self._taken[: len(counts)] += counts
+        self._taken.extend(np.zeros(max(0, len(counts) - self._taken.count), np.int64))
+        self._taken.array[: len(counts)] += counts
 
     def _count(self) -> None:
         self.take_counted(np.bincount(self._listed))
@@ -54,13 +52,14 @@ class DecisionTally:
         """Count verdicts and rules of what was taken so far. recorded: the decisions by number."""
         if self._listed:
             self._count()
-        for number in np.flatnonzero(self._taken).tolist():
-            decision, times = recorded[number], int(self._taken[number])
+        taken = self._taken.array
+        for number in np.flatnonzero(taken).tolist():
+            decision, times = recorded[number], int(taken[number])
             self._verdicts[decision["verdict"]] += times
             for part, field in PARTS.items():
                 for rule in decision[field]:
                     self._rules[part][rule] += times
-        self._taken = np.zeros(0, np.int64)
+        self._taken = GrowingArray(np.int64)
 
     def facts(self) -> dict[str, Any]:
         """Return how many decisions were settled, by verdict, and the rules by part and name."""

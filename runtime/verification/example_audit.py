@@ -14,19 +14,18 @@ from binascii import a2b_base64
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import count
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
+from gradwarden.policy.array_types import Numbers
 from gradwarden.policy.evaluation.lookup import GrowingArray
 from gradwarden.runtime.commitments import SIZE
 from gradwarden.runtime.ledger.numbering import Numbered
 from gradwarden.runtime.ledger.turns import Turns
 from gradwarden.runtime.verification.violation import ViolationError
-
-Numbers: TypeAlias = npt.NDArray[np.int64]
 
 UNKNOWN = -1
 """The kind of an example of which nothing was recorded."""
@@ -51,9 +50,9 @@ class ExampleAudit:
         """Commitments are numbered as they appear; what is known of an example is listed by that number."""
         self._numbered: dict[int, Numbers] = {}
         """The row of each number that a reader has given."""
-        self._known: Numbers = np.empty(0, np.int64)
+        self._known = GrowingArray(np.int64)
         """What was recorded of an example."""
-        self._exposures: Numbers = np.empty(0, np.int64)
+        self._exposures = GrowingArray(np.int64)
         self._learned: list[int] = []
         """The rows with some weight in the step that has no outcome yet."""
 
@@ -99,7 +98,7 @@ class ExampleAudit:
         self._kinds, self._weighty = GrowingArray(np.int64), GrowingArray(np.bool_)
         self._silent.clear()
         self._meanings.clear()
-        self._known.fill(UNKNOWN)
+        self._known.array.fill(UNKNOWN)
 
     def _declare(self, described: Mapping[str, Any]) -> None:
         """Take the next decision class. What a step's signals were is no part of an example."""
@@ -130,14 +129,13 @@ class ExampleAudit:
         """Return the rows of commitments, new ones included."""
         commitments: list[bytes] = np.frombuffer(packed, f"V{SIZE}").tolist()
         rows = np.fromiter(map(self._rows.__getitem__, commitments), np.int64, len(commitments))
-        if len(self._rows) > len(self._known):
-            more = max(len(self._rows), 2 * len(self._known)) - len(self._known)
-            self._known = np.concatenate([self._known, np.full(more, UNKNOWN)])
-            self._exposures = np.concatenate([self._exposures, np.zeros(more, np.int64)])
+        new = len(self._rows) - self._known.count
+        self._known.extend(np.full(new, UNKNOWN))
+        self._exposures.extend(np.zeros(new, np.int64))
         return rows
 
     def _learn(self) -> None:
-        np.add.at(self._exposures, self._learned, 1)
+        np.add.at(self._exposures.array, self._learned, 1)
         self._learned = []
 
     def _given(self, classes: Sequence[int], slots: Mapping[str, Sequence[Any]]) -> list[int]:
@@ -150,7 +148,7 @@ class ExampleAudit:
 
     def _check_kinds(self, body: Mapping[str, Any], rows: Numbers) -> None:
         """Check a step's examples against earlier ones."""
-        numbers, known = body["classes"], self._known
+        numbers, known = body["classes"], self._known.array
         given = self._given(numbers, body["slots"])
         for place, (row, number) in enumerate(zip(rows.tolist(), numbers, strict=True)):
             if number in self._silent:
@@ -165,7 +163,7 @@ class ExampleAudit:
 
     def _check_exposures(self, body: Mapping[str, Any], rows: Numbers) -> None:
         """Check how often a step's examples came before, within the step, too."""
-        recorded, before = body["exposures"], self._exposures[rows].tolist()
+        recorded, before = body["exposures"], self._exposures.array[rows].tolist()
         here: Counter[int] = Counter()
         for place, row in enumerate(rows.tolist()):
             expected = before[place] + here[row]
@@ -207,7 +205,7 @@ class ExampleAudit:
                 return False
         if not self._told(turns, rows):
             return False
-        np.add.at(self._exposures, rows[learned], 1)
+        np.add.at(self._exposures.array, rows[learned], 1)
         return True
 
     def _exposed(
@@ -224,7 +222,7 @@ class ExampleAudit:
             return False
         begins = np.concatenate(([0], np.flatnonzero(others) + 1)) if len(rows) else np.zeros(0, np.intp)
         before: Numbers = np.cumsum(learned) - learned
-        earlier = self._exposures[rows[begins]] - before[begins]
+        earlier = self._exposures.array[rows[begins]] - before[begins]
         expected = before + np.repeat(earlier, np.diff(begins, append=len(rows)))
         return bool(np.array_equal(expected, recorded))
 
@@ -238,12 +236,13 @@ class ExampleAudit:
         if self._silent:
             speaks = ~np.isin(classes, list(self._silent))
             rows, given = rows[speaks], given[speaks]
-        before = self._known[rows]
+        known = self._known.array
+        before = known[rows]
         new = before == UNKNOWN
         if not new.any():
             return bool(np.array_equal(before, given))
-        self._known[rows[new]] = given[new]
-        if np.array_equal(self._known[rows], given):
+        known[rows[new]] = given[new]
+        if np.array_equal(known[rows], given):
             return True
-        self._known[rows] = before
+        known[rows] = before
         return False

@@ -5,20 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import hypot, inf
 from operator import lt
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 
+from gradwarden.policy.array_types import Floats, Numbers
 from gradwarden.policy.program import Program
 from gradwarden.runtime.privacy.accounting import privacy_rules
-from gradwarden.runtime.verification.outcome_columns import (
-    Floats,
-    OutcomeColumns,
-    OutcomeReader,
-    read_decimals,
-)
+from gradwarden.runtime.verification.outcome_columns import OutcomeColumns, OutcomeReader, read_decimals
 from gradwarden.runtime.verification.violation import ViolationError, names, number
 
 NORM_ROUNDING = 1e-5
@@ -31,8 +26,6 @@ _ENDLESS_JSON = frozenset(map(orjson.dumps, _ENDLESS))
 
 MOST_BANDS = 62
 """Bands that are bits of one number of an array."""
-
-Numbers: TypeAlias = npt.NDArray[np.int64]
 
 
 class OutcomeAudit:

@@ -9,15 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from itertools import chain, compress
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 
+from gradwarden.policy.array_types import Floats
 from gradwarden.policy.frozen import frozen
-
-Floats: TypeAlias = npt.NDArray[np.float64]
 
 _DECIMAL = rb'"[-+.0-9e]{1,40}+"'
 """What may be a decimal: that it is one is seen when it is read."""

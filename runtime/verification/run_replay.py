@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
+from gradwarden.policy.array_types import Numbers
 from gradwarden.policy.errors import GradwardenError
 from gradwarden.policy.program import Program
 from gradwarden.runtime.errors import NoteError
@@ -31,7 +32,7 @@ from gradwarden.runtime.verification.approval_audit import ApprovalAudit
 from gradwarden.runtime.verification.budget_audit import BudgetAudit
 from gradwarden.runtime.verification.decision_audit import DecisionAudit
 from gradwarden.runtime.verification.drift_measure import AnchoredBand
-from gradwarden.runtime.verification.example_audit import ExampleAudit, Numbers
+from gradwarden.runtime.verification.example_audit import ExampleAudit
 from gradwarden.runtime.verification.key_periods import Calendar
 from gradwarden.runtime.verification.maintenance_audit import MaintenanceAudit
 from gradwarden.runtime.verification.outcome_audit import OutcomeAudit

@@ -10,21 +10,20 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from gradwarden.policy.array_types import Numbers, Places
 from gradwarden.policy.decision import VERDICTS, Decision, step_verdict
 from gradwarden.policy.errors import GradwardenError
 from gradwarden.policy.evaluation.replay import Class, Clock, Replayer
-from gradwarden.policy.evaluation.replay_columns import ColumnReplayer, Places, StepColumns
+from gradwarden.policy.evaluation.replay_columns import ColumnReplayer, StepColumns
 from gradwarden.policy.program import Program
 from gradwarden.runtime.ledger.turns import Turns
 from gradwarden.runtime.verification.outcome_audit import OutcomeAudit
 from gradwarden.runtime.verification.violation import ViolationError
-
-Numbers: TypeAlias = npt.NDArray[np.int64]
 
 MOST_ROWS = 1 << 62
 """Different rows that can be told from each other by a number of 64 bits."""

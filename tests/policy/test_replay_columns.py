@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from gradwarden.policy import compile_policy, parse_policy
 from gradwarden.policy.context import Context
 from gradwarden.policy.decision import Decision
-from gradwarden.policy.evaluation import replay_columns
+from gradwarden.policy.evaluation import lookup, replay_columns
 from gradwarden.policy.evaluation.admission import Admission
 from gradwarden.policy.evaluation.replay import Class, Replayer, ReplayError
 from gradwarden.policy.evaluation.replay_columns import ColumnReplayer, StepColumns
@@ -153,7 +153,7 @@ def test_the_same_decision_may_be_recorded_under_two_numbers(record: Record) -> 
 def test_steps_beyond_every_count_are_left_to_the_slow_way(record: Record) -> None:
     replayer = ColumnReplayer(record.program)
     record.steps[0] = dataclasses.replace(record.steps[0], step=2**31)
-    reads_step = bool(replayer._clocks or replayer._row_clocks)
+    reads_step = not replayer._leaves.timeless
     assert (record.doubtful(replayer) is None) == reads_step
 
 
@@ -163,12 +163,12 @@ def test_what_is_remembered_is_bounded(record: Record) -> None:
     replayer = ColumnReplayer(record.program)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(replay_columns, "MOST_OUTCOMES", 1)
-        patch.setattr(replay_columns, "MOST_STATES", 1)
+        patch.setattr(lookup, "MOST_STATES", 1)
         first = record.doubtful(replayer)
         held = len(replayer._meanings)
         assert record.doubtful(replayer) == first
         assert len(replayer._meanings) == held
-        assert len(replayer._lookups) <= 1
+        assert len(replayer._lookups._tables) <= 1
 
 
 TEXT = """policy p version 1

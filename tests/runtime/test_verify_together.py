@@ -426,7 +426,7 @@ def test_examples_of_many_steps_are_held_to_each_other(
             break
     assert found == fault
     if fault is None:
-        assert audit._exposures[: len(steps)].tolist() == ([2, 1] if len(steps) == 2 else [0])
+        assert audit._exposures.array[: len(steps)].tolist() == ([2, 1] if len(steps) == 2 else [0])
 
 
 @settings(deadline=None)
