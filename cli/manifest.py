@@ -102,7 +102,7 @@ def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, str | None]]:
             yield number, text
 
 
-def _text_lines(file: BinaryIO, path: Path) -> Iterator[str]:
+def text_lines(file: BinaryIO, path: Path) -> Iterator[str]:
     """Yield every line of a format whose records may go over several: none can be left out."""
     for number, line in _lines(file, path):
         if line is None:
@@ -190,7 +190,7 @@ def _csv(path: Path, program: Program, size: int) -> Iterator[Piece]:
     collector = _Collector(size)
     with path.open("rb") as file:
         delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-        rows = csv.reader(_text_lines(file, path), delimiter=delimiter, strict=True)
+        rows = csv.reader(text_lines(file, path), delimiter=delimiter, strict=True)
         header = _header(path, rows)
         while (row := _next_row(path, rows)) is not None:
             if len(row) != len(header):

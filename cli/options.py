@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 FILE = click.Path(path_type=Path)
 
+MAX_PASSPHRASE = 1024
+"""The longest passphrase in a file, in bytes."""
+
 MAX_COUNT = 2**31 - 1
 """The greatest step, epoch or number of exposures that the language knows."""
 
@@ -221,9 +224,14 @@ def _passphrase(ask: bool, variable: str | None, file: Path | None, *, confirm: 
 
 def read_passphrase(file: Path) -> bytes:
     """Return the first line of a file. Raises InputError where it is empty."""
-    line = file.read_bytes().split(b"\n", 1)[0].rstrip(b"\r")
+    with file.open("rb") as opened:
+        line = opened.readline(MAX_PASSPHRASE + 1).rstrip(b"\r\n")
     if not line:
-        raise InputError(f"the first line of `{file}` is empty")
+        raise InputError(f"the first line of `{file}` is empty", help="write the passphrase there")
+    if len(line) > MAX_PASSPHRASE:
+        raise InputError(
+            f"the first line of `{file}` is longer than a passphrase may be: {MAX_PASSPHRASE:,} bytes"
+        )
     return line
 
 

@@ -328,6 +328,9 @@ def _run_lines(facts: Mapping[str, Any]) -> Iterator[str]:
         yield printable(f"run {facts['run']}, engine {facts.get('engine')}")
     if facts.get("steps"):
         outcomes = f"{facts['committed']:,} committed, {facts['refused']:,} refused"
+        lost = facts["steps"] - facts["committed"] - facts["refused"]
+        if lost > 0:
+            outcomes += f", {lost:,} without a recorded outcome, as a crash leaves it"
         yield f"{plural(facts['steps'], 'step')}: {outcomes}"
     verdicts = facts.get("verdicts")
     if verdicts:

@@ -29,6 +29,9 @@ from gradwarden.runtime.errors import KeyFileError
 SIZE = 32
 """Bytes of a secret, a salt and a commitment."""
 
+_LONGEST = 1024
+"""Bytes that are read of a file with a secret, which has 65."""
+
 _SECRET_HELP = "give or restore the file `LEDGER.secret` that was written when the run began"
 
 _ID_LABEL = b"gradwarden/id/1\x00"
@@ -48,7 +51,8 @@ class Committer:
     def load(cls, path: Path) -> Committer:
         """Read the secret at `path`. Raises KeyFileError where it is missing, unreadable or no secret."""
         try:
-            secret = bytes.fromhex(path.read_text("ascii").strip())
+            with path.open("rb") as file:
+                secret = bytes.fromhex(file.read(_LONGEST).decode("ascii").strip())
         except OSError as error:
             raise KeyFileError(
                 f"cannot read the ledger's secret `{path}`: {error.strerror}", help=_SECRET_HELP

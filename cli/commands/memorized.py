@@ -287,6 +287,8 @@ def _tell_all(ledger: Path, verified: bool, output_format: str) -> int:
     ]
     click.echo("\nWhat guards flagged")
     emit_table(["guard", "effect", "flags", "steps", *_HEADINGS], rows, numeric=(2, 4, 5, 6))
+    if not rows:
+        click.echo("nothing")
     click.echo("\nWhat risk is left")
     rows = [
         [group["class"], *_numbers(group), _reached(group["deepest_after"]), _repeated(group["repeated"])]

@@ -14,6 +14,7 @@ from gradwarden.cli.files import write_text
 from gradwarden.cli.inputs import check_begun
 from gradwarden.cli.job_verdict import JOB_MEANINGS, JobVerdict, judge_job
 from gradwarden.cli.judging import judge
+from gradwarden.cli.manifest import text_lines
 from gradwarden.cli.options import FILE, trust_options
 from gradwarden.cli.output import arrived, emit_json, format_option, progress
 from gradwarden.cli.verdict import MEANINGS, Verdict
@@ -184,9 +185,10 @@ def _read_groups(path: Path, by: str) -> dict[str, str]:
     if path.suffix not in ENDINGS:
         raise InputError(f"`{path}`: groups are read from JSONL or CSV", help=f"one of {', '.join(ENDINGS)}")
     names: dict[str, str] = {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with path.open("rb") as file:
+        lines = text_lines(file, path)
         try:
-            records: Any = csv.DictReader(file) if path.suffix == ".csv" else map(json.loads, file)
+            records: Any = csv.DictReader(lines) if path.suffix == ".csv" else map(json.loads, lines)
             for record in records:
                 names[str(record["id"])] = str(record[by])
         except (ValueError, KeyError, TypeError, csv.Error, RecursionError) as error:

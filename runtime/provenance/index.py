@@ -49,12 +49,19 @@ def build_index(
 
     keys: one of which must have signed the ledger; none: signatures are not looked at. progress: called with
     (bytes done, bytes in all). Raises LedgerDamaged where the chain does not hold, TraceError where no index
-    can be made.
+    can be made, as where the folder cannot be written.
     """
     folder = index_folder(ledger)
     if folder.exists() and not _is_index(folder):
         raise TraceError(f"`{folder}` is there and is no index", help="move it away")
     making = folder.with_name(f"{folder.name}.{os.getpid()}")
+    try:
+        making.mkdir(exist_ok=True)
+    except OSError as error:
+        raise TraceError(
+            f"no index can be made beside `{ledger}`: {(error.strerror or str(error)).lower()}",
+            help="copy the ledger, or link to it, in a folder that you may write",
+        ) from error
     try:
         index = make_index(ledger, making, keys, progress)
         (making / MANIFEST).write_text(json.dumps(index.to_json(), indent=1) + "\n", "utf-8")

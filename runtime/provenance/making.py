@@ -77,7 +77,7 @@ def _digested(folder: Path, files: Iterator[Made]) -> Iterator[IndexFile]:
 
 
 def _make_of_job(job: Path, folder: Path, keys: Sequence[PublicKey], progress: Progress | None) -> Index:
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     log = verify_chain(log_path(job), keys)
     _check_chain(log_path(job), log, signed=bool(keys))
     first = next(read_entries(log_path(job)), None)

@@ -200,6 +200,14 @@ def test_a_run_that_was_not_sealed_is_incomplete(run: Run, record: Record) -> No
     assert (status, document["status"]) == (1, "INCOMPLETE")
 
 
+def test_a_step_without_an_outcome_is_counted(run: Run, record: Record, here: Path) -> None:
+    lines = record(sealed=False).read_bytes().splitlines(keepends=True)
+    last = max(place for place, line in enumerate(lines) if b'"kind":"committed"' in line)
+    (here / "cut.ledger").write_bytes(b"".join(lines[:last]))
+    shown = run("verify", "cut.ledger", "--key", "run.pub").stdout
+    assert f"{STEPS} steps: {STEPS - 1} committed, 0 refused, 1 without a recorded outcome" in shown
+
+
 def test_another_key_does_not_vouch(run: Run, record: Record, here: Path) -> None:
     ledger = record()
     Signer.generate("other").public.save(here / "other.pub")

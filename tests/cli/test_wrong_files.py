@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from gradwarden.cli.failures import InputError
+from gradwarden.cli.options import read_passphrase
+from gradwarden.runtime.commitments import Committer
+from gradwarden.runtime.errors import KeyFileError
 from gradwarden.runtime.ledger.keys import Signer
 from tests.cli.conftest import Run
 
@@ -142,3 +147,32 @@ def test_a_public_key_that_went_through_windows_is_read(
     write_ledger()
     (here / "x.pub").write_bytes((here / "run.pub").read_bytes().replace(b"\n", b"\r\n"))
     assert "signed heads by run" in run("verify", "run.ledger", "--key", "x.pub").stdout
+
+
+def test_endless_files_are_not_read_into_memory(here: Path) -> None:
+    """A line without an end, of a file that takes no room on the disk."""
+    with (here / "huge").open("wb") as file:
+        file.truncate(8 << 30)
+    tracemalloc.start()
+    try:
+        with pytest.raises(KeyFileError, match="no ledger's secret"):
+            Committer.load(here / "huge")
+        with pytest.raises(InputError, match="longer than a passphrase"):
+            read_passphrase(here / "huge")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_index_that_cannot_be_made_says_where_it_would_be(
+    run: Run, here: Path, write_ledger: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    write_ledger()
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    result = run("trace", "index", "run.ledger")
+    assert result.exit_code == 1
+    assert "no index can be made beside `run.ledger`: permission denied" in result.stderr
+    assert "copy the ledger, or link to it" in result.stderr
