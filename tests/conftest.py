@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from gradwarden.runtime.ledger import writer
 
 settings.register_profile(
     "gradwarden",
@@ -12,3 +15,9 @@ settings.register_profile(
 )
 settings.register_profile("soak", settings.get_profile("gradwarden"), max_examples=5000)
 settings.load_profile("gradwarden")
+
+
+@pytest.fixture
+def no_timed_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ledgers be signed only where a test says so, however slow the machine is."""
+    monkeypatch.setattr(writer, "HEAD_SECONDS", 1e6)

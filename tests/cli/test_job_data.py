@@ -13,6 +13,8 @@ from gradwarden.runtime.ledger.keys import Signer
 from tests.cli.conftest import Run
 from tests.runtime.jobs.simulated import POLICY, SECRET, Job, sealed_job
 
+pytestmark = pytest.mark.usefixtures("no_timed_heads")
+
 ASKED = ("verify", "job", "--key", "run.pub", "--data", "all.jsonl", "--secret", "job.secret")
 STRICTER = 'suppress concepts { when kind == concept because "none" }'
 

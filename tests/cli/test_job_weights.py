@@ -19,6 +19,8 @@ from gradwarden.runtime.weights.tree import hash_weights
 from tests.cli.conftest import Run
 from tests.runtime.jobs.simulated import Job, Rank
 
+pytestmark = pytest.mark.usefixtures("no_timed_heads")
+
 ASKED = ("verify", "job", "--key", "run.pub", "--format", "json", "--checkpoint-weights")
 
 

@@ -24,6 +24,8 @@ from tests.runtime.evidence.test_receipt import changed
 from tests.runtime.jobs.simulated import SECRET, Job
 from tests.runtime.jobs.tallied import tally, tally_all
 
+pytestmark = pytest.mark.usefixtures("no_timed_heads")
+
 COMMITTER = Committer(SECRET)
 
 MINE = "mine"

@@ -427,6 +427,7 @@ def test_an_example_counted_on_two_ranks_is_found(tmp_path: Path, signer: Signer
 # --- lagging, missing, killed -------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("no_timed_heads")
 def test_a_rank_that_lags_at_a_binding_is_named(job: Job, signer: Signer) -> None:
     job.run(2)
     for _ in range(5):

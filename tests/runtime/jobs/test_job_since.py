@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gradwarden.runtime.errors import MemoryFileError
@@ -18,6 +18,8 @@ from gradwarden.runtime.ledger.keys import Signer
 from gradwarden.runtime.verification.job_report import JobReport
 from gradwarden.runtime.verification.job_verify import verify_job
 from tests.runtime.jobs.simulated import TODAY, Job, Rank, program
+
+pytestmark = pytest.mark.usefixtures("no_timed_heads")
 
 SIGNER = Signer.generate("run")
 
@@ -177,7 +179,7 @@ def test_what_is_new_gets_the_verdict_that_the_whole_gets(job: Job, happens: Cal
 
 
 @pytest.mark.soak
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.integers(0, 5),
     st.integers(0, 3),
