@@ -343,6 +343,38 @@ def test_a_gradient_that_somebody_keeps_stays_as_it_was_seen(where: str) -> None
     assert all(torch.equal(gradient, seen) for gradient, seen in kept)
 
 
+class Adding(nn.Module):
+    """A small residual block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.1 * self.down(self.up(x).tanh())
+
+
+def test_scaling_from_block_to_block_adds_up_to_no_bias_in_bfloat16() -> None:
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), *(Adding() for _ in range(24)), nn.Linear(WIDTH, 3))
+    names = [name for name, _ in model.named_parameters()]
+    bands = [Band(f"b{k}", (), tuple(n for n in names if int(n.split(".")[0]) % 2 == k)) for k in (0, 1)]
+    x, weights = torch.randn(8, PLACES, WIDTH).bfloat16(), torch.tensor([[0.7, 0.3]]).repeat(8, 1)
+    weights[0] = 1.0
+    found = []
+    for kind, engine in ((torch.bfloat16, "fused"), (torch.float64, "split")):
+        model.to(kind).zero_grad()
+        masks = make_engine(model, bands, engine)
+        masks.arm(weights)
+        masks.backward(model(x.to(kind)).double().square().flatten(1).mean(1), 8.0)
+        found.append(
+            torch.cat([p.grad.double().flatten() for p in model[0].parameters() if p.grad is not None])
+        )
+        assert engine == "split" or {c.way for c in masks.explain() if c.name.isdigit()} == {"scale"}
+        masks.close()
+    got, want = found
+    assert abs(float(got @ want / want.square().sum()) - 1.0) < 2**-7
+
+
 class Halving(nn.Module):
     """A block that computes in half precision by an autocast of its own."""
 
