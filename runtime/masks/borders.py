@@ -133,8 +133,8 @@ class Ratios:
     def between(self, ends: Between, grad: Tensor, dim: int) -> Tensor | None:
         """Return the ratios for a gradient with the batch in this dimension; None where all are 1.
 
-        For one in bfloat16 they are in float32: rounded, they would not cancel from one block to the next, and
-        what they are off would grow with the depth (to 5 % after 24 blocks).
+        For one in bfloat16 they are in float32. Rounded, they would not cancel from one block to the next:
+        what they are off would grow with the depth, to 5 % after 24 blocks.
         """
         key = (grad.dtype, grad.device, grad.dim(), dim)
         made = self._made.get(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -341,6 +342,34 @@ def test_a_gradient_that_somebody_keeps_stays_as_it_was_seen(where: str) -> None
         step(engine, model, fractions(4), x)
     assert len(kept) > 6
     assert all(torch.equal(gradient, seen) for gradient, seen in kept)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("linear", [True, False])
+def test_hooks_that_change_gradients_between_blocks_are_obeyed_or_found_out(when: str, linear: bool) -> None:
+    """Reversed gradients stay weighted ones. Cut off at a bound, they go by the reference's rule."""
+
+    def change(module: nn.Module, grads: Any, outputs: Any) -> Any:
+        return tuple(g if g is None else -g if linear else g.clamp(-0.01, 0.01) for g in grads)
+
+    x, weights, found = torch.randn(4, PLACES, WIDTH), 0.5 + 0.5 * torch.rand(4, 5), []
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), *(Adding() for _ in range(3)), nn.Linear(WIDTH, 3))
+    names = [name for name, _ in model.named_parameters()]
+    bands = [Band(k, (), tuple(n for n in names if n[0] == k)) for k in "01234"]
+
+    def steps(engine: str) -> None:
+        masks = make_engine(model, bands, engine)
+        handle = model[2].register_full_backward_hook(change) if when == "before" else None
+        step(masks, model, weights, x)
+        handle = handle or model[2].register_full_backward_hook(change)
+        found.append(step(masks, model, weights, x))
+        handle.remove()
+        masks.close()
+
+    steps("split")
+    with nullcontext() if linear else pytest.warns(UserWarning, match=r"rounding explains|rows of"):
+        steps("auto")
+    assert_equal(found[1], found[0])
 
 
 class Adding(nn.Module):
