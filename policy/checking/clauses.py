@@ -28,6 +28,17 @@ ALLOWED: dict[s.RuleKind, tuple[str, ...]] = {
 
 _REPEATABLE = {"curriculum": {"before", "from", "in", "during", "reach"}}
 
+MISSING = {
+    "`delta`": "for instance `delta 1e-6`: well below one over the number of privacy units",
+    "`epsilon`": "for instance `epsilon 3`: the less, the more noise",
+    "`clip`": "for instance `clip 1.0`: the greatest norm that a privacy unit's gradient may have",
+    "`within`": "name the bands that it is about, such as `within shallow`",
+    "`reach`": "say how deep, such as `reach shallow, deep at 0.5`",
+    "`when`": "say of which examples, such as `when not consent`",
+    "`until`": "say when it lapses, such as `until 2027-01-01`",
+}
+"""What to write for a clause that is missing, by how it is called."""
+
 ClauseT = TypeVar("ClauseT", bound=s.Clause)
 
 
@@ -135,9 +146,8 @@ class Clauses:
 
     def missing(self, example: str) -> None:
         rule = self.rule
-        self.faults.error(
-            "GW451", f"the `{rule.kind}` rule `{rule.name.text}` lacks {example}", rule.name.span
-        )
+        message = f"the `{rule.kind}` rule `{rule.name.text}` lacks {example}"
+        self.faults.error("GW451", message, rule.name.span, MISSING.get(example))
 
     @property
     def because(self) -> str:

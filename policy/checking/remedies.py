@@ -33,6 +33,19 @@ _CHARACTERS = {
     ";": "clauses are separated by spaces or new lines",
 }
 
+_GRANTS = "what may be learned is granted by `depth NAME { when … reach … }`"
+_STOPS = "what may not be learned is stopped by `suppress NAME { when … }`"
+_WORDS = {
+    **dict.fromkeys(("allow", "permit", "grant", "admit"), _GRANTS),
+    **dict.fromkeys(("deny", "forbid", "block", "refuse", "reject", "exclude", "prohibit"), _STOPS),
+}
+"""Words by which other languages begin a rule."""
+
+_DECLARATIONS = "a rule begins with its kind: `depth` grants, `suppress`, `retain` and `privacy` limit"
+
+_HEADER = re.compile(r"(?:^|\s)policy\s+(\w+)\s+$")
+"""The beginning of a header, up to what should be its version."""
+
 _HEAD = re.compile(r"(?:^|[\s}])(\w+)\s+$")
 """The word before the place where a name is missing."""
 
@@ -67,6 +80,7 @@ def remedy(span: Span, keywords: Collection[str], expected: Collection[str]) -> 
         _by_character(span, keywords, expected)
         or _by_context(span, keywords, expected)
         or did_you_mean(found, sorted(word for word in keywords if word.isalpha()), _LIKENESS)
+        or (_DECLARATIONS if "depth" in keywords else None)
     )
 
 
@@ -91,6 +105,8 @@ def _by_character(span: Span, keywords: Collection[str], expected: Collection[st
             return "this `}` closes nothing"
         case "," if _GROUPED.search(_before(span)):
             return "numbers have no thousands separators"
+        case "(" if "[" in keywords:
+            return "a list stands in square brackets: `[a, b]`"
         case "{" if "NAME" in expected and (head := _HEAD.search(_before(span))):
             return f"name it: `{head[1]} NAME {{ … }}`"
         case "{":
@@ -118,6 +134,10 @@ def _by_context(span: Span, keywords: Collection[str], expected: Collection[str]
     if set(expected) == {"STRING"} and found.isidentifier():
         text = _TEXT.match(span.source.text, span.start)
         return f'a text stands in double quotes: `"{text[0] if text else found}"`'
+    if "depth" in keywords and found.lower() in _WORDS:
+        return _WORDS[found.lower()]
+    if found.isidentifier() and "version" in keywords and (name := _HEADER.search(before)):
+        return f"a policy's name is one word: `{name[1]}_{found}`"
     if found == "-" and set(expected) == {"LBRACE"} and _NAMED.search(before):
         return "names are lower-case letters, digits and `_`"
     if found == "to" and "at" in keywords:

@@ -105,7 +105,8 @@ class Scope:
         """
         if name.text in self.band_names:
             return name.text
-        declare = "declare it in `model { … }`"
+        named = ", ".join(f"`{band}`" for band in self.band_names)
+        declare = f"`model` declares {named}" if named else "declare it in `model { … }`"
         if name.text == QUARANTINE:
             declare = 'declare it in `model { … }`, for instance `quarantine = names "adapter.*"`'
         self.faults.undeclared("GW202", "band", name, (*self.band_names, *also), declare)

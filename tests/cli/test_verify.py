@@ -494,6 +494,20 @@ def test_the_data_set_opens_what_was_recorded(run: Run, record: Record, here: Pa
     assert run("verify", ledger, "--key", "run.pub", *opened).exit_code == 2
 
 
+def test_the_data_set_opens_what_stands_of_a_ledger_that_was_cut_off(
+    run: Run, record: Record, here: Path
+) -> None:
+    ledger = record(sealed=False)
+    with ledger.open("ab") as file:
+        file.write(b'{"body":{"step"')
+    records = [{"id": f"example {number}", **example} for number, example in enumerate(EXAMPLES)]
+    (here / "secret").write_text((b"s" * 32).hex())
+    (here / "data.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+    status, document = verify(run, ledger, "--data", "data.jsonl", "--secret", "secret")
+    assert (status, document["status"]) == (1, "INCOMPLETE")
+    assert "against their metadata (--data)" in str(document["checked"])
+
+
 def test_verifying_never_imports_torch(run: Run, listed: Path) -> None:
     ledger = listed
     script = (

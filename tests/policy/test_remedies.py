@@ -63,6 +63,18 @@ def faults(text: str) -> tuple[Diagnostic, ...]:
         ),
         ("suppress s {\u00a0when consent }", "this is U+00A0 NO-BREAK SPACE; write a plain space"),
         ("assert a { always refuse if consent }", "a condition follows `when`"),
+        ("suppress s { when ward in (icu) }", "a list stands in square brackets: `[a, b]`"),
+        ("allow e { when consent }", "what may be learned is granted by `depth NAME { when … reach … }`"),
+        ("DENY e { when consent }", "what may not be learned is stopped by `suppress NAME { when … }`"),
+        (
+            "patients { when consent }",
+            "a rule begins with its kind: `depth` grants, `suppress`, `retain` and `privacy` limit",
+        ),
+        ("depth e { reach top }", "`model` declares `shallow`, `deep`"),
+        (
+            "privacy q { within deep epsilon 3 clip 1 }",
+            "for instance `delta 1e-6`: well below one over the number of privacy units",
+        ),
     ],
 )
 def test_a_fault_of_syntax_says_what_to_write(text: str, help: str) -> None:
@@ -123,3 +135,9 @@ def test_a_fault_of_type_says_what_to_write(text: str, help: str) -> None:
 )
 def test_a_date_that_may_be_absent_is_told_the_whole_condition(clauses: str, help: str) -> None:
     assert [(fault.code, fault.help) for fault in faults(f"retain r {{ {clauses} }}")] == [("GW304", help)]
+
+
+def test_a_name_of_two_words_is_joined() -> None:
+    with pytest.raises(PolicyError) as caught:
+        parse_policy("policy patient records version 1 language 1")
+    assert caught.value.diagnostics[0].help == "a policy's name is one word: `patient_records`"
