@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -55,7 +55,7 @@ class GroupNormRows(Function):
             # What the kernel finds on the way to the input's gradient is all that weight and bias need.
             grad_x, *each = parameters.by_example(x, mean, rstd, parameters.grad, [True, True, True])
             broken = not call.plan.live or call.plan.units is not None
-            parameters = replace(parameters, each=tuple(each), broken=broken)
+            parameters.each, parameters.broken = (each[0], each[1]), broken
         elif ctx.needs_input_grad[1]:
             grad_x = call.input_gradient(
                 parameters.grad,
@@ -65,7 +65,7 @@ class GroupNormRows(Function):
         return None, None if grad_x is None else grad_x.to(ctx.dtype), *call.gradients(parameters)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Parameters:
     """each: the gradients of weight and bias [N, C] of every example, where they are known.
 
