@@ -37,14 +37,27 @@ def test_every_package_is_typed(package: str) -> None:
         "import gradwarden.policy; gradwarden.policy.load_policy; gradwarden.policy.compile_policy",
         "from gradwarden.policy.evaluation import admission, batch, evaluate, replay",
         "import gradwarden.runtime; gradwarden.runtime.Ledger; gradwarden.runtime.Signer",
-        "import gradwarden.runtime.verification.verify",
-        "import gradwarden.cli",
+        "from gradwarden.runtime.verification import drift_measure, memory, run_replay, verify",
+        "import gradwarden.runtime.verification.weights_check",
+        "import gradwarden.cli, gradwarden.runtime.evidence.tally",
     ],
 )
 def test_the_light_half_never_imports_torch(statement: str) -> None:
     program = f"{statement}\nimport sys; sys.exit('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_what_checks_a_chain_loads_nothing_that_replays_a_run() -> None:
+    program = "from gradwarden.runtime.verification import verify\nimport sys; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = {name for name in result.stdout.split() if name.startswith("gradwarden.")}
+    assert "gradwarden.runtime.ledger.chain" in loaded
+    assert not {name for name in loaded if "evaluation" in name.split(".")} - {
+        "gradwarden.policy.evaluation",
+        "gradwarden.policy.evaluation.lookup",
+    }
+    assert "gradwarden.runtime.verification.run_replay" not in loaded
 
 
 def test_every_dependency_earns_its_place_in_the_docs() -> None:

@@ -398,3 +398,62 @@ def test_a_line_in_the_wrong_place_is_found(cases: Any, reading: Reading, spoil:
     data = b"".join(line + b"\n" for line in out)
     with pytest.raises(OddBlockError):
         BlockReader(io.BytesIO(data), len(data), reading=reading).read(0)
+
+
+# --- where lines begin and end ------------------------------------------------------------------------------
+
+
+def refusals(first: int, details: list[str], shown: dict[int, int] | None = None) -> bytes:
+    """Return lines from an index on, each linked to the one before. shown: other indices, by number."""
+    out, prev = [], "0" * 64
+    for number, detail in enumerate(details):
+        body = {"step": number, "gate": "admission", "reason": "nothing_admitted", "detail": detail}
+        index = (shown or {}).get(number, first + number)
+        text = encode_body("refused", body | {"detail": ""}).replace(b'""', b'"%b"' % detail.encode())
+        out.append(compose("refused", index, prev, text))
+        prev = leaf_hash(out[-1]).hex()
+    return b"".join(line + b"\n" for line in out)
+
+
+@pytest.mark.parametrize("first", [0, 5, 95, 995, 9_995, 99_995, 1_999_995, 10**12 - 5])
+@pytest.mark.parametrize("reading", READINGS)
+def test_indices_of_any_length_are_read(first: int, reading: Reading) -> None:
+    data = refusals(first, ["no"] * 10)
+    block = BlockReader(io.BytesIO(data), len(data), reading=reading).read(0)
+    assert (block.first, len(block.leaves)) == (first, 10 * 32)
+    for shown in (first + 6, first + 8, first + 7 + 10 ** len(str(first)), (first + 7) * 10):
+        data = refusals(first, ["no"] * 10, {7: shown})
+        with pytest.raises(OddBlockError):
+            BlockReader(io.BytesIO(data), len(data), reading=reading).read(0)
+
+
+@given(
+    st.lists(st.sampled_from([0, 3, 4_090, 5_000, 30_000, 65_000]), min_size=1, max_size=6),
+    st.sampled_from([997, 5_000, 70_000, 1 << 20]),
+    st.integers(0, 300),
+)
+@settings(deadline=None, max_examples=40)
+def test_lines_of_any_length_are_read(lengths: list[int], size: int, cut: int) -> None:
+    data = refusals(0, ["x" * length for length in lengths])
+    whole = data[: len(data) - cut]
+    reader = BlockReader(io.BytesIO(whole), len(whole), reading="frames", size=size)
+    blocks = [reader.read(number) for number in range(reader.count)]
+    leaves = b"".join(block.leaves for block in blocks)
+    lines, tail = whole.split(b"\n")[:-1], whole[whole.rfind(b"\n") + 1 :]
+    assert leaves == b"".join(map(leaf_hash, lines))
+    assert [block.tail for block in blocks if block.tail] == ([tail] if tail else [])
+    assert sum(block.size for block in blocks) == len(whole) - len(tail)
+
+
+@pytest.mark.parametrize("behind", [1, 2, 5_000, 1 << 20])
+def test_a_line_that_is_too_long_is_odd(behind: int) -> None:
+    """Wherever in or behind it the next block begins."""
+    frame = len(refusals(0, [""])) - 1
+    for length, sound in ((65_535, True), (65_536, False)):
+        data = refusals(0, ["", "x" * (length - frame), "no"])
+        reader = BlockReader(io.BytesIO(data), len(data), reading="frames", size=frame + behind)
+        if sound:
+            assert sum(len(reader.read(number).leaves) for number in range(reader.count)) == 3 * 32
+        else:
+            with pytest.raises(OddBlockError):
+                list(map(reader.read, range(reader.count)))
