@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -25,7 +26,7 @@ class RMSNormRows(Function):
     def forward(ctx: Any, call: Call, x: Tensor, weight: Tensor) -> Tensor:
         eps: float | None = call.options["eps"]  # type: ignore[assignment]  # set by `RMSNorm.run`
         ctx.call = call
-        ctx.eps = torch.finfo(x.dtype).eps if eps is None else eps
+        ctx.eps = _default_eps(x.dtype, x.device.type) if eps is None else eps
         ctx.save_for_backward(x, weight)
         return functional.rms_norm(x, weight.shape, weight, eps)
 
@@ -90,6 +91,21 @@ def _normalise(x: Tensor, rank: int, eps: float) -> tuple[Tensor, Tensor]:
     wide = x if x.dtype == torch.float64 else x.float()
     inverse = torch.rsqrt(wide.pow(2).mean(tuple(range(-rank, 0)), keepdim=True) + eps)
     return wide * inverse, inverse
+
+
+@cache
+def _default_eps(dtype: torch.dtype, device: str) -> float:
+    """Return what `rms_norm` adds to the mean square where it is told nothing.
+
+    It is the eps of the precision that it computes in, which for half precisions is float32 in some releases
+    and kernels; so it is asked.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        x = torch.full((1, 4), 2.0**-12, dtype=dtype, device=device)
+        ratio = float((x.double() / functional.rms_norm(x, (4,)).double())[0, 0])
+    found = ratio**2 - 2.0**-24
+    kinds = (dtype, torch.promote_types(dtype, torch.float32))
+    return min((torch.finfo(kind).eps for kind in kinds), key=lambda eps: abs(eps - found))
 
 
 class RMSNorm:
