@@ -208,8 +208,15 @@ def _read(data: bytes, name: str) -> Any:
             data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refused, parse_float=decimal
         )
     except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).lower()
-        raise _fault("GW440", f"`{name}` is not a JSON program: {reason}") from None
+        match error:
+            case RecursionError():
+                reason = "it is nested too deeply"
+            case UnicodeDecodeError():
+                reason = f"it is not UTF-8 text, as byte {error.start} shows"
+            case _:
+                reason = str(error).lower()
+        message = f"`{name}` is not a JSON program: {reason}"
+        raise _fault("GW440", message, "give a policy, or what `gradwarden build -o` wrote") from None
 
 
 @cache

@@ -11,7 +11,7 @@ import click
 
 from gradwarden.cli.app import verb
 from gradwarden.cli.diagnostics import printable
-from gradwarden.cli.inputs import read_bytes
+from gradwarden.cli.inputs import read_bytes, told_of
 from gradwarden.cli.options import FILE, trust_options
 from gradwarden.cli.output import emit_json, format_option, moment
 
@@ -74,7 +74,8 @@ def command(
     trust = replace(trust, origin=origin)
     attesters = [PublicKey.load(path) for path in attester_files]
     data = read_bytes(attestation, MAX_ENVELOPE, "an attestation")
-    report = check_attestation(data, trust, weights, attesters)
+    with told_of(attestation, help="give what `gradwarden attest -o` wrote, byte for byte"):
+        report = check_attestation(data, trust, weights, attesters)
     faults = list(report.faults)
     if ledger is not None:
         faults += _compare(report, ledger, trust)

@@ -106,10 +106,11 @@ def test_a_note_that_is_none_is_named(
     assert "= help:" in result.stderr
 
 
-@pytest.mark.parametrize("name", ["x.proof", "x.receipt"])
-def test_evidence_that_cannot_be_read_is_named(run: Run, here: Path, name: str) -> None:
-    (here / name).write_bytes(b"hello\n")
-    verb = ["verify-proof"] if name == "x.proof" else ["receipt", "check"]
+@pytest.mark.parametrize("content", [b"hello\n", b"", b"\xff\xfe\x00"])
+@pytest.mark.parametrize("verb", [["verify-proof"], ["receipt", "check"], ["verify-attestation"]])
+def test_evidence_that_cannot_be_read_is_named(run: Run, here: Path, verb: list[str], content: bytes) -> None:
+    name = "x.evidence"
+    (here / name).write_bytes(content)
     result = run(*verb, name, "--key", "run.pub")
     assert result.exit_code == 2
     assert f"`{name}`" in result.stderr
@@ -176,3 +177,13 @@ def test_an_index_that_cannot_be_made_says_where_it_would_be(
     assert result.exit_code == 1
     assert "no index can be made beside `run.ledger`: permission denied" in result.stderr
     assert "copy the ledger, or link to it" in result.stderr
+
+
+@pytest.mark.parametrize(("content", "told"), [(b"\xff", "not UTF-8 text"), (b"hello", "expecting value")])
+def test_a_program_that_is_none_says_what_to_give(run: Run, here: Path, content: bytes, told: str) -> None:
+    (here / "x.json").write_bytes(content)
+    result = run("verify", "x.json", "--key", "run.pub")
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert "codec" not in result.stderr
+    assert "= help: give a policy, or what `gradwarden build -o` wrote" in result.stderr

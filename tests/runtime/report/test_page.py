@@ -111,6 +111,15 @@ def test_checkpoints_are_told_with_the_bands_that_stayed(tmp_path: Path, run_sig
     assert rows[2][4] == "shallow"
 
 
+def test_a_row_of_one_step_names_it_once(hostile: str) -> None:
+    tables = [
+        one for one in Page(hostile).root.all("table") if "Weight per step" in one.all("caption")[0].text
+    ]
+    heads = [row.all("th")[0].text.strip() for table in tables for row in table.all("tr")[1:]]
+    assert heads
+    assert not [head for head in heads if re.fullmatch(r"([\d,]+) to \1", head)]
+
+
 @pytest.fixture(params=["plain", "hostile"])
 def text(request: pytest.FixtureRequest) -> str:
     return str(request.getfixturevalue(request.param))
