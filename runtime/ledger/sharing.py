@@ -69,7 +69,8 @@ def check_blocks(
             shares = Shares(Path(folder), reader, SHARE)
             shares.begin()
             numbers = (total, start, SHARE, blocks.BLOCK, READINGS.index(reading))
-            command = [sys.executable, "-m", CHECKER, name, folder, *map(str, numbers)]
+            # -P: no module from the current folder, where whoever is checked may have laid one.
+            command = [sys.executable, "-P", "-m", CHECKER, name, folder, *map(str, numbers)]
             nowhere = subprocess.DEVNULL
             with subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=nowhere) as other:
                 try:

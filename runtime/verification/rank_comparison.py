@@ -14,6 +14,7 @@ from gradwarden.runtime.verification.job_report import JobFinding, finding
 from gradwarden.runtime.verification.rank_steps import (
     ABSENT,
     COMMITTED,
+    REFUSED,
     Clash,
     Numbers,
     RankSteps,
@@ -29,10 +30,7 @@ def compared(steps: Mapping[int, RankSteps], ranks: int) -> Iterator[JobFinding]
     if len(steps) < 2:
         return
     yield from _openings(steps)
-    reference, *others = steps
-    clashes = {rank: first_clash(steps[reference], steps[rank]) for rank in others}
-    found = {rank: clash for rank, clash in clashes.items() if clash is not None}
-    yield from _contradictions(reference, found, len(steps))
+    yield from _contradictions(steps)
     yield from _saved(steps)
     yield from _left_out(steps)
     if len(steps) == ranks:
@@ -74,21 +72,61 @@ def _saved(steps: Mapping[int, RankSteps]) -> Iterator[JobFinding]:
             return
 
 
-def _contradictions(reference: int, clashes: Mapping[int, Clash], compared: int) -> Iterator[JobFinding]:
-    """Name who contradicts whom. compared: how many ranks were, the reference among them.
+def _contradictions(steps: Mapping[int, RankSteps]) -> Iterator[JobFinding]:
+    """Name who contradicts whom.
+
+    All are compared with the rank that knows most steps. Where others know more of some step than that one,
+    as behind its end, they are compared with each other.
+    """
+    left = dict(steps)
+    covered = np.zeros(_size(steps), np.uint8)
+    while len(left) > 1:
+        reference = max(left, key=lambda rank: np.count_nonzero(left[rank].outcomes >= REFUSED))
+        own = left.pop(reference)
+        clashes = {rank: first_clash(own, other) for rank, other in left.items()}
+        found = {rank: clash for rank, clash in clashes.items() if clash is not None}
+        if found:
+            yield from _clashing(reference, found, left)
+            return
+        known = _known(own)
+        covered[: len(known)] = np.maximum(covered[: len(known)], known)
+        beyond = np.zeros(len(covered), np.int64)
+        for other in left.values():
+            known = _known(other)
+            beyond[: len(known)] += known > covered[: len(known)]
+        if not (beyond > 1).any():
+            return
+
+
+def _known(steps: RankSteps) -> npt.NDArray[np.uint8]:
+    """Return how much a rank's ledger says of each step: nothing, what was proposed, or the outcome, too."""
+    return np.minimum(steps.outcomes, REFUSED)
+
+
+def _clashing(
+    reference: int, clashes: Mapping[int, Clash], others: Mapping[int, RankSteps]
+) -> Iterator[JobFinding]:
+    """Name who contradicts the reference. others: all that were compared with it.
 
     Where more say alike what the reference does not than say what it does, it is the reference that is named.
     """
-    if not clashes:
-        return
     clash, times = Counter(clashes.values()).most_common(1)[0]
-    if times > compared - len(clashes):
+    alike = {one: 1 + _agreeing(one.step, clashes, others) for one in set(clashes.values())}
+    if times > alike[clash]:
         message = f"at step {clash.step} rank {reference} has another {clash.what} than {times} others"
         yield finding("contradiction", message, [reference])
         return
     for rank, found in clashes.items():
         message = f"at step {found.step} rank {rank} has another {found.what} than rank {reference}"
-        yield finding("contradiction", message, [reference, rank] if compared == 2 else [rank])
+        yield finding("contradiction", message, [reference, rank] if alike[found] == 1 else [rank])
+
+
+def _agreeing(step: int, clashes: Mapping[int, Clash], others: Mapping[int, RankSteps]) -> int:
+    """Return how many ranks that contradict the reference nowhere say as much of a step as one that does."""
+    place = max(step - _begun(others), 0)
+    known = {rank: int(_known(one)[place : place + 1].max(initial=ABSENT)) for rank, one in others.items()}
+    least = max(known[rank] for rank, clash in clashes.items() if clash.step == step)
+    return sum(told >= least for rank, told in known.items() if rank not in clashes)
 
 
 def _left_out(steps: Mapping[int, RankSteps]) -> Iterator[JobFinding]:
@@ -96,18 +134,19 @@ def _left_out(steps: Mapping[int, RankSteps]) -> Iterator[JobFinding]:
 
     What comes after the end of a ledger that is not sealed may only not have been written yet.
     """
-    begun = _begun(steps)
-    size = max(found.steps for found in steps.values()) - begun
+    size = _size(steps)
     committed = np.zeros(size, bool)
     for found in steps.values():
-        committed[: found.steps - begun] |= found.columns(found.steps).outcomes == COMMITTED
+        committed[: len(found.outcomes)] |= found.outcomes == COMMITTED
     for rank, found in steps.items():
-        known = size if found.sealed is not None else found.steps - begun
+        own = found.outcomes
+        known = size if found.sealed is not None else len(own)
         absent = np.ones(known, bool)
-        absent[: found.steps - begun] = found.columns(found.steps).outcomes == ABSENT
+        absent[: len(own)] = own == ABSENT
         missing = np.flatnonzero(absent & committed[:known])
         if len(missing):
-            message = f"rank {rank} has no part in step {begun + missing[0]}, which others committed"
+            step = _begun(steps) + missing[0]
+            message = f"rank {rank} has no part in step {step}, which others committed"
             yield finding("left_out_step", message, [rank])
 
 
@@ -150,6 +189,11 @@ def _differing(excess: Sequence[int], stated: Sequence[int], *, sums: bool) -> s
 def _begun(steps: Mapping[int, RankSteps]) -> int:
     """Return the first step that is compared, the same for all ranks."""
     return next(iter(steps.values())).begun
+
+
+def _size(steps: Mapping[int, RankSteps]) -> int:
+    """Return how many steps are compared, of the rank that has most."""
+    return max(len(found.outcomes) for found in steps.values())
 
 
 def _excess(steps: Mapping[int, RankSteps]) -> tuple[Numbers, Numbers, npt.NDArray[np.bool_]]:

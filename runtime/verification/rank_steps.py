@@ -211,6 +211,11 @@ class RankSteps:
         """The last step, where it has no outcome."""
         return self.steps - 1 if self._outcomes and self._outcomes[-1] == PROPOSED else None
 
+    @property
+    def outcomes(self) -> npt.NDArray[np.uint8]:
+        """What became of each step, from `begun` on."""
+        return np.frombuffer(bytes(self._outcomes), np.uint8)
+
     def columns(self, size: int) -> Columns:
         """Return what is known of the first `size` steps, from `begun` on."""
         size -= self.begun

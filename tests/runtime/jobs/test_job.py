@@ -261,6 +261,19 @@ def test_where_all_others_agree_the_first_rank_is_the_odd_one(job: Job, signer: 
     assert "outcome" in report.findings[0].message
 
 
+@pytest.mark.parametrize("begun", [False, True], ids=["behind its end", "where it has no outcome"])
+def test_ranks_that_contradict_each_other_where_the_first_was_killed_are_found(
+    job: Job, signer: Signer, begun: bool
+) -> None:
+    job.run(2)
+    reached = [rank.propose([f"X{rank.rank}"]) for rank in job.ranks[not begun :]]
+    for rank, norm in zip(job.ranks[1:], ("0.25", "0.5"), strict=True):
+        rank.commit(reached[-1], 3, norm)
+    job.leave()
+    report = verified(job.folder, signer)
+    assert (report.status, named(report, "contradiction")) == ("VIOLATION", {1, 2})
+
+
 def test_of_two_ranks_that_contradict_each_other_both_are_named(tmp_path: Path, signer: Signer) -> None:
     job = Job(tmp_path / "job", signer, 2)
     for rank, epoch in zip(job.ranks, (0, 1), strict=True):

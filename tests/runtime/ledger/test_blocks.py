@@ -333,6 +333,23 @@ def test_where_the_other_process_fails_one_goes_through_all(
     assert quickly(path, signer) == expected
 
 
+@pytest.mark.usefixtures("two_processes")
+def test_no_module_is_loaded_from_the_folder_one_is_in(
+    path: Path, content: Raw, cases: Any, signer: Signer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who hands a folder over to be checked may have laid modules in it under names that are imported."""
+    folder = path.parent / "handed over"
+    folder.mkdir()
+    (folder / "orjson.py").write_text("open('loaded', 'w').close()")
+    monkeypatch.chdir(folder)
+    written(path, content, cases, signer)
+    expected = slowly(path, signer)
+    monkeypatch.setattr(sharing.Shares, "claim", lambda _: None)
+    monkeypatch.setattr(chain, "run_links", None)
+    assert quickly(path, signer) == expected
+    assert not (folder / "loaded").exists()
+
+
 @given(st.lists(st.booleans(), max_size=30))
 def test_each_share_is_claimed_once(tmp_path_factory: pytest.TempPathFactory, turns: list[bool]) -> None:
     reader = BlockReader(io.BytesIO(bytes(90)), 90, reading="lines", size=10)
