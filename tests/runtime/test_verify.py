@@ -61,6 +61,16 @@ def other_verdict(entries):
     decision["verdict"] = "admit"
 
 
+def other_verdict_that_the_step_hides(entries):
+    """The step's own verdict is `limit` all the same, for another example."""
+    decisions = [d for kind, body in entries if kind == "decisions" for d in body["decisions"]]
+    next(d for d in decisions if d["weights"] == [0, 250_000])["verdict"] = "admit"
+
+
+def hidden_advice(entries):
+    of(entries, "decisions")["decisions"][0]["advisory"] = ["no"]
+
+
 def without_rules(entries):
     of(entries, "decisions")["decisions"][0]["rules"] = []
 
@@ -212,7 +222,8 @@ def total(name):
 
 def refused_became_committed(entries):
     place = place_of(entries, "refused")
-    body = {"step": 2, "active": [], "norms": {}, "loss": None, "privacy": {}}
+    norms = {"shallow": None, "deep": None}
+    body = {"step": 2, "active": [], "norms": norms, "loss": None, "privacy": {}}
     entries[place] = ("committed", body)
 
 
@@ -300,6 +311,8 @@ FORGERIES = [
     (one_example_in_two_classes, "wrong_classes", "step"),
     (heavier, "wrong_decision", "step"),
     (other_verdict, "wrong_decision", "step"),
+    (other_verdict_that_the_step_hides, "wrong_decision", "step"),
+    (hidden_advice, "wrong_decision", "step"),
     (without_rules, "wrong_decision", "step"),
     (hidden_waiver, "wrong_decision", "step"),
     (without_obligation, "wrong_decision", "step"),

@@ -30,7 +30,7 @@ from gradwarden.runtime.evidence.prover import (
 from gradwarden.runtime.evidence.trust import Trust
 from gradwarden.runtime.ledger.keys import Signer
 from gradwarden.runtime.ledger.merkle import leaf_hash, tree_root
-from gradwarden.runtime.ledger.note import Checkpoint, sign_note
+from gradwarden.runtime.ledger.note import Checkpoint, parse_checkpoint, parse_note, sign_note
 from tests.runtime.ledger.conftest import Cases
 
 H1, H2 = (sha256(text).digest() for text in (b"hash1", b"hash2"))
@@ -223,6 +223,10 @@ def test_a_rollback_is_told_from_a_fork(ledger: Path, signer: Signer) -> None:
     assert [f.code for f in check_consistency(cut, old.note, Trust([signer.public])).faults] == ["rollback"]
     with pytest.raises(EvidenceError, match="from 3"):
         check_consistency(ConsistencyProof(3, (), new.note), old.note, Trust([signer.public]))
+    origin = parse_checkpoint(parse_note(old.note).text).origin
+    other = sign_note(Checkpoint(origin, 9, bytes(32)).text(), [signer]).encode()
+    two = ConsistencyProof(9, (), other)
+    assert [f.code for f in check_consistency(two, old.note, Trust([signer.public])).faults] == ["fork"]
 
 
 def test_evidence_needs_no_torch() -> None:

@@ -14,7 +14,7 @@ import pytest
 from gradwarden.runtime.errors import EvidenceError, GradwardenError, HeadMismatch
 from gradwarden.runtime.evidence.hash_tree import HashTree
 from gradwarden.runtime.evidence.prover import last_head
-from gradwarden.runtime.evidence.receipt import Receipt, parse_receipt
+from gradwarden.runtime.evidence.receipt import Place, Receipt, parse_receipt
 from gradwarden.runtime.evidence.receipt_check import ReceiptReport, check_receipt
 from gradwarden.runtime.evidence.receipt_maker import make_receipt
 from gradwarden.runtime.evidence.tally import tally_ledger
@@ -104,8 +104,14 @@ def test_a_used_example_cannot_be_shown_to_be_absent(tallied: Path, trust: Trust
         own = receipt_of(tallied, f"e{number}")
         assert own.listed is not None
         assert own.listed.index == sorted_names.index(number)
-        for other in away:
-            forged = Receipt(own.id, own.salt, own.opened, own.tallied, own.closing, None, other.absent, None)
+        place, value = own.listed.index, int.from_bytes(commitment(number), "big")
+        made_up = [
+            Place(place - 1 + after, (), (value - 1 + 2 * after).to_bytes(32, "big")) for after in (0, 1)
+        ]
+        pairs = [other.absent for other in away if other.absent is not None]
+        mixed = [(before, after) for before, _ in pairs for _, after in pairs]
+        for absent in (*dict.fromkeys(mixed), (made_up[0] if place else None, made_up[1])):
+            forged = Receipt(own.id, own.salt, own.opened, own.tallied, own.closing, None, absent, None)
             assert "not_absent" in [fault.code for fault in check_receipt(forged, trust).faults]
 
 
@@ -113,6 +119,11 @@ def test_an_unused_example_cannot_be_listed(tallied: Path, trust: Trust) -> None
     own, away = receipt_of(tallied, "e1"), receipt_of(tallied, "e100")
     forged = Receipt(away.id, away.salt, own.opened, own.tallied, own.closing, own.listed, None, None)
     assert [fault.code for fault in check_receipt(forged, trust).faults] == ["wrong_leaf"]
+    assert own.listed is not None
+    leaf = {**orjson.loads(own.listed.leaf), "commitment": commitment(100).hex()}
+    renamed = Place(own.listed.index, own.listed.path, orjson.dumps(leaf, option=CANONICAL))
+    forged = Receipt(away.id, away.salt, own.opened, own.tallied, own.closing, renamed, None, None)
+    assert [fault.code for fault in check_receipt(forged, trust).faults] == ["not_listed"]
 
 
 def changed(value: Any, chance: random.Random) -> Any:

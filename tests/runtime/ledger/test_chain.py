@@ -175,6 +175,25 @@ def test_a_broken_link_is_blamed_on_its_own_entry(copy: Path, signer: Signer) ->
         assert (report.first_bad, report.findings[0].code) == (index, "wrong_link")
 
 
+def test_a_broken_link_behind_the_last_head_is_found_between_blocks_too(
+    path: Path, cases: Any, signer: Signer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = cases.begin(path, signer)
+    for step in range(8):
+        ledger.append("committed", cases.committed(step))
+    ledger.flush()
+    lines = lines_of(path)
+    ledger.close()
+    Path(f"{path}.head").unlink()
+    monkeypatch.setattr(blocks, "BLOCK", 700)
+    for index in range(1, len(lines)):
+        _, kind, _, body = decode(lines[index])
+        broken = compose(kind, index, "f" * 64, encode_body(kind, body))
+        write(path, relinked([*lines[:index], broken, *lines[index + 1 :]], index + 1))
+        report = check(path, signer)
+        assert (report.status, report.first_bad) == ("TAMPERED", index - 1)
+
+
 def test_where_two_entries_were_changed_the_first_is_named(copy: Path, signer: Signer) -> None:
     lines = lines_of(copy)
     for index in range(1, 7):

@@ -481,6 +481,18 @@ def test_damage_before_the_end_is_never_cut(path: Path, cases: Any, signer: Sign
     assert list(path.parent.glob("*.broken-*")) == []
 
 
+def test_an_entry_that_was_changed_behind_the_last_head_is_no_crash(
+    path: Path, cases: Any, signer: Signer
+) -> None:
+    content = unsigned_tail(path, cases, signer)
+    changed = content.replace(b'"step":10}', b'"step":77}')
+    assert changed != content
+    path.write_bytes(changed)
+    with pytest.raises(LedgerDamaged):
+        Ledger.open(path, signer)
+    assert path.read_bytes() == changed
+
+
 def test_a_ledger_that_differs_from_its_signed_head_is_refused(
     path: Path, tmp_path: Path, cases: Any, signer: Signer
 ) -> None:
