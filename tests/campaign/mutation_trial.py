@@ -41,7 +41,7 @@ PRELOADED = (
     "yaml",
 )
 
-LIMIT = 300.0
+LIMIT = 120.0
 """Seconds for the tests of one mutant."""
 
 

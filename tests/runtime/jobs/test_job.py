@@ -192,6 +192,21 @@ def test_a_rank_whose_ledger_was_dropped_cut_forked_or_swapped_is_named(
     shutil.rmtree(folder)
 
 
+def test_a_ledger_that_ends_before_what_was_bound_is_a_rollback(
+    tmp_path: Path, genuine: Path, signer: Signer
+) -> None:
+    """Cut right behind a head, so that nothing of the file itself tells."""
+    folder = tmp_path / "job"
+    shutil.copytree(genuine, folder)
+    path = rank_path(folder, 1)
+    lines = path.read_bytes().splitlines(keepends=True)
+    first = next(place for place, line in enumerate(lines) if b'"kind":"head"' in line)
+    path.write_bytes(b"".join(lines[: first + 1]))
+    path.with_name(f"{path.name}.head").unlink()
+    report = verified(folder, signer)
+    assert (report.status, named(report, "cut_rank")) == ("ROLLBACK", {1})
+
+
 # --- what the ranks say together ----------------------------------------------------------------------------
 
 
