@@ -8,9 +8,10 @@ step, since a refusal would tell of it. So one unit, added or removed, moves the
 as the gradients of the others do not depend on it.
 
 Layers that weigh their rows hand over what their gradients are made of (input and output gradient) as the
-backward pass goes along. A group whose layers have all been called is finished at once: one unit at a time, a
-layer's gradient is formed, measured and, where the group is a single layer, added to the sum. Where the group
-has several layers, the sum is formed anew once all norms are known, by the kernel of any weighted sum.
+backward pass goes along. A group whose layers have all been called is finished at once: a few units at a
+time, a layer's gradients are formed, measured and, where the group is a single layer, added to the sum. Where
+the group has several layers, the sum is formed anew once all norms are known, by the kernel of any weighted
+sum.
 
 Nothing here reports norms, counts or losses: they are functions of private data and have no budget.
 """
