@@ -13,7 +13,7 @@ from torch import Tensor
 from gradwarden.runtime.masks.blocks import Block
 from gradwarden.runtime.masks.borders import BorderRows, ScaledPlan
 from gradwarden.runtime.masks.layers import OPERATIONS
-from gradwarden.runtime.masks.narrow import narrow_at
+from gradwarden.runtime.masks.narrow import NARROW, narrow_at
 from gradwarden.runtime.masks.parts import JoinRows
 from gradwarden.runtime.masks.pieces import PieceRows
 from gradwarden.runtime.masks.sites import Site
@@ -106,7 +106,7 @@ def uses(losses: Tensor, parameters: Mapping[int, int], plainly: int = 0) -> Use
         if role is None:
             role = _learn(kind)
         sign.append(kind)
-        if (role is _CAST or role is _LAYER) and (narrow_at(node) or _narrow_piece(node)):
+        if (role is _CAST and narrow_at(node)) or (role is _LAYER and _narrow_layer(node)):
             narrow, strained = True, strained or inside is not None
         if role and role is not _CAST:
             if role is _LAYER:
@@ -176,8 +176,10 @@ def _plan_of(node: Any) -> ScaledPlan | None:
     return plan if isinstance(plan, ScaledPlan) else None
 
 
-def _narrow_piece(node: Any) -> bool:
-    """Return whether a node is that of a piece that computes in a precision of narrow range."""
+def _narrow_layer(node: Any) -> bool:
+    """Return whether a layer or a piece has an output of a narrow precision, or is narrow within."""
+    if node._input_metadata[0].dtype in NARROW:
+        return True
     run = getattr(node, "run", None)
     return run is not None and bool(run.narrow)
 
