@@ -34,6 +34,7 @@ from gradwarden.runtime.errors import LedgerError, MemoryFileError
 from gradwarden.runtime.ledger.archived_head import prefix
 from gradwarden.runtime.ledger.chain import Finding
 from gradwarden.runtime.ledger.durable import replace_durably
+from gradwarden.runtime.ledger.entries import MAX_LINE
 from gradwarden.runtime.ledger.links import Links
 from gradwarden.runtime.ledger.merkle import leaf_hash
 from gradwarden.runtime.ledger.program_signature import NOBODY, Approvers
@@ -55,11 +56,15 @@ from gradwarden.runtime.verification.restart_audit import RestartAudit
 from gradwarden.runtime.verification.run_replay import HistoryWithoutExamples, RunReplay
 from gradwarden.runtime.verification.stretch import Tables
 from gradwarden.runtime.verification.terms import Terms
+from gradwarden.runtime.verification.violation import ViolationError
 from gradwarden.runtime.verification.weight_audit import SavedWeights, WeightAudit
 from gradwarden.runtime.weights.record import PartsReader
 from gradwarden.runtime.weights.tree import TensorDigest
 
 FORMAT = "gradwarden/memory/1"
+
+_MOST_BYTES = 1 << 62
+"""No file is as large."""
 
 STATE = PlainData(
     {
@@ -91,7 +96,10 @@ STATE = PlainData(
 )
 """The objects that make up a replay, and what is worked out again of each (`RunReplay.go_on`)."""
 
-FAULTS = (ValueError, KeyError, TypeError, AttributeError, IndexError, GradwardenError)
+FAULTS = (
+    *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError),
+    *(ViolationError, GradwardenError),
+)
 """What reading data of another make may raise."""
 
 
@@ -183,13 +191,19 @@ def write_memory(path: Path, form: str, memory: Any) -> None:
 
 
 def read_written(path: Path, form: str, of: str) -> Any:
-    """Return what was written to a file in a format. of: what, in words. Raises MemoryFileError."""
+    """Return what was written to a file in a format. of: what, in words. Raises MemoryFileError.
+
+    Of a file that does not begin with the name of the format, no more than that is read.
+    """
+    begin = f"{form} ".encode()
     try:
-        head, _, rest = path.read_bytes().partition(b"\n")
+        with path.open("rb") as file:
+            told = file.read(len(begin))
+            head, _, rest = (file.read() if told == begin else b"").partition(b"\n")
     except OSError as error:
         raise MemoryFileError(f"cannot read `{path}`: {error.strerror}") from error
     data = rest.removesuffix(b"\n")
-    if head != f"{form} {sha256(data).hexdigest()}".encode():
+    if head != sha256(data).hexdigest().encode():
         raise _damaged(f"`{path}` is no memory of {of}, or it is damaged")
     try:
         return orjson.loads(data)
@@ -200,7 +214,12 @@ def read_written(path: Path, form: str, of: str) -> Any:
 def memory_from(fields: Mapping[str, Any]) -> Memory:
     """Return a memory from its fields. Raises what reading data of another make may raise (`FAULTS`)."""
     memory = Memory(**{**fields, "terms": Terms(**fields["terms"])})
-    Links.recalled(memory.links, ())
+    links = Links.recalled(memory.links, ())
+    told = memory.links
+    if not 0 < told["line_before"] <= min(told["offset"], MAX_LINE + 1):
+        raise ValueError("no ledger has such a last line")
+    if not 0 <= links.signed_size <= links.size <= told["offset"] < _MOST_BYTES:
+        raise ValueError("no ledger has so many entries")
     return memory
 
 

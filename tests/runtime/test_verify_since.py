@@ -21,7 +21,7 @@ from gradwarden.runtime.ledger.chain import ChainReport
 from gradwarden.runtime.ledger.entries import Entry
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.program_signature import NOBODY
-from gradwarden.runtime.verification.memory import STATE, Memory
+from gradwarden.runtime.verification.memory import FORMAT, STATE, Memory, write_memory
 from gradwarden.runtime.verification.plain_data import PlainData
 from gradwarden.runtime.verification.run_replay import RunReplay
 from gradwarden.runtime.verification.verify import VerifyReport, verify_ledger
@@ -321,6 +321,26 @@ def test_a_memory_that_is_damaged_is_not_gone_on_with(folder: Path) -> None:
             verify_ledger(path, KEYS, since=memory)
     with pytest.raises(MemoryFileError, match="cannot read"):
         verify_ledger(path, KEYS, since=folder / "absent")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("offset", 2**64 - 1), ("offset", 0), ("line_before", 2**61), ("signed_size", "x"), ("size", -1)],
+)
+def test_a_memory_of_what_no_ledger_has_is_told(folder: Path, name: str, value: object) -> None:
+    lines = genuine("plain").lines
+    memory = kept(folder, lines[:30])
+    assert memory is not None
+    fields = orjson.loads(memory.read_bytes().partition(b"\n")[2])
+    fields["links"][name] = value
+    write_memory(memory, FORMAT, fields)
+    with pytest.raises(MemoryFileError, match="another make"):
+        verify_ledger(placed(folder, lines), KEYS, since=memory)
+
+
+def test_a_file_that_is_no_memory_is_not_read_to_its_end(folder: Path) -> None:
+    with pytest.raises(MemoryFileError, match="no memory"):
+        verify_ledger(placed(folder, genuine("plain").lines), KEYS, since=Path("/dev/zero"))
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
