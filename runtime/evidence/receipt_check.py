@@ -12,7 +12,7 @@ What is told, as faults (`Fault.code`), beside those of the proofs in it (`proof
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import orjson
@@ -115,12 +115,32 @@ def _check_listed(place: Place, commitment: bytes, tally: Body) -> Body:
     try:
         leaf: Body = orjson.loads(place.leaf)
         same = orjson.dumps(leaf, option=CANONICAL) == place.leaf and leaf["commitment"] == commitment.hex()
-        counts = [type(use[name]) is int for use in leaf["uses"] for name in ("times", "exposures")]
-    except (ValueError, KeyError, TypeError):
-        same, counts = False, []
-    if not same or not all(counts):
+        right = same and _is_leaf(leaf)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        right = False
+    if not right:
         raise FaultError("wrong_leaf", "the leaf in the tally is not of this example")
     return leaf
+
+
+def _is_leaf(leaf: Body) -> bool:
+    """Whether data have the form of a leaf of a tally. Raises KeyError, TypeError or AttributeError."""
+    exposed, uses = leaf["exposed"], leaf["uses"]
+    return (
+        (exposed is None or (len(exposed) == 2 and _all_are(int, exposed)))
+        and type(uses) is list
+        and all(
+            _all_are(int, (use["times"], use["exposures"], *use["decision"]["weights"].values()))
+            and _all_are(
+                str, (use["decision"]["policy"], use["decision"]["verdict"], *use["decision"]["rules"])
+            )
+            for use in uses
+        )
+    )
+
+
+def _all_are(kind: type, values: Iterable[Any]) -> bool:
+    return all(type(value) is kind for value in values)
 
 
 def _check_absent(before: Place | None, after: Place | None, commitment: bytes, tally: Body) -> None:

@@ -16,13 +16,13 @@ from gradwarden.runtime.evidence.hash_tree import HashTree
 from gradwarden.runtime.evidence.prover import last_head
 from gradwarden.runtime.evidence.receipt import Place, Receipt, parse_receipt
 from gradwarden.runtime.evidence.receipt_check import ReceiptReport, check_receipt
-from gradwarden.runtime.evidence.receipt_maker import make_receipt
+from gradwarden.runtime.evidence.receipt_maker import make_receipt, read_under
 from gradwarden.runtime.evidence.tally import tally_ledger
 from gradwarden.runtime.evidence.trust import Trust
 from gradwarden.runtime.ledger.entries import CANONICAL
 from gradwarden.runtime.ledger.keys import Signer
 from gradwarden.runtime.ledger.merkle import inclusion_proof, leaf_hash, tree_root
-from tests.runtime.provenance.small_runs import BANDS, COMMITTER, commitment, read_uses, write_run
+from tests.runtime.provenance.small_runs import BANDS, COMMITTER, Writer, commitment, read_uses, write_run
 
 
 @pytest.fixture(scope="module")
@@ -198,8 +198,6 @@ def test_a_run_without_a_tally_gives_entries_alone(tmp_path: Path, signer: Signe
 def test_no_receipt_is_made_from_a_wrong_tally_or_another_ledger(
     tmp_path: Path, signer: Signer, tallied: Path
 ) -> None:
-    from tests.runtime.provenance.small_runs import Writer
-
     writer = Writer(tmp_path / "lying.ledger", signer, 0)
     writer.train(5)
     writer.ledger.flush()
@@ -211,6 +209,44 @@ def test_no_receipt_is_made_from_a_wrong_tally_or_another_ledger(
         receipt_of(writer.path, "e2")
     with pytest.raises(HeadMismatch):
         make_receipt(writer.path, "e2", bytes(32), bytes(32), last_head(tallied))
+
+
+USE = {
+    "decision": {"policy": "ab", "rules": [], "verdict": "admit", "weights": {"deep": 1}},
+    "exposures": 1,
+    "times": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({}, None),
+        ({"exposed": ["first", "last"]}, "wrong_leaf"),
+        ({"exposed": 5}, "wrong_leaf"),
+        ({"uses": {}}, "wrong_leaf"),
+        ({"uses": [{**USE, "decision": 1}]}, "wrong_leaf"),
+        ({"uses": [{**USE, "decision": {**USE["decision"], "weights": {"deep": "much"}}}]}, "wrong_leaf"),
+        ({"uses": [{**USE, "decision": {**USE["decision"], "rules": [1]}}]}, "wrong_leaf"),
+    ],
+)
+def test_a_leaf_that_only_a_lying_trainer_signs_is_told(
+    tmp_path: Path, signer: Signer, trust: Trust, change: Any, code: str | None
+) -> None:
+    """Whoever has the key can put any text in a tally."""
+    commitment = COMMITTER.commit("e2")
+    told = {"commitment": commitment.hex(), "exposed": [0, 1], "uses": [USE], **change}
+    leaf = orjson.dumps(told, option=CANONICAL)
+    writer = Writer(tmp_path / "run.ledger", signer, 0)
+    roots = {"commitments": leaf_hash(commitment).hex(), "uses": leaf_hash(leaf).hex()}
+    writer.ledger.append("tallied", {"examples": 1, **roots})
+    writer.ledger.close()
+    covered = read_under(writer.path, last_head(writer.path), ())
+    assert covered.tally is not None
+    proofs = covered.prove(0), covered.prove(covered.tally)
+    receipt = Receipt("e2", COMMITTER.salt("e2"), *proofs, (), Place(0, (), leaf), None, None)
+    report = check_receipt(parse_receipt(receipt.encode()), trust)
+    assert [fault.code for fault in report.faults] == ([] if code is None else [code])
 
 
 def test_a_run_that_went_on_after_its_tally_is_not_called_closed(
