@@ -109,8 +109,10 @@ class JobVerdict:
             yield f"{plural(decisions, 'decision')}, made again"
         if facts["bindings"]:
             yield f"{plural(facts['bindings'], 'binding')} of them, up to step {facts['bound_to_step']:,}"
-        if len(self.report.ranks) > 1:
-            yield "step by step that they agree: programs, epochs, outcomes, gradients, shares of each batch"
+        if compared := facts["compared_ranks"]:
+            which = "they agree" if len(compared) == facts["ranks"] else f"{named_ranks(compared)} agree"
+            shares = ", shares of each batch" if len(compared) == facts["ranks"] else ""
+            yield f"step by step that {which}: programs, epochs, outcomes, gradients{shares}"
         for rule, bounds in facts["epsilon_bounds"].items():
             spent = facts["privacy"][rule]
             yield printable(
@@ -137,6 +139,7 @@ class JobVerdict:
             yield "whether a holder of the keys rewrote all of it: no head of the log of logs (--checkpoint)"
         elif "witnesses" not in self.report.facts:
             yield "whether others were shown the same: no witness was asked for (--witness)"
+        yield from self._not_compared()
         if self.opened is None:
             yield "the metadata of examples (--data, --secret)"
         if self.other is not None and self.difference is None:
@@ -145,6 +148,18 @@ class JobVerdict:
             which = named_ranks(self.without)
             yield f"what `{self.other}` would have decided on {which}: no ledger that holds"
         yield from self._unchecked_weights()
+
+    def _not_compared(self) -> Iterator[str]:
+        """Yield what was not compared of ranks, whose ledgers are missing or do not hold."""
+        ranks, compared = range(self.report.facts["ranks"] or 0), self.report.facts["compared_ranks"]
+        lacking = [rank for rank in ranks if rank not in compared]
+        if len(ranks) < 2 or not lacking:
+            return
+        if compared:
+            yield f"whether the others agree with {named_ranks(lacking)}: no ledger that holds"
+        else:
+            yield "whether the ranks agree: no two ledgers hold"
+        yield "whether the shares of each batch add up: that takes all ranks"
 
     def _weights_lines(self) -> Iterator[str]:
         """Yield what is known of the weights that were given, and of those that the ledgers name."""

@@ -164,6 +164,7 @@ def _together(
     bound: Mapping[int, int],
 ) -> JobReport:
     """Put together what was found. bound: up to which size ranks were held against the log of logs before."""
+    sound = {rank: steps[rank] for rank, report in reports.items() if report.status not in _UNSOUND}
     if log.opened is not None:
         most = max((found.steps for found in steps.values()), default=0)
         for rank in range(log.opened["ranks"]):
@@ -171,10 +172,10 @@ def _together(
             findings += rank_findings(log, rank, reports.get(rank), steps.get(rank), most, known)
         findings += unnamed(folder, log.opened["ranks"])
         findings += lagging(log)
-        sound = {rank: steps[rank] for rank, report in reports.items() if report.status not in _UNSOUND}
         findings += compared(sound, log.opened["ranks"])
         findings += totals(log, steps)
-    return JobReport(worst(findings), tuple(findings), reports, _facts(log, chain, reports, steps))
+    facts = {**_facts(log, chain, reports, steps), "compared_ranks": list(sound) if len(sound) > 1 else []}
+    return JobReport(worst(findings), tuple(findings), reports, facts)
 
 
 _UNSOUND = ("TAMPERED", "UNTRUSTED")

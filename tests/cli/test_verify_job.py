@@ -38,6 +38,19 @@ def test_a_rank_that_is_missing_is_named(run: Run, job: Path) -> None:
     assert sorted(told["facts"]["members"]) == ["0", "2"]
 
 
+def test_agreement_is_claimed_only_of_ranks_that_were_compared(run: Run, job: Path) -> None:
+    Signer.generate("other").public.save(job.parent / "other.pub")
+    untrusted = run("verify", "job", "--key", "other.pub").stdout
+    checked, _, unchecked = untrusted.partition("not checked")
+    assert untrusted.startswith("UNTRUSTED")
+    assert ("agree" in checked, "whether the ranks agree" in unchecked) == (False, True)
+    rank_path(job, 1).unlink()
+    checked, _, unchecked = run("verify", "job", "--key", "run.pub").stdout.partition("not checked")
+    assert "that ranks 0, 2 agree: programs, epochs, outcomes, gradients\n" in checked
+    assert "whether the others agree with rank 1: no ledger that holds" in unchecked
+    assert "whether the shares of each batch add up" in unchecked
+
+
 def test_one_head_kept_elsewhere_holds_the_whole_job(run: Run, job: Path, here: Path, signer: Signer) -> None:
     head = here / "kept.note"
     head.write_bytes(log_path(job).with_name("job.ledger.head").read_bytes())
