@@ -99,7 +99,7 @@ class _Checked:
             yield f"whether {named_ranks(lacking)} used it"
         if untallied := [rank for rank, own in report.ranks.items() if own.examples is None]:
             yield f"that these are all uses by {named_ranks(untallied)}: not tallied"
-        if open_ranks := [rank for rank in report.open_ranks if rank not in untallied]:
+        if open_ranks := [rank for rank in report.open_ranks if report.ranks[rank].examples is not None]:
             yield f"steps of {named_ranks(open_ranks)} after the tally: not sealed right behind it"
         if len(untallied) < len(report.ranks):
             yield TALLY

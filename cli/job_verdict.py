@@ -151,7 +151,7 @@ class JobVerdict:
 
     def _not_compared(self) -> Iterator[str]:
         """Yield what was not compared of ranks, whose ledgers are missing or do not hold."""
-        ranks, compared = range(self.report.facts["ranks"] or 0), self.report.facts["compared_ranks"]
+        ranks, compared = range(self.report.facts["ranks"] or 0), set(self.report.facts["compared_ranks"])
         lacking = [rank for rank in ranks if rank not in compared]
         if len(ranks) < 2 or not lacking:
             return
@@ -176,7 +176,7 @@ class JobVerdict:
         yield from steady_line(facts)
 
     def _unchecked_weights(self) -> Iterator[str]:
-        asked = self.report.facts.get("weights_asked_of", ())
+        asked = frozenset(self.report.facts.get("weights_asked_of", ()))
         if not self.weights:
             yield "the weights (--checkpoint-weights)"
         elif not asked:

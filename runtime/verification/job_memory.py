@@ -20,7 +20,7 @@ from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.jobs.layout import log_path, rank_path
 from gradwarden.runtime.ledger.chain import ChainReport, Finding
 from gradwarden.runtime.verification.job_report import JobFinding
-from gradwarden.runtime.verification.log_of_logs import LogOfLogs, last_heads
+from gradwarden.runtime.verification.log_of_logs import LogOfLogs
 from gradwarden.runtime.verification.memory import (
     FAULTS,
     Memory,
@@ -117,7 +117,7 @@ def remembered_job(
     if chain.links is None or found.keys() != set(range(log.opened["ranks"])):
         return None
     begun = min(own.settled for own in steps.values())
-    bound = {rank: head.size for rank, head in last_heads(log.bindings).items()}
+    bound = {rank: head.size for rank, head in log.last.items()}
     ranks = {
         rank: RankMemory(memory, steps[rank].remember(begun, bound.get(rank, 0)), bound.get(rank, 0))
         for rank, memory in found.items()

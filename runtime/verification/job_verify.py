@@ -34,7 +34,7 @@ from gradwarden.runtime.verification.job_memory import (
 from gradwarden.runtime.verification.job_report import JobFinding, JobReport, finding, worst
 from gradwarden.runtime.verification.job_weights import check_job_weights
 from gradwarden.runtime.verification.log_audit import lagging, log_findings, totals
-from gradwarden.runtime.verification.log_of_logs import LogOfLogs, last_heads
+from gradwarden.runtime.verification.log_of_logs import LogOfLogs
 from gradwarden.runtime.verification.memory import believing
 from gradwarden.runtime.verification.rank_audit import rank_findings, unnamed
 from gradwarden.runtime.verification.rank_comparison import compared
@@ -189,7 +189,7 @@ def _facts(
     steps: Mapping[int, RankSteps],
 ) -> dict[str, Any]:
     opened = log.opened or {}
-    last = last_heads(log.bindings)
+    last = log.last
     whole = [report.facts for report in reports.values()]
     return {
         "job": opened.get("origin"),

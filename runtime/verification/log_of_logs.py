@@ -34,6 +34,8 @@ class LogOfLogs:
     def __init__(self) -> None:
         self.opened: Mapping[str, Any] | None = None
         self.bindings: list[Binding] = []
+        self.last: Mapping[int, RankHead] = {}
+        """The head that was bound last of each rank."""
         self.sealed: Mapping[str, Any] | None = None
         self.odd: tuple[int, str] | None = None
         self._heads: list[RankHead] = []
@@ -78,6 +80,7 @@ class LogOfLogs:
         heads, self._heads, self._due = tuple(self._heads), [], 0
         wrong = self._wrong_heads(heads)
         self.bindings.append(Binding(index, heads))
+        self.last = {head.rank: head for head in heads}
         return wrong
 
     def _wrong_heads(self, heads: Sequence[RankHead]) -> str | None:
@@ -95,11 +98,6 @@ class LogOfLogs:
             if new.size < old.size or (new.size == old.size and new != old):
                 return f"the ledger of rank {new.rank} is bound a second time, with fewer or other entries"
         return None
-
-
-def last_heads(bindings: Sequence[Binding]) -> Mapping[int, RankHead]:
-    """Return the head that was bound last of each rank."""
-    return {head.rank: head for head in bindings[-1].heads} if bindings else {}
 
 
 def bound_of(bindings: Sequence[Binding], rank: int) -> Iterator[tuple[int, RankHead]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from gradwarden.runtime.jobs.layout import rank_origin, ranks_found
 from gradwarden.runtime.ledger.chain import first_error
 from gradwarden.runtime.verification.job_report import JobFinding, finding
-from gradwarden.runtime.verification.log_of_logs import LogOfLogs, bound_of, last_heads
+from gradwarden.runtime.verification.log_of_logs import LogOfLogs, bound_of
 from gradwarden.runtime.verification.rank_steps import RankSteps
 from gradwarden.runtime.verification.verify import VerifyReport
 
@@ -26,7 +26,7 @@ def rank_findings(
     most: the next step of the rank that is most advanced. known: up to which size its ledger was held against
     the log of logs before.
     """
-    last = last_heads(log.bindings).get(rank)
+    last = log.last.get(rank)
     if report is None or steps is None:
         if last is not None and last.size:
             message = f"the ledger of rank {rank} is missing; {last.size} of its entries were bound"
@@ -114,7 +114,7 @@ def _by_itself(
 
 def _bound_whole(log: LogOfLogs, rank: int, size: int) -> bool:
     """Whether the last head of a sealed ledger, its last entry, is the one that was bound last."""
-    last = last_heads(log.bindings).get(rank)
+    last = log.last.get(rank)
     return last is not None and last.size == size - 1
 
 

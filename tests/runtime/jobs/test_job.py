@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from gradwarden.runtime.errors import JobError, LedgerBusy
 from gradwarden.runtime.jobs import binder as binder_module
 from gradwarden.runtime.jobs.binder import Binder
-from gradwarden.runtime.jobs.layout import home, log_path, rank_path
-from gradwarden.runtime.ledger.entries import schema
+from gradwarden.runtime.jobs.follower import RankHead
+from gradwarden.runtime.jobs.layout import home, log_path, rank_origin, rank_path
+from gradwarden.runtime.ledger.entries import JOB_OPENING, Entry, schema
 from gradwarden.runtime.ledger.keys import Signer
 from gradwarden.runtime.ledger.ledger import Ledger
 from gradwarden.runtime.ledger.reader import read_entries
@@ -25,6 +26,8 @@ from gradwarden.runtime.records.branches import Branches
 from gradwarden.runtime.records.recorder import Recorder
 from gradwarden.runtime.verification.job_report import JobReport
 from gradwarden.runtime.verification.job_verify import verify_job
+from gradwarden.runtime.verification.log_of_logs import Binding, LogOfLogs
+from gradwarden.runtime.verification.rank_audit import rank_findings
 from gradwarden.runtime.verification.verify import verify_ledger
 from tests.runtime.jobs.simulated import SECRET, TODAY, Job, program, sealed_job
 
@@ -639,6 +642,26 @@ def test_a_log_of_logs_of_no_job_that_can_be_is_refused_at_once(
         opened = {"format": "gradwarden/job/1", "origin": ledger.origin, "keys": ledger.vkeys}
         ledger.append("job_opened", {**opened, **terms})
     assert "not_a_job" in codes(verified(tmp_path, signer))
+
+
+def test_the_heads_of_a_binding_are_looked_up_and_not_gone_through_for_each_rank() -> None:
+    """A file of ten megabytes can name 65,536 ranks."""
+
+    class Heads(tuple[RankHead, ...]):
+        passes = 0
+
+        def __iter__(self) -> Iterator[RankHead]:
+            Heads.passes += 1
+            return super().__iter__()
+
+    log = LogOfLogs()
+    log.accept(Entry(0, JOB_OPENING, {"ranks": 40, "origin": "j", "lag": 4, "placement": "anywhere"}, b""))
+    heads = [RankHead(rank, rank_origin("j", rank), 3, "ab" * 32, 1) for rank in range(40)]
+    bound = {"part": 0, "parts": 1, "binding": 0, "heads": [head.body() for head in heads]}
+    log.accept(Entry(1, "bound", bound, b""))
+    log.bindings[-1] = Binding(1, Heads(heads))
+    found = [one.code for rank in range(40) for one in rank_findings(log, rank, None, None, 0)]
+    assert (found, Heads.passes) == (["lost_rank"] * 40, 0)
 
 
 def test_a_ledger_that_leaves_out_endless_steps_is_told_in_bounded_memory(job: Job, signer: Signer) -> None:
