@@ -9,7 +9,8 @@ these cancel, that is more than the gradient, and no bound on the norm holds.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from threading import Lock
 from typing import Any
 
 import torch
@@ -17,16 +18,45 @@ import torch
 _EXACT = ("ieee", "none")
 
 
+class _Inside:
+    """Counts who needs full precision: the first to come asks for it, the last to leave undoes that."""
+
+    def __init__(self) -> None:
+        self._lock, self._count, self._raised = Lock(), 0, ExitStack()
+
+    def enter(self) -> None:
+        with self._lock:
+            if not self._count:
+                ours = hasattr(torch.backends.cuda.matmul, "fp32_precision")
+                self._raised.enter_context(_raised() if ours else _raised_before_2_9())
+            self._count += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._count -= 1
+            if not self._count:
+                self._raised.close()
+
+
+_inside = _Inside()
+
+
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Inside, products and convolutions of float32 tensors round nothing but sums.
 
-    The settings are those of the process: other threads that multiply meanwhile are as precise.
+    The settings are those of the process: other threads that multiply meanwhile are as precise. They stay
+    until the last thread has left.
     """
-    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
-        with _full_precision_before_2_9():
-            yield
-        return
+    _inside.enter()
+    try:
+        yield
+    finally:
+        _inside.leave()
+
+
+@contextmanager
+def _raised() -> Iterator[None]:
     lowered = [(part, part.fp32_precision) for part in _parts() if part.fp32_precision not in _EXACT]
     for part, _ in lowered:
         part.fp32_precision = "ieee"
@@ -40,7 +70,7 @@ def full_precision() -> Iterator[None]:
 
 
 @contextmanager
-def _full_precision_before_2_9() -> Iterator[None]:
+def _raised_before_2_9() -> Iterator[None]:
     products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     if products != "highest":
         torch.set_float32_matmul_precision("highest")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import cache
 from unittest.mock import patch
 
@@ -21,6 +22,7 @@ from gradwarden.policy.program import Band
 from gradwarden.runtime.errors import PrivacyError
 from gradwarden.runtime.masks import few, unitwise
 from gradwarden.runtime.masks.engine import Engine, make_engine
+from gradwarden.runtime.masks.full_precision import full_precision
 from gradwarden.runtime.masks.layers import layer_norm, place_norms, row_convolution
 from gradwarden.runtime.privacy.clipping import Clipping, Group, Unit, clip_groups
 from gradwarden.runtime.privacy.units import UnitSums, add_units
@@ -292,6 +294,33 @@ def test_a_unit_of_half_precision_layers_is_clipped_to_its_bound_and_no_further(
         assert 0.999 * 0.01 * group.share <= math.sqrt(square) <= 0.01 * group.share
 
 
+@pytest.mark.parametrize("clipping", ["flat", "layer"])
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize("stride", [1, 2])  # norms from products between places, and from gradients
+def test_a_unit_of_half_precision_convolutions_is_clipped_to_its_bound_and_no_further(
+    clipping, autocast, stride
+):
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = nn.Sequential(
+            nn.Conv2d(2, 2, 1, bias=False), nn.Tanh(), nn.Conv2d(2, 16, 1, stride=stride, bias=False)
+        )
+        x = torch.randn(2, 2, 5, 6)
+        if not autocast:
+            model, x = model.bfloat16(), x.bfloat16()
+        columns = {0: list(model.parameters())}
+        groups = clip_groups(model, columns, clipping)
+        sink = UnitSums([Unit((0, 1), 0.01)], torch.ones(2, 1, dtype=torch.float64), columns, groups)
+        engine = make_engine(model, [Band("all", (), tuple(n for n, _ in model.named_parameters()))], "fused")
+        engine.arm(torch.ones(2, 1, dtype=torch.float64), units=sink.members())
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            losses = 100.0 * model(x).float().square().mean((1, 2, 3))
+        engine.backward(losses, 1.0, rows=sink.members() < 0, sink=sink)
+        for group in groups:
+            square = sum(float(sink.sums[p].double().square().sum()) for p in group.parameters)
+            assert 0.999 * 0.01 * group.share <= math.sqrt(square) <= 0.01 * group.share
+
+
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("small", [0, 1 << 14])
 @pytest.mark.parametrize("cancels", [False, True])
@@ -319,6 +348,26 @@ def test_a_unit_is_clipped_to_its_bound_where_products_may_be_rounded_more_than_
             square = sum(float(total.double().square().sum()) for total in sink.sums.values())
             assert math.sqrt(square) <= 0.01
         assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_full_precision_lasts_until_the_last_thread_has_left():
+    matmul = torch.backends.cuda.matmul
+
+    def precision() -> str:
+        return getattr(matmul, "fp32_precision", None) or torch.get_float32_matmul_precision()
+
+    torch.set_float32_matmul_precision("high")
+    try:
+        lowered = precision()
+        first, second = ExitStack(), ExitStack()
+        first.enter_context(full_precision())
+        second.enter_context(full_precision())
+        first.close()
+        assert precision() != lowered
+        second.close()
+        assert precision() == lowered
     finally:
         torch.set_float32_matmul_precision("highest")
 

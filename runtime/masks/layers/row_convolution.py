@@ -70,7 +70,8 @@ def gradients_by_unit(
     if not (options["groups"] == 1 and not options["transposed"] and x.dim() == 4):
         return Stacked(_by_groups(grad, x, weight, options), owners)
     if x.device.type == "cpu":
-        return _Convolved(grad, x, weight, options, owners)
+        # What is measured in one way and summed in another must not be rounded to half precision in between.
+        return _Convolved(wide(grad), wide(x), wide(weight), options, owners)
     if max(weight.shape[:2]) > _MANY_CHANNELS:
         ways = {key: options[key] for key in ("stride", "padding", "dilation")}
         patches = functional.unfold(x, weight.shape[2:], **ways)  # type: ignore[arg-type]
@@ -97,12 +98,10 @@ class _Convolved:
 
     def add(self, total: Tensor, factors: FloatArray) -> None:
         """See `Unitwise`."""
-        grad, x = wide(self.grad), wide(self.x)
-        scales = self.owners.per_row(factors, grad)
-        grad, x = silenced(grad, scales, factors), silenced(x, scales, factors)
+        scales = self.owners.per_row(factors, self.grad)
+        grad, x = silenced(self.grad, scales, factors), silenced(self.x, scales, factors)
         grad = grad * scales.view(-1, *[1] * (grad.dim() - 1))
-        weight = self.weight.to(x.dtype)
-        total += convolution_gradients(grad, x, weight, self.options, [False, True, False])[1]
+        total += convolution_gradients(grad, x, self.weight, self.options, [False, True, False])[1]
 
     def clip(self, total: Tensor, others: FloatArray, bounds: FloatArray) -> FloatArray:
         """See `Unitwise`. The sum costs as much as to form the gradients, so that is for nothing."""
