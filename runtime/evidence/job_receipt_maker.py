@@ -70,7 +70,10 @@ def _of_rank(path: Path, example: str, committer: Committer, bound: RankHead, en
         raise EvidenceError(f"its ledger, `{path.name}`, is missing")
     if not bound.size:
         raise EvidenceError("nothing of its ledger is bound")
-    if next(read_entries(path)).body.get("secret_commitment") != committer.secret_commitment:
+    first = next(read_entries(path), None)
+    if first is None:
+        raise EvidenceError(f"its ledger, `{path.name}`, holds no entry")
+    if first.body.get("secret_commitment") != committer.secret_commitment:
         raise EvidenceError("the secret is not that of its ledger")
     head = head_over(path, bound.size)
     if head.checkpoint.root.hex() != bound.root:

@@ -138,6 +138,10 @@ def cut(job: Job) -> None:
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:8]))
 
 
+def empty(job: Job) -> None:
+    rank_path(job.folder, 1).write_bytes(b"")
+
+
 def rewrite(job: Job) -> None:
     """Write the rank's history anew, with its key and without the example that it used."""
     job.again(1)
@@ -148,7 +152,7 @@ def rewrite(job: Job) -> None:
     job.ranks[1].seal()
 
 
-@pytest.mark.parametrize("spoil", [hide, cut, rewrite])
+@pytest.mark.parametrize("spoil", [hide, cut, empty, rewrite])
 def test_of_a_rank_that_hides_or_rewrites_its_ledger_there_is_nothing_in_a_receipt(
     tmp_path: Path, signer: Signer, trust: Trust, spoil: Callable[[Job], None]
 ) -> None:
