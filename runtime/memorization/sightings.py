@@ -14,6 +14,7 @@ from typing import Any, Literal
 from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import Limit, Program
 from gradwarden.policy.program_json import program_from_json
+from gradwarden.runtime.errors import LedgerError
 from gradwarden.runtime.ledger.entries import Entry
 from gradwarden.runtime.ledger.reader import read_entries
 from gradwarden.runtime.records.history import History, PendingStep
@@ -84,12 +85,15 @@ class Sighting:
 
 
 def sightings(path: str | os.PathLike[str]) -> Iterator[Sighting]:
-    """Yield the examples of all steps of a ledger, in order. Raises LedgerError, LedgerDamaged."""
+    """Yield the examples of all steps of a ledger, in order.
+
+    Raises LedgerDamaged, and LedgerError also for a sound ledger whose steps make no sense.
+    """
     return sightings_of(read_entries(os.fspath(path)))
 
 
 def sightings_of(entries: Iterable[Entry]) -> Iterator[Sighting]:
-    """Yield the examples of all steps of some entries, from `opened` on."""
+    """Yield the examples of all steps of some entries, from `opened` on. Raises LedgerError."""
     history, terms = History(), Terms({}, frozenset(), ())
     decisions: list[Mapping[str, Any]] = []
     for entry in entries:
@@ -125,7 +129,14 @@ def _of_step(
 ) -> Iterator[Sighting]:
     if pending is None:
         return
-    for commitment, number in zip(pending.commitments, pending.body["decision"], strict=True):
+    commitments, named = pending.commitments, pending.body["decision"]
+    known = [number < len(decisions) and len(decisions[number]["weights"]) for number in set(named)]
+    if len(commitments) != len(named) or not all(bands == len(terms.bands) for bands in known):
+        raise LedgerError(
+            f"step {pending.step:,} names no decision for each example, or one that its program cannot give",
+            help="`gradwarden verify` says more",
+        )
+    for commitment, number in zip(commitments, named, strict=True):
         decision = decisions[number]
         enforced = [terms.guards[rule] for rule in decision["rules"] if rule in terms.guards]
         unenforced = (*decision["advisory"], *decision["waived"])

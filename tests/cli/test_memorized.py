@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from base64 import b64encode
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -17,8 +18,10 @@ from gradwarden.cli.commands.memorized import steps_in_words
 from gradwarden.policy import compile_policy, parse_policy
 from gradwarden.policy.program import Program
 from gradwarden.runtime.commitments import Committer
+from gradwarden.runtime.ledger.keys import Signer
+from gradwarden.runtime.ledger.ledger import Ledger
 from gradwarden.runtime.memorization.content import ContentIndex, content_id
-from tests.cli.conftest import Run
+from tests.cli.conftest import OPENED, Run, decision, step
 from tests.cli.test_verify import GOVERNED, record
 
 __all__ = ["record"]
@@ -172,6 +175,20 @@ def test_nothing_is_told_of_a_ledger_that_does_not_hold(run: Run, here: Path, le
     assert (verified.exit_code, json.loads(verified.stdout)["ok"]) == (1, False)
     unverified = run("memorized", ledger)
     assert (unverified.exit_code, unverified.stdout) == (1, "")
+
+
+@pytest.mark.parametrize("commitments", ["", b64encode(bytes(32)).decode()], ids=["none", "one"])
+def test_a_signed_ledger_that_makes_no_sense_is_told(
+    run: Run, here: Path, signer: Signer, commitments: str
+) -> None:
+    """Without --key, too, where nothing but the links is checked."""
+    ledger = Ledger.open(here / "odd.ledger", signer, "os", "gradwarden/test")
+    ledger.append("opened", {**OPENED, "keys": [signer.public.vkey]})
+    ledger.append("decisions", {"decisions": [decision(0, "admit")]})
+    ledger.append("step", {**step(0, 0), "commitments": commitments})
+    ledger.close()
+    result = run("memorized", "odd.ledger")
+    assert (result.exit_code, "one that its program cannot give" in result.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(
