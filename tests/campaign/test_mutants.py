@@ -41,6 +41,12 @@ def test_what_shows_nothing_counts_for_nothing(place: Workshop) -> None:
 
 
 @pytest.mark.parametrize("name", table_names())
+def test_what_a_table_replaces_is_there(name: str) -> None:
+    for one in read_table(name):
+        assert one.applied((ROOT / one.file).read_text("utf-8"))
+
+
+@pytest.mark.parametrize("name", table_names())
 def test_the_tests_that_a_table_names_are_there(name: str) -> None:
     for path, test in named_tests(read_table(name)):
         assert re.search(rf"^(?:    )?def {test}\(", (ROOT / path).read_text("utf-8"), re.MULTILINE), test

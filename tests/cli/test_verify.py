@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from base64 import b64decode, b64encode
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -408,6 +409,14 @@ def test_unreadable_company_is_told(
     assert "GW999" not in result.stderr
 
 
+def with_another_signature(note: bytes) -> bytes:
+    """A note whose last line names the same key and bears other bytes."""
+    head, _, last = note.rstrip(b"\n").rpartition(b" ")
+    signed = bytearray(b64decode(last))
+    signed[-1] ^= 1
+    return head + b" " + b64encode(signed) + b"\n"
+
+
 def test_the_signature_of_a_program(run: Run, record: Record, here: Path, signer: Signer) -> None:
     ledger = record()
     signer.save(here / "run.key")
@@ -418,6 +427,13 @@ def test_the_signature_of_a_program(run: Run, record: Record, here: Path, signer
     assert run("verify", "governed.json", "--key", "other.pub").exit_code == 1
     _, document = verify(run, ledger, "--policy", "governed.json")
     assert "the program's signature by run" in document["checked"]  # type: ignore[operator]
+
+    note = here / "governed.json.note"
+    genuine = note.read_bytes()
+    note.write_bytes(with_another_signature(genuine))
+    forged = run("verify", "governed.json", "--key", "run.pub")
+    assert (forged.exit_code, forged.stdout.split()[0]) == (1, "UNTRUSTED")
+    note.write_bytes(genuine)
 
     (here / "other.policy").write_text(GOVERNED.replace("lines >= 100", "lines >= 101"))
     run("build", "other.policy", "-o", "other.json")

@@ -109,6 +109,8 @@ def test_a_step_holds_out_what_its_decisions_say(lab, size):
             proposal.backward(lab.losses(governor.model, lab.inputs(4)[rows]))
     assert proposal.committed
     mask = torch.cat(masks)
+    assert not mask[0].all()
+    assert not mask[2].all()
     assert torch.equal(mask[:1], holdout_mask(tokens[:1], 4, key=7))
     assert torch.equal(mask[2:3], holdout_mask(tokens[2:3], 2, key=7))  # the strictest rule decides
     assert mask[[1, 3]].all()  # advice holds out nothing
