@@ -352,6 +352,24 @@ def test_a_unit_is_clipped_to_its_bound_where_products_may_be_rounded_more_than_
         torch.set_float32_matmul_precision("highest")
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_units_of_a_convolution_over_one_place_are_clipped(transposed):
+    torch.manual_seed(0)
+    layer = (nn.ConvTranspose1d if transposed else nn.Conv1d)(2, 3, 3, padding=1).double()
+    columns, weights = {0: list(layer.parameters())}, torch.ones(ROWS, 1, dtype=torch.float64)
+    units, groups = [Unit((row,), 0.5) for row in range(ROWS)], clip_groups(layer, columns, "flat")
+    sink = UnitSums(units, weights, columns, groups)
+    engine = make_engine(layer, [Band("all", (), ("weight", "bias"))], "fused")
+    x = torch.randn(ROWS, 1, 2, dtype=torch.float64).transpose(1, 2)
+    engine.arm(weights, units=sink.members())
+    engine.backward(layer(x).square().sum((1, 2)), 1.0, rows=sink.members() < 0, sink=sink)
+    engine.disarm()
+    wanted = {p: torch.zeros_like(p) for p in layer.parameters()}
+    add_units(wanted, layer(x).square().sum((1, 2)), units, weights, columns, groups)
+    for p, total in wanted.items():
+        torch.testing.assert_close(sink.sums[p], total, rtol=1e-9, atol=1e-13)
+
+
 def test_full_precision_lasts_until_the_last_thread_has_left():
     matmul = torch.backends.cuda.matmul
 

@@ -195,13 +195,22 @@ def _by_groups(grad: Tensor, x: Tensor, weight: Tensor, options: Mapping[str, ob
     assert isinstance(groups, int)
     side_by_side = {**options, "groups": rows * groups}
     found = convolution_gradients(
-        grad.reshape(1, -1, *grad.shape[2:]),
-        x.reshape(1, -1, *x.shape[2:]),
+        _beside(grad),
+        _beside(x),
         weight.repeat(rows, *[1] * (weight.dim() - 1)),
         side_by_side,
         [False, True, False],
     )[1]
     return found.view(rows, *weight.shape)  # type: ignore[no-any-return]
+
+
+def _beside(tensor: Tensor) -> Tensor:
+    """Return the channels of all examples beside each other, [1, N * channels, *].
+
+    By way of one dimension, so that no stride is left over of one of size 1: it would be taken for another
+    format, which kernels refuse.
+    """
+    return tensor.flatten().view(1, -1, *tensor.shape[2:])
 
 
 def _channels_last(x: Tensor, rows: int, padding: Sequence[int]) -> tuple[Tensor, Tensor]:
