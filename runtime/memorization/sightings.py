@@ -101,6 +101,8 @@ def sightings_of(entries: Iterable[Entry]) -> Iterator[Sighting]:
         history.apply(kind, entry.body)
         if kind == "step":
             decisions = history.decisions
+            if history.pending is not None:
+                _check(history.pending, decisions, terms)
         elif kind in OUTCOMES:
             yield from _of_step(pending, decisions, OUTCOMES[kind], terms)
         elif kind == "program" and entry.body["part"] + 1 == entry.body["parts"]:
@@ -124,19 +126,23 @@ def _guard(limit: Limit) -> Guard:
     return Guard(limit.name, limit.kind, limit.level, tuple(effects), limit.because)
 
 
+def _check(pending: PendingStep, decisions: list[Mapping[str, Any]], terms: Terms) -> None:
+    """Raise LedgerError for a step that names no decision of its program for each example."""
+    commitments, named = pending.commitments, pending.body["decision"]
+    bands = {len(decisions[number]["weights"]) if number < len(decisions) else -1 for number in set(named)}
+    if len(commitments) != len(named) or not bands <= {len(terms.bands)}:
+        raise LedgerError(
+            f"step {pending.step:,} names no decision for each example, or one that its program cannot give",
+            help="`gradwarden verify` says more",
+        )
+
+
 def _of_step(
     pending: PendingStep | None, decisions: list[Mapping[str, Any]], outcome: Outcome, terms: Terms
 ) -> Iterator[Sighting]:
     if pending is None:
         return
-    commitments, named = pending.commitments, pending.body["decision"]
-    known = [number < len(decisions) and len(decisions[number]["weights"]) for number in set(named)]
-    if len(commitments) != len(named) or not all(bands == len(terms.bands) for bands in known):
-        raise LedgerError(
-            f"step {pending.step:,} names no decision for each example, or one that its program cannot give",
-            help="`gradwarden verify` says more",
-        )
-    for commitment, number in zip(commitments, named, strict=True):
+    for commitment, number in zip(pending.commitments, pending.body["decision"], strict=True):
         decision = decisions[number]
         enforced = [terms.guards[rule] for rule in decision["rules"] if rule in terms.guards]
         unenforced = (*decision["advisory"], *decision["waived"])

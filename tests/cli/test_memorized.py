@@ -21,7 +21,7 @@ from gradwarden.runtime.commitments import Committer
 from gradwarden.runtime.ledger.keys import Signer
 from gradwarden.runtime.ledger.ledger import Ledger
 from gradwarden.runtime.memorization.content import ContentIndex, content_id
-from tests.cli.conftest import OPENED, Run, decision, step
+from tests.cli.conftest import OPENED, Run, committed, decision, step
 from tests.cli.test_verify import GOVERNED, record
 
 __all__ = ["record"]
@@ -185,7 +185,8 @@ def test_a_signed_ledger_that_makes_no_sense_is_told(
     ledger = Ledger.open(here / "odd.ledger", signer, "os", "gradwarden/test")
     ledger.append("opened", {**OPENED, "keys": [signer.public.vkey]})
     ledger.append("decisions", {"decisions": [decision(0, "admit")]})
-    ledger.append("step", {**step(0, 0), "commitments": commitments})
+    ledger.append("step", {**step(0, 7), "commitments": commitments})
+    ledger.append("committed", committed(0))
     ledger.close()
     result = run("memorized", "odd.ledger")
     assert (result.exit_code, "one that its program cannot give" in result.stderr) == (2, True)
