@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import orjson
 import pytest
@@ -206,6 +207,22 @@ def test_a_rank_with_another_secret_is_named(tmp_path: Path, signer: Signer, tru
     found = make_job_receipt(job.folder, "nobody's", COMMITTER, last_head(log_path(job.folder)))
     assert found.without == {1: "the secret is not that of its ledger"}
     assert check_job_receipt(found.receipt, trust).used is None
+
+
+def test_a_trainer_whose_rank_has_another_secret_cannot_claim_absence_by_it(
+    tmp_path: Path, signer: Signer, trust: Trust
+) -> None:
+    job = Job(tmp_path / "job", signer)
+    job.again(1, secret_commitment="cd" * 32)
+    job.step()
+    tally_all(job)
+    job.seal()
+    careless = Committer(SECRET)
+    careless.secret_commitment = mock.ANY
+    found = make_job_receipt(job.folder, "nobody's", careless, last_head(log_path(job.folder)))
+    report = check_job_receipt(found.receipt, trust)
+    assert "other_secret" in codes(report)
+    assert report.used is None
 
 
 def test_keys_that_are_not_trusted_and_jobs_that_are_not_meant_show_nothing(
