@@ -6,7 +6,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -137,6 +137,15 @@ def test_following_shows_what_is_added_and_ends_with_the_seal(here: Path, signer
     assert process.returncode == 0
 
 
+@pytest.fixture
+def heeds_interrupts() -> Iterator[None]:
+    """What runs in the background of a shell ignores them, and so would what it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_an_interrupt_while_following_is_clean(here: Path, signer: Signer) -> None:
     path = here / "live.ledger"
     ledger = Ledger.open(path, signer, durability="os", origin="gradwarden/test")
@@ -147,7 +156,7 @@ def test_an_interrupt_while_following_is_clean(here: Path, signer: Signer) -> No
         assert process.stdout is not None
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        _, complaint = process.communicate()
+        _, complaint = process.communicate(timeout=60)
     ledger.close(None)
     assert process.returncode == 130
     assert "Traceback" not in complaint
