@@ -57,6 +57,16 @@ def complain(code: str, message: str, help: str | None, *, severity: str = "erro
         click.echo(f"  {click.style('= help:', fg='cyan')} {printable(help)}", err=True)
 
 
+def give_up(error: GradwardenError, output_format: str) -> int:
+    """Tell that what was asked for cannot be had, also as JSON where that is wanted; return the status 1."""
+    from gradwarden.cli.output import emit_json
+
+    if output_format == "json":
+        emit_json({"ok": False, "fault": error.message})
+    complain(error.code, error.message, error.help)
+    return 1
+
+
 def describe_os_error(error: OSError) -> str:
     """Say in plain words what the operating system refused."""
     reason = (error.strerror or os.strerror(error.errno or 0) or "input/output error").lower()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gradwarden.policy.load import Parse
     from gradwarden.policy.model_map import ModelMap
     from gradwarden.policy.program import Program
+    from gradwarden.runtime.evidence.prover import SignedHead
 
 MAX_EXAMPLE_BYTES = 1 << 20
 MAX_NOTE_BYTES = 1 << 20
@@ -58,14 +59,25 @@ def read_note(path: Path) -> bytes:
     return content
 
 
-def read_head_note(path: Path) -> bytes:
-    """Return the bytes of the note in which a head was signed. Raises OSError, InputError, NoteError."""
+def load_head(path: Path) -> SignedHead:
+    """Return the signed head in a note. Raises OSError, InputError, NoteError."""
     from gradwarden.runtime.evidence.prover import read_head
 
     content = read_note(path)
     with told_of(path, help=HEAD_HELP):
-        read_head(content)
-    return content
+        return read_head(content)
+
+
+def read_head_note(path: Path) -> bytes:
+    """Return the bytes of the note in which a head was signed. Raises as `load_head`."""
+    return load_head(path).note
+
+
+def head_under(note: Path | None, ledger: Path) -> SignedHead:
+    """Return the head to prove under: that of a note, or the last in a ledger. Raises as the two do."""
+    from gradwarden.runtime.evidence.prover import last_head
+
+    return last_head(ledger) if note is None else load_head(note)
 
 
 @contextmanager

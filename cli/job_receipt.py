@@ -6,12 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from gradwarden.cli.diagnostics import plural, printable
-from gradwarden.cli.failures import complain
-from gradwarden.cli.files import write_text
-from gradwarden.cli.inputs import read_head_note
+from gradwarden.cli.diagnostics import plural
+from gradwarden.cli.failures import complain, give_up
+from gradwarden.cli.inputs import head_under
 from gradwarden.cli.output import emit_json
 from gradwarden.cli.receipt_report import (
     OTHERS,
@@ -19,8 +16,12 @@ from gradwarden.cli.receipt_report import (
     SELF_ATTESTED,
     TALLY,
     faults_to_json,
+    hand_over,
     leaf_lines,
     show_faults,
+    show_lines,
+    show_standing,
+    standing_to_json,
     steps_line,
     steps_to_json,
 )
@@ -48,29 +49,21 @@ def make_job(
     from gradwarden.runtime.commitments import Committer
     from gradwarden.runtime.errors import EvidenceError, HeadMismatch
     from gradwarden.runtime.evidence.job_receipt_maker import make_job_receipt
-    from gradwarden.runtime.evidence.prover import last_head, read_head
     from gradwarden.runtime.jobs.layout import log_path
 
-    under = read_head(read_head_note(head)) if head is not None else last_head(log_path(folder))
+    under = head_under(head, log_path(folder))
     try:
         made = make_job_receipt(folder, example, Committer.load(secret), under, entries=entries)
     except (EvidenceError, HeadMismatch) as error:
-        if output_format == "json":
-            emit_json({"ok": False, "fault": error.message})
-        complain(error.code, error.message, error.help)
-        return 1
-    text = made.receipt.encode().decode()
-    if output is not None:
-        write_text(output, text)
-    if output_format == "json":
-        without = [{"rank": rank, "message": message} for rank, message in made.without.items()]
-        written = None if output is None else str(output)
-        emit_json({"ok": not without, "output": written, "bytes": len(text), "without_ranks": without})
-    elif output is not None:
-        of = plural(len(made.receipt.ranks) - len(made.without), "rank")
-        click.echo(printable(f"wrote {output}: of {of}, {len(text):,} bytes"))
-    else:
-        click.echo(text, nl=False)
+        return give_up(error, output_format)
+    hand_over(
+        made.receipt.encode().decode(),
+        output,
+        output_format,
+        f"of {plural(len(made.receipt.ranks) - len(made.without), 'rank')}",
+        ok=not made.without,
+        without_ranks=[{"rank": rank, "message": message} for rank, message in made.without.items()],
+    )
     for rank, message in made.without.items():
         told = f"the receipt has nothing of rank {rank}: {message}"
         complain("withheld_rank", told, "it does not show that the example was never used")
@@ -108,17 +101,10 @@ class _Checked:
         yield OTHERS
 
     def to_json(self) -> dict[str, Any]:
-        report, head = self.report, self.report.head.checkpoint
+        report = self.report
         return {
             "ok": not self.faults,
-            "receipt": str(self.path),
-            "id": self.receipt.id,
-            "commitment": self.receipt.commitment.hex(),
-            "origin": head.origin,
-            "size": head.size,
-            "root": head.root.hex(),
-            "signed_by": [key.vkey for key in report.head.signers],
-            "witnessed_by": [one.witness.vkey for one in report.head.cosignatures],
+            **standing_to_json(self.path, self.receipt, report.head),
             "policy": next((own.opened["policy"] for own in report.ranks.values()), None),
             "faults": faults_to_json(self.faults),
             "used": self.used,
@@ -175,20 +161,12 @@ def check_job(
 
 def _show(checked: _Checked) -> None:
     ok = not checked.faults
-    status, colour = ("OK", "green") if ok else ("FAILED", "red")
     known = {
         True: f"`{checked.receipt.id}` was used",
         False: f"`{checked.receipt.id}` was never named",
         None: f"whether `{checked.receipt.id}` was used is not shown",
     }[checked.used]
     what = known if ok else f"the receipt does not hold as a whole; {known}"
-    click.echo(f"{click.style(status, fg=colour, bold=True)} {checked.path}: {printable(what)}")
-    head = checked.report.head.checkpoint
-    signers = ", ".join(key.name for key in checked.report.head.signers) or "none of the given keys"
-    click.echo(printable(f"  job {head.origin}, head over {head.size:,} entries, signed by {signers}"))
-    for line in checked.lines():
-        click.echo(printable(f"  {line}"))
-    click.echo(click.style("not shown", bold=True))
-    for line in checked.limits():
-        click.echo(f"  {line}")
+    show_standing(checked.path, checked.report.head, what, "job", ok=ok)
+    show_lines(checked.lines(), checked.limits())
     show_faults(checked.faults)

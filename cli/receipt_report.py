@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from gradwarden.cli.diagnostics import plural, printable
+from gradwarden.cli.files import write_text
+from gradwarden.cli.output import emit_json
 
 if TYPE_CHECKING:
-    from gradwarden.runtime.evidence.proof_check import Fault
+    from gradwarden.runtime.evidence.job_receipt import JobReceipt
+    from gradwarden.runtime.evidence.proof_check import Fault, TrustedHead
+    from gradwarden.runtime.evidence.receipt import Receipt
     from gradwarden.runtime.evidence.receipt_check import ReceiptReport
 
 WORDS = {"admit": "admitted", "limit": "limited", "defer": "deferred", "refuse": "refused"}
@@ -34,6 +39,55 @@ TALLY = "that the tally is right, but for who verified the ledger (`gradwarden v
 SALT = "that this is the salt of this id: a wrong one finds nothing, too (--salt, had beforehand)"
 
 OTHERS = "the same content under another id, and what others' examples taught the model of it"
+
+
+def hand_over(
+    text: str, output: Path | None, output_format: str, what: str, *, ok: bool = True, **more: object
+) -> None:
+    """Write a receipt to its file, or to standard output. what: it holds; more: what JSON says besides."""
+    if output is not None:
+        write_text(output, text)
+    if output_format == "json":
+        written = None if output is None else str(output)
+        emit_json({"ok": ok, "output": written, "bytes": len(text), **more})
+    elif output is not None:
+        click.echo(printable(f"wrote {output}: {what}, {len(text):,} bytes"))
+    else:
+        click.echo(text, nl=False)
+
+
+def standing_to_json(path: Path, receipt: Receipt | JobReceipt, head: TrustedHead) -> dict[str, Any]:
+    """Return whose receipt it is, and under which head it was made."""
+    checkpoint = head.checkpoint
+    return {
+        "receipt": str(path),
+        "id": receipt.id,
+        "commitment": receipt.commitment.hex(),
+        "origin": checkpoint.origin,
+        "size": checkpoint.size,
+        "root": checkpoint.root.hex(),
+        "signed_by": [key.vkey for key in head.signers],
+        "witnessed_by": [one.witness.vkey for one in head.cosignatures],
+    }
+
+
+def show_standing(path: Path, head: TrustedHead, what: str, of: str, *, ok: bool) -> None:
+    """Write whether a receipt holds, and under which head it was made. of: what it is a receipt of."""
+    status, colour = ("OK", "green") if ok else ("FAILED", "red")
+    click.echo(f"{click.style(status, fg=colour, bold=True)} {path}: {printable(what)}")
+    signers = ", ".join(key.name for key in head.signers) or "none of the given keys"
+    checkpoint = head.checkpoint
+    told = f"{of} {checkpoint.origin}, head over {checkpoint.size:,} entries, signed by {signers}"
+    click.echo(printable(f"  {told}"))
+
+
+def show_lines(known: Iterable[str], unknown: Iterable[str]) -> None:
+    """Write what a receipt shows, and what it does not."""
+    for line in known:
+        click.echo(printable(f"  {line}"))
+    click.echo(click.style("not shown", bold=True))
+    for line in unknown:
+        click.echo(f"  {line}")
 
 
 def leaf_lines(leaf: Mapping[str, Any]) -> Iterator[str]:

@@ -9,9 +9,9 @@ import click
 
 from gradwarden.cli.app import verb
 from gradwarden.cli.diagnostics import plural, printable
-from gradwarden.cli.failures import InputError, complain
+from gradwarden.cli.failures import InputError, give_up
 from gradwarden.cli.files import write_text
-from gradwarden.cli.inputs import load_program, read_head_note
+from gradwarden.cli.inputs import load_head, load_program
 from gradwarden.cli.options import FILE, load_witnesses, witness_options
 from gradwarden.cli.output import emit_json, format_option
 from gradwarden.cli.signing import KeyAccess, signing_options
@@ -75,7 +75,7 @@ def command(
     from gradwarden.runtime.errors import HeadMismatch
     from gradwarden.runtime.evidence.dsse import sign_envelope
     from gradwarden.runtime.evidence.proof_check import trust_head
-    from gradwarden.runtime.evidence.prover import last_head, read_head
+    from gradwarden.runtime.evidence.prover import last_head
     from gradwarden.runtime.evidence.statement import PAYLOAD_TYPE, make_statement
     from gradwarden.runtime.evidence.trust import Trust
     from gradwarden.runtime.ledger.keys import PublicKey
@@ -85,7 +85,7 @@ def command(
     keys = [PublicKey.load(path) for path in key_files] or [signer.public]
     trust = Trust(keys, load_witnesses(witness_files, quorum, keys))
     programs = [load_program(policy, None) for policy in policies]
-    under = read_head(read_head_note(head)) if head is not None else None
+    under = load_head(head) if head is not None else None
     if not weights.is_file():
         raise InputError(f"`{weights}` is no file")
     report = verify_ledger(ledger, keys, program=programs or None, weights=weights)
@@ -104,10 +104,7 @@ def command(
     try:
         statement = make_statement(ledger, weights, under, report.facts, assurance)
     except HeadMismatch as error:
-        if output_format == "json":
-            emit_json({"ok": False, "fault": error.message})
-        complain(error.code, error.message, error.help)
-        return 1
+        return give_up(error, output_format)
     write_text(output, sign_envelope(statement, PAYLOAD_TYPE, [signer]).decode())
     if output_format == "json":
         emit_json(

@@ -8,8 +8,8 @@ import click
 
 from gradwarden.cli.app import verb
 from gradwarden.cli.diagnostics import plural
-from gradwarden.cli.failures import complain
-from gradwarden.cli.inputs import check_begun, read_head_note
+from gradwarden.cli.failures import give_up
+from gradwarden.cli.inputs import check_begun, head_under
 from gradwarden.cli.options import FILE
 from gradwarden.cli.output import emit_json, format_option
 
@@ -40,18 +40,14 @@ def command(form: str, ledger: Path, directory: Path, head: Path | None, output_
     unreadable input.
     """
     from gradwarden.runtime.errors import HeadMismatch
-    from gradwarden.runtime.evidence.prover import last_head, read_head
     from gradwarden.runtime.evidence.tiles import export_tiles
 
     check_begun(ledger)
-    under = read_head(read_head_note(head)) if head is not None else last_head(ledger)
+    under = head_under(head, ledger)
     try:
         exported = export_tiles(ledger, directory, under)
     except HeadMismatch as error:
-        if output_format == "json":
-            emit_json({"ok": False, "fault": error.message})
-        complain(error.code, error.message, error.help)
-        return 1
+        return give_up(error, output_format)
     if output_format == "json":
         emit_json(
             {

@@ -186,8 +186,13 @@ def _named(
     committer = Committer.load(secret)
     check_secret(ledger, committer)
     return [
-        Asked(committer.commit(name), name, committer.salt(name), doubt)
-        for name, doubt in ((name, _NAMES_IN_DOUBT if name == content else None) for name in ids)
+        Asked(
+            committer.commit(name),
+            name,
+            committer.salt(name),
+            _NAMES_IN_DOUBT if name == content else None,
+        )
+        for name in ids
     ]
 
 

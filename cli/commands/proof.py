@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradwarden.cli.app import verb
-from gradwarden.cli.failures import complain
+from gradwarden.cli.failures import give_up
 from gradwarden.cli.files import write_text
-from gradwarden.cli.inputs import check_begun, read_head_note
+from gradwarden.cli.inputs import check_begun, head_under, load_head
 from gradwarden.cli.options import FILE
 from gradwarden.cli.output import emit_json, format_option
 
@@ -55,20 +55,15 @@ def command(
     unreadable input.
     """
     from gradwarden.runtime.errors import HeadMismatch
-    from gradwarden.runtime.evidence.prover import (
-        last_head,
-        prove_consistency,
-        prove_inclusion,
-        read_head,
-    )
+    from gradwarden.runtime.evidence.prover import prove_consistency, prove_inclusion
 
     if (entry is None) == (old is None):
         raise click.UsageError("say what to prove: --entry N, or --from NOTE")
     if withhold and entry is None:
         raise click.UsageError("--withhold is about an --entry")
     check_begun(ledger)
-    kept = read_head(read_head_note(old)).checkpoint if old is not None else None
-    under = read_head(read_head_note(head)) if head is not None else last_head(ledger)
+    kept = load_head(old).checkpoint if old is not None else None
+    under = head_under(head, ledger)
     proof: Proof
     try:
         if kept is not None:
@@ -77,10 +72,7 @@ def command(
             assert entry is not None, "one of the two was given"
             proof = prove_inclusion(ledger, entry, under, withhold=withhold)
     except HeadMismatch as error:
-        if output_format == "json":
-            emit_json({"ok": False, "fault": error.message})
-        complain(error.code, error.message, error.help)
-        return 1
+        return give_up(error, output_format)
     if output is not None:
         write_text(output, proof.encode().decode())
     if output_format == "json":

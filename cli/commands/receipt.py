@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradwarden.cli.app import verb
-from gradwarden.cli.diagnostics import plural, printable
-from gradwarden.cli.failures import InputError, complain
-from gradwarden.cli.files import write_text
-from gradwarden.cli.inputs import check_begun, read_bytes, read_head_note, told_of
+from gradwarden.cli.diagnostics import plural
+from gradwarden.cli.failures import InputError, give_up
+from gradwarden.cli.inputs import check_begun, head_under, read_bytes, told_of
 from gradwarden.cli.job_receipt import check_job, make_job
 from gradwarden.cli.options import FILE, load_witnesses, witness_options
 from gradwarden.cli.output import emit_json, format_option
@@ -22,8 +21,12 @@ from gradwarden.cli.receipt_report import (
     SELF_ATTESTED,
     TALLY,
     faults_to_json,
+    hand_over,
     leaf_lines,
     show_faults,
+    show_lines,
+    show_standing,
+    standing_to_json,
     steps_line,
     steps_to_json,
 )
@@ -116,7 +119,6 @@ def _make(
 ) -> int:
     from gradwarden.runtime.commitments import Committer
     from gradwarden.runtime.errors import EvidenceError, HeadMismatch, TraceError
-    from gradwarden.runtime.evidence.prover import last_head, read_head
     from gradwarden.runtime.evidence.receipt_maker import make_receipt
     from gradwarden.runtime.ledger.reader import read_entries
 
@@ -125,25 +127,14 @@ def _make(
     opened = next(read_entries(ledger)).body
     if committer.secret_commitment != opened.get("secret_commitment"):
         raise InputError(f"`{secret}` is the secret of another run than `{ledger}`")
-    under = read_head(read_head_note(head)) if head is not None else last_head(ledger)
+    under = head_under(head, ledger)
     try:
         receipt = make_receipt(
             ledger, example, committer.salt(example), committer.commit(example), under, entries=entries
         )
     except (EvidenceError, HeadMismatch, TraceError) as error:
-        if output_format == "json":
-            emit_json({"ok": False, "fault": error.message})
-        complain(error.code, error.message, error.help)
-        return 1
-    text = receipt.encode().decode()
-    if output is not None:
-        write_text(output, text)
-    if output_format == "json":
-        emit_json({"ok": True, "output": None if output is None else str(output), "bytes": len(text)})
-    elif output is not None:
-        click.echo(printable(f"wrote {output}: {_shown(receipt)}, {len(text):,} bytes"))
-    else:
-        click.echo(text, nl=False)
+        return give_up(error, output_format)
+    hand_over(receipt.encode().decode(), output, output_format, _shown(receipt))
     return 0
 
 
@@ -195,7 +186,6 @@ def _check(
 
 
 def _document(path: Path, receipt: Receipt, report: ReceiptReport, *, salt_known: bool) -> dict[str, Any]:
-    head = report.head.checkpoint
     shown = {
         "used": report.used,
         "examples": report.examples,
@@ -206,14 +196,7 @@ def _document(path: Path, receipt: Receipt, report: ReceiptReport, *, salt_known
     }
     return {
         "ok": report.ok,
-        "receipt": str(path),
-        "id": receipt.id,
-        "commitment": receipt.commitment.hex(),
-        "origin": head.origin,
-        "size": head.size,
-        "root": head.root.hex(),
-        "signed_by": [key.vkey for key in report.head.signers],
-        "witnessed_by": [one.witness.vkey for one in report.head.cosignatures],
+        **standing_to_json(path, receipt, report.head),
         "policy": report.opened.get("policy"),
         "faults": faults_to_json(report.faults),
         **(shown if report.ok else {}),
@@ -221,20 +204,12 @@ def _document(path: Path, receipt: Receipt, report: ReceiptReport, *, salt_known
 
 
 def _show(path: Path, receipt: Receipt, report: ReceiptReport, *, salt_known: bool) -> None:
-    status, colour = ("OK", "green") if report.ok else ("FAILED", "red")
     what = "the receipt does not hold"
     if report.ok:
         what = f"`{receipt.id}` was " + ("used" if report.used else "never named")
-    click.echo(f"{click.style(status, fg=colour, bold=True)} {path}: {printable(what)}")
-    head = report.head.checkpoint
-    signers = ", ".join(key.name for key in report.head.signers) or "none of the given keys"
-    click.echo(printable(f"  ledger {head.origin}, head over {head.size:,} entries, signed by {signers}"))
+    show_standing(path, report.head, what, "ledger", ok=report.ok)
     if report.ok:
-        for line in _uses(report):
-            click.echo(printable(f"  {line}"))
-        click.echo(click.style("not shown", bold=True))
-        for line in _limits(report, salt_known=salt_known):
-            click.echo(f"  {line}")
+        show_lines(_uses(report), _limits(report, salt_known=salt_known))
     show_faults(report.faults)
 
 

@@ -12,7 +12,7 @@ import click
 
 from gradwarden.cli.app import verb
 from gradwarden.cli.commands.log import StepRange
-from gradwarden.cli.failures import InputError, complain
+from gradwarden.cli.failures import InputError, give_up
 from gradwarden.cli.inputs import check_begun
 from gradwarden.cli.options import FILE
 from gradwarden.cli.output import arrived, emit_json, format_option, progress
@@ -132,10 +132,7 @@ def command(
     try:
         document, show = _ANSWERS[question](asked)
     except (TraceError, LedgerDamaged) as error:
-        if output_format == "json":
-            emit_json({"ok": False, "fault": error.message})
-        complain(error.code, error.message, error.help)
-        return 1
+        return give_up(error, output_format)
     if output_format == "json":
         emit_json({"ok": True, "question": question, **document})
     else:

@@ -207,11 +207,6 @@ def command(
                 f"`{ledger}` is a folder, and so a job: --tsa, --only and --rotate-every are for the ledger "
                 "of one rank, by itself",
             ),
-            ((data is None) != (secret is None), TOGETHER),
-            (supplier_files and not data, WHOSE),
-            (what_if and not data, OPENED),
-            (earlier and not checkpoint_weights, WHICH),
-            (trust.witnesses and not checkpoints, COSIGNED),
         )
     else:
         replaying = policies or approver_files or checkpoint_weights or data
@@ -221,12 +216,14 @@ def command(
                 _is_log_of_logs(ledger),
                 f"`{ledger}` is the log of logs of a job: give its folder, `{ledger.parent}`",
             ),
-            ((data is None) != (secret is None), TOGETHER),
-            (supplier_files and not data, WHOSE),
-            (what_if and not data, OPENED),
-            (earlier and not checkpoint_weights, WHICH),
-            (trust.witnesses and not checkpoints, COSIGNED),
         )
+    _refuse(
+        ((data is None) != (secret is None), TOGETHER),
+        (supplier_files and not data, WHOSE),
+        (what_if and not data, OPENED),
+        (earlier and not checkpoint_weights, WHICH),
+        (trust.witnesses and not checkpoints, COSIGNED),
+    )
     programs = [load_program(policy, model_map) for policy in policies]
     approvers = _approvers(approver_files, policy_signers)
     if ledger.is_dir():

@@ -12,7 +12,7 @@ from gradwarden.cli.app import verb
 from gradwarden.cli.diagnostics import printable
 from gradwarden.cli.failures import complain
 from gradwarden.cli.files import write_text
-from gradwarden.cli.inputs import PROOF_HELP, check_begun, read_bytes, read_head_note, told_of
+from gradwarden.cli.inputs import PROOF_HELP, check_begun, head_under, read_bytes, told_of
 from gradwarden.cli.options import FILE
 from gradwarden.cli.output import emit_json, format_option
 from gradwarden.cli.signing import KeyAccess, signing_options
@@ -118,10 +118,10 @@ def _request(path: Path) -> ConsistencyProof | None:
 
 def _consider_ledger(witness: Witness, ledger: Path, note: Path | None) -> Cosigned | Refusal:
     from gradwarden.runtime.evidence.proof_file import ConsistencyProof
-    from gradwarden.runtime.evidence.prover import last_head, prove_growth, read_head
+    from gradwarden.runtime.evidence.prover import prove_growth
 
     check_begun(ledger)
-    head = read_head(read_head_note(note)) if note is not None else last_head(ledger)
+    head = head_under(note, ledger)
     seen = witness.seen(head.checkpoint.origin)
     size = 0 if seen is None else seen.size
     if size > head.checkpoint.size:
