@@ -21,7 +21,13 @@ import orjson
 from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.commitments import open_commitment
 from gradwarden.runtime.errors import EvidenceError
-from gradwarden.runtime.evidence.receipt import MAX_RECEIPT, Receipt, parse_receipt, receipt_from, salt_from
+from gradwarden.runtime.evidence.receipt import (
+    Receipt,
+    parse_canonical,
+    receipt_from,
+    salt_from,
+    whole_receipt,
+)
 from gradwarden.runtime.ledger.entries import CANONICAL
 
 FORMAT = "gradwarden/job-receipt/1"
@@ -64,24 +70,16 @@ class JobReceipt:
 
 def parse_any(data: bytes) -> Receipt | JobReceipt:
     """Read a receipt of one ledger, or of a job. Raises EvidenceError unless printing it gives the bytes."""
-    if len(data) > MAX_RECEIPT:
-        raise EvidenceError(f"a receipt has at most {MAX_RECEIPT >> 20} MiB")
-    try:
-        told = orjson.loads(data)
-        if told.get("format") != FORMAT:
-            return parse_receipt(data)
-        if set(told) != set(_FIELDS):
-            raise EvidenceError("the file is no receipt of a job")
-        receipt = _parse(told)
-        same = receipt.encode() == data
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise EvidenceError("the receipt is malformed") from None
-    if not same:
-        raise EvidenceError("the receipt is not in canonical form")
-    return receipt
+    return parse_canonical(data, _any_receipt)
 
 
-def _parse(told: Mapping[str, Any]) -> JobReceipt:
+def _any_receipt(told: Any) -> Receipt | JobReceipt:
+    return _job_receipt(told) if told.get("format") == FORMAT else whole_receipt(told)
+
+
+def _job_receipt(told: Mapping[str, Any]) -> JobReceipt:
+    if set(told) != set(_FIELDS):
+        raise EvidenceError("the file is no receipt of a job")
     example, salt = told["id"], salt_from(told["salt"])
     if type(example) is not str:
         raise ValueError

@@ -24,8 +24,8 @@ class and decision, its exposures and signals, and the numeric metadata that the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar
 
 import orjson
 
@@ -116,21 +116,39 @@ class Receipt:
         }
 
 
+class Encoded(Protocol):
+    """A receipt of some format."""
+
+    def encode(self) -> bytes: ...
+
+
+EncodedT = TypeVar("EncodedT", bound=Encoded)
+
+
 def parse_receipt(data: bytes) -> Receipt:
     """Read a receipt. Raises EvidenceError unless printing it again gives the same bytes."""
+    return parse_canonical(data, whole_receipt)
+
+
+def parse_canonical(data: bytes, read: Callable[[Any], EncodedT]) -> EncodedT:
+    """Return what `read` makes of JSON. Raises EvidenceError unless printing that gives the same bytes."""
     if len(data) > MAX_RECEIPT:
         raise EvidenceError(f"a receipt has at most {MAX_RECEIPT >> 20} MiB")
     try:
-        told = orjson.loads(data)
-        if told.pop("format", None) != FORMAT or type(told["id"]) is not str:
-            raise EvidenceError("the file is no receipt")
-        receipt = receipt_from(told.pop("id"), salt_from(told.pop("salt")), told)
+        receipt = read(orjson.loads(data))
         same = receipt.encode() == data
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise EvidenceError("the receipt is malformed") from None
     if not same:
         raise EvidenceError("the receipt is not in canonical form")
     return receipt
+
+
+def whole_receipt(told: Any) -> Receipt:
+    """Return a receipt from its JSON. Raises EvidenceError, or what reading malformed data may raise."""
+    if told.pop("format", None) != FORMAT or type(told["id"]) is not str:
+        raise EvidenceError("the file is no receipt")
+    return receipt_from(told.pop("id"), salt_from(told.pop("salt")), told)
 
 
 def salt_from(text: str) -> bytes:
