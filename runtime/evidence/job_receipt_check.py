@@ -13,7 +13,7 @@ it was bound or lags shows in the receipt. Faults (`Fault.code`), beside those o
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,6 +29,7 @@ from gradwarden.runtime.evidence.receipt_proofs import Body, FaultError, Under, 
 from gradwarden.runtime.evidence.trust import NOBODY, Trust
 from gradwarden.runtime.jobs.follower import RankHead
 from gradwarden.runtime.jobs.layout import MOST_RANKS, rank_origin
+from gradwarden.runtime.jobs.majority import odd_ranks
 from gradwarden.runtime.ledger.entries import CANONICAL, JOB_OPENING
 
 
@@ -101,7 +102,7 @@ def check_job_receipt(receipt: JobReceipt, trust: Trust) -> JobReceiptReport:
             message = f"nothing of the ledger of rank {rank} is shown, nor whether the example was used there"
             faults.append(Fault("withheld_rank", message))
     faults += _lagging(heads, opened)
-    for rank in _odd_secrets(reports):
+    for rank in odd_ranks({rank: report.opened["secret_commitment"] for rank, report in reports.items()}):
         message = f"rank {rank} commits to examples with another secret than the others"
         faults.append(Fault("other_secret", message))
         del reports[rank]
@@ -148,15 +149,6 @@ def _lagging(heads: Mapping[int, RankHead], opened: Body) -> Iterator[Fault]:
         if most - head.step > opened["lag"]:
             message = f"rank {rank} is bound to step {head.step:,}, where others are at step {most:,}"
             yield Fault("lagging_rank", message)
-
-
-def _odd_secrets(reports: Mapping[int, ReceiptReport]) -> list[int]:
-    """Return the ranks whose secret is not that of most; all, where no more than half agree."""
-    said = {rank: report.opened["secret_commitment"] for rank, report in reports.items()}
-    if len(set(said.values())) < 2:
-        return []
-    common, times = Counter(said.values()).most_common(1)[0]
-    return [rank for rank, one in said.items() if one != common or 2 * times <= len(said)]
 
 
 def _added(leaves: Sequence[Body]) -> Body | None:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradwarden.runtime.jobs.layout import named_ranks
+from gradwarden.runtime.jobs.majority import odd_ranks
 from gradwarden.runtime.jobs.shares import PRIME, located
 from gradwarden.runtime.verification.job_report import JobFinding, finding
 from gradwarden.runtime.verification.rank_steps import (
@@ -51,14 +52,11 @@ def _openings(steps: Mapping[int, RankSteps]) -> Iterator[JobFinding]:
 
 
 def _odd_ones(said: Mapping[int, str], code: str, what: str) -> Iterator[JobFinding]:
-    """Name those that say something else than most do; all, where no more than half agree."""
-    if len(set(said.values())) < 2:
-        return
-    common, times = Counter(said.values()).most_common(1)[0]
-    odd = [rank for rank, text in said.items() if text != common] if 2 * times > len(said) else list(said)
+    """Name those that say something else than most do (`odd_ranks`)."""
+    odd = odd_ranks(said)
     if len(odd) == 1:
         yield finding(code, f"rank {odd[0]} {what} than the others", odd, 0)
-    else:
+    elif odd:
         yield finding(code, f"{named_ranks(odd)}: some {what} than others", odd, 0)
 
 
