@@ -20,7 +20,14 @@ import numpy.typing as npt
 
 from gradwarden.policy.array_types import Bytes, Numbers
 from gradwarden.policy.frozen import frozen
-from gradwarden.runtime.ledger.entries import LANDMARKS, MAX_LINE, MalformedLineError, OddBlockError, decode
+from gradwarden.runtime.ledger.entries import (
+    ENTRY_START,
+    LANDMARKS,
+    MAX_LINE,
+    MalformedLineError,
+    OddBlockError,
+    decode,
+)
 from gradwarden.runtime.ledger.merkle import HASH_SIZE
 from gradwarden.runtime.ledger.shapes import SHAPES
 
@@ -36,9 +43,6 @@ LINK = DIGITS + len(b'"}')
 INDEX = b',"index":'
 """What stands between the body of an entry and its index."""
 
-BODY = b'{"body":'
-"""What stands before it."""
-
 _FRAMES = {kind: b',"kind":"%b","prev":"' % kind.encode() for kind in SHAPES}
 """What stands between the index of an entry and its link, by kind."""
 
@@ -47,7 +51,7 @@ _TELLING = LINK + 18
 
 _KINDS = {int.from_bytes(frame[-18:-10], "little"): kind for kind, frame in _FRAMES.items()}
 
-_SHORTEST = len(BODY + INDEX) + min(map(len, _FRAMES.values())) + LINK
+_SHORTEST = len(ENTRY_START + INDEX) + min(map(len, _FRAMES.values())) + LINK
 """No entry has fewer bytes."""
 
 _PLACE = re.compile(rb'"index":([0-9]{1,16}),"kind":"[a-z_]+","prev":"([0-9a-f]{64})"\}\Z')
@@ -84,7 +88,7 @@ class Frames:
 
     def bodies(self, places: Sequence[int]) -> list[bytes]:
         """Return the texts of the bodies of lines that are entries."""
-        begin, stops = len(BODY), self.stops[places].tolist()
+        begin, stops = len(ENTRY_START), self.stops[places].tolist()
         return [self.lines[place][begin:stop] for place, stop in zip(places, stops, strict=True)]
 
 
@@ -117,7 +121,7 @@ def find_frames(text: bytes, lines: Sequence[bytes], leaves: bytes) -> Frames:
             here = rows[np.searchsorted(rows, span.start) : np.searchsorted(rows, span.stop)]
             expected = _ends(kind, digits[here - span.start], links[here])
             stops[here] = sizes[here] - expected.shape[1]
-            if stops[here].min(initial=MAX_LINE) < len(BODY):
+            if stops[here].min(initial=MAX_LINE) < len(ENTRY_START):
                 raise OddBlockError
             if _cut(text, ends[here] - expected.shape[1], expected.shape[1]).tobytes() != expected.tobytes():
                 raise OddBlockError
