@@ -39,7 +39,7 @@ from gradwarden.runtime.verification.memory import believing
 from gradwarden.runtime.verification.rank_audit import rank_findings, unnamed
 from gradwarden.runtime.verification.rank_comparison import compared
 from gradwarden.runtime.verification.rank_steps import RankSteps
-from gradwarden.runtime.verification.terms import Terms, terms
+from gradwarden.runtime.verification.terms import Terms, programs_of, terms
 from gradwarden.runtime.verification.verify import VerifyReport, verify_ledger
 
 
@@ -79,7 +79,7 @@ def verify_job(
     told of bytes of weights that are, from any thread. Raises LedgerError only where a file cannot be read,
     and MemoryFileError for what was remembered.
     """
-    expected = () if program is None else (program,) if isinstance(program, Program) else tuple(program)
+    expected = programs_of(program)
     asked = terms(keys, expected, approvers, None)
     task = _Task(folder, keys, expected, approvers, weights, earlier, asked, remember, progress, hashed)
     if since is None:

@@ -24,6 +24,11 @@ class Terms:
     only: str | None
 
 
+def programs_of(program: Program | Sequence[Program] | None) -> tuple[Program, ...]:
+    """Return what a run must have been governed by: nothing, one program, or several."""
+    return () if program is None else tuple(program) if isinstance(program, Sequence) else (program,)
+
+
 def terms(
     keys: Sequence[PublicKey], programs: Sequence[Program], approvers: Approvers, only: str | None
 ) -> Terms:

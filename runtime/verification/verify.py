@@ -18,7 +18,7 @@ from gradwarden.runtime.ledger.key_changes import KeyChange, Rotation
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.program_signature import NOBODY, Approvers
 from gradwarden.runtime.verification.key_periods import key_periods
-from gradwarden.runtime.verification.terms import Terms, terms
+from gradwarden.runtime.verification.terms import Terms, programs_of, terms
 
 # To check a chain takes little time, and to load what replays a run takes part of that: it is loaded on use.
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def verify_ledger(
 
     Raises LedgerError only where the file cannot be read, and MemoryFileError for what was remembered.
     """
-    expected = () if program is None else tuple(program) if isinstance(program, Sequence) else (program,)
+    expected = programs_of(program)
     given = () if weights is None else (weights,) if isinstance(weights, Path) else tuple(weights)
     asked = terms(keys, expected, approvers, only)
     task = _Task(
