@@ -109,14 +109,14 @@ def _clashing(
     Where more say alike what the reference does not than say what it does, it is the reference that is named.
     """
     clash, times = Counter(clashes.values()).most_common(1)[0]
-    alike = {one: 1 + _agreeing(one.step, clashes, others) for one in set(clashes.values())}
-    if times > alike[clash]:
+    alike = {step: 1 + _agreeing(step, clashes, others) for step in {one.step for one in clashes.values()}}
+    if times > alike[clash.step]:
         message = f"at step {clash.step} rank {reference} has another {clash.what} than {times} others"
         yield finding("contradiction", message, [reference])
         return
     for rank, found in clashes.items():
         message = f"at step {found.step} rank {rank} has another {found.what} than rank {reference}"
-        yield finding("contradiction", message, [reference, rank] if alike[found] == 1 else [rank])
+        yield finding("contradiction", message, [reference, rank] if alike[found.step] == 1 else [rank])
 
 
 def _agreeing(step: int, clashes: Mapping[int, Clash], others: Mapping[int, RankSteps]) -> int:
