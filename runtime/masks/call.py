@@ -106,10 +106,9 @@ class Call:
         return parameters.summed(rows, bias_rows)
 
     def _rows(self, rows: Rows, place: int) -> Rows | None:
-        mode, key = self.plan.mode, self.ids[place]
-        if key in mode.skip or (mode.only is not None and key not in mode.only):
+        if not self.plan.wants(self.ids[place]):
             return None
-        if mode.raw:
+        if self.plan.mode.raw:
             return None if rows.idle and self.homes[place] is None else self.plan.every
         return None if rows.idle else rows
 

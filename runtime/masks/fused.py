@@ -141,10 +141,7 @@ class FusedEngine:
         for parameter, gradient in self._gradients.gradients(
             plan, losses, checked_normaliser(normaliser), chosen, retain_graph, self._passes, sink
         ):
-            if parameter.grad is None:
-                parameter.grad = gradient
-            else:
-                add_gradient(parameter, gradient)
+            add_gradient(parameter, gradient)
         self._forward.let_go()
         if not retain_graph:
             self._forward.plan = None
