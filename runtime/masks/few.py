@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gradwarden.policy.context import FloatArray
 from gradwarden.runtime.masks.unitwise import (
+    LINE,
     Owners,
     Stacked,
     Unitwise,
@@ -29,8 +30,6 @@ from gradwarden.runtime.masks.unitwise import (
     wide,
 )
 
-_LINE = 1024
-"""Elements of a gradient whose squares are added up at its own precision."""
 _EVEN = 4
 """The gradients of a multiple of so many units are formed at once: cores share them evenly."""
 _AT_ONCE = 5 << 19
@@ -178,8 +177,8 @@ def weighed(tensor: Tensor, weights: list[float]) -> Tensor:
 def _squares(gradients: Tensor) -> FloatArray:
     """Return the squared L2 norms of units' gradients [pieces, units, lines, width]: see `squared_norm`."""
     pieces, units, lines, width = gradients.shape
-    if lines * width % _LINE == 0:
-        gradients = gradients.view(pieces, units, -1, _LINE)
+    if lines * width % LINE == 0:
+        gradients = gradients.view(pieces, units, -1, LINE)
     norms = line_norms(gradients).double()
     found: Tensor = norms.square_().sum((0, 2))
     return found.cpu().numpy()

@@ -23,7 +23,7 @@ from gradwarden.runtime.masks.rows import Rows
 
 _GIVE_WAY = 64.0
 """By how many units of rounding a clipped gradient stays below its bound."""
-_LINE = 1024
+LINE = 1024
 """Elements of a gradient whose squares are added up at its own precision."""
 _LONG = 1 << 12
 """Up to how many, where lines of that length are not to be had. Of 50 257 equal ones, what is lost shows."""
@@ -124,8 +124,8 @@ def squared_norm(gradient: Tensor) -> float:
     Accumulated in the gradient's precision, at least float32, along short lines of it only, else in float64.
     """
     if gradient.dim() > 1:
-        whole = gradient.numel() % _LINE == 0 and gradient.is_contiguous()
-        gradient = line_norms(gradient.view(-1, _LINE) if whole else gradient.flatten(1))
+        whole = gradient.numel() % LINE == 0 and gradient.is_contiguous()
+        gradient = line_norms(gradient.view(-1, LINE) if whole else gradient.flatten(1))
     wide = gradient.double()
     return float(torch.dot(wide, wide))
 
