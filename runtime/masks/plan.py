@@ -200,8 +200,7 @@ class Plan:
         if not bands:
             return None
         first, *others = bands
-        opened = self.columns[first] > 0 if others else None
-        if opened is not None and any(not np.array_equal(opened, self.columns[k] > 0) for k in others):
+        if any(not np.array_equal(self._live[first], self._live[band]) for band in others):
             return None
         return self.bands[first]
 
