@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -188,6 +188,11 @@ class Forward(Present):
             return block.stock(*args, **kwargs)
         if not self.replaying:
             block.before |= self._reached
+        if self.collective:
+            # In one piece on every process, or on none; rows without a graph would end it on this one alone.
+            reached = plan.mode.whole_inputs or plan.any_reach(block.own | block.before)
+            with nullcontext() if reached else without_graph():
+                return block.stock(*args, **kwargs)
         given = block.given(args, kwargs, plan.batch)
         part = self._part(plan, block, given)
         if part is plan:
@@ -216,10 +221,6 @@ class Forward(Present):
         It is chosen at the block's first call in a batch and stays: layers that are recomputed inside it look
         it up again.
         """
-        if self.collective:
-            # In one piece on every process, or on none; rows without a graph would end it on this one alone.
-            reached = plan.mode.whole_inputs or plan.any_reach(block.own | block.before)
-            return plan if reached else None
         fault = given.fault
         if self.plain:
             fault = "the model is given the batch in several views"
