@@ -213,15 +213,14 @@ def _leaf_kind() -> Any:
 def _learn(kind: type) -> str:
     """Return what nodes of a kind are, and remember it."""
     own = getattr(kind, "_forward_cls", None)  # of autograd functions in Python
+    name = _name(kind)
     if own in _FUNCTIONS:
         role = _LAYER
     elif own is BorderRows or own is JoinRows:
         role = _BORDER if own is BorderRows else _JOIN
+    elif name == "ToCopy":
+        role = _CAST
     else:
-        name = _name(kind)
-        if name == "ToCopy":
-            _roles[kind] = _CAST
-            return _CAST
         watched = name in _MOVERS or name in _DETAILS or name in ("Bmm", "Gather", "Mm")
         role = _MOVER if watched or name.startswith("Nested") else ""
     _roles[kind] = role
