@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
-    from examples.memorization.confidence import Level
+    from examples.memorization.confidence import Interval, Level
     from examples.memorization.detection import Curve
     from examples.memorization.unseen import Traces
 
@@ -67,9 +67,8 @@ def _curves(axes: Axes, curves: Sequence[Curve]) -> None:
 def _shares(axes: Axes, levels: Sequence[Level]) -> None:
     for own in _by_policy(axes, levels):
         shares = [100 * one.extracted for one in own]
-        low = [100 * (one.extracted - one.extracted_within[0]) for one in own]
-        high = [100 * (one.extracted_within[1] - one.extracted) for one in own]
-        _points(axes, own[0].policy, shares, low, high)
+        within = [(100 * low, 100 * high) for low, high in (one.extracted_within for one in own)]
+        _points(axes, own[0].policy, shares, within)
     axes.set(ylabel="%", ylim=(-4, 104))
 
 
@@ -79,23 +78,16 @@ def _exposures(axes: Axes, levels: Sequence[Level]) -> None:
     low, high = zip(*(one.chance for one in own), strict=True)
     axes.fill_between(range(len(own)), low, high, color="0.88", linewidth=0, zorder=0)
     for own in _by_policy(axes, levels):
-        _points(
-            axes,
-            own[0].policy,
-            [one.exposure for one in own],
-            [one.exposure - one.exposure_within[0] for one in own],
-            [one.exposure_within[1] - one.exposure for one in own],
-        )
+        exposures, within = [one.exposure for one in own], [one.exposure_within for one in own]
+        _points(axes, own[0].policy, exposures, within)
     axes.set(ylabel="bits")
 
 
 def _differences(axes: Axes, left: Sequence[Traces]) -> None:
     """Draw by how much canaries are more exposed than the same canaries never seen, with intervals."""
     for own in _by_policy(axes, [one for one in left if one.repetitions is not None]):
-        values = [one.more_exposure.value for one in own]
-        low = [value - one.more_exposure.within[0] for value, one in zip(values, own, strict=True)]
-        high = [one.more_exposure.within[1] - value for value, one in zip(values, own, strict=True)]
-        _points(axes, own[0].policy, values, low, high)
+        means = [one.more_exposure for one in own]
+        _points(axes, own[0].policy, [one.value for one in means], [one.within for one in means])
     axes.axhline(0.0, color="0.6", linewidth=0.8, zorder=0)
     axes.set(ylabel="bits")
 
@@ -108,8 +100,11 @@ def _by_policy(axes: Axes, levels: Sequence[Group]) -> list[list[Group]]:
     return found
 
 
-def _points(axes: Axes, policy: str, values: list[float], low: list[float], high: list[float]) -> None:
+def _points(axes: Axes, policy: str, values: Sequence[float], within: Sequence[Interval]) -> None:
+    """Draw values with their intervals."""
     number = STYLES.index(policy)
+    low = [value - least for value, (least, _) in zip(values, within, strict=True)]
+    high = [most - value for value, (_, most) in zip(values, within, strict=True)]
     places = [place + SHIFT * (number - 2) for place in range(len(values))]
     style = {"color": COLOURS[number], "marker": MARKERS[number], "markersize": 4, "label": policy}
     axes.errorbar(places, values, (low, high), linewidth=1, elinewidth=0.8, **style)
