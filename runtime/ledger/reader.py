@@ -115,31 +115,52 @@ def absent(path: str | os.PathLike[str]) -> Archives | None:
     return archives if archives is not None and archives.missing() else None
 
 
-def read_entries(path: str | os.PathLike[str], *, allow_partial_tail: bool = False) -> Iterator[Entry]:
+def _pieces_held(path: str | os.PathLike[str]) -> Iterator[Piece]:
+    """Yield the pieces of a ledger, which stays open."""
+    with open_ledger(path) as file:
+        yield from pieces(file)
+
+
+def _pieces_apart(path: str | os.PathLike[str]) -> Iterator[Piece]:
+    """Yield the pieces of a ledger, each read by itself: in between the file is closed."""
+    offset, whole = 0, True
+    while whole:
+        with open_ledger(path) as file:
+            for piece in pieces(file, offset):
+                whole = bool(piece.lines)
+                if whole:
+                    break
+        yield piece
+        offset += sum(map(len, piece.lines)) + len(piece.lines)
+
+
+def read_entries(
+    path: str | os.PathLike[str], *, allow_partial_tail: bool = False, held: bool = True
+) -> Iterator[Entry]:
     """Yield the entries of a ledger in order; their shape, index and link to the entry before are checked.
 
-    allow_partial_tail: end quietly at an unfinished last line, as a ledger has that is being written.
-    Raises LedgerDamaged at the first line that is not what must stand there, LedgerError for a file that
-    cannot be read.
+    allow_partial_tail: end quietly at an unfinished last line, as a ledger has that is being written. held:
+    whether the file stays open; else it is opened for a piece at a time, so that thousands can be gone
+    through side by side. Raises LedgerDamaged at the first line that is not what must stand there,
+    LedgerError for a file that cannot be read.
     """
     index, prev = 0, ZERO_HASH
-    with open_ledger(path) as file:
-        for piece in pieces(file):
-            offset = piece.offset
-            for line in piece.lines:
-                entry = read_line(line, index, offset, prev)
-                yield entry
-                prev = sha256(b"\x00" + line).hexdigest()
-                offset += len(line) + 1
-                index += 1
-            if piece.rest and not allow_partial_tail:
-                raise LedgerDamaged(
-                    f"entry {index} at byte {offset} is cut off",
-                    index=index,
-                    offset=offset,
-                    problem="torn_tail",
-                    help="open the ledger for writing to set the torn tail aside",
-                )
+    for piece in _pieces_held(path) if held else _pieces_apart(path):
+        offset = piece.offset
+        for line in piece.lines:
+            entry = read_line(line, index, offset, prev)
+            yield entry
+            prev = sha256(b"\x00" + line).hexdigest()
+            offset += len(line) + 1
+            index += 1
+        if piece.rest and not allow_partial_tail:
+            raise LedgerDamaged(
+                f"entry {index} at byte {offset} is cut off",
+                index=index,
+                offset=offset,
+                problem="torn_tail",
+                help="open the ledger for writing to set the torn tail aside",
+            )
 
 
 def read_line(line: bytes, index: int, offset: int, prev: str) -> Entry:

@@ -100,11 +100,11 @@ class RecordedRun:
     `History` adds entries up to what a run goes on from, and keeps no step; this gives every step, with the
     classes and decisions that it names, and adds nothing up.
 
-    opened: the body of the opening entry, once `stretches` has begun.
+    opened: the body of the opening entry. The file is open only while a piece of it is read.
     """
 
     def __init__(self, ledger: Path) -> None:
-        self._entries = read_entries(ledger, allow_partial_tail=True)
+        self._entries = read_entries(ledger, allow_partial_tail=True, held=False)
         self._next: Any = next(self._entries, None)
         self.opened: Mapping[str, Any] = {} if self._next is None else self._next.body
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -47,3 +49,16 @@ def test_exposures_are_those_of_all_ranks(steps: list[tuple[list[str], list[str]
         found = what_if_of_ranks(dict(enumerate(ranks)), data(), other)
         assert found.whole == what_if(whole, data(), other)
         assert sum(own.uses for own in found.ranks.values()) == found.whole.uses
+
+
+def test_more_ranks_than_files_may_be_open_are_decided_again(tmp_path: Path) -> None:
+    steps = [[[name] for name in NAMES * 8]] * 2
+    ranks = dict(enumerate(trained(tmp_path / "job", steps)))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    open_now = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 8, before[1]))
+    try:
+        found = what_if_of_ranks(ranks, data(), program(2, RULES))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert (len(found.ranks), found.whole.steps, found.whole.uses) == (40, 2, 80)
