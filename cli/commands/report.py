@@ -12,7 +12,8 @@ from gradwarden.cli.app import verb
 from gradwarden.cli.failures import InputError
 from gradwarden.cli.files import write_text
 from gradwarden.cli.inputs import check_begun
-from gradwarden.cli.job_verdict import JOB_MEANINGS, JobVerdict, judge_job
+from gradwarden.cli.job_judging import judge_job
+from gradwarden.cli.job_verdict import JOB_MEANINGS, JobVerdict
 from gradwarden.cli.judging import judge
 from gradwarden.cli.manifest import text_lines
 from gradwarden.cli.options import FILE, trust_options
@@ -88,7 +89,8 @@ def command(
             f"no report is made of `{ledger}`, which was altered: what it says means nothing",
             help="`gradwarden verify` says where",
         )
-    account = _account(ledger, _groups(groups, by, secret))
+    ranks = verdict.report.facts["ranks"] if isinstance(verdict, JobVerdict) else None
+    account = _account(ledger, _groups(groups, by, secret), ranks)
     write_text(output, render(account, verdict.to_json(), meanings[verdict.status]))
     if output_format == "json":
         emit_json({"ok": verdict.ok, "status": verdict.status, "output": str(output)})
@@ -132,10 +134,10 @@ def _groups(manifest: Path | None, by: str | None, secret: Path | None) -> Group
     return Groups(manifest, secret, committer.secret_commitment, found)
 
 
-def _account(ledger: Path, groups: Groups | None) -> Account:
-    """Add up a ledger, or those of a job."""
+def _account(ledger: Path, groups: Groups | None, ranks: int | None) -> Account:
+    """Add up a ledger, or those of a job. ranks: how many that has, where its log of logs says so."""
     found = None if groups is None else groups.by_commitment
-    account = _account_of_job(ledger, found) if ledger.is_dir() else _account_of_run(ledger, found)
+    account = _account_of_job(ledger, found, ranks) if ledger.is_dir() else _account_of_run(ledger, found)
     if groups is not None:
         groups.check(account)
     return account
@@ -159,13 +161,13 @@ def _account_of_run(ledger: Path, found: Mapping[bytes, str] | None) -> Account:
     return accountant.finish()
 
 
-def _account_of_job(folder: Path, groups: Mapping[bytes, str] | None) -> Account:
-    from gradwarden.runtime.jobs.layout import ranks_found
+def _account_of_job(folder: Path, groups: Mapping[bytes, str] | None, count: int | None) -> Account:
+    from gradwarden.runtime.jobs.layout import MOST_RANKS
     from gradwarden.runtime.jobs.progress import size_of_ranks
-    from gradwarden.runtime.provenance.making import walk_ranks
+    from gradwarden.runtime.provenance.making import ranks_of, walk_ranks
     from gradwarden.runtime.report.account import Accountant
 
-    ranks = list(ranks_found(folder))
+    ranks = ranks_of(folder, MOST_RANKS if count is None else count)
     if not ranks:
         raise InputError(
             f"`{folder}` has no ledger of a rank",
@@ -173,7 +175,7 @@ def _account_of_job(folder: Path, groups: Mapping[bytes, str] | None) -> Account
         )
     accountant = Accountant(groups, ranks)
     with progress(f"reading {folder.name}", size_of_ranks(folder), "bytes") as advance:
-        walk_ranks(folder, (), accountant.begin, arrived(advance))
+        walk_ranks(folder, ranks, (), accountant.begin, arrived(advance))
     return accountant.finish()
 
 

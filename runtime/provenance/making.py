@@ -83,7 +83,8 @@ def _make_of_job(job: Path, folder: Path, keys: Sequence[PublicKey], progress: P
     first = next(read_entries(log_path(job)), None)
     if first is None or first.kind != JOB_OPENING:
         raise TraceError(f"`{job}` is not the folder of a job")
-    tables, numbering = Tables(folder, next(ranks_found(job), 0)), Numbering(shared=True)
+    ranks = ranks_of(job, first.body["ranks"])
+    tables, numbering = Tables(folder, next(iter(ranks), 0)), Numbering(shared=True)
     collectors: list[Collector] = []
 
     def begin(rank: int) -> Listener:
@@ -93,7 +94,7 @@ def _make_of_job(job: Path, folder: Path, keys: Sequence[PublicKey], progress: P
         collectors.append(Collector(tables, numbering))
         return collectors[-1].accept
 
-    chains = walk_ranks(job, keys, begin, progress)
+    chains = walk_ranks(job, ranks, keys, begin, progress)
     collectors[-1].finish()
     return Index(
         ledger=job,
@@ -113,16 +114,31 @@ def _make_of_job(job: Path, folder: Path, keys: Sequence[PublicKey], progress: P
     )
 
 
+def ranks_of(job: Path, ranks: int) -> list[int]:
+    """Return the ranks of a job that have a ledger in its folder. Raises TraceError where another has one."""
+    found = list(ranks_found(job))
+    if found and found[-1] >= ranks:
+        raise TraceError(
+            f"`{rank_path(job, found[-1])}` is of a rank that the job does not have: it has {ranks}",
+            help="`gradwarden verify` says more; move the ledger to the folder of its own job",
+        )
+    return found
+
+
 def walk_ranks(
-    job: Path, keys: Sequence[PublicKey], begin: Callable[[int], Listener], progress: Progress | None = None
+    job: Path,
+    ranks: Sequence[int],
+    keys: Sequence[PublicKey],
+    begin: Callable[[int], Listener],
+    progress: Progress | None = None,
 ) -> dict[int, ChainReport]:
     """Tell the entries of the ledgers of a job's ranks, one after the other; return what was found of each.
 
-    begin: gives who is told of a rank's entries, once the ranks before it are done. progress: through all of
-    them. Raises as `build_index`, also where no rank has a ledger.
+    ranks: those that have one. begin: gives who is told of a rank's entries, once the ranks before it are
+    done. progress: through all of them. Raises as `build_index`, also where no rank has a ledger.
     """
     told = over_ranks(job, progress)
-    found = {rank: walk(rank_path(job, rank), keys, begin(rank), told(rank)) for rank in ranks_found(job)}
+    found = {rank: walk(rank_path(job, rank), keys, begin(rank), told(rank)) for rank in ranks}
     if not found:
         raise TraceError(f"no rank has a ledger in `{job}`")
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
@@ -135,6 +136,17 @@ def test_a_job_is_shown_as_one_run(run: Run, here: Path, signer: Signer) -> None
     assert "lost_rank" in (here / "r.html").read_text()
 
 
+def test_a_ledger_of_a_rank_that_a_job_has_not_is_not_taken_in(run: Run, here: Path, signer: Signer) -> None:
+    sealed_job(here / "job", signer)
+    signer.public.save(here / "run.pub")
+    shutil.copy(rank_path(here / "job", 2), rank_path(here / "job", 7))
+    for command in (("report", "job", "--key", "run.pub", "-o", "r.html"), ("trace", "band", "job", "deep")):
+        result = run(*command)
+        assert result.exit_code > 0
+        assert "of a rank that the job does not have: it has 3" in result.stderr
+    assert not (here / "r.html").exists()
+
+
 def test_the_weight_of_a_job_is_that_of_one_run_with_all_its_batches(tmp_path: Path, signer: Signer) -> None:
     job, whole = Job(tmp_path / "job", signer, 3), Job(tmp_path / "whole", signer, 1)
     for number in range(6):
@@ -144,8 +156,8 @@ def test_the_weight_of_a_job_is_that_of_one_run_with_all_its_batches(tmp_path: P
     job.seal()
     whole.seal()
     found, other = Accountant(ranks=[0, 1, 2]), Accountant(ranks=[0])
-    walk_ranks(job.folder, (), found.begin)
-    walk_ranks(whole.folder, (), other.begin)
+    walk_ranks(job.folder, range(3), (), found.begin)
+    walk_ranks(whole.folder, range(1), (), other.begin)
     one, two = found.finish(), other.finish()
     assert (one.shaping, one.verdicts, one.steps, one.uses) == (
         two.shaping,
