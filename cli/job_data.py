@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from gradwarden.cli.inputs import load_program
-from gradwarden.cli.job_verdict import JobVerdict, with_findings
+from gradwarden.cli.job_judging import with_findings
+from gradwarden.cli.job_verdict import JobVerdict
 from gradwarden.cli.judging import SOUND
 from gradwarden.cli.opened import open_data, program_of
 

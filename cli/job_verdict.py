@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from gradwarden.cli.diagnostics import plural, printable
-from gradwarden.cli.inputs import read_head_note
-from gradwarden.cli.judging import SOUND, size_of_weights
 from gradwarden.cli.opened import difference_to_json, show_difference
-from gradwarden.cli.output import arrived, progress
-from gradwarden.cli.verdict import MEANINGS, SINCE, STATUSES, steady_line
+from gradwarden.cli.verdict import MEANINGS, SINCE, steady_line
 from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.jobs.layout import named_ranks
 
 if TYPE_CHECKING:
-    from gradwarden.policy.program import Program
-    from gradwarden.runtime.evidence.trust import Trust
-    from gradwarden.runtime.ledger.program_signature import Approvers
     from gradwarden.runtime.verification.job_report import JobFinding, JobReport
     from gradwarden.runtime.verification.what_if import JobDifference
 
@@ -51,6 +43,8 @@ HELP = {
     "weights_mismatch": "`gradwarden log FOLDER/rank-NNNN.ledger --kind checkpoint` lists those of a rank",
     "weights_unnamed": "a rank that was killed leaves this; `--earlier` accepts a checkpoint that all name",
     "wrong_shares": "`gradwarden log FOLDER/rank-NNNN.ledger --steps N` shows what each has recorded",
+    "timestamp_invalid": "give the certificate of the authority, or of who certifies it, with --tsa",
+    "rotation_overdue": "`gradwarden rotate` hands a ledger over to a fresh key",
 }
 
 MOST_RANKS = 16
@@ -79,6 +73,8 @@ class JobVerdict:
     weights: tuple[Path, ...] = ()
     memory: Path | None = None
     """What was found earlier, and gone on from."""
+    remembered: Path | None = None
+    """Where what was found now is kept."""
     opened: int | None = None
     other: Path | None = None
     difference: JobDifference | None = None
@@ -103,6 +99,13 @@ class JobVerdict:
         facts = self.report.facts
         since = facts.get("since") or {"entries": 0, "decisions": 0, "steps": 0}
         behind = f" behind the first {since['entries']:,} entries" if since["entries"] else ""
+        for stamp in facts.get("timestamps", ()):
+            heads = [size for size in stamp["ranks"].values() if size]
+            yield printable(
+                f"the first {stamp['entries']:,} entries of the log of logs, and {sum(heads):,} of "
+                f"{plural(len(heads), 'rank')} that they bind, existed at {stamp['time']}, "
+                f"says {stamp['authority']}"
+            )
         ranks = plural(len(self.report.ranks), "rank")
         yield f"the ledgers of {ranks}{behind}: form, order, links, tree and heads"
         if decisions := facts["decisions_replayed"] - since["decisions"]:
@@ -132,6 +135,8 @@ class JobVerdict:
                 f"the first {since['entries']:,} entries of all ranks, as verified at {since['at']}: that "
                 f"they are still the same, and `{self.memory}` your own, was taken on trust (--since)"
             )
+        if only := self.report.facts.get("only"):
+            yield f"the decisions, exposures, budgets and outcomes of each rank (--only {only})"
         yield "that every training step was offered to the ledgers: they are self-attested"
         if not self.policy_given:
             yield "the policy: that of the ledgers was taken at its word (--policy)"
@@ -225,117 +230,33 @@ class JobVerdict:
         }
 
 
-def judge_job(
-    folder: Path,
-    trust: Trust,
-    *,
-    programs: Sequence[Program] = (),
-    approvers: Approvers | None = None,
-    checkpoints: Sequence[Path] = (),
-    weights: Sequence[Path] = (),
-    earlier: bool = False,
-    since: Path | None = None,
-    remember: Path | None = None,
-) -> JobVerdict:
-    """Verify a job's folder, and compare its log of logs with heads that were kept elsewhere.
-
-    programs, approvers: what must have governed every rank, and who must have signed it. weights, earlier:
-    as of `verify_job`. since, remember: files with what an earlier verification found, and for what this one
-    finds.
-    """
-    from gradwarden.runtime.jobs.layout import log_path
-    from gradwarden.runtime.jobs.progress import size_of_ranks
-    from gradwarden.runtime.ledger.program_signature import NOBODY
-    from gradwarden.runtime.verification.job_verify import verify_job
-
-    notes = [read_head_note(path) for path in checkpoints]
-    total = size_of_ranks(folder) + size_of_weights(weights)
-    with progress(f"verifying {folder.name}", total, "bytes") as advance:
-        report = verify_job(
-            folder,
-            trust.keys,
-            program=programs,
-            approvers=approvers or NOBODY,
-            weights=weights,
-            earlier=earlier,
-            since=since,
-            remember=remember is not None,
-            progress=arrived(advance),
-            hashed=advance,
-        )
-    assurance = "self-attested"
-    if notes and log_path(folder).exists():
-        report, assurance = _compared(folder, report, notes, trust)
-    if remember is not None and report.memory is not None and report.status in (*SOUND, "LAGGING"):
-        report.memory.write(remember)
-    return JobVerdict(folder, report, bool(programs), len(notes), assurance, tuple(weights), since)
-
-
-def _compared(folder: Path, report: JobReport, notes: Sequence[bytes], trust: Trust) -> tuple[JobReport, str]:
-    """Compare the log of logs with heads of it; return the report with what that shows, and on whose word."""
-    from gradwarden.runtime.evidence.witnessed import compare_notes
-    from gradwarden.runtime.jobs.layout import log_path
-    from gradwarden.runtime.verification.job_report import JobFinding
-
-    known = compare_notes(log_path(folder), notes, trust, report.facts)
-    found = [
-        JobFinding(one.code, f"the log of logs: {one.message}", index=one.index, status=STATUSES[one.code])
-        for one in known.findings
-    ]
-    facts = known.facts()
-    assurance: str = facts.get("assurance", "self-attested")
-    if "witnessed_entries" in facts:
-        members = _witnessed_members(folder, report, facts["witnessed_entries"])
-        report = replace(report, facts={**report.facts, **facts, "members": members})
-    return with_findings(report, found), assurance
-
-
-def _witnessed_members(folder: Path, report: JobReport, size: int) -> dict[str, Any]:
-    """Return the facts of each rank, with the entries that are bound under a witnessed head.
-
-    size: the entries of the log of logs that such a head covers.
-    """
-    from gradwarden.runtime.errors import LedgerError
-    from gradwarden.runtime.evidence.job_receipt_maker import last_binding
-    from gradwarden.runtime.jobs.layout import log_path
-
-    heads = {}
-    with suppress(LedgerError):  # nothing is bound there, or the log of logs does not hold
-        heads = {str(rank): head.size for rank, head in last_binding(log_path(folder), size).heads.items()}
-    return {
-        rank: {**member, "witnessed_entries": heads.get(rank, 0)}
-        for rank, member in report.facts["members"].items()
-    }
-
-
-def with_findings(report: JobReport, found: Sequence[JobFinding]) -> JobReport:
-    """Return a report with more findings, and the status that these make of it."""
-    from gradwarden.runtime.verification.job_report import STATUSES as WORST_FIRST
-
-    status = min([report.status, *(one.status for one in found)], key=WORST_FIRST.index)
-    return replace(report, status=status, findings=(*report.findings, *found))
-
-
 def show_job(verdict: JobVerdict) -> None:
-    """Write a verdict to standard output, and its findings to standard error."""
+    """Write a verdict to standard output, and its findings to standard error; nothing, if that fails."""
+    for line, to_stderr in tuple(_told(verdict)):
+        click.echo(line, err=to_stderr)
+    if verdict.difference is not None and verdict.other is not None:
+        _show_difference(verdict.difference, verdict.other, verdict.without)
+
+
+def _told(verdict: JobVerdict) -> Iterator[tuple[str, bool]]:
+    """Yield the lines that tell a verdict, each with whether it goes to standard error."""
     report = verdict.report
     colour = "green" if verdict.ok else "yellow" if report.status in ("INCOMPLETE", "LAGGING") else "red"
     status = click.style(report.status, fg=colour, bold=True)
     given = SINCE if report.facts.get("since") else ""
-    click.echo(f"{status} {verdict.folder}: {JOB_MEANINGS[report.status]}{given}")
+    yield f"{status} {verdict.folder}: {JOB_MEANINGS[report.status]}{given}", False
     for line in _lines(report.facts):
-        click.echo(f"  {line}")
-    click.echo(f"  assurance: {verdict.assurance}")
+        yield f"  {line}", False
+    yield f"  assurance: {verdict.assurance}", False
     for heading, lines in (("checked", verdict.checked()), ("not checked", verdict.unchecked())):
-        click.echo(click.style(heading, bold=True))
+        yield click.style(heading, bold=True), False
         for line in lines:
-            click.echo(f"  {line}")
+            yield f"  {line}", False
     for found in report.findings[:MOST_FINDINGS]:
-        _show_finding(found, first=found == verdict.first)
+        for line in _finding_lines(found, first=found == verdict.first):
+            yield line, True
     if len(report.findings) > MOST_FINDINGS:
-        click.echo(f"and {len(report.findings) - MOST_FINDINGS:,} more: --format json has all", err=True)
-    if verdict.difference is not None and verdict.other is not None:
-        _show_difference(verdict.difference, verdict.other, verdict.without)
+        yield f"and {len(report.findings) - MOST_FINDINGS:,} more: --format json has all", True
 
 
 def _show_difference(difference: JobDifference, other: Path, without: Sequence[int]) -> None:
@@ -351,16 +272,16 @@ def _show_difference(difference: JobDifference, other: Path, without: Sequence[i
         click.echo(f"  without {named_ranks(without)}, of which no ledger is here that holds")
 
 
-def _show_finding(found: JobFinding, *, first: bool) -> None:
+def _finding_lines(found: JobFinding, *, first: bool) -> Iterator[str]:
     colour = "red" if found.severity == "error" else "yellow"
     name = click.style(f"{found.severity}[{found.code}]", fg=colour, bold=True)
     where = ""
     if found.index is not None:
         of = f"rank {found.ranks[0]}" if found.ranks else "log of logs"
         where = f"{of}, entry {found.index}{', the first bad one' if first else ''}: "
-    click.echo(f"{where}{name}: {printable(found.message)}", err=True)
+    yield f"{where}{name}: {printable(found.message)}"
     if found.code in HELP:
-        click.echo(f"  {click.style('= help:', fg='cyan')} {HELP[found.code]}", err=True)
+        yield f"  {click.style('= help:', fg='cyan')} {HELP[found.code]}"
 
 
 def _lines(facts: Mapping[str, Any]) -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +15,7 @@ from gradwarden.cli.opened import open_data, program_of
 from gradwarden.cli.output import arrived, progress
 from gradwarden.cli.signing import load_authorities
 from gradwarden.cli.verdict import Signature, Verdict, worst
+from gradwarden.policy.errors import GradwardenError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +30,25 @@ if TYPE_CHECKING:
     from gradwarden.runtime.verification.key_periods import Schedule
     from gradwarden.runtime.verification.verify import Only
     from gradwarden.runtime.verification.what_if import Difference
+
+
+@contextmanager
+def on_trust(since: Path | None) -> Iterator[None]:
+    """Blame a report that cannot be made, or told, on the memory that it goes on from, if there is one.
+
+    A memory is believed, and what is told comes from it. What says itself what is wrong is left as it is.
+    """
+    from gradwarden.runtime.verification.memory import FAULTS, of_no_use
+
+    try:
+        yield
+    except (GradwardenError, click.Abort):
+        raise
+    except FAULTS as error:
+        if since is None:
+            raise
+        raise of_no_use(since) from error
+
 
 SOUND = ("OK", "UNWITNESSED", "INCOMPLETE", "UNTRUSTED")
 """Of such ledgers, what is recorded can be compared with the data."""
@@ -59,7 +81,7 @@ def judge(
     from gradwarden.runtime.ledger.program_signature import NOBODY
     from gradwarden.runtime.verification.verify import verify_ledger
 
-    paths = [*checkpoints, *_stamped(ledger, checkpoints, authority_files)]
+    paths = [*checkpoints, *stamped(ledger, checkpoints, authority_files)]
     notes = [read_head_note(path) for path in paths]
     authorities = load_authorities(authority_files)
     total = ledger.stat().st_size + size_of_weights(weights)
@@ -78,7 +100,7 @@ def judge(
             hashed=advance,
         )
     known = compare_notes(ledger, notes, trust, report.facts)
-    stamps, unstamped = _check_stamps(list(zip(paths, notes, strict=True)), authorities)
+    stamps, unstamped = checked_stamps(list(zip(paths, notes, strict=True)), authorities)
     findings = (*known.findings, *unstamped)
     status = worst(report.status, findings)
     remembered = None
@@ -120,7 +142,7 @@ def size_of_weights(weights: Sequence[Path]) -> int:
     return total
 
 
-def _check_stamps(
+def checked_stamps(
     notes: Sequence[tuple[Path, bytes]], authorities: Sequence[Certificate]
 ) -> tuple[tuple[Stamped, ...], tuple[Finding, ...]]:
     """Check the stamps of heads by the certificates of authorities; see `check_stamps`."""
@@ -131,7 +153,7 @@ def _check_stamps(
     return check_stamps(notes, authorities)
 
 
-def _stamped(ledger: Path, checkpoints: Sequence[Path], authority_files: Sequence[Path]) -> list[Path]:
+def stamped(ledger: Path, checkpoints: Sequence[Path], authority_files: Sequence[Path]) -> list[Path]:
     """Return the head beside a ledger where it has a time stamp and stamps are asked for.
 
     Raises UsageError where they are, and no head at hand has one.

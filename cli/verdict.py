@@ -277,17 +277,23 @@ def help_for(finding: Finding) -> str | None:
 
 
 def show(verdict: Verdict) -> None:
-    """Write a verdict to standard output, and its findings to standard error."""
+    """Write a verdict to standard output, and its findings to standard error; nothing, if that fails."""
+    for line, to_stderr in tuple(_told(verdict)):
+        click.echo(line, err=to_stderr)
+
+
+def _told(verdict: Verdict) -> Iterator[tuple[str, bool]]:
+    """Yield the lines that tell a verdict, each with whether it goes to standard error."""
     colour = "green" if verdict.ok else "yellow" if verdict.status == "INCOMPLETE" else "red"
     status = click.style(verdict.status, fg=colour, bold=True)
     meaning = PARTLY if verdict.ok and verdict.facts["only"] else MEANINGS.get(verdict.status, "")
-    click.echo(f"{status} {verdict.ledger}: {meaning}{SINCE if verdict.facts['since'] else ''}")
+    yield f"{status} {verdict.ledger}: {meaning}{SINCE if verdict.facts['since'] else ''}", False
     for line in _run_lines(verdict.facts):
-        click.echo(f"  {line}")
+        yield f"  {line}", False
     for heading, lines in (("checked", verdict.checked()), ("not checked", verdict.unchecked())):
-        click.echo(click.style(heading, bold=True))
+        yield click.style(heading, bold=True), False
         for line in lines:
-            click.echo(f"  {line}")
+            yield f"  {line}", False
     for finding in verdict.findings:
         name = click.style(
             f"{finding.severity}[{finding.code}]",
@@ -295,10 +301,10 @@ def show(verdict: Verdict) -> None:
             bold=True,
         )
         first = ", the first bad one" if finding == verdict.first else ""
-        click.echo(f"entry {finding.index}{first}: {name}: {printable(finding.message)}", err=True)
+        yield f"entry {finding.index}{first}: {name}: {printable(finding.message)}", True
         remedy = help_for(finding)
         if remedy:
-            click.echo(f"  {click.style('= help:', fg='cyan')} {remedy}", err=True)
+            yield f"  {click.style('= help:', fg='cyan')} {remedy}", True
 
 
 def _weights_lines(facts: Mapping[str, Any]) -> Iterator[str]:

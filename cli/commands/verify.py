@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradwarden.cli.app import verb
+from gradwarden.cli.failures import complain
 from gradwarden.cli.inputs import load_program
 from gradwarden.cli.job_data import job_with_data
-from gradwarden.cli.job_verdict import judge_job, show_job
-from gradwarden.cli.judging import held_to, judge, with_data
+from gradwarden.cli.job_judging import job_held_to, judge_job
+from gradwarden.cli.job_verdict import show_job
+from gradwarden.cli.judging import held_to, judge, on_trust, with_data
 from gradwarden.cli.opened import difference_to_json, show_difference
 from gradwarden.cli.options import FILE, trust_options
 from gradwarden.cli.output import emit_json, format_option
@@ -157,11 +159,14 @@ def command(
     the log of logs; --data and --secret open the commitments of all ranks, and --what-if decides all of them
     again, with the exposures of the whole job. --checkpoint-weights must be what every rank names last.
 
+    Time stamps are then of heads of the log of logs, and --rotate-every is asked of each ledger; --only
+    entries leaves the decisions of all ranks open, and still compares the ranks.
+
     With --remember what a verification found goes to a file of your own; with --since the next one takes that
     up, reads and replays only what is new, and says what it took on trust: that the entries before are
     still the bytes that were verified. Asked for the same, it comes to what a whole verification would, but
     for that. A ledger that no longer has the last entry remembered is gone through as a whole; so is a job,
-    of which all ranks are remembered together.
+    of which all ranks are remembered together. Where nothing was remembered a warning says so.
 
     Given a compiled program instead of a ledger, its signature (PROGRAM.json.note) is checked.
 
@@ -187,6 +192,7 @@ def command(
       gradwarden verify job/ --key run.pub --data records.jsonl --secret job/job.secret
       gradwarden verify run.ledger --key run.pub --remember mine.memory
       gradwarden verify run.ledger --key run.pub --since mine.memory --remember mine.memory
+      gradwarden verify job/ --key run.pub --tsa authority.pem
       gradwarden verify job/ --key run.pub --checkpoint-weights model.safetensors
       gradwarden verify job/ --key run.pub --since job.memory --remember job.memory
       gradwarden verify clinical.json --key release.pub
@@ -199,25 +205,14 @@ def command(
         others = (checkpoints, checkpoint_weights, authority_files, approver_files, data, since, remember)
         _refuse((policies or any(others), f"`{ledger}` is a program: only its signature is checked"))
         return verify_program(ledger, trust.keys, output_format)
-    if ledger.is_dir():
-        whole = (authority_files, only, schedule)
-        _refuse(
-            (
-                any(whole),
-                f"`{ledger}` is a folder, and so a job: --tsa, --only and --rotate-every are for the ledger "
-                "of one rank, by itself",
-            ),
-        )
-    else:
-        replaying = policies or approver_files or checkpoint_weights or data
-        _refuse(
-            (only and replaying, f"`--only {only}` replays nothing; {REPLAYING} need it"),
-            (
-                _is_log_of_logs(ledger),
-                f"`{ledger}` is the log of logs of a job: give its folder, `{ledger.parent}`",
-            ),
-        )
+    replaying = policies or approver_files or checkpoint_weights or data
     _refuse(
+        (only and replaying, f"`--only {only}` replays nothing; {REPLAYING} need it"),
+        (only == "chain" and ledger.is_dir(), f"`{ledger}` is the folder of a job: {COMPARED}"),
+        (
+            not ledger.is_dir() and _is_log_of_logs(ledger),
+            f"`{ledger}` is the log of logs of a job: give its folder, `{ledger.parent}`",
+        ),
         ((data is None) != (secret is None), TOGETHER),
         (supplier_files and not data, WHOSE),
         (what_if and not data, OPENED),
@@ -227,7 +222,31 @@ def command(
     programs = [load_program(policy, model_map) for policy in policies]
     approvers = _approvers(approver_files, policy_signers)
     if ledger.is_dir():
-        job = judge_job(
+        with on_trust(since):
+            job = judge_job(
+                ledger,
+                trust,
+                programs=programs,
+                approvers=approvers,
+                checkpoints=checkpoints,
+                weights=checkpoint_weights,
+                earlier=earlier,
+                authority_files=authority_files,
+                only="entries" if only else None,
+                since=since,
+                remember=remember,
+            )
+            if schedule is not None:
+                job = job_held_to(job, schedule)
+            if data is not None and secret is not None:
+                job = job_with_data(job, data, secret, supplier_files, what_if)
+            emit_json(job.to_json()) if output_format == "json" else show_job(job)
+        _say_what_is_kept(remember, job.remembered)
+        return int(not job.ok)
+    other = None if what_if is None else load_program(what_if)
+    signatures = [signature_beside(*pair, trust.keys) for pair in zip(policies, programs, strict=True)]
+    with on_trust(since):
+        verdict = judge(
             ledger,
             trust,
             programs=programs,
@@ -235,42 +254,35 @@ def command(
             checkpoints=checkpoints,
             weights=checkpoint_weights,
             earlier=earlier,
+            signatures=[signature for signature in signatures if signature is not None],
+            authority_files=authority_files,
+            only=only,
             since=since,
             remember=remember,
         )
+        if schedule is not None:
+            verdict = held_to(verdict, schedule)
+        difference = None
         if data is not None and secret is not None:
-            job = job_with_data(job, data, secret, supplier_files, what_if)
-        emit_json(job.to_json()) if output_format == "json" else show_job(job)
-        return int(not job.ok)
-    other = None if what_if is None else load_program(what_if)
-    signatures = [signature_beside(*pair, trust.keys) for pair in zip(policies, programs, strict=True)]
-    verdict = judge(
-        ledger,
-        trust,
-        programs=programs,
-        approvers=approvers,
-        checkpoints=checkpoints,
-        weights=checkpoint_weights,
-        earlier=earlier,
-        signatures=[signature for signature in signatures if signature is not None],
-        authority_files=authority_files,
-        only=only,
-        since=since,
-        remember=remember,
-    )
-    if schedule is not None:
-        verdict = held_to(verdict, schedule)
-    difference = None
-    if data is not None and secret is not None:
-        verdict, difference = with_data(verdict, data, secret, other, supplier_files)
-    if output_format == "json":
-        found = {} if difference is None else {"what_if": difference_to_json(difference)}
-        emit_json({**verdict.to_json(), **found})
-        return int(not verdict.ok)
-    show(verdict)
-    if difference is not None and what_if is not None:
+            verdict, difference = with_data(verdict, data, secret, other, supplier_files)
+        if output_format == "json":
+            found = {} if difference is None else {"what_if": difference_to_json(difference)}
+            emit_json({**verdict.to_json(), **found})
+        else:
+            show(verdict)
+    if output_format != "json" and difference is not None and what_if is not None:
         show_difference(difference, what_if)
+    _say_what_is_kept(remember, verdict.remembered)
     return int(not verdict.ok)
+
+
+def _say_what_is_kept(asked: Path | None, kept: Path | None) -> None:
+    """Warn where nothing was remembered, though that was asked for."""
+    if asked is None or kept is not None:
+        return
+    left = ", and holds what an earlier one found" if asked.exists() else ""
+    message = f"nothing is remembered of this verification: `{asked}` was not written{left}"
+    complain("GW606", message, "only what holds, as far as it goes, is remembered", severity="warning")
 
 
 TOGETHER = "--data and --secret go together: neither opens commitments alone"
@@ -282,6 +294,11 @@ WHICH = "--earlier says which weights will do, and there are none: --checkpoint-
 OPENED = "--what-if needs the metadata of the examples: --data and --secret"
 
 WHOSE = "--supplier says who signed the data set: give it with --data and --secret"
+
+COMPARED = (
+    "its ranks are compared by what their entries say, so --only entries is the least; "
+    "`verify FOLDER/rank-NNNN.ledger --only chain` looks at the chain of one"
+)
 
 REPLAYING = "--policy, --policy-key, --checkpoint-weights, --data"
 

@@ -1,13 +1,14 @@
 """What a verification remembers of a job: of each rank's ledger, and of the log of logs.
 
-A file in the form of `memory`, `gradwarden/job-memory/1`. Of each rank it holds the memory of its ledger, and
+A file in the form of `memory`, `gradwarden/job-memory/2`. Of each rank it holds the memory of its ledger, and
 what the ranks are compared by (`rank_steps`) from the first step on that was not settled on all of them: what
 was before was compared. The log of logs is small, and is read as a whole each time; what is remembered of it
 shows whether it still begins as it did, and up to where its bindings were held against the ranks.
 
-Only of a job in which nothing contradicts anything, and every rank has a ledger, is anything remembered.
-Where one of the ledgers no longer has its last entry that is remembered, the whole job is gone through from
-the start.
+Only of a job in which nothing contradicts anything is anything remembered. A rank whose ledger is missing, or
+holds no complete program yet, is read from its start the next time, and all steps of the others are kept to
+compare it by. Where one of the ledgers no longer has its last entry that is remembered, the whole job is gone
+through from the start.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from gradwarden.runtime.verification.rank_steps import RankSteps
 from gradwarden.runtime.verification.terms import Terms
 from gradwarden.runtime.verification.verify import REWRITTEN, VerifyReport
 
-FORMAT = "gradwarden/job-memory/1"
+FORMAT = "gradwarden/job-memory/2"
 
 
 @frozen
@@ -111,20 +112,22 @@ def remembered_job(
     reports: Mapping[int, VerifyReport],
     steps: Mapping[int, RankSteps],
 ) -> JobMemory | None:
-    """Return what to remember of a job that holds as far as it goes; None where a rank has nothing of it."""
+    """Return what to remember of a job that holds as far as it goes.
+
+    None where the steps that a rank must yet be compared with were left out of an earlier memory.
+    """
     assert log.opened is not None
-    found = {rank: report.memory for rank, report in reports.items()}
-    if chain.links is None or found.keys() != set(range(log.opened["ranks"])):
+    assert chain.links is not None
+    found = {rank: report.memory for rank, report in reports.items() if report.memory is not None}
+    whole = len(found) == log.opened["ranks"]
+    begun = min(steps[rank].settled for rank in found) if whole else 0
+    if any(steps[rank].begun > begun for rank in found):
         return None
-    begun = min(own.settled for own in steps.values())
     bound = {rank: head.size for rank, head in log.last.items()}
     ranks = {
         rank: RankMemory(memory, steps[rank].remember(begun, bound.get(rank, 0)), bound.get(rank, 0))
         for rank, memory in found.items()
-        if memory is not None
     }
-    if len(ranks) < len(found):
-        return None
     return JobMemory(remembered(chain.links, None, asked), ranks)
 
 

@@ -68,7 +68,7 @@ class JobReport:
     """The outcome of verifying a job.
 
     ranks: what was found of each rank's ledger by itself. memory: what a later verification can go on from,
-    where that was asked for, the job holds as far as it goes, and every rank has a ledger.
+    where that was asked for, and the job holds as far as it goes.
     """
 
     status: str

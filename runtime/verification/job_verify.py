@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import Program
@@ -33,6 +33,7 @@ from gradwarden.runtime.verification.job_memory import (
 )
 from gradwarden.runtime.verification.job_report import JobFinding, JobReport, finding, worst
 from gradwarden.runtime.verification.job_weights import check_job_weights
+from gradwarden.runtime.verification.key_periods import key_periods
 from gradwarden.runtime.verification.log_audit import lagging, log_findings, totals
 from gradwarden.runtime.verification.log_of_logs import LogOfLogs
 from gradwarden.runtime.verification.memory import believing
@@ -53,6 +54,7 @@ class _Task:
     approvers: Approvers
     weights: Sequence[Path]
     earlier: bool
+    only: Literal["entries"] | None
     asked: Terms
     remember: bool
     progress: Callable[[int, int], None] | None
@@ -67,6 +69,7 @@ def verify_job(
     approvers: Approvers = NOBODY,
     weights: Sequence[Path] = (),
     earlier: bool = False,
+    only: Literal["entries"] | None = None,
     since: Path | None = None,
     remember: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -74,14 +77,15 @@ def verify_job(
 ) -> JobReport:
     """Verify a job's folder. program, approvers: as of `verify_ledger`, for every rank.
 
-    weights, earlier: as of `verify_ledger`; each rank's ledger must name them. since, remember: as of
-    `verify_ledger`, of all ledgers (`job_memory`). progress: called with (bytes done, bytes in all). hashed:
-    told of bytes of weights that are, from any thread. Raises LedgerError only where a file cannot be read,
-    and MemoryFileError for what was remembered.
+    weights, earlier: as of `verify_ledger`; each rank's ledger must name them. only: where to stop with each
+    of them: the ranks are compared by what their entries say, so they are read at least. since, remember: as
+    of `verify_ledger`, of all ledgers (`job_memory`). progress: called with (bytes done, bytes in all).
+    hashed: told of bytes of weights that are, from any thread. Raises LedgerError only where a file cannot be
+    read, and MemoryFileError for what was remembered.
     """
     expected = programs_of(program)
-    asked = terms(keys, expected, approvers, None)
-    task = _Task(folder, keys, expected, approvers, weights, earlier, asked, remember, progress, hashed)
+    asked = terms(keys, expected, approvers, only)
+    task = _Task(folder, keys, expected, approvers, weights, earlier, only, asked, remember, progress, hashed)
     if since is None:
         return _verified(task, None)
     memory = read_job_memory(since, asked)
@@ -115,7 +119,7 @@ def _verified(task: _Task, memory: JobMemory | None) -> JobReport:
     told = over_ranks(folder, task.progress)
     for rank in range(0 if log.opened is None else log.opened["ranks"]):
         if rank_path(folder, rank).exists():
-            own = None if memory is None else memory.ranks[rank]
+            own = None if memory is None else memory.ranks.get(rank)
             reports[rank], steps[rank] = _rank(task, rank, own, told(rank))
     held = check_job_weights(folder, reports, steps, task.weights, earlier=task.earlier, hashed=task.hashed)
     bound = {} if memory is None else {rank: own.bound for rank, own in memory.ranks.items()}
@@ -124,6 +128,8 @@ def _verified(task: _Task, memory: JobMemory | None) -> JobReport:
         "weights": list(held.facts),
         "weights_asked_of": list(held.ranks),
         "since": None if memory is None else memory.facts(),
+        "only": task.only,
+        "key_periods": [] if log.opened is None else key_periods(chain.changes, chain.size, None),
     }
     keeps = task.remember and report.status in ("OK", "INCOMPLETE", "LAGGING")
     kept = remembered_job(log, chain, task.asked, reports, steps) if keeps else None
@@ -146,6 +152,7 @@ def _rank(
         task.keys,
         program=task.expected,
         approvers=task.approvers,
+        only=task.only,
         since=None if memory is None else memory.ledger,
         remember=task.remember,
         beside=listen,
@@ -218,6 +225,7 @@ def _facts(
                 "bound_entries": last[rank].size if rank in last else 0,
                 "steps": steps[rank].steps,
                 "root": report.facts["root"],
+                "key_periods": report.facts["key_periods"],
             }
             for rank, report in reports.items()
         },

@@ -1,7 +1,7 @@
 """What a verification remembers of a ledger, so that the next one need only look at what is new.
 
 A memory is the verifier's own: it is believed, as one's own notes are, and nobody else's should be. It is a
-file of two lines: `gradwarden/memory/1` and the SHA-256 of the second, which shows damage and protects from
+file of two lines: `gradwarden/memory/2` and the SHA-256 of the second, which shows damage and protects from
 nobody; and a JSON object. That holds what the chain comes to (`Links.remember`: the roots of the
 complete subtrees, the last hash, the keys) and what the run comes to (the state of a `RunReplay`: programs,
 classes, decisions, exposures, budgets, anchors), after so many entries, and what was asked for.
@@ -50,6 +50,7 @@ from gradwarden.runtime.verification.drift_measure import AnchoredBand
 from gradwarden.runtime.verification.example_audit import ExampleAudit
 from gradwarden.runtime.verification.key_periods import Calendar
 from gradwarden.runtime.verification.maintenance_audit import MaintenanceAudit
+from gradwarden.runtime.verification.memory_shape import fits
 from gradwarden.runtime.verification.plain_data import PlainData
 from gradwarden.runtime.verification.program_audit import ProgramAudit
 from gradwarden.runtime.verification.restart_audit import RestartAudit
@@ -61,7 +62,7 @@ from gradwarden.runtime.verification.weight_audit import SavedWeights, WeightAud
 from gradwarden.runtime.weights.record import PartsReader
 from gradwarden.runtime.weights.tree import TensorDigest
 
-FORMAT = "gradwarden/memory/1"
+FORMAT = "gradwarden/memory/2"
 
 _MOST_BYTES = 1 << 62
 """No file is as large."""
@@ -97,7 +98,7 @@ STATE = PlainData(
 """The objects that make up a replay, and what is worked out again of each (`RunReplay.go_on`)."""
 
 FAULTS = (
-    *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError),
+    *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError),
     *(ViolationError, GradwardenError),
 )
 """What reading data of another make may raise."""
@@ -151,7 +152,7 @@ def believing(path: Path) -> Iterator[None]:
     except FAULTS as error:
         if isinstance(error, LedgerError):
             raise
-        raise _damaged(f"`{path}` cannot be gone on from") from error
+        raise of_no_use(path) from error
 
 
 def remembered(links: Links, replay: RunReplay | None, asked: Terms) -> Memory:
@@ -202,6 +203,8 @@ def read_written(path: Path, form: str, of: str) -> Any:
             head, _, rest = (file.read() if told == begin else b"").partition(b"\n")
     except OSError as error:
         raise MemoryFileError(f"cannot read `{path}`: {error.strerror}") from error
+    if told != begin and told.startswith(begin[: begin.rindex(b"/") + 1]):
+        raise _damaged(f"`{path}` was written in another form than `{form}`, which this version reads")
     data = rest.removesuffix(b"\n")
     if head != sha256(data).hexdigest().encode():
         raise _damaged(f"`{path}` is no memory of {of}, or it is damaged")
@@ -213,6 +216,8 @@ def read_written(path: Path, form: str, of: str) -> Any:
 
 def memory_from(fields: Mapping[str, Any]) -> Memory:
     """Return a memory from its fields. Raises what reading data of another make may raise (`FAULTS`)."""
+    if not fits(fields):
+        raise ValueError("the fields are not those of a memory")
     memory = Memory(**{**fields, "terms": Terms(**fields["terms"])})
     links = Links.recalled(memory.links, ())
     told = memory.links
@@ -297,6 +302,11 @@ def _differences(before: Terms, now: Terms) -> list[str]:
 def of_another_make(path: Path) -> MemoryFileError:
     """Return the error for a file whose data have not the form that is expected."""
     return _damaged(f"`{path}` is a memory of another make")
+
+
+def of_no_use(path: Path) -> MemoryFileError:
+    """Return the error for a memory of which no sense could be made later on."""
+    return _damaged(f"`{path}` cannot be gone on from")
 
 
 def _damaged(message: str) -> MemoryFileError:

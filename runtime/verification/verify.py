@@ -125,19 +125,22 @@ def _verified(task: _Task, memory: Memory | None) -> VerifyReport:
     matches: Sequence[Match | None] = ()
     replay: RunReplay | None = None
 
+    only = task.asked.only
+
     def listen() -> Listener:
         from gradwarden.runtime.verification.run_replay import RunReplay
 
         nonlocal replay
+        if only and task.beside:
+            return task.beside()
         given = task.expected, task.approvers
         replay = RunReplay(*given) if memory is None else memory.replayed(*given)
         return _both(replay.accept, task.beside()) if task.beside else replay.accept
 
-    only = task.asked.only
     chain = verify_chain(
         task.path,
         task.keys,
-        None if only else listen,
+        None if only and not task.beside else listen,
         task.progress,
         frames=only == "chain",
         since=None if memory is None else memory.links,

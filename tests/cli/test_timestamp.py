@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from gradwarden.runtime.ledger.keys import Signer
 from tests.cli.conftest import Run
 from tests.cli.test_verify import Record, program, record
+from tests.runtime.jobs.simulated import sealed_job
 
 __all__ = ["program", "record"]
 
@@ -140,3 +142,35 @@ def test_a_stamp_that_was_asked_for_and_is_missing_is_misuse(run: Run, stamped: 
         assert (result.exit_code, "give both" in result.stderr) == (2, True)
     result = run("timestamp", "kept.note", "--response", "reply.tsr", "--tsa", "run.pub")
     assert (result.exit_code, "no certificates" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("authority", ["ec"], indirect=True)
+def test_a_stamp_of_the_log_of_logs_dates_what_it_binds_of_each_rank(
+    run: Run, here: Path, signer: Signer, authority: Authority
+) -> None:
+    sealed_job(here / "job", signer)
+    signer.public.save(here / "run.pub")
+    asked = ("verify", "job", "--key", "run.pub", "--tsa", "tsa.pem", "--format", "json")
+    missing = run(*asked)
+    assert (missing.exit_code, "job.ledger.head.tsr` is missing" in missing.stderr) == (2, True)
+    head = here / "job" / "job.ledger.head"
+    assert run("timestamp", head).exit_code == 0
+    reply = authority.answer(f"{head}.tsq")
+    assert run("timestamp", head, "--response", reply, "--tsa", "tsa.pem").exit_code == 0
+    result = run(*asked)
+    told = json.loads(result.stdout)
+    (stamp,) = told["facts"]["timestamps"]
+    assert (result.exit_code, stamp["authority"]) == (0, "CN=clock.example")
+    assert stamp["entries"] == told["facts"]["signed_entries"]
+    assert stamp["ranks"] == {
+        rank: member["bound_entries"] for rank, member in told["facts"]["members"].items()
+    }
+    assert any(
+        "of the log of logs" in line and "of 3 ranks that they bind" in line for line in told["checked"]
+    )
+    shutil.copy(head, here / "kept.note")
+    shutil.move(f"{head}.tsr", here / "kept.note.tsr")
+    assert run(*asked, "--checkpoint", "kept.note").exit_code == 0
+    (here / "kept.note.tsr").write_bytes((here / "kept.note.tsr").read_bytes()[:-9])
+    result = run(*asked, "--checkpoint", "kept.note")
+    assert (result.exit_code, json.loads(result.stdout)["findings"][0]["code"]) == (1, "timestamp_invalid")

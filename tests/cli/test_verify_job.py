@@ -99,7 +99,26 @@ def test_a_job_is_witnessed_by_a_head_of_its_log_of_logs(run: Run, job: Path, he
 
 def test_what_is_about_one_rank_is_misuse_with_a_job(run: Run, job: Path) -> None:
     assert run("verify", "job/job.ledger", "--key", "run.pub").exit_code == 2
-    assert run("verify", "job", "--key", "run.pub", "--only", "chain").exit_code == 2
+    result = run("verify", "job", "--key", "run.pub", "--only", "chain")
+    assert (result.exit_code, "--only entries is the least" in result.stderr) == (2, True)
+
+
+def test_of_a_job_the_decisions_may_be_left_open(run: Run, job: Path) -> None:
+    result = run("verify", "job", "--key", "run.pub", "--only", "entries")
+    checked, _, unchecked = result.stdout.partition("not checked")
+    assert (result.exit_code, "step by step that they agree" in checked) == (0, True)
+    assert "made again" not in checked
+    assert "the decisions, exposures, budgets and outcomes of each rank (--only entries)" in unchecked
+    result = run("verify", "job", "--key", "run.pub", "--only", "entries", "--policy", "run.pub")
+    assert (result.exit_code, "replays nothing" in result.stderr) == (2, True)
+
+
+def test_a_schedule_of_rotation_is_held_against_every_ledger(run: Run, job: Path) -> None:
+    result = run("verify", "job", "--key", "run.pub", "--rotate-every", "7")
+    assert result.exit_code == 0  # the verifier's schedule, and no verdict
+    for ledger in ("the log of logs", *(f"the ledger of rank {rank}" for rank in range(3))):
+        assert f"{ledger}: the key of the ledger signed from entry 0 on for " in result.stderr
+    assert "rotation_overdue" not in run("verify", "job", "--key", "run.pub", "--rotate-every", "900").stderr
 
 
 def test_a_job_is_gone_on_from_what_was_remembered_of_all_ranks(run: Run, here: Path, signer: Signer) -> None:

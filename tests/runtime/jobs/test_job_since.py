@@ -311,6 +311,61 @@ def test_a_job_that_does_not_hold_or_lacks_a_rank_is_not_remembered(job: Job) ->
     assert verify_job(job.folder, [SIGNER.public], remember=True).memory is None
 
 
+def test_a_rank_without_a_ledger_is_compared_from_its_start_once_it_has_one(job: Job) -> None:
+    """A rank of which nothing was remembered: its ledger was not there, or is of no complete program yet."""
+    for _ in range(3):
+        job.step()
+    job.leave()
+    kept = job.folder.parent / "kept"
+    rank_path(job.folder, 2).rename(kept)
+    first = verify_job(job.folder, [SIGNER.public], remember=True)
+    assert [one.code for one in first.findings if one.ranks == (2,)] == ["missing_rank"]
+    assert first.memory is not None
+    first.memory.write(job.folder.parent / "mine.memory")
+    memory = job.folder.parent / "mine.memory"
+    again = verify_job(job.folder, [SIGNER.public], since=memory, remember=True)
+    assert told(again) == told(first)
+    assert again.memory is not None
+    again.memory.write(memory)
+    kept.rename(rank_path(job.folder, 2))
+    found = verify_job(job.folder, [SIGNER.public], since=memory)
+    assert told(found) == told(verify_job(job.folder, [SIGNER.public]))
+    assert found.facts["compared_ranks"] == [0, 1, 2]
+    assert sorted(found.facts["since"]["ranks"]) == ["0", "1"]
+
+
+def test_a_rank_that_lied_while_its_ledger_was_kept_back_is_named(job: Job) -> None:
+    job.step()
+    another_gradient(job)
+    job.leave()
+    kept = job.folder.parent / "kept"
+    rank_path(job.folder, 2).rename(kept)
+    memory = job.folder.parent / "mine.memory"
+    first = verify_job(job.folder, [SIGNER.public], remember=True).memory
+    assert first is not None
+    first.write(memory)
+    kept.rename(rank_path(job.folder, 2))
+    report = verify_job(job.folder, [SIGNER.public], since=memory)
+    assert [found.ranks for found in report.findings if found.code == "contradiction"] == [(2,)]
+
+
+def test_a_job_by_its_entries_alone_is_gone_on_from_alike(job: Job) -> None:
+    job.run(3)
+    report = verified(job, only="entries", remember=True)
+    assert report.memory is not None
+    assert (report.facts["decisions_replayed"], report.facts["compared_ranks"]) == (0, [0, 1, 2])
+    memory = job.folder.parent / "mine.memory"
+    report.memory.write(memory)
+    job.step()
+    another_gradient(job)
+    found = verified(job, only="entries", since=memory)
+    assert told(found) == told(verified(job, only="entries"))
+    assert [one.ranks for one in found.findings if one.code == "contradiction"] == [(2,)]
+    with pytest.raises(MemoryFileError, match="how far to go"):
+        verified(job, since=memory)
+    job.leave()
+
+
 def test_a_memory_that_is_damaged_or_of_something_else_is_refused(job: Job, tmp_path: Path) -> None:
     job.run(2)
     memory = remember(job)
