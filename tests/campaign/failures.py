@@ -190,7 +190,7 @@ def leaping(campaign: Campaign, random: Random) -> None:
     now = [time.monotonic()]
 
     def clock() -> float:
-        if random.random() < 0.2:
+        if random.random() < 0.5:
             now[0] += random.choice((0.001, 1.0, 3_600.0, 1e9, -1.0, -3_600.0, -1e9))
         return now[0]
 

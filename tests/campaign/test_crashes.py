@@ -29,7 +29,7 @@ def campaign(out: Path, *counts: object) -> dict[str, Any]:
 
 
 def test_a_short_campaign_finds_nothing_and_meets_what_it_is_for(tmp_path: Path) -> None:
-    counts = ("--kills", 10, "--images", 50, "--faults", 25, "--limits", 1, "--clocks", 2)
+    counts = ("--kills", 10, "--images", 50, "--faults", 25, "--limits", 1, "--clocks", 12)
     report = campaign(tmp_path / "report.json", *counts)
     assert report["findings"] == []
     seen = {name for name, count in report["seen"].items() if count}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable, Iterator, Sequence
+from math import inf
 from typing import Any
 
 import pytest
@@ -382,6 +383,24 @@ def test_only_the_arithmetic_that_the_mask_leaves_is_done(depths: list[int], lef
         flops(governed)  # the engine looks at batches 1, 2 and 4 more closely
     share = flops(governed) / flops(plain)
     assert share == pytest.approx(left, abs=0.03)
+
+
+@pytest.mark.parametrize(("depths", "rows"), [([5, 5, 2, 2], 2), ([5, 2, 2, 2], 3)])
+def test_in_one_piece_no_layer_forms_products_of_rows_that_nobody_needs(
+    monkeypatch: pytest.MonkeyPatch, depths: list[int], rows: int
+) -> None:
+    """rows: how many of four leave out the gradients of two blocks, parameters' and inputs'."""
+    monkeypatch.setitem(planner.CALL_COST, "cpu", inf)
+    torch.manual_seed(0)
+    model, words = Model(), torch.randint(WORDS, (4, 4))
+    engine = make_engine(model, bands_of(model), "fused")
+    for _ in range(4):
+        flops(lambda: step(engine, model, staircase(depths), words))
+    assert ways(engine)["blocks.0"] == "slice"
+    saved = flops(lambda: losses_of(model, words).sum().backward())
+    saved -= flops(lambda: step(engine, model, staircase(depths), words))
+    products = 8 * WIDTH**2 * 2 * words.shape[1]  # of an example in the layers of a block
+    assert saved == rows * 2 * 2 * products
 
 
 def test_who_may_not_shape_a_block_costs_no_gradients_of_its_parameters() -> None:
