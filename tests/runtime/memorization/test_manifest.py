@@ -100,6 +100,12 @@ def test_the_manifest_adds_up(lab, told):
     assert sum(sum(group["exposures"].values()) for group in groups.values()) == learned
     assert len(document["flagged"]) == 12 - groups["unflagged"]["examples"]
     assert groups["stopped"]["exposures"]["after"] == groups["unflagged"]["exposures"]["after"] == 0
+    flagged = set[str]()
+    after = 0
+    for _, name, heat, decision, done in told:
+        flagged |= {name} if heat >= 0.25 or "often" in decision.rules else set()
+        after += name in flagged and done and any(decision.micro)
+    assert sum(group["exposures"]["after"] for group in groups.values()) == after > 0
     granted = [sum(part[risk] for part in document["granted_by"]) for risk in groups]
     assert granted == [group["examples"] for group in groups.values()]
     for group in groups.values():
