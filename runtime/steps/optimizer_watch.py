@@ -30,7 +30,7 @@ class OptimizerWatch:
         self._is_open = is_open
         self._own = False
         self._taken: tuple[Tensor, weakref.ref[Tensor]] | None = None
-        """A parameter and the gradient by which the governor has moved it."""
+        """A parameter and the tensor of the gradient by which the governor has moved it."""
         self._hook: RemovableHandle | None = None
         with suppress(AttributeError):
             self._hook = optimizer.register_step_pre_hook(self._check)
@@ -62,6 +62,8 @@ class OptimizerWatch:
             )
         if self._taken is not None and self._taken[0].grad is self._taken[1]() is not None:
             raise MaskError(
-                "`optimizer.step` was called after a step: it would take the same gradient once more",
-                help="leave it out: the governor took the step when the block was left",
+                "`optimizer.step` was called after a step, on the gradients that it left: it would take the "
+                "same gradient once more, or what was written over it",
+                help="leave it out: the governor took the step when the block was left; before a step of "
+                "your own, drop the gradients by `zero_grad(set_to_none=True)`",
             )

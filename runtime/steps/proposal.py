@@ -31,6 +31,7 @@ from gradwarden.runtime.ranks.parallelism import refuse_sequence_split
 from gradwarden.runtime.roster import Examples
 from gradwarden.runtime.steps.admission_gate import admit, check_whole_units
 from gradwarden.runtime.steps.batch_parts import BatchParts
+from gradwarden.runtime.steps.dropped_gradients import DroppedGradients
 from gradwarden.runtime.steps.gates import Finding, check_losses, raised
 from gradwarden.runtime.steps.restore import Snapshot
 from gradwarden.runtime.steps.step_gates import StepGates
@@ -61,10 +62,7 @@ class Proposal:
         """Of each band's gradient, as the optimizer took it; None where it has none."""
         self.maintained = Measured({})
         self._entered = False
-        self._graded = 0
-        """Bit i is set where `backward` left a gradient for parameter i."""
-        self._lost = False
-        """Whether such a gradient went away since."""
+        self._dropped = DroppedGradients()
         self.begun = False
         """Whether the reduction of gradients was begun for it."""
 
@@ -279,7 +277,7 @@ class Proposal:
 
     def _add_gradients(self, losses: Tensor) -> None:
         joined, engine, parts = self._joined, self._in_force.engine, self._parts
-        self._lost = self._lost or self._has_lost()
+        self._dropped.look()
         divisor, public = self.normaliser / joined.reduction.share, parts.public[parts.rows]
         if self._sink is not None:
             engine.backward(losses, divisor, rows=public, sink=self._sink)
@@ -288,12 +286,7 @@ class Proposal:
         elif parts.together or bool(public.any()):
             rows = None if bool((public | ~parts.reached()).all()) else public
             engine.backward(losses, divisor, rows=rows)
-        self._graded = joined.reduction.graded(self._in_force.every_parameter())
-
-    def _has_lost(self) -> bool:
-        """Return whether a gradient that `backward` gave is gone."""
-        left = self._joined.reduction.graded(self._in_force.every_parameter())
-        return bool(self._graded & ~left)
+        self._dropped.remember(self._in_force.every_parameter())
 
     @property
     def normaliser(self) -> float:
@@ -378,13 +371,9 @@ class Proposal:
             return Finding("gradient", "interrupted", raised("the step's block", error))
         if self.refusal is not None:
             return self.refusal
-        foreign = self._joined.foreign.finding()
-        if foreign is not None:
-            return foreign
-        if self._lost or self._has_lost():
-            return Finding(
-                "gradient", "no_gradient", "gradients were dropped in the step: leave `zero_grad` out"
-            )
+        found = self._joined.foreign.finding() or self._dropped.finding()
+        if found is not None:
+            return found
         if not self.active and not self._joined.keeping.apart:
             return Finding("admission", "nothing_admitted", "no example of the batch may shape any band")
         if self._parts.left():

@@ -51,6 +51,22 @@ def test_the_optimizer_may_not_take_a_step_twice(lab: Any, governor: Any) -> Non
     assert same(governor, before)
 
 
+def test_a_step_on_a_gradient_that_was_written_over_is_told_what_to_do(lab: Any, governor: Any) -> None:
+    """Whether what is there now holds something of the governor's gradient, nobody can tell."""
+    assert lab.step(governor, lab.batch("ab")).committed
+    before, optimizer = weights(governor), governor.optimizer
+    optimizer.zero_grad(set_to_none=False)
+    lab.losses(governor.model, lab.inputs(2)).sum().backward()
+    with pytest.raises(MaskError, match="or what was written over it") as raised:
+        optimizer.step()
+    assert "zero_grad(set_to_none=True)" in str(raised.value.help)
+    assert same(governor, before)
+    optimizer.zero_grad(set_to_none=True)
+    lab.losses(governor.model, lab.inputs(2)).sum().backward()
+    optimizer.step()
+    assert not same(governor, before)
+
+
 def test_the_optimizer_is_free_again_when_the_run_is_over(lab: Any, governor: Any) -> None:
     assert lab.step(governor, lab.batch("ab")).committed
     before = weights(governor)
@@ -69,17 +85,42 @@ def test_another_run_may_go_on_with_the_optimizer(lab: Any) -> None:
         assert lab.step(second, lab.batch("ab")).committed
 
 
+@pytest.mark.parametrize("to_none", [True, False])
 @pytest.mark.parametrize("parts", [1, 2])
-def test_gradients_that_are_dropped_in_a_step_refuse_it(lab: Any, governor: Any, parts: int) -> None:
+def test_gradients_that_are_dropped_in_a_step_refuse_it(
+    lab: Any, governor: Any, parts: int, to_none: bool
+) -> None:
     before = weights(governor)
     with governor.step(lab.batch("abab")) as proposal:
         for part in proposal.micro_batches(4 // parts):
             proposal.backward(lab.losses(governor.model, lab.inputs(4)[part]))
             if part.start == 0:
-                governor.optimizer.zero_grad()
+                governor.optimizer.zero_grad(set_to_none=to_none)
     assert proposal.refusal is not None
     assert "leave `zero_grad` out" in proposal.refusal.detail
     assert same(governor, before)
+
+
+def test_gradients_that_are_written_over_in_a_step_are_not_dropped(lab: Any, governor: Any) -> None:
+    """Nor are those that are zero of themselves."""
+    model = governor.model
+    with governor.step(lab.batch("abab")) as proposal:
+        for part in proposal.micro_batches(2):
+            losses = lab.losses(model, lab.inputs(4)[part])
+            proposal.backward(losses if part.start else 0.0 * losses)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+    assert proposal.committed
+
+
+def test_a_gradient_of_few_rows_that_is_dropped_refuses_the_step(lab: Any) -> None:
+    table = torch.nn.Embedding(8, 4, sparse=True, dtype=torch.float64)
+    model = torch.nn.Sequential(table, torch.nn.Flatten(), torch.nn.Linear(8, 1, dtype=torch.float64))
+    governor = lab.governor(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    with governor.step(lab.batch("ab")) as proposal:
+        proposal.backward(model(torch.tensor([[1, 2], [3, 1]])).squeeze(1).square())
+        table.zero_grad(set_to_none=False)
+    assert proposal.refusal is not None
+    assert "leave `zero_grad` out" in proposal.refusal.detail
 
 
 def test_a_step_that_was_not_entered_says_so(lab: Any, governor: Any) -> None:

@@ -440,6 +440,8 @@ def spoilt(how: str, governor: Governor, losses: Tensor) -> None:
         case "foreign":
             first = next(governor.model.parameters())
             first.grad = torch.ones_like(first)
+        case "zero" | "drop":
+            governor.optimizer.zero_grad(set_to_none=how == "drop")
         case "backward":
             losses.sum().backward(retain_graph=True)
         case "disk":

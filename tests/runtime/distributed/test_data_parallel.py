@@ -180,6 +180,20 @@ def test_what_one_process_brings_is_rehearsed_for_both(lab, site):
     assert site.verify().ok
 
 
+@pytest.mark.parametrize(("wrap", "how"), [*((wrap, "zero") for wrap in WRAPS), ("ddp", "drop")])
+def test_gradients_that_one_process_drops_between_parts_refuse_the_step_on_both(lab, site, wrap, how):
+    steps = [
+        {"parts": parts("aa", "ab"), "micro": [1, 1]},
+        {"parts": parts("ba", "aa"), "micro": [1, 1], "spoil": [1, how]},
+        {"parts": parts("aa", "ab"), "micro": [1, 1]},
+    ]
+    for answer in site.train(lab.policy, steps, wrap=wrap):
+        assert [step["committed"] for step in answer["steps"]] == [True, False, True]
+        assert answer["steps"][1]["refusal"][1] == "no_gradient"
+        assert "leave `zero_grad` out" in answer["steps"][1]["refusal"][2]
+    assert site.verify().ok
+
+
 @pytest.mark.parametrize("how", REFUSALS)
 @pytest.mark.parametrize("wrap", WRAPS)
 def test_what_goes_wrong_on_one_process_refuses_the_step_on_both(lab, site, how, wrap):
