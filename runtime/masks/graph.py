@@ -14,7 +14,7 @@ from gradwarden.runtime.masks.blocks import Block
 from gradwarden.runtime.masks.borders import BorderRows, ScaledPlan
 from gradwarden.runtime.masks.layers import OPERATIONS
 from gradwarden.runtime.masks.narrow import NARROW, narrow_at
-from gradwarden.runtime.masks.parts import JoinRows
+from gradwarden.runtime.masks.parts import DivideRows, JoinRows
 from gradwarden.runtime.masks.pieces import PieceRows
 from gradwarden.runtime.masks.sites import Site
 from gradwarden.runtime.masks.trial import tolerance
@@ -42,7 +42,11 @@ _DETAILS = {
 """Operations that place rows by numbers, and the numbers."""
 
 _LAYER, _BORDER, _JOIN, _MOVER, _CAST = "layer", "border", "join", "mover", "cast"
+_DIVISION = "division"
 """What nodes are that are more than an operation: see `Uses`."""
+
+_SEAMS = {BorderRows: _BORDER, JoinRows: _JOIN, DivideRows: _DIVISION}
+"""What stands where blocks begin and end."""
 
 _roles: dict[type, str] = {}
 """Kinds of nodes seen so far, and what they are; empty for ordinary operations, which nearly all are."""
@@ -90,7 +94,7 @@ def uses(losses: Tensor, parameters: Mapping[int, int], plainly: int = 0) -> Use
     weighing: set[int] = set()
     amiss: set[int] = set()
     leaves: list[Tensor] = []
-    special: dict[str, list[Any]] = {_LAYER: [], _BORDER: [], _JOIN: [], _MOVER: []}
+    special: dict[str, list[Any]] = {_LAYER: [], _BORDER: [], _JOIN: [], _MOVER: [], _DIVISION: []}
     sign: list[Any] = []
     crossed = narrow = strained = False
     shared: list[Block | Site] = []
@@ -145,7 +149,7 @@ def uses(losses: Tensor, parameters: Mapping[int, int], plainly: int = 0) -> Use
                     shared.append(border.block)
                 else:
                     crossed = True
-    moved = _above_a_layer(special[_MOVER])
+    moved = _above_a_layer(_trained(special[_MOVER], special[_JOIN], special[_DIVISION]))
     calls, joins, borders = special[_LAYER], special[_JOIN], special[_BORDER]
     total = hash(tuple(sign))
     ways = (crossed, shared, moved, narrow, strained)
@@ -216,8 +220,8 @@ def _learn(kind: type) -> str:
     name = _name(kind)
     if own in _FUNCTIONS:
         role = _LAYER
-    elif own is BorderRows or own is JoinRows:
-        role = _BORDER if own is BorderRows else _JOIN
+    elif own in _SEAMS:
+        role = _SEAMS[own]
     elif name == "ToCopy":
         role = _CAST
     else:
@@ -251,6 +255,18 @@ def _picks_one(node: Any) -> bool:
     dim = node._saved_dim
     dim = dim - 2**64 if dim >= 2**63 else dim
     return len(shape) > 1 and shape[dim] == 1
+
+
+def _trained(movers: Sequence[Any], joins: Sequence[Any], divisions: Sequence[Any]) -> Sequence[Any]:
+    """Return those of the nodes that are in no part of a batch whose block had its parameters frozen.
+
+    There, weights are constants too. What is one besides shows in the other part, which ran the same block.
+    """
+    if not movers or not joins:
+        return movers
+    parts = [node.next_functions[1][0] for node in joins if node.join.partition.graphs > 1]
+    frozen = set(nodes(parts, divisions))
+    return [node for node in movers if node not in frozen]
 
 
 def _above_a_layer(movers: Sequence[Any]) -> bool:

@@ -53,8 +53,9 @@ class Block(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(WIDTH)
-        self.qkv, self.proj = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.up, self.down = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+        biased = kind != "unbiased"
+        self.qkv, self.proj = nn.Linear(WIDTH, 3 * WIDTH, biased), nn.Linear(WIDTH, WIDTH, biased)
+        self.up, self.down = nn.Linear(WIDTH, 2 * WIDTH, biased), nn.Linear(2 * WIDTH, WIDTH, biased)
         self.gain = Gain() if kind == "loose" else nn.Identity()
         self.kind = kind
 
@@ -80,6 +81,7 @@ class Block(nn.Module):
 
 KINDS = [
     "plain",
+    "unbiased",
     "loose",
     "inner checkpoint",
     "outer checkpoint",
@@ -403,9 +405,10 @@ def test_in_one_piece_no_layer_forms_products_of_rows_that_nobody_needs(
     assert saved == rows * 2 * 2 * products
 
 
-def test_who_may_not_shape_a_block_costs_no_gradients_of_its_parameters() -> None:
+@pytest.mark.parametrize("kind", ["plain", "unbiased"])
+def test_who_may_not_shape_a_block_costs_no_gradients_of_its_parameters(kind: str) -> None:
     torch.manual_seed(0)
-    model, weights = Model(), torch.ones(4, 5)
+    model, weights = Model(kind), torch.ones(4, 5)
     weights[torch.tensor([0, 2, 3]), torch.tensor([1, 2, 2])] = 0.0  # the third block once, the second twice
     words = torch.randint(WORDS, (4, 64))
     engine = make_engine(model, bands_of(model), "fused")
