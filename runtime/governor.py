@@ -163,6 +163,13 @@ class Governor:
         joined.budgets.follow(paid)
         joined.maintainer.begin(self.program, self.parameters, counts.next_step, anchored)
         self._run.progress.go_on(counts)
+        self._unseen = counts.next_step > 0
+
+    def _check_resumed(self) -> None:
+        """Once after a run was resumed, raise LedgerError where it has gone back and does not say so."""
+        if self._unseen:
+            self._joined.check_resumed()
+            self._unseen = False
 
     def _open(self) -> Began:
         """Open the run in the ledger or resume it; return what it goes on from."""
@@ -246,9 +253,11 @@ class Governor:
         """Propose a step on a batch; use the result as a context manager.
 
         examples: (id, metadata) pairs, mappings with an `id`, or known ids, in the order of the losses.
-        signals: values by declared name, a number or one number per example.
+        signals: values by declared name, a number or one number per example. Raises LedgerError where a run
+        that was resumed holds weights that it saved earlier and had left: `rewind` says so.
         """
         self._check_idle("a step cannot begin")
+        self._check_resumed()
         return Proposal(self._gates, examples, signals or {})
 
     def foresee(self, examples: Examples, *, signals: Mapping[str, Any] | None = None) -> Admitted:
@@ -321,6 +330,7 @@ class Governor:
                 "the state of training of several processes is not saved", help="leave `state` out"
             )
         self._check_idle("a checkpoint cannot be saved")
+        self._check_resumed()
         joined.reduction.rest()
         check_equal(joined.peers, "save a checkpoint", self._replica)
         whole, target, step = whole_model(self.model), Path(path), self.next_step
@@ -362,6 +372,7 @@ class Governor:
         joined.reduction.rest()
         check_equal(joined.peers, "go back", self._replica)
         effective = joined.milestones.rewind(self.next_step, whole_model(self.model), Path(checkpoint))
+        self._unseen = False
         self._run.progress.go_back(effective)
 
     def tally(self) -> None:

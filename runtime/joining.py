@@ -44,7 +44,8 @@ from gradwarden.runtime.ranks.keeping import Began, Keeping, keeping_of
 from gradwarden.runtime.ranks.reduction import Reduction
 from gradwarden.runtime.ranks.reductions import reduction_of
 from gradwarden.runtime.records.history import Counts, read_history
-from gradwarden.runtime.records.milestones import Milestones
+from gradwarden.runtime.records.known_weights import KnownWeights
+from gradwarden.runtime.records.milestones import Milestones, whole_model
 from gradwarden.runtime.records.recorder import Recorder
 from gradwarden.runtime.roster import Roster
 from gradwarden.runtime.steps.gates import ForeignWatch
@@ -144,6 +145,15 @@ class Joined:
         if self.keeping.apart and self.budgets:
             facts["data set"] = repr(self.terms.dataset)
         return facts
+
+    def check_resumed(self) -> None:
+        """Hold the weights of a run that is resumed against those that its ledger names.
+
+        Raises LedgerError, on all ranks, where the run has gone back and does not say so.
+        """
+        if self.peers.any("go on", self.milestones.names_weights):
+            self.reduction.rest()
+            self.milestones.check_resumed(whole_model(self.model))
 
     def give_up(self) -> None:
         """Leave what was opened for a run that could not begin; a ledger that was given stays open."""
@@ -301,7 +311,8 @@ def begin_run(joined: Joined, engine: str) -> Began:
     engine: the name of the mask engine. Raises LedgerError for the ledger of another run.
     """
     program, recorder = joined.bound.program, joined.recorder
-    history = read_history(joined.ledger.path, joined.ledger.entries_on_open)
+    known = KnownWeights()
+    history = read_history(joined.ledger.path, joined.ledger.entries_on_open, known.apply)
     if history.opened is None:
         joined.maintainer.check(program, joined.bound.parameters)
         facts = {**joined.terms.opening(joined.ledger, engine), **joined.keeping.opening()}
@@ -312,7 +323,7 @@ def begin_run(joined: Joined, engine: str) -> Began:
     joined.terms.check_against(history.opened)
     joined.roster.resume(history)
     joined.budgets.resume(history.private_steps)
-    joined.milestones.branches = history.branches
+    joined.milestones.go_on(history.branches, known)
     # Not the digest: a crash may have cut off the text of the very program that the ledger names.
     if history.program_text != program.to_json():
         recorder.change_policy(program, history.next_step, joined.signature)

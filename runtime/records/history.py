@@ -12,7 +12,7 @@ count as all others do; `branches` tells which they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -225,9 +225,12 @@ def bands_of(weights: Sequence[int]) -> int:
     return sum(1 << band for band, weight in enumerate(weights) if weight)
 
 
-def read_history(path: str, size: int) -> History:
-    """Return what the first `size` entries of a ledger add up to."""
+def read_history(
+    path: str, size: int, beside: Callable[[str, Mapping[str, Any]], None] = lambda kind, body: None
+) -> History:
+    """Return what the first `size` entries of a ledger add up to. beside: is told of each of them, too."""
     history = History()
     for entry in islice(read_entries(path), size):
         history.apply(entry.kind, entry.body)
+        beside(entry.kind, entry.body)
     return history

@@ -27,9 +27,11 @@ from gradwarden.runtime.ranks.keeping import Keeping
 from gradwarden.runtime.ranks.wrapping import is_sharded
 from gradwarden.runtime.records.base_run import describe_base
 from gradwarden.runtime.records.branches import REWOUND, STATE_SUFFIX, Branches
+from gradwarden.runtime.records.known_weights import KnownWeights
 from gradwarden.runtime.records.recorder import Recorder
 from gradwarden.runtime.records.rewinding import going_back
 from gradwarden.runtime.reexecution.training_state import save_training_state
+from gradwarden.runtime.weights.held import held_root
 
 
 class Milestones:
@@ -44,6 +46,26 @@ class Milestones:
         self._ledger = ledger
         self._recorder = recorder
         self.branches = Branches()
+        self._known = KnownWeights()
+
+    def go_on(self, branches: Branches, known: KnownWeights) -> None:
+        """Take up where the ledger of a run that is resumed left off."""
+        self.branches, self._known = branches, known
+
+    @property
+    def names_weights(self) -> bool:
+        """Whether that ledger names weights tensor by tensor; False where it is not kept here."""
+        return bool(self._known.names)
+
+    def check_resumed(self, model: nn.Module) -> None:
+        """Raise LedgerError where a model holds weights that the run had left when it was resumed."""
+
+        def check() -> None:
+            held = held_root(model, self._known.names) if holds_weights(model) else None
+            if held is not None:
+                self._known.check(held)
+
+        self._keeping.lead("go on", check)
 
     def weights(self, step: int, model: nn.Module, target: Path, *, averaged: bool) -> str:
         """Save the model's weights once, record them, and return the file's digest (hex SHA-256).

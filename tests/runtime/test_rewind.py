@@ -208,9 +208,68 @@ def test_a_mark_in_the_middle_of_a_step_is_found(lab: Any) -> None:
     assert "wrong_rewind" in {finding.code for finding in lab.forge(forge).findings}
 
 
-def test_a_restart_that_does_not_say_from_which_weights_is_told(lab: Any) -> None:
+def test_a_resumed_run_with_earlier_weights_must_say_so(lab: Any) -> None:
+    """Neither a step nor a checkpoint is taken, until it does; nothing is written."""
     crashed(lab)
     with lab.governor(model=restored(lab, "two.safetensors")) as governor:
+        governor.ledger.flush()
+        before = [entry.kind for entry in lab.entries()]
+        for _ in range(2):
+            with pytest.raises(LedgerError, match=r"saved before step 2.*moved on since") as told:
+                lab.step(governor, lab.batch("ab"))
+            assert "Governor.rewind" in str(told.value.help)
+            with pytest.raises(LedgerError, match="saved before step 2"):
+                governor.checkpoint(lab.folder / "again.safetensors")
+        governor.ledger.flush()
+        assert [entry.kind for entry in lab.entries()][len(before) :] in ([], ["head"])
+        governor.rewind(lab.folder / "two.safetensors")
+        lab.step(governor, lab.batch("ab"))
+    report = lab.verify()
+    assert (report.ok, report.findings) == (True, ())
+
+
+def test_a_resumed_run_holds_the_weights_that_were_saved_last_where_no_step_came_after(
+    lab: Any, recwarn: pytest.WarningsRecorder
+) -> None:
+    governor = lab.governor()
+    for step in range(2):
+        lab.step(governor, lab.batch("ab"), seed=step)
+        governor.checkpoint(lab.folder / f"{step}.safetensors")
+    lab.step(governor, lab.batch("C", "x"))  # without consent: it moves nothing
+    lab.close()
+    again = lab.governor(model=restored(lab, "0.safetensors"))
+    with pytest.raises(LedgerError, match=r"saved before step 1 \(`0.safetensors`\)"):
+        lab.step(again, lab.batch("ab"))
+    lab.close()
+    assert not [one for one in recwarn if "were they loaded" in str(one.message)]
+    with pytest.warns(UserWarning, match=r"saved last \(`1.safetensors`\).*were they loaded"):
+        lab.step(lab.governor(model=lab.model(seed=5)), lab.batch("C", "x"))
+    lab.close()
+    with lab.governor(model=restored(lab, "1.safetensors")) as last:
+        lab.step(last, lab.batch("ab"))
+    assert not [one for one in recwarn if "were they loaded" in str(one.message)]
+
+
+def test_weights_that_were_gone_back_to_are_no_earlier_ones(lab: Any) -> None:
+    crashed(lab)
+    lab.governor(model=restored(lab, "two.safetensors")).rewind(lab.folder / "two.safetensors")
+    lab.close()
+    with lab.governor(model=restored(lab, "two.safetensors")) as governor:
+        lab.step(governor, lab.batch("ab"))
+    assert lab.verify().facts["effective"] == [[0, 2], [5, 6]]
+
+
+def nudged(model: Any) -> Any:
+    """Change weights by what nobody would notice, so that no ledger names them."""
+    with torch.no_grad():
+        weight = next(model.parameters())
+        weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(9.0, dtype=weight.dtype))
+    return model
+
+
+def test_a_restart_that_does_not_say_from_which_weights_is_told(lab: Any) -> None:
+    crashed(lab)
+    with lab.governor(model=nudged(restored(lab, "two.safetensors"))) as governor:
         lab.step(governor, lab.batch("ab"))
     report = lab.verify()
     assert report.ok
@@ -220,13 +279,14 @@ def test_a_restart_that_does_not_say_from_which_weights_is_told(lab: Any) -> Non
 
 
 def test_weights_that_come_back_without_a_mark_are_told(lab: Any) -> None:
-    crashed(lab)
-    with lab.governor(model=restored(lab, "two.safetensors")) as governor:
-        governor.checkpoint(lab.folder / "again.safetensors")
+    with lab.governor() as governor:
+        governor.checkpoint(lab.folder / "none.safetensors")
         lab.step(governor, lab.batch("ab"))
+        load_model(governor.model, lab.folder / "none.safetensors")
+        governor.checkpoint(lab.folder / "again.safetensors")
     (finding,) = lab.verify().findings
     assert finding.code == "unmarked_restart"
-    assert "step 5 are those saved at step 2" in finding.message
+    assert "step 1 are those saved at step 0" in finding.message
 
 
 def test_a_restart_right_at_a_checkpoint_needs_no_mark(lab: Any) -> None:

@@ -142,6 +142,19 @@ def test_what_is_no_batch_on_one_rank_ends_the_run_on_both(lab, site, wrap):
     assert [first["error"][0], second["error"][0]] == ["RankError", "ExampleError"]
 
 
+@pytest.mark.parametrize("options", [{}, {"wrap": "fsdp"}, {"job": EVERY}, {"job": EVERY, "wrap": "fsdp"}])
+def test_earlier_weights_are_refused_on_all_ranks_where_a_run_is_resumed(lab, site, options):
+    steps = [{"parts": parts("a", "b"), "save": "early.safetensors"}]
+    site.train(lab.policy, steps, end="leave", **options)
+    early = str(site.folder / "pair" / "early.safetensors")
+    found = site.train(lab.policy, [{"parts": parts("b", "a", "x")}], load=early, **options)
+    for told in found:
+        assert told["error"][0] == "LedgerError"
+        assert "saved before step 0 (`early.safetensors`)" in told["error"][1]
+    found = site.train(lab.policy, [{"parts": parts("b", "a", "x")}], rewind="early.safetensors", **options)
+    assert [told["error"] for told in found] == [None, None]
+
+
 def test_a_job_that_was_left_is_resumed(lab, site):
     steps = [{"parts": parts("a", "b")}]
     site.train(lab.policy, steps, job=EVERY, end="leave")

@@ -1,0 +1,94 @@
+"""Which weights a run that is resumed may go on with, by what its ledger says of those that it saved.
+
+A ledger names weights where they were saved, and where the run went back to them. Until a step moves the
+model these are the *present* ones. All others that it names are earlier: a run that holds such weights when
+it is resumed has gone back, and must say so (`Governor.rewind`). Which weights it had after further steps the
+ledger does not say; any that it does not name may be those.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from gradwarden.policy.frozen import frozen
+from gradwarden.runtime.errors import LedgerError
+from gradwarden.runtime.records.branches import REWOUND, STATE_SUFFIX
+from gradwarden.runtime.weights.record import KIND as TENSORS
+
+BACK = (
+    "call `Governor.rewind` with that file first: it marks the steps since as abandoned; or load the weights "
+    "that the run had last"
+)
+
+
+@frozen
+class _Named:
+    """Weights that a ledger names. step: the next one then. root: over their tensors (hex)."""
+
+    step: int
+    file: str
+    root: str
+
+
+class KnownWeights:
+    """A fold over the entries of one ledger. names: of the tensors that were saved last."""
+
+    def __init__(self) -> None:
+        self.names: tuple[str, ...] = ()
+        self._listed: list[str] = []
+        self._by_root: dict[str, _Named] = {}
+        self._by_digest: dict[str, _Named] = {}
+        self._present: dict[str, _Named] = {}
+        self._open = False
+        """Whether a step has no outcome yet; where it gets none, it may have moved the model."""
+
+    def apply(self, kind: str, body: Mapping[str, Any]) -> None:
+        """Advance by one entry. Kinds that say nothing of weights are ignored."""
+        match kind:
+            case _ if kind == TENSORS:
+                begun = [] if body["part"] == 0 else self._listed
+                self._listed = [*begun, *(name for name, *_ in body["tensors"])]
+            case "checkpoint" if body["tensors"] is not None and not body["file"].endswith(STATE_SUFFIX):
+                named = _Named(body["step"], body["file"], body["tensors"]["root"])
+                self.names = tuple(self._listed)
+                self._by_digest[body["digest"]] = named
+                self._by_root[named.root] = self._present[named.root] = named
+            case _ if kind == REWOUND:
+                back = self._by_digest.get(body["checkpoint"]["digest"])
+                self._present = {} if back is None else {back.root: back}
+            case "step":
+                self._open = True
+            case "refused":
+                self._open = False
+            case "committed":
+                self._open = False
+                if body["active"]:
+                    self._present = {}
+            case "resumed" if self._open:
+                self._open, self._present = False, {}
+
+    def check(self, root: str) -> None:
+        """Hold the weights of a run that is resumed against what is known. root: over their tensors (hex).
+
+        Raises LedgerError for earlier ones. Warns where it is known which they should be, and they are others
+        that were never saved: the loop may have loaded none.
+        """
+        present = {} if self._open else self._present
+        if root in present:
+            return
+        earlier = self._by_root.get(root)
+        if earlier is not None:
+            raise LedgerError(
+                f"the model holds the weights that were saved before step {earlier.step} (`{earlier.file}`), "
+                "and the run has moved on since",
+                help=BACK,
+            )
+        if present:
+            last = list(present.values())[-1]
+            warnings.warn(
+                f"gradwarden: the model does not hold the weights that were saved last (`{last.file}`), and "
+                "no step has moved it since: were they loaded?",
+                stacklevel=2,
+            )
