@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gradwarden.runtime.masks.differentiation import Differentiation
+from gradwarden.runtime.masks.exactness import check_gradients, dense
 from gradwarden.runtime.masks.graph import coarsest
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.narrow import narrows_within
@@ -20,7 +21,6 @@ from gradwarden.runtime.masks.ownership import Digest, proportional
 from gradwarden.runtime.masks.packed_trial import Located, PackedTrial, refuse_crossing
 from gradwarden.runtime.masks.passes import Passes
 from gradwarden.runtime.masks.positions import Grid, Placement, placements
-from gradwarden.runtime.masks.probe import check_gradients, dense
 from gradwarden.runtime.masks.recorder import Recorder
 from gradwarden.runtime.masks.sites import Site
 from gradwarden.runtime.masks.split import by_class

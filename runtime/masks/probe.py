@@ -12,7 +12,7 @@ supported layers alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -22,6 +22,15 @@ from gradwarden.runtime.masks.blocks import Block, Signature, learn
 from gradwarden.runtime.masks.covering import watching_calls, widen
 from gradwarden.runtime.masks.detaching import refuse_loose
 from gradwarden.runtime.masks.differentiation import Differentiation
+from gradwarden.runtime.masks.exactness import (
+    check_gradients,
+    dense,
+    differentiate,
+    measured_rounding,
+    own_gradients,
+    trainable,
+    weighed_sums,
+)
 from gradwarden.runtime.masks.graph import coarsest, uses
 from gradwarden.runtime.masks.layers import Embedding
 from gradwarden.runtime.masks.layout import Layout, candidates, confirmed
@@ -124,7 +133,7 @@ def _try_random(
         module.training = False
     try:
         losses = _losses(trial.run(_EXAMPLES), located)
-        reference = [_plain_gradients(engine, loss) for loss in losses]
+        reference = [own_gradients(engine, loss) for loss in losses]
         for block, inputs in random.items():
             block.inputs = inputs
         _compare(engine, trial, located, reference)
@@ -136,16 +145,14 @@ def _try_random(
             module.training = training
 
 
-def _severed_gradients(
-    engine: Differentiation, trial: Trial, located: Located, weights: Tensor
-) -> list[dict[int, Tensor]]:
-    """Return each example's gradients in a run of its own in which its closed bands are detached."""
-    found = []
+def _own_losses(engine: Differentiation, trial: Trial, located: Located, weights: Tensor) -> Iterator[Tensor]:
+    """Yield each example's loss: if the engine detaches, of a run in which its closed bands are detached."""
+    if not engine.forward.detached:
+        yield from _losses(trial.run(_EXAMPLES), located)
+        return
     for example, row in enumerate(weights.tolist()):
         with engine.forward.severing(frozenset(band for band, weight in enumerate(row) if not weight)):
-            losses = _losses(trial.run(_EXAMPLES), located)
-            found.append(_plain_gradients(engine, losses[example]))
-    return found
+            yield _losses(trial.run(_EXAMPLES), located)[example]
 
 
 def _refuse_other_uses(engine: Differentiation, trial: Trial, located: Located) -> None:
@@ -166,12 +173,6 @@ def _refuse_other_uses(engine: Differentiation, trial: Trial, located: Located) 
     refuse_loose(engine.bands, uses(losses, homes).ordinary)
 
 
-def _plain_gradients(engine: Differentiation, loss: Tensor) -> dict[int, Tensor]:
-    parameters = _trainable(engine)
-    found = _differentiate(loss, parameters)
-    return {id(p): g for p, g in zip(parameters, found, strict=True) if g is not None}
-
-
 def _learn(engine: Differentiation, trial: Trial, located: Located) -> list[dict[int, Tensor]]:
     """Set the layouts of the engine's layers; return each example's plain gradients by parameter id."""
     small, large = Recorder(), Recorder()
@@ -181,7 +182,7 @@ def _learn(engine: Differentiation, trial: Trial, located: Located) -> list[dict
     with engine.forward.recording(large):
         losses = _losses(trial.run(_EXAMPLES), located)
     engine.forward.narrow = engine.forward.narrow or narrows_within([losses.grad_fn])
-    parameters = _trainable(engine)
+    parameters = trainable(engine)
     outputs = [y for calls in large.outputs.values() for y in calls if y.requires_grad]
     outputs += [x for calls in large.blocks.values() for call in calls for x in call.tensors]
     outputs += [y for calls in large.pieces.values() for call in calls for y in call if y.requires_grad]
@@ -189,7 +190,7 @@ def _learn(engine: Differentiation, trial: Trial, located: Located) -> list[dict
     outputs = list({id(y): y for y in outputs}.values())
     touched: dict[int, list[Tensor | None]] = {id(y): [] for y in outputs}
     for loss in losses:
-        found = _differentiate(loss, [*parameters, *outputs])
+        found = differentiate(loss, [*parameters, *outputs])
         reference.append({id(p): g for p, g in zip(parameters, found, strict=False) if g is not None})
         for y, gradient in zip(outputs, found[len(parameters) :], strict=True):
             touched[id(y)].append(gradient)
@@ -278,13 +279,23 @@ def _compare(
     """Raise TrialError unless the engine gives the weighted sum of the reference gradients."""
     for weights, freezing in _trial_weights(engine.bands.count):
         if engine.forward.detached:
-            reference = _severed_gradients(engine, trial, located, weights)
+            own = _own_losses(engine, trial, located, weights)
+            reference = [own_gradients(engine, loss) for loss in own]
         plan = engine.plan(weights)
         with engine.forward.following(plan, freezing):
             losses = _losses(trial.run(_EXAMPLES), located)
             rounding = coarsest(losses)
             got = _engine_gradients(engine, plan, losses)
-        _check(engine, weights, got, reference, rounding)
+        entries = (g.abs().max() for found in reference for g in found.values() if g.numel())
+        largest = max(map(float, entries), default=0.0)
+        want = weighed_sums(engine, weights, reference)
+        try:
+            check_gradients(engine, got, want, rounding, largest)
+        except TrialError:
+            if rounding <= tolerance(torch.float32):
+                raise
+            measured = measured_rounding(engine, _own_losses(engine, trial, located, weights), weights)
+            check_gradients(engine, got, want, rounding, largest, measured)
 
 
 def _engine_gradients(engine: Differentiation, plan: Plan, losses: Tensor) -> dict[int, Tensor]:
@@ -298,53 +309,6 @@ def _engine_gradients(engine: Differentiation, plan: Plan, losses: Tensor) -> di
     except RuntimeError as error:
         raise TrialError(f"the backward pass failed: {' '.join(str(error).split())[:200]}") from error
     return got
-
-
-def _check(
-    engine: Differentiation,
-    weights: Tensor,
-    got: dict[int, Tensor],
-    reference: Sequence[dict[int, Tensor]],
-    rounding: float,
-) -> None:
-    largest = max(
-        (float(g.abs().max()) for grads in reference for g in grads.values() if g.numel()), default=0.0
-    )
-    want: dict[int, Tensor] = {}
-    for parameter in _trainable(engine):
-        column = weights[:, engine.bands.home[id(parameter)]].tolist()
-        total = torch.zeros_like(parameter)
-        for weight, gradients in zip(column, reference, strict=True):
-            if id(parameter) in gradients:
-                total += weight * gradients[id(parameter)]
-        want[id(parameter)] = total
-    check_gradients(engine, got, want, rounding, largest)
-
-
-def check_gradients(
-    engine: Differentiation,
-    got: Mapping[int, Tensor],
-    want: Mapping[int, Tensor],
-    rounding: float,
-    largest: float,
-) -> None:
-    """Raise TrialError unless gradients, by the id of their parameter, are those that are wanted.
-
-    What is missing is zero. rounding: the relative error of the forward pass. largest: the largest entry of
-    any example's own gradient.
-    """
-    for parameter in _trainable(engine):
-        if not parameter.numel():
-            continue
-        zero = torch.zeros_like(parameter)
-        wanted = want.get(id(parameter), zero)
-        error = float((got.get(id(parameter), zero) - wanted).abs().max())
-        allowed = max(rounding, tolerance(parameter.dtype)) * (float(wanted.abs().max()) + 0.01 * largest)
-        if not error <= allowed:
-            raise TrialError(
-                f"the gradient of `{engine.bands.labels[id(parameter)]}` is {error:.1e} from the exact one, "
-                f"more than the {allowed:.1e} that rounding explains"
-            )
 
 
 def _trial_weights(bands: int) -> Iterator[tuple[Tensor, bool]]:
@@ -377,19 +341,3 @@ def _losses(outputs: Sequence[Tensor], located: Located) -> Tensor:
     if not losses:
         raise TrialError("no output of the model depends on a trainable parameter")
     return torch.stack(losses).sum(0)
-
-
-def _differentiate(loss: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-    try:
-        found = torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
-    except RuntimeError as error:
-        raise TrialError(f"the backward pass failed: {' '.join(str(error).split())[:200]}") from error
-    return tuple(None if gradient is None else dense(gradient) for gradient in found)
-
-
-def dense(gradient: Tensor) -> Tensor:
-    return gradient.to_dense() if gradient.is_sparse else gradient
-
-
-def _trainable(engine: Differentiation) -> list[nn.Parameter]:
-    return [p for band in range(engine.bands.count) for p in engine.bands.trainable(band)]
