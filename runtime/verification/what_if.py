@@ -162,6 +162,8 @@ class _Other:
             after = dict(zip(self._program.band_names, decision.micro, strict=True))
             changed |= before != after or recorded["verdict"] != decision.verdict
             _count(difference, recorded["verdict"], decision, before, after)
+            if not any(after.values()):
+                difference.refusing.update(self._rules.intersection(decision.rules))
             if step.moved and any(decision.micro):
                 self._exposures[row] += 1
         difference.take(_number(part), changed=changed)
@@ -228,5 +230,3 @@ def _count(
         totals = difference.bands.setdefault(band, [0, 0])
         totals[0] += before.get(band, 0)
         totals[1] += after.get(band, 0)
-    if not has:
-        difference.refusing.update(decision.rules)

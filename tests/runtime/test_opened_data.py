@@ -129,7 +129,9 @@ def test_a_wider_policy_would_have_taught_more(run: Any) -> None:
 def test_exposures_are_those_that_the_other_policy_would_have_led_to(run: Any) -> None:
     difference = other(run, lambda text: text.replace("at most 3 exposures", "at most 1 exposures"))
     assert (difference.first, difference.admitted_only_before, difference.admitted_only_after) == (1, 2, 0)
+    # Of the rules that had a part in these decisions, those that grant stop nobody.
     assert difference.refusing["twice"] >= 2
+    assert set(difference.refusing) == {"twice", "tired"}
 
 
 def test_a_signal_that_was_not_recorded_cannot_be_made_up(run: Any) -> None:
