@@ -149,12 +149,16 @@ def check_job(
     output_format: str,
     *,
     salt_known: bool,
+    none_after: int | None,
 ) -> int:
     """Check the receipt of a job; return the exit status. faults: of what it was expected to be."""
     from gradwarden.runtime.evidence.job_receipt_check import check_job_receipt
+    from gradwarden.runtime.evidence.receipt_check import used_after
 
     report = check_job_receipt(receipt, trust)
-    checked = _Checked(path, receipt, report, (*report.faults, *faults), salt_known)
+    late = None if none_after is None else used_after(report.ranks.values(), none_after)
+    found = (*report.faults, *faults, *(() if late is None else (late,)))
+    checked = _Checked(path, receipt, report, found, salt_known)
     emit_json(checked.to_json()) if output_format == "json" else _show(checked)
     return int(bool(checked.faults))
 

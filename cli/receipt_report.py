@@ -95,7 +95,7 @@ def leaf_lines(leaf: Mapping[str, Any]) -> Iterator[str]:
     for use in leaf["uses"]:
         told = use["decision"]
         weights = ", ".join(f"{band} {weight / 1e6:g}" for band, weight in told["weights"].items() if weight)
-        rules = f" by {', '.join(told['rules'])}" if told["rules"] else ""
+        rules = f" (rules {', '.join(told['rules'])})" if told["rules"] else ""
         word = WORDS.get(told["verdict"], told["verdict"])
         times = f"{plural(use['times'], 'time')} {word}{rules} under {told['policy'][:16]}…"
         learned = f"learned from {plural(use['exposures'], 'time')}, at {weights}" if weights else "no weight"

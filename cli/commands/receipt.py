@@ -32,6 +32,7 @@ from gradwarden.cli.receipt_report import (
 )
 
 if TYPE_CHECKING:
+    from gradwarden.runtime.evidence.proof_check import Fault
     from gradwarden.runtime.evidence.receipt import Receipt
     from gradwarden.runtime.evidence.receipt_check import ReceiptReport
 
@@ -50,6 +51,10 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--salt", metavar="HEX", help="The salt that you were given before the run (check).")
 @click.option("--origin", metavar="TEXT", help="The ledger that it must be of (check). [default: any]")
+@click.option(
+    "--none-after", type=click.IntRange(min=-1), metavar="STEP",
+    help="Ask that nothing was learned from it after this step, as after a revocation (check).",
+)  # fmt: skip
 @witness_options
 @format_option("text", "json")
 def command(
@@ -63,6 +68,7 @@ def command(
     key_files: tuple[Path, ...],
     salt: str | None,
     origin: str | None,
+    none_after: int | None,
     witness_files: tuple[Path, ...],
     quorum: int | None,
     output_format: str,
@@ -80,20 +86,23 @@ def command(
     missing, or has not that head, is named, and the status is 1; such a receipt never shows that an example
     was not used.
 
-    `check` needs the receipt and the public key, and no network. It says what is shown and what is not.
+    `check` needs the receipt and the public key, and no network. It says what is shown and what is not. With
+    --none-after it fails where the model learned from the example in a later step (-1: in any), or where the
+    receipt does not show that it did not.
 
     \b
     Examples:
       gradwarden receipt make run.ledger --id sample-17 --secret run.ledger.secret -o receipt.json
       gradwarden receipt make run.ledger --id sample-17 --secret run.ledger.secret --entries -o full.json
       gradwarden receipt check receipt.json --key run.pub --id sample-17
+      gradwarden receipt check receipt.json --key run.pub --id sample-17 --none-after 4000
       gradwarden receipt make job/ --id sample-17 --secret job/job.secret -o receipt.json
 
     \b
     Exit status: 0 made, or it holds; 1 it cannot be made, or does not hold; 2 misuse or unreadable input.
     """
     if action == "make":
-        if key_files or salt or origin or witness_files or quorum:
+        if key_files or salt or origin or none_after is not None or witness_files or quorum:
             raise click.UsageError("`make` takes --id, --secret, --entries, --head and --output")
         if example is None or secret is None:
             raise click.UsageError("name the example, and open it: --id ID --secret FILE")
@@ -101,10 +110,10 @@ def command(
             return make_job(file, example, secret, head, output, output_format, entries=entries)
         return _make(file, example, secret, head, output, output_format, entries=entries)
     if secret is not None or entries or head is not None or output is not None:
-        raise click.UsageError("`check` takes --key, --id, --salt, --origin and --witness")
+        raise click.UsageError("`check` takes --key, --id, --salt, --origin, --none-after, --witness")
     if not key_files:
         raise click.UsageError("say whom to trust: --key PUB")
-    return _check(file, example, salt, origin, key_files, witness_files, quorum, output_format)
+    return _check(file, example, salt, origin, none_after, key_files, witness_files, quorum, output_format)
 
 
 def _make(
@@ -152,6 +161,7 @@ def _check(
     example: str | None,
     salt: str | None,
     origin: str | None,
+    none_after: int | None,
     key_files: tuple[Path, ...],
     witness_files: tuple[Path, ...],
     quorum: int | None,
@@ -160,7 +170,7 @@ def _check(
     from gradwarden.runtime.evidence.job_receipt import JobReceipt, parse_any
     from gradwarden.runtime.evidence.proof_check import Fault
     from gradwarden.runtime.evidence.receipt import MAX_RECEIPT
-    from gradwarden.runtime.evidence.receipt_check import check_receipt
+    from gradwarden.runtime.evidence.receipt_check import check_receipt, used_after
     from gradwarden.runtime.evidence.trust import Trust
     from gradwarden.runtime.ledger.keys import PublicKey
 
@@ -175,17 +185,23 @@ def _check(
     if salt is not None and salt.lower() != receipt.salt.hex():
         faults.append(Fault("wrong_salt", "the receipt's salt is another than the one given"))
     if isinstance(receipt, JobReceipt):
-        return check_job(path, receipt, trust, faults, output_format, salt_known=salt is not None)
+        return check_job(
+            path, receipt, trust, faults, output_format, salt_known=salt is not None, none_after=none_after
+        )
     report = check_receipt(receipt, trust)
     report = replace(report, faults=(*report.faults, *faults))
+    late = None if none_after is None or not report.ok else used_after([report], none_after)
     if output_format == "json":
-        emit_json(_document(path, receipt, report, salt_known=salt is not None))
+        emit_json(_document(path, receipt, report, late, salt_known=salt is not None))
     else:
-        _show(path, receipt, report, salt_known=salt is not None)
-    return int(not report.ok)
+        _show(path, receipt, report, late, salt_known=salt is not None)
+    return int(not report.ok or late is not None)
 
 
-def _document(path: Path, receipt: Receipt, report: ReceiptReport, *, salt_known: bool) -> dict[str, Any]:
+def _document(
+    path: Path, receipt: Receipt, report: ReceiptReport, late: Fault | None, *, salt_known: bool
+) -> dict[str, Any]:
+    """Return what a receipt shows. late: what it shows beside, that was not to be."""
     shown = {
         "used": report.used,
         "examples": report.examples,
@@ -195,22 +211,24 @@ def _document(path: Path, receipt: Receipt, report: ReceiptReport, *, salt_known
         "not_shown": _limits(report, salt_known=salt_known),
     }
     return {
-        "ok": report.ok,
+        "ok": report.ok and late is None,
         **standing_to_json(path, receipt, report.head),
         "policy": report.opened.get("policy"),
-        "faults": faults_to_json(report.faults),
+        "faults": faults_to_json(report.faults if late is None else [late]),
         **(shown if report.ok else {}),
     }
 
 
-def _show(path: Path, receipt: Receipt, report: ReceiptReport, *, salt_known: bool) -> None:
+def _show(
+    path: Path, receipt: Receipt, report: ReceiptReport, late: Fault | None, *, salt_known: bool
+) -> None:
     what = "the receipt does not hold"
     if report.ok:
         what = f"`{receipt.id}` was " + ("used" if report.used else "never named")
-    show_standing(path, report.head, what, "ledger", ok=report.ok)
+    show_standing(path, report.head, what, "ledger", ok=report.ok and late is None)
     if report.ok:
         show_lines(_uses(report), _limits(report, salt_known=salt_known))
-    show_faults(report.faults)
+    show_faults(report.faults if late is None else [late])
 
 
 def _uses(report: ReceiptReport) -> list[str]:

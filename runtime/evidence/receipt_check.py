@@ -8,6 +8,7 @@ What is told, as faults (`Fault.code`), beside those of the proofs in it (`proof
 - `not_absent`: the neighbours do not show that the commitment is missing
 - `wrong_use`: the entries of a step do not name the example, or do not belong together
 - `incomplete`: the entries are not as many as the tally counts
+- `used_after` (`used_after`): the model learned from the example after a step, or may have
 """
 
 from __future__ import annotations
@@ -92,6 +93,23 @@ def check_receipt(receipt: Receipt, trust: Trust) -> ReceiptReport:
         leaf,
         steps,
     )
+
+
+def used_after(reports: Iterable[ReceiptReport], step: int) -> Fault | None:
+    """Return what is wrong with saying that nothing was learned from an example after a step.
+
+    reports: of the run, or of all ranks of a job; each holds. Steps that proposed the example and let nothing
+    of it through are no use. Where a run went on after its tally, or has none, nothing is shown of it.
+    """
+    checked = tuple(reports)
+    told = [report.leaf["exposed"] for report in checked if report.leaf is not None]
+    last = max((exposed[1] for exposed in told if exposed is not None), default=-1)
+    if last > step:
+        return Fault("used_after", f"the model learned from it in step {last}, after step {step}")
+    if all(report.closed for report in checked):
+        return None
+    message = f"it is not shown that nothing was learned from it after step {step}: the run was not sealed "
+    return Fault("used_after", f"{message}right behind a tally")
 
 
 def _check_place(receipt: Receipt, tally: Body | None) -> Body | None:

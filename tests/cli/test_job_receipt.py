@@ -39,13 +39,19 @@ def test_an_owner_learns_which_ranks_used_the_example_and_how_deep(run: Run, job
     checked = run(*CHECK, "--id", MINE)
     assert checked.exit_code == 0
     assert checked.stdout.startswith(f"OK r.json: `{MINE}` was used\n")
-    assert "2 times limited by surface" in checked.stdout
+    assert "2 times limited (rules surface)" in checked.stdout
     assert "used by ranks 0, 2" in checked.stdout
     assert "rank 2: steps that name it: 3" in checked.stdout
     told = json.loads(run(*CHECK, "--format", "json").stdout)
     assert (told["ok"], told["used"], told["withheld_ranks"]) == (True, True, [])
     assert told["ranks"]["2"]["tally"]["exposed"] == [3, 3]
     assert run(*CHECK, "--id", "another").exit_code == 1
+    assert run(*CHECK, "--none-after", "3").exit_code == 0
+    late = run(*CHECK, "--none-after", "2")
+    assert (late.exit_code, "error[used_after]: the model learned from it in step 3" in late.stderr) == (
+        1,
+        True,
+    )
 
 
 def test_an_owner_learns_that_no_rank_named_the_example(run: Run, job: Path) -> None:

@@ -31,9 +31,10 @@ def test_an_owner_learns_how_deep_the_example_went(run: Run, ledger: Path) -> No
     assert checked.exit_code == 0
     assert checked.stdout.startswith("OK r.json: `e2` was used\n")
     assert (
-        "1 time admitted by granted under abababababababab…: learned from 1 time, at deep 1" in checked.stdout
+        "1 time admitted (rules granted) under abababababababab…: learned from 1 time, at deep 1"
+        in checked.stdout
     )
-    assert "1 time refused by granted, closed under abababababababab…: no weight" in checked.stdout
+    assert "1 time refused (rules granted, closed) under abababababababab…: no weight" in checked.stdout
     assert "learned from in steps" in checked.stdout
     assert "self-attested" in checked.stdout.split("not shown")[1]
     document = json.loads(run("receipt", "check", "r.json", "--key", "run.pub", "--format", "json").stdout)
@@ -51,6 +52,35 @@ def test_an_owner_learns_that_an_example_was_never_named(run: Run, ledger: Path)
     wrong = run("receipt", "check", "r.json", "--key", "run.pub", "--salt", "00" * 32)
     assert wrong.exit_code == 1
     assert "error[wrong_salt]" in wrong.stderr
+
+
+def test_an_owner_asks_that_nothing_was_learned_after_a_revocation(run: Run, ledger: Path) -> None:
+    make(run, "e2", "-o", "r.json")
+    check = ("receipt", "check", "r.json", "--key", "run.pub", "--none-after")
+    told = json.loads(run(*check, "0", "--format", "json").stdout)
+    last = told["tally"]["exposed"][1]
+    assert run(*check, last).exit_code == 0  # it was proposed later on, and refused
+    assert max(use["times"] for use in told["tally"]["uses"] if not use["exposures"]) > 0
+    late = run(*check, last - 1)
+    assert (late.exit_code, late.stdout.startswith("FAILED r.json: `e2` was used")) == (1, True)
+    assert (
+        f"error[used_after]: the model learned from it in step {last}, after step {last - 1}" in late.stderr
+    )
+    assert "learned from in steps" in late.stdout
+    told = json.loads(run(*check, last - 1, "--format", "json").stdout)
+    assert (told["ok"], told["used"], told["faults"][0]["code"]) == (False, True, "used_after")
+    make(run, "nobody", "-o", "r.json")
+    assert run(*check, "-1").exit_code == 0
+
+
+def test_of_a_run_that_was_not_tallied_no_end_of_use_is_shown(run: Run, here: Path, signer: Signer) -> None:
+    (here / "run.secret").write_text(bytes(32).hex() + "\n")
+    signer.public.save(here / "run.pub")
+    write_run(here / "run.ledger", signer)
+    make(run, "e2", "--entries", "-o", "r.json")
+    assert run("receipt", "check", "r.json", "--key", "run.pub").exit_code == 0
+    late = run("receipt", "check", "r.json", "--key", "run.pub", "--none-after", "99")
+    assert (late.exit_code, "was not sealed right behind a tally" in late.stderr) == (1, True)
 
 
 def test_entries_are_added_on_demand(run: Run, ledger: Path, here: Path) -> None:
