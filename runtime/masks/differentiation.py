@@ -150,7 +150,8 @@ class Differentiation:
                 self.forward.narrow = True
                 return frozenset(wanted), {}, []
             return frozenset(), {}, []
-        found = uses(losses, {key: self.bands.home[key] for key in wanted}, plan.plainly)
+        homes = {key: self.bands.home[key] for key in wanted}
+        found = uses(losses, homes, plan.plainly, self.forward.still)
         self._refuse_leaks(found)
         due = not self.forward.probing and self._check.due(plan, found)
         accord = agreed_uses(passes, found, list(wanted), due, self.bands)

@@ -54,7 +54,8 @@ class Forward(Present):
     may be recomputed. scales: whether blocks may be scaled at their borders. freezing: whether rows that may
     not shape a block go through it with its parameters frozen; None: where that pays. given_up: ids of the
     layers that go the reference way. narrow: whether some part of the model has been seen to compute in a
-    precision of narrow range. cut: the tensors that pieces have cut out of the graph.
+    precision of narrow range. cut: the tensors that pieces have cut out of the graph. still: nodes of the
+    graph at hand in which layers with a frozen weight have ended.
     """
 
     def __init__(self, places: Places, *, detached: bool, collective: bool) -> None:
@@ -70,6 +71,7 @@ class Forward(Present):
         self.narrow = False
         self.freezing: bool | None = None
         self.cut: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
+        self.still: set[Any] = set()
         self._joined, self._left = Joined(), Left()
         self._in_part = False
         self._no_rows: dict[int, Rows] = {}
@@ -81,6 +83,7 @@ class Forward(Present):
 
     def let_go(self) -> None:
         """Let go of what blocks have left for the next ones, and of the graphs that hang on it."""
+        self.still.clear()
         self._joined.clear()
         self._left.clear()
 
@@ -163,7 +166,10 @@ class Forward(Present):
         if self.replaying and not self._in_part and site.block is not None:
             plan = self._recomputed(plan, site.block)
         if not site.own & ~plan.plainly:
-            return site.stock(*args, **kwargs)
+            output = site.stock(*args, **kwargs)
+            if not (self.replaying or site.parameters[0].requires_grad):
+                self.still.add(output.grad_fn)
+            return output
         if len(args) != 1 or kwargs:
             return self._unweighed(plan, site, *args, **kwargs)
         if plan.even and self.scales and not args[0].requires_grad and site.block is None:
@@ -299,8 +305,9 @@ class Forward(Present):
     def _run_under(self, block: Block, part: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         before, quiet = self._plan, self.quiet.now
         self._plan, self._in_part = part, True
-        # Scaled at its border, and in one band: nothing within the block needs an answer.
-        self.quiet.now = part.plainly != 0 and not block.own & ~part.plainly
+        # Scaled at its border, and in one band: nothing within the block needs an answer, but frozen layers.
+        plainly = part.plainly != 0 and not block.own & ~part.plainly
+        self.quiet.now = plainly and all(parameter.requires_grad for parameter in block.parameters)
         try:
             return block.stock(*args, **kwargs)
         finally:

@@ -83,12 +83,14 @@ class Uses:
     sign: int
 
 
-def uses(losses: Tensor, parameters: Mapping[int, int], plainly: int = 0) -> Uses:
+def uses(
+    losses: Tensor, parameters: Mapping[int, int], plainly: int = 0, still: Collection[Any] = ()
+) -> Uses:
     """Walk the whole graph of the losses once. parameters: the bands of those that are asked about, by id.
 
-    plainly: the bands, as a bit mask, that need no weighing outside of scaled blocks. Weighing layers have
-    their own autograd functions, and scaled blocks their borders; every other edge into a parameter is a use
-    whose gradient is not weighed.
+    plainly: the bands, as a bit mask, that need no weighing outside of scaled blocks. still: the nodes in
+    which layers with a frozen weight have ended. Weighing layers have their own autograd functions, and
+    scaled blocks their borders; every other edge into a parameter is a use whose gradient is not weighed.
     """
     ordinary: set[int] = set()
     weighing: set[int] = set()
@@ -149,7 +151,7 @@ def uses(losses: Tensor, parameters: Mapping[int, int], plainly: int = 0) -> Use
                     shared.append(border.block)
                 else:
                     crossed = True
-    moved = _above_a_layer(_trained(special[_MOVER], special[_JOIN], special[_DIVISION]))
+    moved = _above_a_layer(_unlike_weights(special[_MOVER], still, special[_JOIN], special[_DIVISION]))
     calls, joins, borders = special[_LAYER], special[_JOIN], special[_BORDER]
     total = hash(tuple(sign))
     ways = (crossed, shared, moved, narrow, strained)
@@ -257,15 +259,21 @@ def _picks_one(node: Any) -> bool:
     return len(shape) > 1 and shape[dim] == 1
 
 
-def _trained(movers: Sequence[Any], joins: Sequence[Any], divisions: Sequence[Any]) -> Sequence[Any]:
-    """Return those of the nodes that are in no part of a batch whose block had its parameters frozen.
+def _unlike_weights(
+    movers: Sequence[Any], still: Collection[Any], joins: Sequence[Any], divisions: Sequence[Any]
+) -> Sequence[Any]:
+    """Return those of the nodes whose constants are no frozen weights. still: see `uses`.
 
-    There, weights are constants too. What is one besides shows in the other part, which ran the same block.
+    Where a part of the batch goes through a block with its parameters frozen, all its weights are constants.
+    What is one besides shows in the other part, which ran the same block.
     """
-    if not movers or not joins:
+    if not movers or not (still or joins):
         return movers
+    # Of a layer the product is last, or last but for a change of shape.
+    reshaped = ("View", "UnsafeView")
+    frozen = {end.next_functions[0][0] if _name(type(end)) in reshaped else end for end in still}
     parts = [node.next_functions[1][0] for node in joins if node.join.partition.graphs > 1]
-    frozen = set(nodes(parts, divisions))
+    frozen.update(nodes(parts, divisions))
     return [node for node in movers if node not in frozen]
 
 

@@ -424,6 +424,19 @@ def test_who_may_not_shape_a_block_costs_no_gradients_of_its_parameters(kind: st
     assert share == pytest.approx(1 - products * 3 / 4 / 9, abs=0.03)
 
 
+def test_frozen_layers_in_blocks_that_all_may_shape_cost_no_more_than_they_do_plainly() -> None:
+    torch.manual_seed(0)
+    model, words = Model("unbiased"), torch.randint(WORDS, (4, 64))
+    for block in model.blocks:
+        block.proj.requires_grad_(False)
+    engine = make_engine(model, bands_of(model), "fused")
+    weights = 0.25 + 0.5 * torch.rand(4, 5)
+    for _ in range(5):
+        spent = flops(lambda: step(engine, model, weights, words))
+    assert list(ways(engine).values())[:3] == ["scale"] * 3
+    assert spent == flops(lambda: losses_of(model, words).sum().backward())
+
+
 def test_a_block_too_small_for_a_second_call_is_run_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     model = Model()
