@@ -33,6 +33,9 @@ _MOVERS = frozenset(
 )
 """Operations that place rows by the values of a tensor, or may: what was compiled cannot be looked into."""
 
+_PRODUCTS = frozenset(["Addbmm", "Addmm", "Addmv", "Baddbmm", "Bmm", "Mm", "Mv"])
+"""Products of matrices, the last two of what they are given. A constant one can be a permutation."""
+
 _DETAILS = {
     "Roll": ("_saved_shifts",),
     "Select": ("_saved_dim", "_saved_index"),
@@ -227,7 +230,7 @@ def _learn(kind: type) -> str:
     elif name == "ToCopy":
         role = _CAST
     else:
-        watched = name in _MOVERS or name in _DETAILS or name in ("Bmm", "Gather", "Mm")
+        watched = name in _MOVERS or name in _PRODUCTS or name in _DETAILS or name == "Gather"
         role = _MOVER if watched or name.startswith("Nested") else ""
     _roles[kind] = role
     return role
@@ -245,9 +248,8 @@ def _moves(node: Any, sign: list[Any]) -> bool:
         if getattr(edges[0][0], "variable", None) is None:
             sign.extend(getattr(node, detail) for detail in _DETAILS[name])
         return False
-    if name in ("Bmm", "Mm"):
-        # A constant matrix can be a permutation (one-hot dispatch).
-        return edges[0][0] is None or edges[1][0] is None
+    if name in _PRODUCTS:
+        return edges[-2][0] is None or edges[-1][0] is None
     return name != "Gather" or not _picks_one(node)
 
 
