@@ -49,7 +49,8 @@ RANKS = (
 
 HELP = {
     "unsigned": "was it signed by another key? `gradwarden log LEDGER --kind head` names the signers",
-    "unknown_key": "was it signed by another key? `gradwarden log LEDGER --kind head` names the signers",
+    "unknown_key": "was it signed by another key? `gradwarden log LEDGER --kind head` names the signers; "
+    "give --key for each that you trust, one that revokes among them",
     "retired_key": "keys that were handed over or revoked sign nothing: who has this one still?",
     "torn_tail": "a crash leaves this; the run sets it aside and records it when it is resumed",
     "truncated": "entries were cut off: the file `LEDGER.head` beside it was signed for more",

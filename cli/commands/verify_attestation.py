@@ -146,6 +146,8 @@ def _show(path: Path, report: AttestationReport, faults: list[Fault], ledger: Pa
 
 def _told(predicate: Mapping[str, Any]) -> Iterator[str]:
     """Yield what an attestation says."""
+    from gradwarden.runtime.records.branches import told
+
     ledger, saved, steps = predicate["ledger"], predicate["checkpoint"], predicate["steps"]
     yield f"weights {saved['file']} after step {saved['step']:,}, sha256 {saved['digest']['sha256']}"
     yield f"ledger {ledger['origin']}, head over {ledger['size']:,} entries"
@@ -154,6 +156,9 @@ def _told(predicate: Mapping[str, Any]) -> Iterator[str]:
         digest = f"sha256 {policy['digest']['sha256']}"
         yield f"policy {policy['name']} version {policy['version']} {since}, {digest}"
     yield f"steps: {steps['committed']:,} committed, {steps['refused']:,} refused"
+    if "effectiveSteps" in predicate:
+        spans = tuple((one["first"], one["last"] + 1) for one in predicate["effectiveSteps"])
+        yield f"steps that led to the weights: {told(spans)}"
     for spent in predicate["privacy"]:
         allowed = f"of {spent['epsilonAllowed']} at delta {spent['delta']}"
         yield f"privacy {spent['rule']} ({spent['unit']}): epsilon {spent['epsilonSpent']} {allowed}"

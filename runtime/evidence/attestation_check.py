@@ -206,7 +206,7 @@ def compare_ledger(report: AttestationReport, ledger: Path, facts: Mapping[str, 
     except (HeadMismatch, ProofError) as error:
         yield Fault("wrong_claim", f"the ledger in hand is another one: {error.message}")
         return
-    different = sorted(name for name in given if claimed[name] != given[name])
+    different = sorted(name for name in given if name in claimed and claimed[name] != given[name])
     if different:
         told = ", ".join(f"`{name}`" for name in different)
         yield Fault("wrong_claim", f"the ledger says something else of {told}")

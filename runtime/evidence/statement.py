@@ -5,10 +5,10 @@ which are matched by digest:
 
 - subjects: the checkpoint file, and each of its tensors where it is a safetensors file, by the SHA-256 of the
   tensor's stored bytes; the same tensors in another file are so found, too
-- predicate: the policies that governed the run, what it did, what it spent of each privacy budget, and the
-  head of its ledger; with it the inclusion proof of the ledger's `checkpoint` entry, which names the file's
-  digest. So the weights are tied to a signed (and perhaps witnessed) head by hashes, not by the attester's
-  word
+- predicate: the policies that governed the run, what it did, which of its steps led to these weights, what it
+  spent of each privacy budget, and the head of its ledger; with it the inclusion proof of the ledger's
+  `checkpoint` entry, which names the file's digest. So the weights are tied to a signed (and perhaps
+  witnessed) head by hashes, not by the attester's word
 
 The published JSON Schema of the predicate is `schemas/attestation.schema.json`. Names are in lowerCamelCase
 as in-toto asks; decimals are strings; fields that a reader does not know are passed over.
@@ -29,6 +29,7 @@ import orjson
 from gradwarden.runtime.digests import file_digest
 from gradwarden.runtime.errors import EvidenceError, ProofError, WeightsError
 from gradwarden.runtime.evidence.prover import SignedHead, entries_of, prove_inclusion
+from gradwarden.runtime.records.branches import REWOUND, Branches
 from gradwarden.runtime.weights.stored import StoredWeights
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -97,16 +98,19 @@ def make_predicate(ledger: Path, head: SignedHead, facts: Mapping[str, Any]) -> 
     opening: dict[str, Any] = {}
     policies: list[dict[str, Any]] = []
     saved: tuple[int, dict[str, Any]] | None = None
-    for index, kind, body in entries_of(ledger, {"opened", "policy_changed", "checkpoint"}):
+    branches = Branches()
+    for index, kind, body in entries_of(ledger, {"opened", "policy_changed", "checkpoint", REWOUND}):
+        branches.apply(kind, body)
         if kind == "opened":
             opening = body
         if kind == "checkpoint":
             saved = index, body
-        else:
+        elif kind != REWOUND:
             policies.append(_policy(body["policy"], body.get("step", 0)))
     if saved is None:
         raise ProofError("the ledger names no checkpoint")
     index, checkpoint = saved
+    weights = branches.find(checkpoint)
     proof = prove_inclusion(ledger, index, head)
     size, root = head.checkpoint.size, head.checkpoint.root.hex()
     return {
@@ -121,6 +125,9 @@ def make_predicate(ledger: Path, head: SignedHead, facts: Mapping[str, Any]) -> 
             "digest": {"sha256": checkpoint["digest"]},
             "proof": proof.encode().decode(),
         },
+        "effectiveSteps": [
+            {"first": first, "last": end - 1} for first, end in ([] if weights is None else weights.leading)
+        ],
         "steps": {
             "total": facts["steps"],
             "committed": facts["committed"],

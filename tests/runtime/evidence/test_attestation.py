@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, load_model, save_file
 
 from gradwarden.runtime.errors import ProofError
 from gradwarden.runtime.evidence.attestation_check import (
@@ -213,6 +213,7 @@ def test_a_lie_about_weights_or_head_shows_without_the_ledger(
         ("run", "else"),
         ("bands", ["all"]),
         ("modelMap", None),
+        ("effectiveSteps", [{"first": 0, "last": 1}]),
     ],
 )
 def test_a_lie_about_the_run_shows_with_the_ledger(
@@ -223,6 +224,28 @@ def test_a_lie_about_the_run_shows_with_the_ledger(
     assert codes(report) == []
     [fault] = compare_ledger(report, run.path(), run.verify().facts)
     assert (fault.code, f"`{field}`" in fault.message) == ("wrong_claim", True)
+
+
+def test_it_says_which_steps_led_to_the_weights_of_a_run_that_went_back(lab: Any) -> None:
+    with lab.governor() as governor:
+        for step in range(4):
+            lab.step(governor, lab.batch("ab"), seed=step)
+            governor.checkpoint(lab.folder / f"{step}.safetensors")
+        load_model(governor.model, lab.folder / "1.safetensors")
+        governor.rewind(lab.folder / "1.safetensors")
+        lab.step(governor, lab.batch("ab"), seed=9)
+        governor.checkpoint(lab.folder / "end.safetensors")
+        lab.step(governor, lab.batch("ab"), seed=10)  # after the weights that are attested
+    weights = lab.folder / "end.safetensors"
+    facts = lab.verify(weights=weights).facts
+    statement = json.loads(make_statement(lab.path(), weights, last_head(lab.path()), facts, "self-attested"))
+    predicate = statement["predicate"]
+    assert predicate["effectiveSteps"] == [{"first": 0, "last": 1}, {"first": 4, "last": 4}]
+    report = check(lab, statement, weights)
+    assert list(compare_ledger(report, lab.path(), facts)) == []
+    del predicate["effectiveSteps"]  # as earlier versions made it
+    report = check(lab, statement, weights)
+    assert (codes(report), list(compare_ledger(report, lab.path(), facts))) == ([], [])
 
 
 def test_fields_that_are_not_known_are_passed_over(run: Any, statement: dict[str, Any]) -> None:
