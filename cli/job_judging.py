@@ -135,7 +135,7 @@ def job_held_to(verdict: JobVerdict, schedule: Schedule) -> JobVerdict:
     report = verdict.report
     late = [
         JobFinding(one.code, f"the log of logs: {one.message}", (), one.index, severity=one.severity)
-        for one in overdue(report.facts["key_periods"], schedule)
+        for one in overdue(report.facts.get("key_periods", ()), schedule)
     ]
     for rank, own in report.ranks.items():
         for one in overdue(own.facts["key_periods"], schedule):

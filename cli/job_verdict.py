@@ -27,6 +27,7 @@ JOB_MEANINGS = {
     "FORK": "a rank's ledger is not the one that was bound",
     "ROLLBACK": "entries of a rank are missing that were bound",
 }
+PARTLY = "every rank's ledger is intact, sealed, bound, and agrees with the others; nothing was decided again"
 
 HELP = {
     "no_log_of_logs": "rank 0 writes `job.ledger`, or whoever binds the job: ask for it",
@@ -244,7 +245,8 @@ def _told(verdict: JobVerdict) -> Iterator[tuple[str, bool]]:
     colour = "green" if verdict.ok else "yellow" if report.status in ("INCOMPLETE", "LAGGING") else "red"
     status = click.style(report.status, fg=colour, bold=True)
     given = SINCE if report.facts.get("since") else ""
-    yield f"{status} {verdict.folder}: {JOB_MEANINGS[report.status]}{given}", False
+    meaning = PARTLY if verdict.ok and report.facts.get("only") else JOB_MEANINGS[report.status]
+    yield f"{status} {verdict.folder}: {meaning}{given}", False
     for line in _lines(report.facts):
         yield f"  {line}", False
     yield f"  assurance: {verdict.assurance}", False
@@ -290,7 +292,8 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
     if facts["policy"]:
         policy = facts["policy"]
         yield printable(f"policy {policy['name']} version {policy['version']}, sha256 {policy['digest']}")
-    yield f"{plural(facts['steps'], 'step')}, {plural(facts['exposures'], 'exposure')} over all ranks"
+    exposures = "" if facts.get("only") else f", {plural(facts['exposures'], 'exposure')} over all ranks"
+    yield f"{plural(facts['steps'], 'step')}{exposures}"
     for rank, member in list(facts["members"].items())[:MOST_RANKS]:
         witnessed = f", {member['witnessed_entries']:,} witnessed" if "witnessed_entries" in member else ""
         yield (

@@ -107,6 +107,7 @@ def test_of_a_job_the_decisions_may_be_left_open(run: Run, job: Path) -> None:
     result = run("verify", "job", "--key", "run.pub", "--only", "entries")
     checked, _, unchecked = result.stdout.partition("not checked")
     assert (result.exit_code, "step by step that they agree" in checked) == (0, True)
+    assert ("nothing was decided again" in checked, "exposure" in checked) == (True, False)
     assert "made again" not in checked
     assert "the decisions, exposures, budgets and outcomes of each rank (--only entries)" in unchecked
     result = run("verify", "job", "--key", "run.pub", "--only", "entries", "--policy", "run.pub")
@@ -119,6 +120,8 @@ def test_a_schedule_of_rotation_is_held_against_every_ledger(run: Run, job: Path
     for ledger in ("the log of logs", *(f"the ledger of rank {rank}" for rank in range(3))):
         assert f"{ledger}: the key of the ledger signed from entry 0 on for " in result.stderr
     assert "rotation_overdue" not in run("verify", "job", "--key", "run.pub", "--rotate-every", "900").stderr
+    log_path(job).unlink()
+    assert run("verify", "job", "--key", "run.pub", "--rotate-every", "7").exit_code == 1
 
 
 def test_a_job_is_gone_on_from_what_was_remembered_of_all_ranks(run: Run, here: Path, signer: Signer) -> None:
