@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jsonschema
@@ -13,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.routing import __main__ as command
-from benchmarks.routing import arithmetic, peers, report, timing
+from benchmarks.routing import arithmetic, core, peers, report, timing
 from benchmarks.routing.bars import judge
 from benchmarks.routing.cases import NAMES, Case, cases
 from benchmarks.routing.figures import Figure, Reference
 from benchmarks.routing.memory import peak_memory
-from benchmarks.routing.methods import PEERS
+from benchmarks.routing.methods import PEERS, Bench
 from benchmarks.routing.models import Stack
 from benchmarks.routing.workload import SHAPES, Batch, Workload
 
@@ -257,6 +258,23 @@ def test_a_batch_in_which_plain_autograd_disagrees_with_itself_is_no_reference()
     assert Reference.of(work, model, batch, case).smooth(work, model, batch)
     model.stem.register_forward_hook(lambda _, args, out: out if len(out) == 1 else 1.001 * out)
     assert not Reference.of(work, model, batch, case).smooth(work, model, batch)
+
+
+def test_errors_are_told_only_of_batches_in_which_plain_autograd_agrees_with_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench, drawn = Bench(Workload(SHAPES["resnet"].tiny())), []
+    monkeypatch.setattr(core, "DRAWS", 3)
+
+    def smooth(*_: object, last: int) -> bool:
+        drawn.append(last)
+        return len(drawn) == last
+
+    for last, told in ((3, True), (4, False)):
+        drawn.clear()
+        monkeypatch.setattr(Reference, "smooth", partial(smooth, last=last))
+        start = core.Start.of(bench, cases(bench.work.shape)[1])
+        assert ((start.exact is not None), len(drawn)) == (told, 3)
 
 
 def test_the_peak_is_what_is_held_at_once() -> None:
