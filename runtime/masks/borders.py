@@ -41,6 +41,7 @@ from gradwarden.runtime.masks.parts import Run, UnlikePartsError
 from gradwarden.runtime.masks.plan import Plan
 from gradwarden.runtime.masks.rows import LIMIT, Columns, Rows
 from gradwarden.runtime.masks.sites import Site
+from gradwarden.runtime.masks.transfer import queue, send
 
 
 class ScaledPlan(Plan):
@@ -136,7 +137,7 @@ class Ratios:
         For one in bfloat16 they are in float32. Rounded, they would not cancel from one block to the next:
         what they are off would grow with the depth, to 5 % after 24 blocks.
         """
-        key = (grad.dtype, grad.device, grad.dim(), dim)
+        key = (grad.dtype, queue(grad.device), grad.dim(), dim)
         made = self._made.get(key)
         if made is None or ends not in made:
             made = self._made[key] = self._make(ends, grad, dim)
@@ -147,12 +148,15 @@ class Ratios:
         scales = np.concatenate([self._plan.columns, self._plan.scale[None]])
         came, goes = zip(*pairs, strict=True)
         ratios = scales[list(goes)] / scales[list(came)]
-        shape = [len(pairs), *[1] * grad.dim()]
-        shape[dim + 1] = -1
-        dtype = torch.float32 if grad.dtype == torch.bfloat16 else grad.dtype
-        made = torch.from_numpy(ratios.reshape(shape)).to(dtype=dtype, device=grad.device).unbind()
-        even = (ratios == 1.0).all(axis=1).tolist()
-        return {pair: None if one else ratio for pair, ratio, one in zip(pairs, made, even, strict=True)}
+        uneven = np.flatnonzero((ratios != 1.0).any(axis=1))
+        made: dict[Between, Tensor | None] = dict.fromkeys(pairs)
+        if len(uneven):
+            shape = [len(uneven), *[1] * grad.dim()]
+            shape[dim + 1] = -1
+            dtype = torch.float32 if grad.dtype == torch.bfloat16 else grad.dtype
+            sent = send(torch.from_numpy(ratios[uneven].reshape(shape)), grad.device, dtype)
+            made.update(zip([pairs[number] for number in uneven], sent.unbind(), strict=True))
+        return made
 
 
 def ratios_of(plan: Plan) -> Ratios:

@@ -25,6 +25,7 @@ from gradwarden.runtime.masks.plan import Plan
 from gradwarden.runtime.masks.row_check import RowCheck
 from gradwarden.runtime.masks.sink import Gauge, Sink
 from gradwarden.runtime.masks.split import by_class, show_each
+from gradwarden.runtime.masks.transfer import send
 from gradwarden.runtime.masks.trial import TrialError
 
 
@@ -107,7 +108,7 @@ class Differentiation:
                 factors = torch.where(plan.units >= 0, plan.factors, factors)
             if plan.gauge is not None:
                 plan.gauge.expect(factors, calls, loose)
-            factors = factors.to(device=losses.device, dtype=losses.dtype)
+            factors = send(factors, losses.device, losses.dtype)
             with self.forward.replay(plan, skip=apart, sink=sink, gauge=plan.gauge):
                 scales = dict.fromkeys(together, 1.0)
                 scales.update((every[key], ratio) for key, ratio in ratios.items() if key in every)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradwarden.policy.context import FloatArray
 from gradwarden.runtime.masks.layout import Layout
+from gradwarden.runtime.masks.transfer import queue, send
 
 LIMIT = 2.0**16
 """How far factors may be from 1, and the weights of a band from the factors. Gradients times less might
@@ -185,14 +186,14 @@ class Rows:
         if self.weights is None:
             return picked
         per_example = picked.shape[layout.dim] // self.count
-        key = (picked.device, picked.dtype, per_example, layout.interleaved)
+        key = (queue(picked.device), picked.dtype, per_example, layout.interleaved)
         if key not in self._weights:
             repeated = (
                 self.weights.repeat(per_example)
                 if layout.interleaved
                 else self.weights.repeat_interleave(per_example)
             )
-            self._weights[key] = repeated.to(device=picked.device, dtype=picked.dtype)
+            self._weights[key] = send(repeated, picked.device, picked.dtype)
         shape = [1] * picked.dim()
         shape[layout.dim] = -1
         return picked * self._weights[key].view(shape)
@@ -206,17 +207,17 @@ class Rows:
         if broken:
             picked = self.pick(each, Layout(0, 2))
             return (picked if self.weights is None else self.weigh(picked, Layout(0, 2))).sum(0) * self.factor
-        key = (each.device, each.dtype)
+        key = (queue(each.device), each.dtype)
         if key not in self._weights:
             every = torch.zeros(self.batch, dtype=torch.float64, device="cpu")
             every[self.chosen] = self.factor if self.weights is None else self.weights * self.factor
-            self._weights[key] = every.to(device=each.device, dtype=each.dtype)
+            self._weights[key] = send(every, each.device, each.dtype)
         return self._weights[key] @ each
 
     def _index(self, device: torch.device, per_example: int, interleaved: bool) -> Tensor:
-        key = (device, per_example, interleaved)
+        key = (queue(device), per_example, interleaved)
         if per_example == 1 and key not in self._indices:
-            self._indices[key] = self.chosen.to(device)
+            self._indices[key] = send(self.chosen, device)
         elif key not in self._indices:
             inner = torch.arange(per_example, device="cpu")
             index = (
@@ -224,7 +225,7 @@ class Rows:
                 if interleaved
                 else self.chosen[:, None] * per_example + inner
             )
-            self._indices[key] = index.flatten().to(device)
+            self._indices[key] = send(index.flatten(), device)
         return self._indices[key]
 
 
@@ -234,7 +235,7 @@ def _index_of(rows: Sequence[int]) -> Tensor:
 
 
 class Columns(Sequence[Rows]):
-    """The rows of each band, made when they are first asked for.
+    """The rows of each band, made when they are first asked for; the same ones for equal weights.
 
     weights: float64 [B, bands]; factors: float64 [B], which they are relative to.
     """
@@ -244,6 +245,7 @@ class Columns(Sequence[Rows]):
         self._divisors = torch.where(factors > 0, factors, 1.0)
         self._relative: list[list[float]] | None = None
         self._rows: dict[int, Rows] = {}
+        self._known: dict[tuple[float, ...], Rows] = {}
 
     def __len__(self) -> int:
         return self._weights.shape[1]
@@ -265,7 +267,10 @@ class Columns(Sequence[Rows]):
                 raise IndexError(band)
             if self._relative is None:
                 self._relative = (self._weights / self._divisors[:, None]).t().tolist()
-            self._rows[band] = Rows.weighed(self._relative[band])
+            values = tuple(self._relative[band])
+            if values not in self._known:
+                self._known[values] = Rows.weighed(values)
+            self._rows[band] = self._known[values]
         return self._rows[band]
 
 

@@ -30,6 +30,7 @@ from gradwarden.runtime.masks.packed_trial import PackedTrial, refuse_crossing
 from gradwarden.runtime.masks.passes import Passes, gradients_of
 from gradwarden.runtime.masks.planner import Choice
 from gradwarden.runtime.masks.sink import Gauge, Sink
+from gradwarden.runtime.masks.transfer import send
 from gradwarden.runtime.masks.trial import Trial, TrialError, refuse_dependence
 from gradwarden.runtime.masks.unitwise import squared_norm
 from gradwarden.runtime.masks.watch import Watch
@@ -238,7 +239,7 @@ def by_class(
     ]
     active = [number for number, parameters in enumerate(wanted) if parameters]
     for number in active:
-        chosen = (member == number).to(device=losses.device, dtype=losses.dtype)
+        chosen = send(member == number, losses.device, losses.dtype)
         keep = retain_graph or number != active[-1]
         row = classes[number].tolist()
         scales = {p: row[bands.home[id(p)]] / normaliser for p in wanted[number]}

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from math import hypot
 from typing import Literal, TypeAlias
 
@@ -211,18 +212,28 @@ def gradient_values(parameter: Tensor) -> Tensor:
 
 
 def _norms(bands: Sequence[Sequence[Tensor]], total: Total) -> list[float]:
-    norms = total(torch.stack([_square(band, _working) for band in bands])).sqrt()
+    norms = total(_squares(bands, _working)).sqrt()
     if bool(torch.isfinite(norms).all()):
         return norms.tolist()
     # Squares may have overflowed where the gradient itself is finite.
-    wide = total(torch.stack([_square(band, lambda _: torch.float64) for band in bands])).sqrt()
+    wide = total(_squares(bands, lambda _: torch.float64)).sqrt()
     return torch.where(torch.isfinite(norms), norms, wide).tolist()
 
 
-def _square(gradients: Sequence[Tensor], precision: Callable[[Tensor], torch.dtype]) -> Tensor:
-    """Return the squared norm of gradients together, float64 on the CPU."""
-    norms = [torch.linalg.vector_norm(g, dtype=precision(g)).to("cpu", torch.float64) for g in gradients]
-    return torch.stack(norms).square().sum()
+def _squares(bands: Sequence[Sequence[Tensor]], precision: Callable[[Tensor], torch.dtype]) -> Tensor:
+    """Return the squared norm of each band's gradients together, float64 [bands] on the CPU.
+
+    The norms of all come from a device at once: to read each of them would be to wait for it as often.
+    """
+    kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for gradient in chain.from_iterable(bands):
+        kinds.setdefault((gradient.device, precision(gradient)), []).append(gradient)
+    found: dict[int, float] = {}
+    for (_, dtype), alike in kinds.items():
+        norms = torch.stack(torch._foreach_norm(alike, 2, dtype)).to("cpu", torch.float64)
+        found.update(zip(map(id, alike), norms.tolist(), strict=True))
+    each = [torch.tensor([found[id(g)] for g in band], dtype=torch.float64, device="cpu") for band in bands]
+    return torch.stack([norms.square().sum() for norms in each])
 
 
 def _working(gradient: Tensor) -> torch.dtype:

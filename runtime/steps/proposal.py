@@ -244,9 +244,10 @@ class Proposal:
             self._joined.reduction.last()
         try:
             if self.refusal is None:
-                self.refusal = self._unfit(losses)
+                read = losses.detach().double().cpu()  # once: to read is to wait for the device
+                self.refusal = self._unfit(read)
             if self.refusal is None:
-                self._measures.remember(losses.detach().double().cpu())
+                self._measures.remember(read)
                 self._differentiate(losses)
                 self._measures.read(self._joined.scaling.scale)
             else:
