@@ -301,7 +301,7 @@ def _learn_call(
 def _largest(leaves: Leaves, dims: Sequence[int | None]) -> Tensor:
     """Return the largest tensor that holds the batch."""
     held: list[Tensor] = [leaf for leaf, dim in zip(leaves, dims, strict=True) if dim is not None]
-    return max(held, key=Tensor.numel)
+    return held[0] if len(held) == 1 else max(held, key=Tensor.numel)
 
 
 def _positions(tensor: Tensor) -> int:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gradwarden.runtime.errors import MaskError
-from gradwarden.runtime.masks.blocks import Block, Given, observe
+from gradwarden.runtime.masks.blocks import Block, Given, observe, unflatten_call
 from gradwarden.runtime.masks.borders import (
     ChangedInPlaceError,
     Left,
@@ -211,8 +211,9 @@ class Forward(Present):
             if outer is plan:
                 return self._run_part(block, part, args, kwargs, given)
             runs = [
-                lambda a, k: self._run_part(block, part, a, k, block.given(a, k, part.batch)),
-                lambda a, k: self._run_frozen(block, a, k),
+                lambda own: self._run_part(block, part, *unflatten_call(own.leaves, own.spec), own),
+                lambda own: self._run_frozen(block, *unflatten_call(own.leaves, own.spec)),
+                lambda own: self._run_quiet(block, *unflatten_call(own.leaves, own.spec)),
             ]
             partition = part.partition or plan.divide(outer.rows, outer.rows)
             return run_in_parts(block, partition, given, runs, self._joined)
@@ -315,11 +316,15 @@ class Forward(Present):
 
     def _run_frozen(self, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a block with its parameters frozen, on rows that may not shape it."""
+        with frozen(block):
+            return self._run_quiet(block, args, kwargs)
+
+    def _run_quiet(self, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a block as its modules would by themselves."""
         in_part, quiet = self._in_part, self.quiet.now
         self._in_part = self.quiet.now = True
         try:
-            with frozen(block):
-                return block.stock(*args, **kwargs)
+            return block.stock(*args, **kwargs)
         finally:
             self._in_part, self.quiet.now = in_part, quiet
 

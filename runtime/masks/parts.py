@@ -28,7 +28,6 @@ from gradwarden.runtime.masks.blocks import (
     Signature,
     flatten_result,
     holds,
-    unflatten_call,
     unflatten_result,
 )
 from gradwarden.runtime.masks.call import differentiable_once
@@ -38,6 +37,9 @@ from gradwarden.runtime.masks.rows import Rows
 
 Run: TypeAlias = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 """Runs a block on the arguments of some rows."""
+
+RunGiven: TypeAlias = Callable[[Given], Any]
+"""Does so with what is known of them."""
 
 
 class UnlikePartsError(Exception):
@@ -101,7 +103,11 @@ class Join:
         return self.partition.plan
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """Return all rows in the batch's order."""
+        """Return all rows in the batch's order: in one go where the parts follow on one another."""
+        spans = [rows.span for rows in self.partition.rows]
+        order = sorted((span[0], number) for number, span in enumerate(spans) if span is not None)
+        if len(order) == len(parts):
+            return torch.cat([parts[number] for _, number in order], self.layout.dim)
         shape = list(parts[0].shape)
         shape[self.layout.dim] = self.plan.batch
         result = parts[0].new_empty(shape)
@@ -141,23 +147,23 @@ def run_in_parts(
     block: Block,
     partition: Partition,
     given: Given,
-    runs: Sequence[Run],
+    runs: Sequence[RunGiven],
     joined: Joined,
 ) -> Any:
     """Run a block part by part; return the joined result.
 
-    runs: one for each part that has a graph. Raises UnlikePartsError.
+    runs: one for each part that has a graph, one for that which has none. Raises UnlikePartsError.
     """
     outputs = given.outputs
     parts = _divide(given.leaves, given.inputs, partition, joined)
     results = []
     for number, part in enumerate(parts):
-        own_args, own_kwargs = unflatten_call(part, given.spec)
+        own = Given(part, given.spec, given.signatures, given.fault)
         if number < partition.graphs:
-            result = runs[number](own_args, own_kwargs)
+            result = runs[number](own)
         else:
-            with without_graph():
-                result = block.stock(*own_args, **own_kwargs)
+            with beside_graph():
+                result = runs[-1](own)
         found, found_spec = flatten_result(result)
         if found_spec is not outputs.spec and found_spec != outputs.spec:
             raise UnlikePartsError
@@ -223,6 +229,20 @@ def without_graph() -> Iterator[None]:
             yield
     finally:
         torch.set_autocast_cache_enabled(cache)
+
+
+@contextmanager
+def beside_graph() -> Iterator[None]:
+    """Inside, nothing is recorded of rows whose block has run on others with a graph already.
+
+    Weights that autocast has converted for those serve again. Afterwards it forgets all of them, and so what
+    was converted without a graph: some releases of torch would use that where a gradient is wanted.
+    """
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.clear_autocast_cache()
 
 
 @contextmanager

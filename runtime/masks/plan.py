@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import or_
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -139,7 +140,7 @@ class Plan:
         self.examples = self
         self._reach: dict[int, Rows] = {}
         self._flow: dict[tuple[int, int], Rows] = {}
-        self._rows: dict[bytes, Rows] = {}
+        self._rows: dict[int, Rows] = {}
         self._parts: dict[bytes, Plan] = {}
         self._partitions: dict[tuple[bytes, bytes], Partition] = {}
         self.ways: dict[object, Plan | None] = {}
@@ -378,12 +379,17 @@ class Plan:
             return self.every
         known = self._reach.get(mask)
         if known is None:
-            reached: npt.NDArray[np.bool_] = np.logical_or.reduce(self._live[list(bands_in(mask))])
-            key = reached.tobytes()
+            key = reduce(or_, map(self._live_bits.__getitem__, bands_in(mask)), 0)
             if key not in self._rows:
+                reached = self._live[list(bands_in(mask))].any(axis=0)
                 self._rows[key] = Rows.of(self.batch, np.flatnonzero(reached).tolist())
             known = self._reach[mask] = self._rows[key]
         return known
+
+    @cached_property
+    def _live_bits(self) -> list[int]:
+        """The examples that may shape each band, as a bit mask."""
+        return [int.from_bytes(row.tobytes()) for row in np.packbits(self._live, axis=1)]
 
     @cached_property
     def _live(self) -> npt.NDArray[np.bool_]:

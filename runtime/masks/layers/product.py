@@ -51,11 +51,13 @@ def stretches(rows: Rows, layout: Layout, *tensors: Tensor) -> Sequence[Sequence
     None where it is better to gather them: on accelerators, where rows lie otherwise or have weights, where
     stretches are short, and in half precisions, which a sum of several products would round too often.
     """
-    shortest = rows.batch * _SHORTEST * len(rows.stretches)
-    if rows.weights is not None or layout.dim or layout.interleaved or not rows.count:
+    if tensors[0].device.type != "cpu" or rows.weights is not None or not rows.count:
         return None
+    if layout.dim or layout.interleaved:
+        return None
+    shortest = rows.batch * _SHORTEST * len(rows.stretches)
     for tensor in tensors:
-        if tensor.device.type != "cpu" or tensor.dtype not in _WIDE or not tensor.is_contiguous():
+        if tensor.dtype not in _WIDE or not tensor.is_contiguous():
             return None
         if tensor.shape[:-1].numel() * rows.count < shortest:
             return None

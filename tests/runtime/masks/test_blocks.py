@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,6 +22,7 @@ from gradwarden.policy.program import Band
 from gradwarden.runtime.errors import MaskError
 from gradwarden.runtime.masks import make_engine, planner
 from gradwarden.runtime.masks.fused import FusedEngine
+from gradwarden.runtime.masks.parts import beside_graph
 
 WIDTH, TOKENS, WORDS = 8, 3, 7
 
@@ -571,3 +573,29 @@ def test_weights_that_autocast_converted_without_a_graph_are_not_used_again() ->
         step(engine, model, staircase([1, 1, 1, 1]), words)
         got = step(engine, model, staircase([5, 5, 2, 1]), words)
     assert "blocks.0.gain.gain" in got
+
+
+def test_weights_are_converted_once_for_both_parts_and_kept_with_a_graph_only() -> None:
+    torch.set_default_dtype(torch.float32)
+    weight, other = (torch.randn(WIDTH, WIDTH, requires_grad=True) for _ in range(2))
+    x = torch.randn(2, WIDTH, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        functional.linear(x, weight)
+        with Operations() as seen, beside_graph():
+            assert not functional.linear(x, weight).requires_grad
+        assert "aten._to_copy.default" not in seen.names
+        with beside_graph():
+            functional.linear(x, other)
+        assert functional.linear(x, other).requires_grad
+
+
+class Operations(TorchDispatchMode):
+    """Takes down the names of the operations that are done inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
