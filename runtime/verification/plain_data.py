@@ -8,6 +8,7 @@ an error where the state is written, so that nothing of it is left out unnoticed
 
 from __future__ import annotations
 
+import re
 from base64 import b64decode, b64encode
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping
@@ -29,6 +30,7 @@ TAG = "="
 """The one key of a mapping that stands for a value of another kind; no name in a ledger is this."""
 
 _EXACT = 1 << 53
+_NUMBERS = re.compile("[<|][biuf][1248]")
 _SEQUENCES: dict[str, type] = {"tuple": tuple, "set": set, "frozenset": frozenset}
 
 
@@ -132,7 +134,7 @@ class PlainData:
             case "bytes":
                 return b64decode(of)
             case "array":
-                return np.frombuffer(b64decode(of[1]), np.dtype(of[0])).copy()
+                return _array(*of)
             case "Program":
                 return program_from_json(of)
             case "PublicKey":
@@ -142,6 +144,13 @@ class PlainData:
 
 def _tagged(tag: str, of: Any) -> dict[str, Any]:
     return {TAG: tag, "of": of}
+
+
+def _array(kind: str, packed: str) -> Any:
+    # numpy evaluates what names a type otherwise.
+    if _NUMBERS.fullmatch(kind) is None:
+        raise ValueError(f"`{kind}` is no type of numbers that is kept")
+    return np.frombuffer(b64decode(packed), np.dtype(kind)).copy()
 
 
 def _numbered(given: Any) -> defaultdict[Any, int]:

@@ -28,6 +28,7 @@ FOREIGN: tuple[Any, ...] = (
     *({"=": "Counter", "of": [["x", "y"]]}, {"=": "dict", "of": [[{"=": "tuple", "of": []}, 1]]}),
     *({"=": "deque", "of": [0, []]}, {"=": "bytes", "of": "AAAA"}, {"=": "numbering", "of": []}),
     *({"=": "array", "of": ["<i8", ""]}, {"=": "array", "of": ["|O", "AAAAAAAAAAA="]}),
+    {"=": "array", "of": ["08", "AAAA"]},
     *({"=": "set", "of": [[1]]}, {"=": "PendingStep", "of": {}}, {"=": "Saved", "of": {}}),
 )
 """Values of every kind that a memory may hold, where they make no sense."""

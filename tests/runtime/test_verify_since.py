@@ -159,6 +159,12 @@ def test_plain_data_is_read_as_it_was_written(value: Any) -> None:
     assert (read, repr(read)) == (value, repr(value)) or read == value
 
 
+@pytest.mark.parametrize("kind", ["08", "|O", "<i8,<i8", "(2,)i8", "i8", ""])
+def test_arrays_are_of_plain_numbers(kind: str) -> None:
+    with pytest.raises(ValueError, match="no type of numbers"):
+        PlainData({}).read({"=": "array", "of": [kind, "AAAAAAAAAAA="]})
+
+
 # --- of a ledger --------------------------------------------------------------------------------------------
 
 
