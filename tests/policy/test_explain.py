@@ -100,6 +100,8 @@ def test_every_decision_can_be_explained_and_the_rules_named_are_those_that_bore
     json.dumps(explanation.to_json(), allow_nan=False)
     named = {r.name for r in explanation.rules if r.state != "silent" and r.role != "waives"}
     assert named == {*decision.rules, *decision.advisory, *decision.waived}
+    rules = [r for r in explanation.rules if r.role in ("grants", "limits", "scales")]
+    assert {r.name for r in rules if any(c.holds for c in r.conditions)} == named & {r.name for r in rules}
 
 
 def test_a_broken_assertion_says_what_would_have_been_learned() -> None:

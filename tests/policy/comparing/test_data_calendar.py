@@ -14,8 +14,18 @@ from gradwarden.policy.comparing.changes import difference
 from gradwarden.policy.comparing.data_calendar import DataCalendar, DayCount, RangeError
 from gradwarden.policy.context import EPOCH_DAY, Context
 from gradwarden.policy.evaluation.columns import encode_columns
-from gradwarden.policy.program import And, Arithmetic, AttributeValue, ClockValue, Compare, Number, Program
-from tests.strategies import ATTRIBUTES, DAY, conditions, contexts, examples, programs
+from gradwarden.policy.program import (
+    SCALE,
+    And,
+    Arithmetic,
+    AttributeValue,
+    ClockValue,
+    Compare,
+    Grant,
+    Number,
+    Program,
+)
+from tests.strategies import ATTRIBUTES, DAY, conditions, contexts, examples, programs, valid_examples
 
 AROUND = 9
 TODAY = ClockValue("today")
@@ -41,7 +51,7 @@ date_comparisons = st.builds(
 
 @st.composite
 def dated_programs(draw: st.DrawFn) -> Program:
-    """A program in which more conditions read dates than in others."""
+    """A program in which more conditions read dates than in others; one of a grant always does."""
     program = draw(programs())
     limits = tuple(
         replace(
@@ -55,7 +65,11 @@ def dated_programs(draw: st.DrawFn) -> Program:
     grants = tuple(
         replace(grant, when=draw(st.one_of(conditions, date_comparisons))) for grant in program.grants
     )
-    return replace(program, limits=limits, grants=grants)
+    dated = Grant("dated", draw(date_comparisons), (SCALE,) * len(program.bands))
+    return replace(program, limits=limits, grants=(*grants, dated))
+
+
+usual = contexts() | contexts().map(lambda context: replace(context, signals={}))
 
 
 def by_hand(program: Program, metadata: list[dict[str, Any]], context: Context) -> dict[int, DayCount]:
@@ -90,11 +104,11 @@ def compare_with_every_day(program: Program, metadata: list[dict[str, Any]], con
 
 
 @settings(max_examples=40)
-@given(dated_programs(), st.lists(examples, max_size=5), contexts())
+@given(dated_programs(), st.lists(valid_examples() | examples, min_size=1, max_size=3), usual)
 def test_decisions_change_on_the_listed_days_and_on_no_others(
     program: Program, metadata: list[dict[str, Any]], context: Context
 ) -> None:
-    compare_with_every_day(program, metadata, context)
+    compare_with_every_day(program, [example for example in metadata for _ in range(2)], context)
 
 
 @pytest.mark.soak
@@ -121,8 +135,6 @@ def test_a_program_that_squares_dates_is_tried_on_every_day(
 def test_a_program_that_squares_dates_needs_a_short_range(program: Program) -> None:
     squaring = replace(program, modulations=(), assertions=(), limits=(), waivers=(), grants=())
     DataCalendar(squaring, Context(), 0, 10_000)
-    from gradwarden.policy.program import Grant
-
     squaring = replace(squaring, grants=(Grant("g", SQUARE, (0,) * len(program.bands)),))
     with pytest.raises(RangeError, match="multiplies dates"):
         DataCalendar(squaring, Context(), 0, 10_000)
