@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from gradwarden.runtime.ledger import writer
 
@@ -14,6 +14,9 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.register_profile("soak", settings.get_profile("gradwarden"), max_examples=5000)
+settings.register_profile(
+    "mutants", settings.get_profile("gradwarden"), phases=[Phase.explicit, Phase.generate]
+)  # that it fails is enough: what it fails for need not be made small
 settings.load_profile("gradwarden")
 
 

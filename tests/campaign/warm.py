@@ -26,7 +26,10 @@ import pytest
 Fate: TypeAlias = Literal["green", "red", "error", "skipped", "missing", "endless"]
 """Of a test: `red` where its body failed; `error` where it could not begin; `endless` where it had no end."""
 
-OPTIONS = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:randomly", "--hypothesis-seed=0")
+OPTIONS = (
+    *("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:randomly"),
+    *("--hypothesis-profile=mutants", "--hypothesis-seed=0"),
+)
 
 TAIL = 4_000
 """Characters of what pytest wrote that are told."""
