@@ -53,11 +53,14 @@ def test_the_tests_that_a_table_names_are_there(name: str) -> None:
         assert re.search(rf"^(?:    )?def {test}\(", (ROOT / path).read_text("utf-8"), re.MULTILINE), test
 
 
-def test_every_condition_and_threat_and_trap_has_a_mutant() -> None:
+def test_every_condition_threat_trap_and_requirement_has_a_mutant() -> None:
     known = {row for name in table_names() for one in read_table(name) for row in one.of}
     page = (ROOT / "docs" / "threats.md").read_text("utf-8")
     assert set(re.findall(r"^\| ([A-G]\d+) \|", page, re.MULTILINE)) <= known
     assert {f"trap {number}" for number in range(1, 17)} <= known
+    page = (ROOT / "docs" / "requirements.md").read_text("utf-8")
+    asked = set(re.findall(r"^\| (R\d+|[a-z][a-z ]+) \|", page, re.MULTILINE))
+    assert asked - known == set()
 
 
 @pytest.mark.soak

@@ -40,10 +40,10 @@ def test_the_tests_named_exist(path: str, name: str) -> None:
 def test_each_requirement_names_tests() -> None:
     rows = re.findall(r"^\| (R\d+) \|.*\| ([^|]+) \|$", PAGE, re.MULTILINE)
     policy = ["R6", "R9", "R10", "R11", "R12", "R13", "R14", "R50", "R51"]
-    masks = ["R2", "R3", "R4", "R27", "R28", "R29", "R30", "R31", "R34"]
+    masks = ["R2", "R3", "R4", "R27", "R28", "R29", "R30", "R31", "R32", "R33", "R34", "R35"]
     memory = ["R41", "R42", "R43", "R44", "R45", "R46"]
     privacy = ["R25", "R47", "R48", "R49"]
-    evidence = ["R54", "R55", "R57", "R58", "R59", "R60", "R61", "R62", "R63", "R64", "R65", "R66"]
+    evidence = ["R54", "R55", "R56", "R57", "R58", "R59", "R60", "R61", "R62", "R63", "R64", "R65", "R66"]
     assert [number for number, _ in rows] == [*policy, *masks, *memory, *privacy, *evidence]
     further = re.findall(r"^\| ([a-z][a-z ]+) \|.*\| ([^|]+) \|$", PAGE, re.MULTILINE)
     scale = ["processes", "ranks", "private ranks", "weights", "archives", "new entries only"]
@@ -96,6 +96,7 @@ sys.stdout.write(program.to_json())
 def test_a_policy_and_a_model_map_give_the_same_bytes_in_every_process() -> None:
     plain = MODEL.replace('  memory = names "memory.*"', "")
     grants = [RULES[0], RULES[3], RULES[4], "depth trial { when trial  reach shallow, middle }\n"]
+    grants += [f"depth more_{n} {{ when trial  reach shallow }}\n" for n in range(8)]
     model_map = ROOT / "cli" / "templates" / "model.yaml"
     built = {
         subprocess.run(

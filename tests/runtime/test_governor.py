@@ -251,6 +251,18 @@ def test_starvation_is_reported_once_per_drought(lab):
     assert lab.verify().ok
 
 
+@pytest.mark.filterwarnings("ignore:no example has reached:UserWarning")
+def test_starvation_opens_no_band_to_those_who_may_not_shape_it(lab):
+    governor = lab.governor(lab.policy + "starvation deep { after 1 step report }")
+    deep = [p.detach().clone() for p in governor.parameters["deep"]]
+    for _ in range(3):
+        proposal = lab.step(governor, lab.batch("bbC"))
+        assert proposal.weights.tolist() == [[0.5, 0.0], [0.5, 0.0], [0.0, 0.0]]
+    assert all(map(torch.equal, governor.parameters["deep"], deep))
+    governor.close()
+    assert [body["step"] for body in lab.bodies("starved")] == [0]
+
+
 def test_starvation_can_halt_the_run_after_the_step_was_committed_and_the_run_can_be_resumed(lab):
     run = lab.governor(lab.policy + starving("halt"))
 

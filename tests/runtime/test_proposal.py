@@ -297,6 +297,38 @@ def test_the_verdict_says_what_happened(lab, kinds, verdict):
     assert lab.bodies("step")[0]["verdict"] == verdict
 
 
+def test_every_example_is_recorded_with_its_weights_and_the_rules_that_bore_on_it(lab):
+    """Admitted, masked, weighed less, refused and invalid; and so in a step that is refused as a whole."""
+    rules = "signals { calm : number 0..1 default 1 }\n"
+    rules += "modulate m { when kind == d  scale deep by calm from 1 to 0 }\n"
+    governor = lab.governor(lab.policy + rules)
+    examples = [*lab.batch("abdcC"), lab.example("x") | {"kind": 7}]
+    calm = [1.0, 1.0, 0.75, 1.0, 1.0, 1.0]
+    assert lab.step(governor, examples, signals={"calm": calm}).committed
+    assert not lab.step(governor, examples[3:]).committed
+    governor.close()
+    declared = {entry["id"]: entry for body in lab.bodies("decisions") for entry in body["decisions"]}
+    said = [
+        [(declared[n]["verdict"], declared[n]["weights"], declared[n]["rules"]) for n in body["decision"]]
+        for body in lab.bodies("step")
+    ]
+    nothing = [("refuse", [0, 0], []), ("refuse", [0, 0], ["no"]), ("invalid", [0, 0], [])]
+    assert said == [
+        [
+            ("admit", [1_000_000, 1_000_000], ["a"]),
+            ("limit", [500_000, 0], ["b"]),
+            ("limit", [0, 62_500], ["d", "m"]),
+            *nothing,
+        ],
+        nothing,
+    ]
+    recorded = [[1_000_000, 1_000_000, 750_000, *3 * [1_000_000]], 3 * [1_000_000]]
+    assert [body["signals"]["calm"] for body in lab.bodies("step")] == recorded
+    assert [body["reason"] for body in lab.bodies("refused")] == ["nothing_admitted"]
+    (invalid,) = (c for body in lab.bodies("classes") for c in body["classes"] if c.get("problems"))
+    assert "kind" in str(invalid["problems"])
+
+
 @pytest.mark.parametrize("count", [255, 257, 1_000, 1_700])
 def test_a_large_batch_is_recorded_whole(lab, count):
     rules = "signals { loss_ratio : number 0..10 default 1  calm : number 0..1 default 0.5 }\n"
