@@ -15,8 +15,11 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Iterator
-from typing import Protocol
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -33,46 +36,43 @@ _CHUNK = 1 << 17
 """Numbers drawn at once: they and what they are made from stay in the cache."""
 _SENT = 1 << 23
 """Numbers that are sent to another device at once."""
+_ZEROS = memoryview(bytes(8 * (_CHUNK + 1)))
+"""What is enciphered: its cipher is the stream itself."""
+
+Draw: TypeAlias = Callable[[], FloatArray]
+"""Draws numbers that were set aside."""
+
+_Given = TypeVar("_Given")
+_Found = TypeVar("_Found")
 
 
 class NoiseSource(Protocol):
     """Draws standard normal numbers."""
 
-    def fill(self, target: Tensor) -> None:
-        """Fill a contiguous vector on the CPU, float32 or float64."""
+    def reserve(self, count: int, dtype: torch.dtype) -> Draw:
+        """Set so many numbers aside, at most a chunk, and return what draws them, in whatever thread.
+
+        dtype: float32 or float64.
+        """
 
 
 class FastNoise:
     """Noise at the precision of the sum. seed: None for a key from the operating system.
 
-    The same seed gives the same numbers for sums of the same sizes, however many threads torch uses. rank: of
+    The same seed gives the same numbers for sums of the same sizes, however many threads draw them. rank: of
     the process that draws; with one seed, each has numbers of its own.
     """
 
     def __init__(self, seed: int | None = None, rank: int = 0) -> None:
         self._bits = _Bits(os.urandom(_KEY) if seed is None else _key(seed, rank))
-        self._uniform = torch.empty(_CHUNK, dtype=torch.float32, device="cpu")
-        self._least = torch.tensor(2.0**-31, dtype=torch.float32, device="cpu")
 
-    def fill(self, target: Tensor) -> None:
+    def reserve(self, count: int, dtype: torch.dtype) -> Draw:
         """See `NoiseSource`."""
-        for part in _chunks(target):
-            if part.dtype == torch.float32:
-                self._fill(part)
-            else:
-                part.copy_(torch.from_numpy(self._bits.gaussians(len(part))))
-
-    def _fill(self, part: Tensor) -> None:
-        """Fill with numbers up to sqrt(2 ln 2^31) = 6.6: one in 2e10 would be greater."""
-        pairs = (len(part) + 1) // 2
-        words = torch.frombuffer(self._bits.draw(8 * pairs), dtype=torch.int32)
-        radius, angle = self._uniform[: 2 * pairs].copy_(words).view(2, pairs)
-        # In [2^-31, 1], closely spaced near 0: the logarithm of 0 is not finite.
-        torch.add(self._least, radius.abs_(), alpha=2.0**-31, out=radius).log_().mul_(-2.0).sqrt_()
-        angle.mul_(math.pi * 2.0**-31)
-        rest = len(part) - pairs
-        torch.cos(angle, out=part[:pairs]).mul_(radius)
-        torch.sin(angle[:rest], out=part[pairs:]).mul_(radius[:rest])
+        if dtype == torch.float32:
+            bits = self._bits.reserve(8 * _pairs(count))
+            return lambda: _narrow_gaussians(bits(), count)
+        bits = self._bits.reserve(16 * _pairs(count))
+        return lambda: _gaussians(bits(), count)
 
 
 def _key(seed: int, rank: int) -> bytes:
@@ -85,59 +85,152 @@ class SecureNoise:
     def __init__(self) -> None:
         self._bits = _Bits(os.urandom(_KEY))
 
-    def fill(self, target: Tensor) -> None:
+    def reserve(self, count: int, dtype: torch.dtype) -> Draw:
         """See `NoiseSource`."""
-        for part in _chunks(target):
-            summands = [self._bits.gaussians(len(part)) for _ in range(_SUMMANDS)]
-            part.copy_(torch.from_numpy(sum(summands) / 2.0))
+        several = [self._bits.reserve(16 * _pairs(count)) for _ in range(_SUMMANDS)]
+        kind = np.float32 if dtype == torch.float32 else np.float64
+
+        def draw() -> FloatArray:
+            total: FloatArray = np.sum([_gaussians(bits(), count) for bits in several], axis=0)
+            return (total / 2.0).astype(kind, copy=False)
+
+        return draw
 
 
 class _Bits:
     """Random bits of a cipher; a key is used for one stream only."""
 
     def __init__(self, key: bytes) -> None:
-        self._stream = Cipher(algorithms.AES256(key), modes.CTR(bytes(_BLOCK))).encryptor()
-        self._zeros, self._drawn = b"", bytearray()
+        self._key, self._block = algorithms.AES256(key), 0
+        self._memory = _Memory()
 
-    def draw(self, count: int) -> memoryview:
-        """Return so many random bytes; the next call overwrites them."""
-        if len(self._zeros) < count:
-            self._zeros, self._drawn = bytes(count), bytearray(count + _BLOCK)
-        drawn = memoryview(self._drawn)
-        self._stream.update_into(memoryview(self._zeros)[:count], drawn[: count + _BLOCK])
-        return drawn[:count]
+    def reserve(self, count: int) -> Callable[[], memoryview]:
+        """Set so many bytes aside, whole blocks of them, and return what draws them.
 
-    def gaussians(self, count: int) -> FloatArray:
-        """Return normal numbers, float64."""
-        pairs = (count + 1) // 2
-        words = np.frombuffer(self.draw(16 * pairs), dtype=np.uint64) >> np.uint64(11)
-        # In (0, 1]: the logarithm of 0 is not finite.
-        uniform = (words.astype(np.float64) + 1.0) * 2.0**-53
-        radius = np.sqrt(-2.0 * np.log(uniform[:pairs]))
-        angle = 2.0 * np.pi * uniform[pairs:]
-        return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
+        They last until the next ones are drawn in the same thread.
+        """
+        first, self._block = self._block, self._block - (-count // _BLOCK)
+
+        def draw() -> memoryview:
+            stream = Cipher(self._key, modes.CTR(first.to_bytes(_BLOCK, "big"))).encryptor()
+            drawn = self._memory.of(count + _BLOCK)
+            stream.update_into(_ZEROS[:count], drawn)
+            return drawn[:count]
+
+        return draw
+
+
+class _Memory(threading.local):
+    """Memory of a thread that is used again."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def of(self, count: int) -> memoryview:
+        """Return so many bytes or more."""
+        if len(self._bytes) < count:
+            self._bytes = bytearray(count)
+        return memoryview(self._bytes)
+
+
+def _pairs(count: int) -> int:
+    return (count + 1) // 2
+
+
+def _narrow_gaussians(bits: memoryview, count: int) -> FloatArray:
+    """Return normal numbers, float32, up to sqrt(2 ln 2^31) = 6.6: one in 2e10 would be greater.
+
+    By numpy: its operations let other threads go on, and leave each to its own core.
+    """
+    uniform = np.frombuffer(bits, dtype=np.int32).astype(np.float32)
+    radius, angle = uniform.reshape(2, -1)
+    step = np.float32(2.0**-31)
+    # In [2^-31, 1], closely spaced near 0: the logarithm of 0 is not finite.
+    np.abs(radius, out=radius)
+    radius *= step
+    radius += step
+    np.log(radius, out=radius)
+    radius *= np.float32(-2.0)
+    np.sqrt(radius, out=radius)
+    angle *= np.float32(math.pi) * step
+    cosine = np.cos(angle)
+    np.sin(angle, out=angle)
+    angle *= radius
+    radius *= cosine
+    return uniform[:count]
+
+
+def _gaussians(bits: memoryview, count: int) -> FloatArray:
+    """Return normal numbers, float64."""
+    words = np.frombuffer(bits, dtype=np.uint64) >> np.uint64(11)
+    # In (0, 1]: the logarithm of 0 is not finite.
+    radius, angle = ((words.astype(np.float64) + 1.0) * 2.0**-53).reshape(2, -1)
+    radius = np.sqrt(-2.0 * np.log(radius))
+    angle *= 2.0 * np.pi
+    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
 
 
 def add_noise(sums: GradientSum, sigma: float, source: NoiseSource, copy: int = 0, copies: int = 1) -> None:
     """Add Gaussian noise of standard deviation `sigma` to every element, in place.
 
     Call it in every step, whether or not the batch held private rows. What the source draws must be secret.
+    As many threads draw as torch uses.
 
     copies: how many processes hold sums for the same elements, which are then added up. Each noises a part of
     the elements, `copy` (from 0) says which: so every element is noised once.
     """
     flats = [(total, total.reshape(-1)) for total in sums.values()]
     own = [_share(flat, copy, copies) for _, flat in flats]
+    near: list[tuple[Sequence[Tensor], Draw]] = []
     for window in _windows(own):
-        sizes = [len(part) for part in window]
-        drawn = torch.empty(sum(sizes), dtype=window[0].dtype, device="cpu")
-        source.fill(drawn)
-        pieces = torch.split_with_sizes(drawn.to(window[0].device), sizes)
-        for part, piece in zip(window, pieces, strict=True):
-            part.add_(piece, alpha=sigma)
+        draws = _draws(window, source)
+        if window[0].device.type == "cpu":
+            near.append((window, draws[0]))
+        else:
+            _add(window, np.concatenate(_on_threads(_draw, draws)), sigma)
+    threads = max(1, min(torch.get_num_threads(), len(near)))
+    _on_threads(partial(_add_drawn, sigma=sigma), [near[place::threads] for place in range(threads)])
     for total, flat in flats:
         if not total.is_contiguous():
             total.copy_(flat.view(total.shape))
+
+
+def _draws(window: Sequence[Tensor], source: NoiseSource) -> list[Draw]:
+    """Set numbers aside for the elements of a window, a chunk at a time."""
+    count = sum(map(len, window))
+    return [source.reserve(min(_CHUNK, count - start), window[0].dtype) for start in range(0, count, _CHUNK)]
+
+
+def _draw(draw: Draw) -> FloatArray:
+    return draw()
+
+
+def _add_drawn(windows: Iterable[tuple[Sequence[Tensor], Draw]], sigma: float) -> None:
+    """Draw numbers for windows of sums on a CPU, and add them times sigma."""
+    for window, draw in windows:
+        drawn, start = draw(), 0
+        drawn *= drawn.dtype.type(sigma)
+        for part in window:
+            own = part.numpy()
+            own += drawn[start : start + len(own)]
+            start += len(own)
+
+
+def _add(window: Sequence[Tensor], drawn: FloatArray, sigma: float) -> None:
+    """Add numbers times sigma to sums that lie elsewhere: in this thread, which has its own stream there."""
+    pieces = torch.from_numpy(drawn).to(window[0].device).split_with_sizes([len(part) for part in window])
+    for part, piece in zip(window, pieces, strict=True):
+        part.add_(piece, alpha=sigma)
+
+
+def _on_threads(function: Callable[[_Given], _Found], given: Iterable[_Given]) -> list[_Found]:
+    """Return what a function makes of each of some things, on as many threads as torch uses."""
+    things = list(given)
+    threads = min(torch.get_num_threads(), len(things))
+    if threads < 2:
+        return [function(thing) for thing in things]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(function, things))
 
 
 def _share(flat: Tensor, copy: int, copies: int) -> Tensor:

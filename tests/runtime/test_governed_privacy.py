@@ -53,10 +53,9 @@ def open_run(lab, text: str, engine: str = "auto", plan: JointPlan | None = None
 
 def noise_of(parameters: list[Tensor], sigma: float, steps: int = 1) -> list[Tensor]:
     """The noise of the last of some steps, drawn as the governor draws it."""
-    source = FastNoise(SEED)
+    source, count = FastNoise(SEED), sum(p.numel() for p in parameters)
     for _ in range(steps):
-        drawn = torch.zeros(sum(p.numel() for p in parameters), dtype=parameters[0].dtype)
-        source.fill(drawn)
+        drawn = torch.from_numpy(source.reserve(count, parameters[0].dtype)())
     parts = drawn.split([p.numel() for p in parameters])
     return [part.view(p.shape) * sigma for p, part in zip(parameters, parts, strict=True)]
 
