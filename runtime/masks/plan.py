@@ -247,7 +247,7 @@ class Plan:
     @cached_property
     def columns(self) -> FloatArray:
         """The weights of each band [bands, B]."""
-        return self.weights.t().contiguous().numpy()
+        return np.ascontiguousarray(self.weights.numpy().T)
 
     @cached_property
     def scale(self) -> FloatArray:
@@ -257,12 +257,12 @@ class Plan:
     @cached_property
     def live(self) -> bool:
         """Whether every row belongs to an example with some weight."""
-        return bool((self.factors > 0).all())
+        return bool((self.scale > 0).all())
 
     @cached_property
     def shaped(self) -> Sequence[bool]:
         """Whether every example may shape each band."""
-        return self.weights.gt(0).all(dim=0).tolist()
+        return np.logical_and.reduce(self.weights.numpy() > 0).tolist()  # type: ignore[no-any-return]
 
     def near(self, limit: float) -> Sequence[bool]:
         """Return whether the weights of each band are all within a ratio of the factors."""

@@ -209,9 +209,9 @@ class Rows:
             return (picked if self.weights is None else self.weigh(picked, Layout(0, 2))).sum(0) * self.factor
         key = (queue(each.device), each.dtype)
         if key not in self._weights:
-            every = torch.zeros(self.batch, dtype=torch.float64, device="cpu")
-            every[self.chosen] = self.factor if self.weights is None else self.weights * self.factor
-            self._weights[key] = send(every, each.device, each.dtype)
+            every = np.zeros(self.batch)
+            every[self.chosen.numpy()] = 1.0 if self.weights is None else self.weights.numpy()
+            self._weights[key] = send(torch.from_numpy(every * self.factor), each.device, each.dtype)
         return self._weights[key] @ each
 
     def _index(self, device: torch.device, per_example: int, interleaved: bool) -> Tensor:
@@ -241,24 +241,25 @@ class Columns(Sequence[Rows]):
     """
 
     def __init__(self, weights: Tensor, factors: Tensor) -> None:
-        self._weights = weights
-        self._divisors = torch.where(factors > 0, factors, 1.0)
+        # In numpy, which takes a fraction of the time.
+        array = factors.numpy()
+        self._weights, self._divisors = weights.numpy(), np.where(array > 0, array, 1.0)
         self._relative: list[list[float]] | None = None
         self._rows: dict[int, Rows] = {}
         self._known: dict[tuple[float, ...], Rows] = {}
 
     def __len__(self) -> int:
-        return self._weights.shape[1]
+        return int(self._weights.shape[1])
 
     @property
     def plain(self) -> bool:
         """Whether every example counts for every band, with weight 1."""
-        return bool((self._weights.numpy() == self._divisors.numpy()[:, None]).all())
+        return bool((self._weights == self._divisors[:, None]).all())
 
     @property
     def alike(self) -> bool:
         """Whether all examples count alike for every band: none of them, or each with the same weight."""
-        relative = self._weights.numpy() / self._divisors.numpy()[:, None]
+        relative = self._weights / self._divisors[:, None]
         return bool((relative == relative[:1]).all())
 
     def __getitem__(self, band: int) -> Rows:  # type: ignore[override]  # bands are not sliced
@@ -266,7 +267,7 @@ class Columns(Sequence[Rows]):
             if not 0 <= band < len(self):
                 raise IndexError(band)
             if self._relative is None:
-                self._relative = (self._weights / self._divisors[:, None]).t().tolist()
+                self._relative = (self._weights / self._divisors[:, None]).T.tolist()
             values = tuple(self._relative[band])
             if values not in self._known:
                 self._known[values] = Rows.weighed(values)
