@@ -243,15 +243,19 @@ class Proposal:
         if not self._parts.left():
             self._joined.reduction.last()
         try:
+            # To read losses is to wait for the device. Alone, and with nothing private at stake, that is done
+            # once the backward pass is launched: what is not fit goes no further than `.grad`.
+            later = self._sink is None and self._joined.peers.size == 1
+            if self.refusal is None and not later:
+                self._look_at(losses)
             if self.refusal is None:
-                read = losses.detach().double().cpu()  # once: to read is to wait for the device
-                self.refusal = self._unfit(read)
-            if self.refusal is None:
-                self._measures.remember(read)
                 self._differentiate(losses)
-                self._measures.read(self._joined.scaling.scale)
+                if later:
+                    self._look_at(losses)
             else:
                 self._joined.reduction.decline()
+            if self.refusal is None:
+                self._measures.read(self._joined.scaling.scale)
         except BaseException as error:
             self.refusal = Finding("gradient", "no_gradient", raised("`backward`", error))
             raise
@@ -259,6 +263,13 @@ class Proposal:
     def _due(self) -> bool:
         """Return whether this process has a backward pass to make now, or to decline."""
         return self._parts.any_weight() and (self._parts.together or self.refusal is None)
+
+    def _look_at(self, losses: Tensor) -> None:
+        """Remember losses, unless they are such that the step is to be refused."""
+        read = losses.detach().double().cpu()
+        self.refusal = self._unfit(read)
+        if self.refusal is None:
+            self._measures.remember(read)
 
     def _unfit(self, losses: Tensor) -> Finding | None:
         """Return why losses are not to be differentiated."""

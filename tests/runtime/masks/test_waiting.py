@@ -197,6 +197,31 @@ def test_nothing_waits_for_the_device_in_a_masked_step(
     assert device.sent > 0
 
 
+@pytest.mark.parametrize("depth", [2, 6])
+def test_a_whole_step_waits_for_losses_and_norms_alone_once_it_has_launched_the_backward_pass(
+    depth: int, lab: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model, device = Model(depth), Device()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+    order: list[str] = []
+    with lab.governor(lab.policy, model, optimizer, engine="fused") as governor:
+        for number in range(6):
+            words = torch.randint(5, (BATCH, 3))
+            if number < 5:
+                with governor.step(lab.batch("aabbaabb", prefix=f"{number}-")) as proposal:
+                    proposal.backward(model(words))
+                continue
+            model.stem.weight.register_hook(lambda _: order.append(f"{len(device.waits)} waits"))
+            for tensor in (*model.parameters(), words):
+                device.add(tensor)
+            with device.watched(), governor.step(lab.batch("aabbaabb")) as proposal:
+                proposal.backward(model(words))
+        assert proposal.refusal is None
+    assert len(device.waits) == 2
+    assert order == ["0 waits"]
+
+
 def test_the_norms_of_all_bands_are_read_at_once() -> None:
     device = Device()
     bands = {str(number): [nn.Parameter(torch.randn(3)) for _ in range(4)] for number in range(5)}
