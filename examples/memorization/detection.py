@@ -43,7 +43,7 @@ COMBINED = "combined"
 
 MEASURED = (*SIGNALS, SECOND_LOOK)
 
-GUARDS = {"recital": 24.0, "span_gap": 28.0, "copies": 3.0, "surprisal": 62.0, SECOND_LOOK: 24.0}
+GUARDS = {"recital": 24.0, "span_gap": 28.0, "copies": 3.0, "surprisal": 66.0, SECOND_LOOK: 24.0}
 """Where the guards of the policies refuse. Copies: those that came more often than twice."""
 
 PRECISION = 0.9

@@ -131,7 +131,7 @@ class Settings:
     testing: int = 512
     learning_rate: float = 2e-3
     weight_decay: float = 0.1
-    warmup: int = 20
+    warmup: int = 100
     asked: Continuation = field(default_factory=lambda: Continuation(prefix=24, length=12))
     span: int = 8
     model: GPTConfig = field(default_factory=lambda: GPTConfig(layers=2, width=128, heads=4, context=48))
@@ -143,7 +143,7 @@ class Settings:
         return cls(
             {"letters": {0: 2, 1: 2, 4: 2}, "words": {1: 2, 4: 1}, "copies": {4: 1}},
             windows=24, others=24, batch=8, fillings=7, testing=8,
-            asked=Continuation(16, 8), span=4, model=small,
+            asked=Continuation(16, 8), span=6, model=small,
         )  # fmt: skip
 
 
