@@ -20,6 +20,7 @@ from examples.memorization.training import POLICIES as FOLDER
 from examples.memorization.training import Kept, Run
 from examples.memorization.unseen import cost_rows, traces
 from gradwarden.cli.app import cli
+from gradwarden.policy import Context, compile_policy, load_policy
 from gradwarden.runtime.memorization.manifest import Manifest
 
 
@@ -210,3 +211,22 @@ def test_its_policies_are_checked(policy):
     for verb in (["check", "--strict"], ["fmt", "--check"]):
         result = CliRunner().invoke(cli, [*verb, path])
         assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    ("epoch", "comings", "surprisal", "weight"),
+    [
+        (0, 0, 65.0, 1.0),  # odd, but early: what it leaves is forgotten
+        (0, 3, 35.0, 1.0),  # boilerplate may come again
+        (0, 1, 36.0, 0.0),
+        (1, 1, 39.0, 1.0),
+        (1, 1, 40.0, 0.25),
+        (1, 2, 40.0, 0.0),
+        (0, 0, 66.0, 0.0),
+    ],
+)
+def test_the_guards_spare_boilerplate_and_stop_what_is_repeated_or_strange(epoch, comings, surprisal, weight):
+    program = compile_policy(load_policy(FOLDER / "guarded.policy"))
+    signals = {"comings": comings, "surprisal": surprisal}
+    decision = program.decide({"source": "stdlib"}, Context(epoch=epoch, signals=signals))
+    assert set(decision.weights.values()) == {weight}
