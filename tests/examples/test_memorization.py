@@ -146,7 +146,7 @@ def test_the_experiment_runs_and_its_ledgers_can_be_asked(planted, tmp_path):
     repeated = [one.id for one in planted.canaries if (one.kind, one.repetitions) == ("words", 4)]
     told = asks(tmp_path / "out/runs/guarded-3", repeated[0])
     assert "flagged by again, odd (in force)" in told
-    assert "limited: learned from 1 time since it was first flagged" in told
+    assert "stopped: learned from 0 times since it was first flagged" in told
 
 
 def kept_runs(advantages, exposures, unseen):
