@@ -156,7 +156,9 @@ def check_job(
     from gradwarden.runtime.evidence.receipt_check import used_after
 
     report = check_job_receipt(receipt, trust)
-    late = None if none_after is None else used_after(report.ranks.values(), none_after)
+    late = None
+    if none_after is not None:
+        late = used_after(report.ranks.values(), none_after, salt_known=salt_known)
     found = (*report.faults, *faults, *(() if late is None else (late,)))
     checked = _Checked(path, receipt, report, found, salt_known)
     emit_json(checked.to_json()) if output_format == "json" else _show(checked)

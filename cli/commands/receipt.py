@@ -88,7 +88,8 @@ def command(
 
     `check` needs the receipt and the public key, and no network. It says what is shown and what is not. With
     --none-after it fails where the model learned from the example in a later step (-1: in any), or where the
-    receipt does not show that it did not.
+    receipt does not show that it did not: of an example that was never named, only with --salt, since a
+    receipt made with a wrong salt finds nothing, too.
 
     \b
     Examples:
@@ -190,7 +191,9 @@ def _check(
         )
     report = check_receipt(receipt, trust)
     report = replace(report, faults=(*report.faults, *faults))
-    late = None if none_after is None or not report.ok else used_after([report], none_after)
+    late = None
+    if none_after is not None and report.ok:
+        late = used_after([report], none_after, salt_known=salt is not None)
     if output_format == "json":
         emit_json(_document(path, receipt, report, late, salt_known=salt is not None))
     else:

@@ -95,21 +95,26 @@ def check_receipt(receipt: Receipt, trust: Trust) -> ReceiptReport:
     )
 
 
-def used_after(reports: Iterable[ReceiptReport], step: int) -> Fault | None:
+def used_after(reports: Iterable[ReceiptReport], step: int, *, salt_known: bool) -> Fault | None:
     """Return what is wrong with saying that nothing was learned from an example after a step.
 
     reports: of the run, or of all ranks of a job; each holds. Steps that proposed the example and let nothing
     of it through are no use. Where a run went on after its tally, or has none, nothing is shown of it.
+    salt_known: whether the checker had the salt beforehand; by any other no absence is shown, for a wrong one
+    finds nothing, too.
     """
     checked = tuple(reports)
     told = [report.leaf["exposed"] for report in checked if report.leaf is not None]
     last = max((exposed[1] for exposed in told if exposed is not None), default=-1)
     if last > step:
         return Fault("used_after", f"the model learned from it in step {last}, after step {step}")
-    if all(report.closed for report in checked):
+    if not all(report.closed for report in checked):
+        why = "the run was not sealed right behind a tally"
+    elif not told and not salt_known:
+        why = "a wrong salt finds nothing, too; give the one that you had before (--salt)"
+    else:
         return None
-    message = f"it is not shown that nothing was learned from it after step {step}: the run was not sealed "
-    return Fault("used_after", f"{message}right behind a tally")
+    return Fault("used_after", f"it is not shown that nothing was learned from it after step {step}: {why}")
 
 
 def _check_place(receipt: Receipt, tally: Body | None) -> Body | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gradwarden.runtime.commitments import Committer
 from gradwarden.runtime.jobs.layout import rank_path
 from gradwarden.runtime.ledger.keys import Signer
 from tests.cli.conftest import Run
@@ -60,6 +61,10 @@ def test_an_owner_learns_that_no_rank_named_the_example(run: Run, job: Path) -> 
     assert checked.exit_code == 0
     assert checked.stdout.startswith("OK r.json: `nobody's` was never named\n")
     assert "a wrong one finds nothing, too" in checked.stdout
+    late = run(*CHECK, "--none-after", "-1")
+    assert (late.exit_code, "a wrong salt finds nothing, too" in late.stderr) == (1, True)
+    salt = Committer(SECRET).salt("nobody's").hex()
+    assert run(*CHECK, "--none-after", "-1", "--salt", salt).exit_code == 0
 
 
 @pytest.mark.parametrize("example", [MINE, "nobody's"])

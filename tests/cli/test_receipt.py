@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from gradwarden.runtime.commitments import open_commitment
+from gradwarden.runtime.evidence.prover import last_head
+from gradwarden.runtime.evidence.receipt_maker import make_receipt
 from gradwarden.runtime.ledger.keys import Signer
 from tests.cli.conftest import Run
 from tests.runtime.provenance.small_runs import COMMITTER, write_run
@@ -69,8 +72,27 @@ def test_an_owner_asks_that_nothing_was_learned_after_a_revocation(run: Run, led
     assert "learned from in steps" in late.stdout
     told = json.loads(run(*check, last - 1, "--format", "json").stdout)
     assert (told["ok"], told["used"], told["faults"][0]["code"]) == (False, True, "used_after")
+
+
+def test_a_wrong_salt_shows_no_end_of_use(run: Run, ledger: Path, here: Path) -> None:
+    salt = b"\x01" * 32
+    lie = make_receipt(ledger, "e2", salt, open_commitment(salt, "e2"), last_head(ledger))
+    (here / "lie.json").write_bytes(lie.encode())
+    check = ("receipt", "check", "lie.json", "--key", "run.pub", "--id", "e2", "--none-after", "0")
+    late = run(*check)
+    assert (late.exit_code, late.stdout.startswith("FAILED lie.json: `e2` was never named")) == (1, True)
+    assert "error[used_after]: it is not shown that nothing was learned from it after step 0" in late.stderr
+    assert "give the one that you had before (--salt)" in late.stderr
+    told = json.loads(run(*check, "--format", "json").stdout)
+    assert (told["ok"], told["faults"][0]["code"]) == (False, "used_after")
+    assert "error[wrong_salt]" in run(*check, "--salt", COMMITTER.salt("e2").hex()).stderr
+
+
+def test_the_salt_that_an_owner_had_shows_that_nothing_was_learned(run: Run, ledger: Path) -> None:
     make(run, "nobody", "-o", "r.json")
-    assert run(*check, "-1").exit_code == 0
+    check = ("receipt", "check", "r.json", "--key", "run.pub", "--none-after", "-1")
+    assert run(*check).exit_code == 1
+    assert run(*check, "--salt", COMMITTER.salt("nobody").hex()).exit_code == 0
 
 
 def test_of_a_run_that_was_not_tallied_no_end_of_use_is_shown(run: Run, here: Path, signer: Signer) -> None:
