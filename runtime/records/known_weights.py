@@ -50,7 +50,7 @@ class KnownWeights:
             case _ if kind == TENSORS:
                 begun = [] if body["part"] == 0 else self._listed
                 self._listed = [*begun, *(name for name, *_ in body["tensors"])]
-            case "checkpoint" if body["tensors"] is not None and not body["file"].endswith(STATE_SUFFIX):
+            case "checkpoint" if _is_listed(body) and not body["file"].endswith(STATE_SUFFIX):
                 named = _Named(body["step"], body["file"], body["tensors"]["root"])
                 self.names = tuple(self._listed)
                 self._by_digest[body["digest"]] = named
@@ -92,3 +92,8 @@ class KnownWeights:
                 "no step has moved it since: were they loaded?",
                 stacklevel=2,
             )
+
+
+def _is_listed(checkpoint: Mapping[str, Any]) -> bool:
+    """Return whether the tensors of a checkpoint were listed; in the first form of the format none were."""
+    return type((checkpoint["tensors"] or {}).get("count")) is int

@@ -14,6 +14,7 @@ from safetensors.torch import load_model
 
 from gradwarden.runtime.archiving import archive_ledger
 from gradwarden.runtime.errors import LedgerError, MaskError
+from gradwarden.runtime.ledger.ledger import Ledger
 from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
 from gradwarden.runtime.records.branches import Branches, Spans, beyond, length
 from gradwarden.runtime.records.effective_history import effective_history
@@ -247,6 +248,22 @@ def test_a_resumed_run_holds_the_weights_that_were_saved_last_where_no_step_came
     lab.close()
     with lab.governor(model=restored(lab, "1.safetensors")) as last:
         lab.step(last, lab.batch("ab"))
+    assert not [one for one in recwarn if "were they loaded" in str(one.message)]
+
+
+@pytest.mark.parametrize("tensors", [{}, {"0.weight": "ab" * 32, "root": "cd" * 32}, None])
+def test_weights_whose_tensors_were_not_listed_are_not_known(
+    lab: Any, tensors: dict[str, str] | None, recwarn: pytest.WarningsRecorder
+) -> None:
+    """As in the first form of the format, which gave a digest of each, and before it."""
+    lab.step(lab.governor(), lab.batch("ab"))
+    lab.close()
+    ledger = Ledger.open(lab.path(), lab.signer, durability="os")
+    body = {"step": 1, "file": "old.safetensors", "digest": "ef" * 32, "tensors": tensors}
+    ledger.append("checkpoint", body)
+    ledger.close()
+    with lab.governor(model=lab.model(seed=5)) as governor:
+        assert lab.step(governor, lab.batch("ab")).committed
     assert not [one for one in recwarn if "were they loaded" in str(one.message)]
 
 
