@@ -168,7 +168,7 @@ class Governor:
     def _check_resumed(self) -> None:
         """Once after a run was resumed, raise LedgerError where it has gone back and does not say so."""
         if self._unseen:
-            self._joined.check_resumed()
+            self._joined.check_resumed(self.next_step)
             self._unseen = False
 
     def _open(self) -> Began:

@@ -146,14 +146,15 @@ class Joined:
             facts["data set"] = repr(self.terms.dataset)
         return facts
 
-    def check_resumed(self) -> None:
+    def check_resumed(self, step: int) -> None:
         """Hold the weights of a run that is resumed against those that its ledger names.
 
-        Raises LedgerError, on all ranks, where the run has gone back and does not say so.
+        step: the one that comes next. Raises LedgerError, on all ranks, where the run has gone back and does
+        not say so.
         """
         if self.peers.any("go on", self.milestones.names_weights):
             self.reduction.rest()
-            self.milestones.check_resumed(whole_model(self.model))
+            self.milestones.check_resumed(step, whole_model(self.model))
 
     def give_up(self) -> None:
         """Leave what was opened for a run that could not begin; a ledger that was given stays open."""

@@ -21,6 +21,7 @@ BACK = (
     "call `Governor.rewind` with that file first: it marks the steps since as abandoned; or load the weights "
     "that the run had last"
 )
+MAY_HAVE_MOVED = "a step since has no outcome in this ledger, so it may have moved the model"
 
 
 @frozen
@@ -40,9 +41,15 @@ class KnownWeights:
         self._listed: list[str] = []
         self._by_root: dict[str, _Named] = {}
         self._by_digest: dict[str, _Named] = {}
-        self._present: dict[str, _Named] = {}
+        self._present: set[str] = set()
+        """Roots of the present weights, and of averages that were saved beside them."""
+        self._trained: _Named | None = None
+        """The present weights. An average is put in the model to be saved alone: training holds others."""
+        self._step = 0
         self._open = False
-        """Whether a step has no outcome yet; where it gets none, it may have moved the model."""
+        """Whether a step has no outcome yet."""
+        self._unsure = False
+        """Whether an earlier step has none here, so that it may have moved the model."""
 
     def apply(self, kind: str, body: Mapping[str, Any]) -> None:
         """Advance by one entry. Kinds that say nothing of weights are ignored."""
@@ -53,47 +60,59 @@ class KnownWeights:
             case "checkpoint" if _is_listed(body) and not body["file"].endswith(STATE_SUFFIX):
                 named = _Named(body["step"], body["file"], body["tensors"]["root"])
                 self.names = tuple(self._listed)
-                self._by_digest[body["digest"]] = named
-                self._by_root[named.root] = self._present[named.root] = named
+                self._by_digest[body["digest"]] = self._by_root[named.root] = named
+                if self._unsure:
+                    self._leave()
+                self._present.add(named.root)
+                if body["tensors"]["of"] == "model":
+                    self._trained = named
             case _ if kind == REWOUND:
-                back = self._by_digest.get(body["checkpoint"]["digest"])
-                self._present = {} if back is None else {back.root: back}
+                self._leave()
+                self._trained = self._by_digest.get(body["checkpoint"]["digest"])
+                if self._trained is not None:
+                    self._present = {self._trained.root}
             case "step":
-                self._open = True
+                self._open, self._step = True, body["step"] + 1
+            case "skipped":
+                self._unsure, self._step = True, body["until"]
             case "refused":
                 self._open = False
             case "committed":
                 self._open = False
                 if body["active"]:
-                    self._present = {}
+                    self._leave()
             case "resumed" if self._open:
-                self._open, self._present = False, {}
+                self._open, self._unsure = False, True
 
-    def check(self, root: str) -> None:
+    def _leave(self) -> None:
+        """Know of no weights that they are the present ones."""
+        self._present, self._trained, self._unsure = set(), None, False
+
+    def check(self, root: str, step: int) -> None:
         """Hold the weights of a run that is resumed against what is known. root: over their tensors (hex).
 
-        Raises LedgerError for earlier ones. Warns where it is known which they should be, and they are others
-        that were never saved: the loop may have loaded none.
+        step: the one that comes next; in a job, other ranks may have begun steps of which this ledger has
+        nothing. Raises LedgerError for earlier weights. Warns where it is known which they should be, and
+        they are others that were never saved: the loop may have loaded none.
         """
-        present = {} if self._open else self._present
-        if root in present:
+        unsure = self._unsure or self._open or step > self._step
+        if root in self._present and not unsure:
             return
         earlier = self._by_root.get(root)
         if earlier is not None:
             raise LedgerError(
                 f"the model holds the weights that were saved before step {earlier.step} (`{earlier.file}`), "
-                "and the run has moved on since",
+                f"and {MAY_HAVE_MOVED if root in self._present else 'the run has moved on since'}",
                 help=BACK,
             )
-        if present:
-            last = list(present.values())[-1]
+        if self._trained is not None and not unsure:
             warnings.warn(
-                f"gradwarden: the model does not hold the weights that were saved last (`{last.file}`), and "
-                "no step has moved it since: were they loaded?",
+                "gradwarden: the model does not hold the weights that were saved last "
+                f"(`{self._trained.file}`), and no step has moved it since: were they loaded?",
                 stacklevel=2,
             )
 
 
 def _is_listed(checkpoint: Mapping[str, Any]) -> bool:
-    """Return whether the tensors of a checkpoint were listed; in the first form of the format none were."""
+    """Return whether the tensors of a checkpoint were listed; the first form of the format did not."""
     return type((checkpoint["tensors"] or {}).get("count")) is int

@@ -57,13 +57,13 @@ class Milestones:
         """Whether that ledger names weights tensor by tensor; False where it is not kept here."""
         return bool(self._known.names)
 
-    def check_resumed(self, model: nn.Module) -> None:
+    def check_resumed(self, step: int, model: nn.Module) -> None:
         """Raise LedgerError where a model holds weights that the run had left when it was resumed."""
 
         def check() -> None:
             held = held_root(model, self._known.names) if holds_weights(model) else None
             if held is not None:
-                self._known.check(held)
+                self._known.check(held, step)
 
         self._keeping.lead("go on", check)
 

@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_model
 
 from gradwarden.runtime.archiving import archive_ledger
+from gradwarden.runtime.average import GovernedAverage
 from gradwarden.runtime.errors import LedgerError, MaskError
 from gradwarden.runtime.ledger.ledger import Ledger
 from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
 from gradwarden.runtime.records.branches import Branches, Spans, beyond, length
 from gradwarden.runtime.records.effective_history import effective_history
 from gradwarden.runtime.records.history import read_history
+from gradwarden.runtime.records.known_weights import KnownWeights
 
 LIMITED = "retain few { when kind == a  at most 3 exposures }\n"
 
@@ -249,6 +251,89 @@ def test_a_resumed_run_holds_the_weights_that_were_saved_last_where_no_step_came
     with lab.governor(model=restored(lab, "1.safetensors")) as last:
         lab.step(last, lab.batch("ab"))
     assert not [one for one in recwarn if "were they loaded" in str(one.message)]
+
+
+def test_weights_of_which_an_average_was_saved_are_not_missed(
+    lab: Any, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Those of training may be kept elsewhere. The average itself may be gone on from, until a step."""
+    governor = lab.governor()
+    average = GovernedAverage(governor.model, governor.program.bands, decay=0.5)
+    average.update(lab.step(governor, lab.batch("ab")).active)
+    with average.applied():
+        governor.checkpoint(lab.folder / "average.safetensors")
+    trained = governor.model
+    lab.close()
+    for model in (trained, restored(lab, "average.safetensors")):
+        lab.step(lab.governor(model=model), lab.batch("C", "x"))  # without consent: it moves nothing
+        lab.close()
+    assert not [one for one in recwarn if "were they loaded" in str(one.message)]
+    lab.step(lab.governor(model=trained), lab.batch("ab"))
+    lab.close()
+    again = lab.governor(model=restored(lab, "average.safetensors"))
+    with pytest.raises(LedgerError, match=r"saved before step 1.*moved on since"):
+        lab.step(again, lab.batch("ab"))
+
+
+def test_an_average_that_was_gone_back_to_is_what_training_holds(lab: Any) -> None:
+    governor = lab.governor()
+    average = GovernedAverage(governor.model, governor.program.bands, decay=0.5)
+    average.update(lab.step(governor, lab.batch("ab")).active)
+    with average.applied():
+        governor.checkpoint(lab.folder / "average.safetensors")
+    lab.step(governor, lab.batch("ab"))
+    lab.close()
+    path = lab.folder / "average.safetensors"
+    lab.governor(model=restored(lab, path.name)).rewind(path)
+    lab.close()
+    with (
+        pytest.warns(UserWarning, match=r"saved last \(`average.safetensors`\).*were they loaded"),
+        lab.governor(model=lab.model(seed=5)) as again,
+    ):
+        lab.step(again, lab.batch("ab"))
+
+
+def test_a_step_without_an_outcome_is_not_said_to_have_moved_the_model(lab: Any) -> None:
+    governor = lab.governor()
+    lab.step(governor, lab.batch("ab"))
+    governor.checkpoint(lab.folder / "last.safetensors")
+    lab.step(governor, lab.batch("ab"))
+    lab.close()
+    crash(lab, 2)
+    for _ in range(2):
+        again = lab.governor(model=restored(lab, "last.safetensors"))
+        with pytest.raises(
+            LedgerError, match=r"saved before step 1.*no outcome in this ledger, so it may have"
+        ):
+            lab.step(again, lab.batch("ab"))
+        lab.close()
+
+
+def saved(step: int, root: str) -> tuple[str, dict[str, Any]]:
+    tensors = {"chunk": 1, "count": 1, "of": "model", "root": root}
+    return "checkpoint", {"step": step, "file": root, "digest": root, "tensors": tensors}
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_steps_that_a_rank_left_out_may_have_moved_the_model(
+    at_once: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    """at_once: it is resumed beside ranks that have begun more; its ledger says so from then on."""
+    known = KnownWeights()
+    known.apply(*saved(0, "first"))
+    if not at_once:
+        known.apply("skipped", {"step": 0, "until": 1})
+    known.check("what others made", 1)
+    assert not recwarn.list
+    with pytest.raises(LedgerError, match="no outcome in this ledger"):
+        known.check("first", 1)
+    known.apply("skipped", {"step": 0, "until": 1})
+    known.apply(*saved(1, "second"))
+    known.check("second", 1)
+    with pytest.raises(LedgerError, match="moved on since"):
+        known.check("first", 1)
+    with pytest.warns(UserWarning, match="were they loaded"):
+        known.check("another", 1)
 
 
 @pytest.mark.parametrize("tensors", [{}, {"0.weight": "ab" * 32, "root": "cd" * 32}, None])
