@@ -38,14 +38,16 @@ def on_trust(since: Path | None) -> Iterator[None]:
 
     A memory is believed, and what is told comes from it. What says itself what is wrong is left as it is.
     """
-    from gradwarden.runtime.verification.memory import FAULTS, of_no_use
-
     try:
         yield
-    except (GradwardenError, click.Abort):
+    except (GradwardenError, click.Abort, click.exceptions.Exit):
         raise
-    except FAULTS as error:
+    except Exception as error:
         if since is None:
+            raise
+        from gradwarden.runtime.verification.memory import FAULTS, of_no_use
+
+        if not isinstance(error, FAULTS):
             raise
         raise of_no_use(since) from error
 

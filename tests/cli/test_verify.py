@@ -537,6 +537,21 @@ def test_verifying_never_imports_torch(run: Run, listed: Path) -> None:
     assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr
 
 
+def test_verifying_a_chain_alone_imports_nothing_that_replays_a_run(run: Run, record: Record) -> None:
+    ledger = record()
+    script = (
+        "import sys\nfrom gradwarden.cli.app import cli\n"
+        f"try:\n    cli(['verify', {str(ledger)!r}, '--key', 'run.pub', '--only', 'chain'])\n"
+        "except SystemExit as end:\n    assert end.code == 0, end.code\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "gradwarden.runtime.ledger.chain" in loaded
+    assert not loaded & {f"gradwarden.runtime.verification.{name}" for name in ("memory", "run_replay")}
+    assert "lark" not in loaded
+
+
 def test_suppliers_sign_the_data_set(run: Run, record: Record, here: Path) -> None:
     lines = [json.dumps({"id": f"example {i}", **example}) + "\n" for i, example in enumerate(EXAMPLES)]
     (here / "data.jsonl").write_text("".join(lines))
