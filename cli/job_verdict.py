@@ -36,6 +36,7 @@ HELP = {
     "cut_rank": "ask for the whole ledger: the log of logs shows that there was more",
     "cut_off": "a rank that was killed leaves this, or one that still writes; the job can be resumed",
     "left_out_step": "with the durability `os` a power cut can do this; else the rank hides what it did",
+    "out_of_turn": "what it says may be compared with nobody: verify without --only to see what it hides",
     "unsealed_rank": "the job goes on, or it was left: it can be resumed",
     "forked_rank": "keep both: the ledger and the log of logs show that the rank has two histories",
     "other_rank": "put each rank's ledger under its own name",

@@ -37,6 +37,7 @@ CODES: Mapping[str, str] = {
     "other_terms": "VIOLATION",
     "other_weights": "VIOLATION",
     "misplaced_example": "VIOLATION",
+    "out_of_turn": "VIOLATION",
     "wrong_totals": "VIOLATION",
     "unnamed_rank": "VIOLATION",
     "lagging_rank": "LAGGING",

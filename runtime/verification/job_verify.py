@@ -8,7 +8,8 @@ the rank (`job_report.CODES`):
   was bound), `cut_off` (it ends in the middle, as where a process was killed), `unsealed_rank`
 - lagging: `lagging_rank` (at a binding its signed head was behind by more steps than the job allows)
 - lying: `forked_rank` (not a continuation of what was bound), `other_rank` (another ledger in its place),
-  `contradiction`, `left_out_step`, `other_terms`, `other_weights`, `wrong_shares`, `misplaced_example`
+  `contradiction`, `left_out_step`, `other_terms`, `other_weights`, `wrong_shares`, `misplaced_example`,
+  `out_of_turn` (where nothing is replayed: an entry that the comparison of the ranks would pass over)
 """
 
 from __future__ import annotations

@@ -41,6 +41,9 @@ def rank_findings(
         index, step = steps.misplaced
         message = f"step {step} of rank {rank} has an example whose home is another rank"
         yield finding("misplaced_example", message, [rank], index)
+    if steps.misfit is not None and report.facts["only"]:  # else the replay of the ledger names it
+        index, step = steps.misfit
+        yield finding("out_of_turn", f"rank {rank} records step {step} out of turn", [rank], index)
 
 
 def _place(log: LogOfLogs, rank: int, steps: RankSteps) -> Iterator[JobFinding]:

@@ -1,7 +1,8 @@
 """What one rank's ledger says of each step of a job, in columns, so that ranks can be compared.
 
 Some 80 bytes a step are kept. Everything here is as recorded; whether it is what the policy gives is for the
-replay of the same ledger to say.
+replay of the same ledger to say. So is what comes out of turn, and may so be missing from the columns: the
+first such entry is noted for where nothing is replayed (`misfit`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import orjson
 from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.commitments import SIZE
 from gradwarden.runtime.errors import NoteError
-from gradwarden.runtime.ledger.entries import HEAD, SEALED, Entry
+from gradwarden.runtime.ledger.entries import HEAD, RESUMED, SEALED, Entry
 from gradwarden.runtime.ledger.lines import Part
 from gradwarden.runtime.ledger.note import parse_checkpoint, parse_note
 from gradwarden.runtime.ledger.turns import Turns
@@ -88,6 +89,8 @@ class RankSteps:
         """The digests of the weights saved, or gone back to, at each step."""
         self.misplaced: tuple[int, int] | None = None
         """The index and the step of the first example that belongs to another rank."""
+        self.misfit: tuple[int, int] | None = None
+        """The index and the step of the first entry out of turn: what it says may be compared with nobody."""
         self._outcomes = bytearray()
         self._counts, self._batches = array("q"), array("q")
         self._first_sums, self._second_sums = array("q"), array("q")
@@ -97,6 +100,7 @@ class RankSteps:
         self._room = MOST_MISSING
         self._parts: list[str] = []
         self._rank = self._ranks = 0
+        self._pending = False
 
     def accept(self, part: Part) -> None:
         """Take the next part of the chain."""
@@ -112,23 +116,31 @@ class RankSteps:
                 self._take_opened(body)
                 self.programs.append((0, body["policy"]["digest"]))
             case "policy_changed":
+                self._is_due(entry.index, body["step"], self.steps)
                 self.programs.append((body["step"], body["policy"]["digest"]))
             case "examples":
                 self._parts.append(body["commitments"])
             case "step":
                 self._look(entry.index, body["step"], [*self._parts, body["commitments"]])
                 self._parts.clear()
-                self._propose(body["step"], body["count"], body["epoch"], body["today"])
+                self._propose(entry.index, body["step"], body["count"], body["epoch"], body["today"])
             case "committed" | "refused":
-                self._conclude(entry.kind, body)
+                self._conclude(entry.index, entry.kind, body)
             case "skipped":
+                self._is_due(entry.index, body["step"], self.steps)
                 self._fill(body["until"])
             case "checkpoint":
+                self._is_due(entry.index, body["step"], self.steps)
                 self.weights.setdefault(body["step"], []).append(body["digest"])
             case "rewound":
+                self._is_due(entry.index, body["step"], self.steps)
                 again = body["checkpoint"]["digest"]
                 self.weights.setdefault(body["step"], []).append(f"back to {again}")
+            case _ if entry.kind == RESUMED:
+                self._pending = False
             case _ if entry.kind == SEALED:
+                last = self.steps - 1
+                self._is_due(entry.index, last, last)
                 self.sealed = body
             case _ if entry.kind == HEAD:
                 self._take_head(body["note"])
@@ -143,14 +155,24 @@ class RankSteps:
         steps = zip(turns.numbers, turns.counts, turns.epochs, turns.todays, strict=True)
         outcomes = zip(turns.committed, turns.results(), strict=True)
         for place, (step, (committed, result)) in enumerate(zip(steps, outcomes, strict=True)):
-            self._look(turns.first + 2 * place, step[0], [turns.commitments[place]])
-            self._propose(*step)
-            self._conclude("committed" if committed else "refused", result)
+            index = turns.first + 2 * place
+            self._look(index, step[0], [turns.commitments[place]])
+            self._propose(index, *step)
+            self._conclude(index + 1, "committed" if committed else "refused", result)
 
-    def _propose(self, step: int, count: int, epoch: int, today: int | None) -> None:
+    def _is_due(self, index: int, step: int, due: int, *, pending: bool = False) -> bool:
+        """Whether an entry comes in turn: at the step that is due, which is pending or, else, none is."""
+        in_turn = step == due and pending == self._pending
+        if not in_turn and self.misfit is None:
+            self.misfit = (index, step)
+        return in_turn
+
+    def _propose(self, index: int, step: int, count: int, epoch: int, today: int | None) -> None:
+        self._is_due(index, step, self.steps)
         self._fill(step)
         if step != self.steps:
-            return  # out of turn: the replay of this ledger names it
+            return
+        self._pending = True
         self._outcomes.append(PROPOSED)
         self._counts.append(count)
         self._epochs.append(epoch)
@@ -170,9 +192,10 @@ class RankSteps:
             for column in (*own, self._batches, self._first_sums, self._second_sums, self._spending):
                 column.extend([0] * missing)
 
-    def _conclude(self, kind: str, body: Mapping[str, Any]) -> None:
-        if body["step"] != self.steps - 1 or not self._outcomes:
+    def _conclude(self, index: int, kind: str, body: Mapping[str, Any]) -> None:
+        if not self._is_due(index, body["step"], self.steps - 1, pending=True):
             return
+        self._pending = False
         self._outcomes[-1] = COMMITTED if kind == "committed" else REFUSED
         if kind == "committed":
             self._batches[-1] = body.get("batch", 0)
@@ -247,6 +270,7 @@ class RankSteps:
             "weights": [[step, digests] for step, digests in self.weights.items() if step >= begun],
             "parts": self._parts,
             "room": self._room,
+            "pending": self._pending,
             "outcomes": b64encode(self._outcomes[gone:]).decode(),
             "moved": b64encode(self._moved[gone * _MOVED :]).decode(),
             "numbers": [
@@ -266,6 +290,7 @@ class RankSteps:
         steps.programs = [(step, digest) for step, digest in state["programs"]]
         steps.weights = {step: list(digests) for step, digests in state["weights"]}
         steps._parts, steps._room = list(state["parts"]), int(state["room"])
+        steps._pending = bool(state["pending"])
         steps._outcomes = bytearray(b64decode(state["outcomes"]))
         steps._moved = bytearray(b64decode(state["moved"]))
         for column, packed in zip(steps._numbers(), state["numbers"], strict=True):

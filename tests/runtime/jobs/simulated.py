@@ -118,9 +118,13 @@ class Rank:
         norms = {band: norm if band in active else None for band in self.program.band_names}
         body = {"step": self.next_step - 1, "active": names, "norms": norms, "loss": "2.5", "privacy": {}}
         self.recorder.event("committed", {**body, **together})
+        self.expose()
+        self.committed += 1
+
+    def expose(self) -> None:
+        """Count what was proposed last as learned from: committed, or left without an outcome by a crash."""
         self.roster.expose(self._rows[self._learned])
         self.exposed += int(self._learned.sum())
-        self.committed += 1
 
     def refuse(self) -> None:
         self.recorder.refuse(self.next_step - 1, "gradient", "other_rank", "rank 0 refused the step")

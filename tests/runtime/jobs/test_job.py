@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 import jsonschema
 import pytest
@@ -29,7 +30,7 @@ from gradwarden.runtime.verification.job_verify import verify_job
 from gradwarden.runtime.verification.log_of_logs import Binding, LogOfLogs
 from gradwarden.runtime.verification.rank_audit import rank_findings
 from gradwarden.runtime.verification.verify import verify_ledger
-from tests.runtime.jobs.simulated import SECRET, TODAY, Job, program, sealed_job
+from tests.runtime.jobs.simulated import SECRET, TODAY, Job, Rank, program, sealed_job
 
 RANKS = 4
 STEPS = 6
@@ -380,6 +381,101 @@ def test_a_step_that_a_rank_leaves_out_and_others_committed_is_found(
     report = verified(job.folder, signer)
     assert (report.status, named(report, "left_out_step")) == ("VIOLATION", {2})
     assert "step 2" in next(f.message for f in report.findings if f.code == "left_out_step")
+
+
+def twice(rank: Rank) -> None:
+    """Record the last step once more, differently."""
+    rank.next_step -= 1
+    rank.commit(rank.propose(["others", "of", "these"]), 9, "0.5")
+
+
+def another_outcome(rank: Rank) -> None:
+    rank.commit({"surface"}, 9, "0.5")
+
+
+def no_outcome(rank: Rank) -> None:
+    rank.propose(["a"])
+
+
+def at_another_step(kind: str) -> Callable[[Rank], None]:
+    """A change of policy, or weights, at a step that never comes, where they are compared with nobody's."""
+
+    def write(rank: Rank) -> None:
+        rank.next_step += 1000
+        if kind == "policy":
+            rank.change_policy(program(2))
+        else:
+            body = {"step": rank.next_step, "file": "0", "digest": "ef" * 32, "tensors": None}
+            rank.recorder.event("checkpoint", body)
+        rank.next_step -= 1000
+
+    return write
+
+
+def endless(rank: Rank) -> None:
+    """More steps than are compared are left out, and so is all that comes behind them."""
+    rank.recorder.event("skipped", {"step": rank.next_step, "until": 2**52})
+    rank.next_step = 2**52
+    rank.commit(rank.propose(["a"]), 1)
+
+
+@pytest.mark.parametrize("more", [0, 30], ids=["at the end", "in the middle"])
+@pytest.mark.parametrize(
+    "spoil",
+    [twice, another_outcome, no_outcome, at_another_step("policy"), at_another_step("weights"), endless],
+)
+def test_without_a_replay_what_is_compared_with_nobody_is_named(
+    job: Job, signer: Signer, spoil: Callable[[Rank], None], more: int
+) -> None:
+    job.run(2 + more)
+    job.ranks[1].sign()
+    size = len(list(read_entries(rank_path(job.folder, 1))))
+    spoil(job.ranks[1])
+    job.run(more)
+    job.seal()
+    report = verify_job(job.folder, [signer.public], only="entries")
+    found = [one for one in report.findings if one.code == "out_of_turn"]
+    assert [one.ranks for one in found] == [(1,)]
+    assert found[0].status == "VIOLATION"
+    assert found[0].index is not None
+    assert found[0].index >= size
+    whole = verified(job.folder, signer)
+    assert (whole.status, 1 in named(whole, "rank", "left_out_step")) == ("VIOLATION", True)
+
+
+@pytest.mark.parametrize("only", [None, "entries"])
+def test_a_job_that_crashed_changed_its_policy_and_went_back_is_in_turn(
+    job: Job, signer: Signer, only: Literal["entries"] | None
+) -> None:
+    branches = Branches()
+    body = {"step": 0, "file": "0", "digest": "a0" * 32, "tensors": None}
+    branches.apply("checkpoint", body)
+    for rank in job.ranks:
+        rank.recorder.event("checkpoint", body)
+    job.run(20)
+    for rank in job.ranks:
+        rank.change_policy(program(2))
+    for rank in job.ranks[:2]:
+        rank.propose([f"x{rank.rank}"])
+        rank.expose()
+    for rank in job.ranks:
+        rank.ledger.close()
+        rank.ledger = Ledger.open(rank_path(job.folder, rank.rank), signer, "os")
+        rank.recorder = Recorder(rank.ledger)
+        rank.roster.change_program(rank.program)
+    job.ranks[2].recorder.event("skipped", {"step": 20, "until": 21})
+    job.ranks[2].next_step = 21
+    (saved,) = branches.saved()
+    for rank in job.ranks:
+        rank.recorder.event("rewound", branches.rewind(saved, 21))
+    first = verify_job(job.folder, [signer.public], only=only, remember=True)
+    assert first.memory is not None
+    first.memory.write(memory := job.folder.with_name("memory"))
+    job.run(20)
+    job.seal()
+    for since in (None, memory):
+        report = verify_job(job.folder, [signer.public], only=only, since=since)
+        assert (report.status, [f.message for f in report.findings]) == ("OK", [])
 
 
 def test_days_may_differ_by_one(job: Job, signer: Signer) -> None:
