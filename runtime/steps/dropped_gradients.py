@@ -2,6 +2,8 @@
 
 That sets them to None, or writes zeros over them with `set_to_none=False`. Tensors count how often they were
 written, so only the numbers of those that were are looked at. What is written through `.data` is not counted.
+Gradients that were zero of themselves and are scaled look the same: to know what they were before would take
+a look at all of them in every step.
 """
 
 from __future__ import annotations
@@ -12,6 +14,12 @@ from torch import Tensor
 
 from gradwarden.runtime.steps.gates import Finding
 
+GONE = "gradients were dropped in the step: leave `zero_grad` out"
+ZERO = (
+    "gradients were written in the step and all of those are zero: leave `zero_grad` out, and scale none "
+    "that are zero"
+)
+
 
 class DroppedGradients:
     """The gradients of one step on this process, and whether any were dropped."""
@@ -19,18 +27,17 @@ class DroppedGradients:
     def __init__(self) -> None:
         self._left: list[tuple[Tensor, int]] = []
         """The parameters that have a gradient, and how often that was written."""
-        self._dropped = False
+        self._seen: str | None = None
+        """What shows that gradients were dropped."""
 
     def look(self) -> None:
         """See whether gradients were dropped since `remember`: before more are added, they still show it."""
-        if self._dropped:
+        if self._seen is not None:
             return
-        gone = any(parameter.grad is None for parameter, _ in self._left)
-        self._dropped = gone or _zeroed(
-            parameter.grad
-            for parameter, count in self._left
-            if parameter.grad is not None and parameter.grad._version != count
-        )
+        if any(parameter.grad is None for parameter, _ in self._left):
+            self._seen = GONE
+        elif _zeroed(p.grad for p, count in self._left if p.grad is not None and p.grad._version != count):
+            self._seen = ZERO
 
     def remember(self, parameters: Iterable[Tensor]) -> None:
         """Note the gradients that `backward` has left."""
@@ -39,10 +46,7 @@ class DroppedGradients:
     def finding(self) -> Finding | None:
         """Return a finding where gradients were dropped."""
         self.look()
-        if not self._dropped:
-            return None
-        detail = "gradients were dropped in the step: leave `zero_grad` out"
-        return Finding("gradient", "no_gradient", detail)
+        return None if self._seen is None else Finding("gradient", "no_gradient", self._seen)
 
 
 def _zeroed(written: Iterable[Tensor]) -> bool:

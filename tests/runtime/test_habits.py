@@ -112,6 +112,16 @@ def test_gradients_that_are_written_over_in_a_step_are_not_dropped(lab: Any, gov
     assert proposal.committed
 
 
+def test_gradients_that_are_zero_and_were_scaled_are_not_said_to_be_dropped(lab: Any, governor: Any) -> None:
+    """Nobody can tell them from those that `zero_grad` wrote zeros over."""
+    with governor.step(lab.batch("ab")) as proposal:
+        proposal.backward(0.0 * lab.losses(governor.model, lab.inputs(2)))
+        torch.nn.utils.clip_grad_norm_(governor.model.parameters(), 1.0)
+    assert proposal.refusal is not None
+    assert proposal.refusal.detail.startswith("gradients were written in the step and all of those are zero")
+    assert proposal.refusal.detail.endswith("scale none that are zero")
+
+
 def test_a_gradient_of_few_rows_that_is_dropped_refuses_the_step(lab: Any) -> None:
     table = torch.nn.Embedding(8, 4, sparse=True, dtype=torch.float64)
     model = torch.nn.Sequential(table, torch.nn.Flatten(), torch.nn.Linear(8, 1, dtype=torch.float64))
