@@ -8,11 +8,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import click
 import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gradwarden.cli.judging import on_trust
+from gradwarden.runtime.errors import MemoryFileError
 from gradwarden.runtime.verification.job_memory import FORMAT as JOB_FORMAT
 from gradwarden.runtime.verification.job_verify import verify_job
 from gradwarden.runtime.verification.memory import FORMAT, write_memory
@@ -131,3 +134,20 @@ def test_where_nothing_is_remembered_that_is_said(run: Run, tmp_path: Path) -> N
     assert result.exit_code == 1
     assert "warning[GW606]: nothing is remembered of this verification" in result.stderr
     assert not (tmp_path / "memory").exists()
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (KeyError("root"), MemoryFileError),
+        (click.exceptions.Exit(1), click.exceptions.Exit),
+        (MemoryError(), MemoryError),
+    ],
+)
+def test_what_fails_with_a_memory_is_blamed_on_it_unless_it_says_itself_what_is_wrong(
+    fault: Exception, told: type[Exception]
+) -> None:
+    with pytest.raises(told), on_trust(Path("memory")):
+        raise fault
+    with pytest.raises(type(fault)), on_trust(None):
+        raise fault
