@@ -153,6 +153,7 @@ def command(
     and does not look at what most lines say; `entries` also holds each of them against the schema.
 
     With --rotate-every a warning says where a key signed the ledger for longer than your schedule allows.
+    Days are read by the replay: with --only a schedule counts entries.
 
     Given the folder of a job of many ranks, the ledger of each is verified, the log of logs that binds them,
     and what they say together; a rank that is missing, lags or lies is named. --checkpoint is then a head of
@@ -208,6 +209,10 @@ def command(
     replaying = policies or approver_files or checkpoint_weights or data
     _refuse(
         (only and replaying, f"`--only {only}` replays nothing; {REPLAYING} need it"),
+        (
+            only and schedule and schedule.days,
+            f"`--only {only}` reads no days: give --rotate-every in entries",
+        ),
         (only == "chain" and ledger.is_dir(), f"`{ledger}` is the folder of a job: {COMPARED}"),
         (
             not ledger.is_dir() and _is_log_of_logs(ledger),

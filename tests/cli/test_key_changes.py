@@ -92,3 +92,8 @@ def test_a_schedule_of_rotation_warns_and_changes_no_verdict(run: Run, tmp_path:
     kept = run("verify", path, "--key", key, "--rotate-every", "90d")
     assert (kept.exit_code, kept.stderr) == (0, "")
     assert run("verify", path, "--key", key, "--rotate-every", "soon").exit_code == 2
+    for only in ("chain", "entries"):
+        asked = ("verify", path, "--key", key, "--only", only, "--rotate-every")
+        assert "warning[rotation_overdue]" in run(*asked, 5).stderr
+        dayless = run(*asked, "90d")
+        assert (dayless.exit_code, f"`--only {only}` reads no days" in dayless.stderr) == (2, True)

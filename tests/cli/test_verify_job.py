@@ -120,6 +120,8 @@ def test_a_schedule_of_rotation_is_held_against_every_ledger(run: Run, job: Path
     for ledger in ("the log of logs", *(f"the ledger of rank {rank}" for rank in range(3))):
         assert f"{ledger}: the key of the ledger signed from entry 0 on for " in result.stderr
     assert "rotation_overdue" not in run("verify", "job", "--key", "run.pub", "--rotate-every", "900").stderr
+    dayless = run("verify", "job", "--key", "run.pub", "--only", "entries", "--rotate-every", "90d")
+    assert (dayless.exit_code, "give --rotate-every in entries" in dayless.stderr) == (2, True)
     log_path(job).unlink()
     assert run("verify", "job", "--key", "run.pub", "--rotate-every", "7").exit_code == 1
 
