@@ -23,7 +23,7 @@ MOST_RANKS = 65_536
 MOST_LISTED = 8
 """Ranks that a message names one by one."""
 
-_RANK_FILE = re.compile(r"rank-([0-9]{4,9})\.ledger")
+_RANK_FILE = re.compile(r"rank-([0-9]{4}|[1-9][0-9]{4,8})\.ledger")
 
 
 def log_path(folder: Path) -> Path:

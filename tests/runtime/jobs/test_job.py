@@ -18,7 +18,7 @@ from gradwarden.runtime.errors import JobError, LedgerBusy
 from gradwarden.runtime.jobs import binder as binder_module
 from gradwarden.runtime.jobs.binder import Binder
 from gradwarden.runtime.jobs.follower import RankHead
-from gradwarden.runtime.jobs.layout import home, log_path, rank_origin, rank_path
+from gradwarden.runtime.jobs.layout import home, log_path, rank_origin, rank_path, ranks_found
 from gradwarden.runtime.ledger.entries import JOB_OPENING, Entry, schema
 from gradwarden.runtime.ledger.keys import Signer
 from gradwarden.runtime.ledger.ledger import Ledger
@@ -476,6 +476,16 @@ def test_a_job_that_crashed_changed_its_policy_and_went_back_is_in_turn(
     for since in (None, memory):
         report = verify_job(job.folder, [signer.public], only=only, since=since)
         assert (report.status, [f.message for f in report.findings]) == ("OK", [])
+
+
+def test_a_rank_has_one_file(genuine: Path, tmp_path: Path) -> None:
+    shutil.copytree(genuine, job := tmp_path / "job")
+    for name in ("rank-00001", "rank-001", "rank-1", "rank-0000000001"):
+        (job / f"{name}.ledger").touch()
+    assert list(ranks_found(job)) == list(range(RANKS))
+    for rank in (10_000, 123_456_789):
+        rank_path(job, rank).touch()
+    assert list(ranks_found(job)) == [*range(RANKS), 10_000, 123_456_789]
 
 
 def test_days_may_differ_by_one(job: Job, signer: Signer) -> None:
