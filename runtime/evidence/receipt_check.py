@@ -3,7 +3,7 @@
 What is told, as faults (`Fault.code`), beside those of the proofs in it (`proof_check`):
 
 - `other_heads`: its proofs lead to different heads, or are of other entries than they must be
-- `wrong_leaf`: the leaf is not of this example, or malformed
+- `wrong_leaf`: the leaf is not of this example, malformed, or contradicts itself
 - `not_listed`: the path does not lead from the leaf to the tally's root
 - `not_absent`: the neighbours do not show that the commitment is missing
 - `wrong_use`: the entries of a step do not name the example, or do not belong together
@@ -147,7 +147,10 @@ def _check_listed(place: Place, commitment: bytes, tally: Body) -> Body:
 
 
 def _is_leaf(leaf: Body) -> bool:
-    """Whether data have the form of a leaf of a tally. Raises KeyError, TypeError or AttributeError."""
+    """Whether data have the form of a leaf of a tally, and do not contradict themselves.
+
+    Raises KeyError, TypeError or AttributeError.
+    """
     exposed, uses = leaf["exposed"], leaf["uses"]
     return (
         (exposed is None or (len(exposed) == 2 and _all_are(int, exposed)))
@@ -159,6 +162,7 @@ def _is_leaf(leaf: Body) -> bool:
             )
             for use in uses
         )
+        and (exposed is None) != any(use["exposures"] for use in uses)
     )
 
 
