@@ -69,11 +69,11 @@ def judge_job(
             progress=arrived(advance),
             hashed=advance,
         )
-    assurance = "self-attested"
+    assurance, own = "self-attested", (False,) * len(notes)
     if notes and log_path(folder).exists():
-        report, assurance = _compared(folder, report, notes, trust)
+        report, assurance, own = _compared(folder, report, notes, trust)
     if authorities:
-        stamps, unstamped = checked_stamps(list(zip(paths, notes, strict=True)), authorities)
+        stamps, unstamped = checked_stamps(paths, notes, own, authorities)
         report = _dated(folder, report, stamps, unstamped)
     remembered = None
     if remember is not None and report.memory is not None and report.status in (*SOUND, "LAGGING"):
@@ -91,8 +91,13 @@ def judge_job(
     )
 
 
-def _compared(folder: Path, report: JobReport, notes: Sequence[bytes], trust: Trust) -> tuple[JobReport, str]:
-    """Compare the log of logs with heads of it; return the report with what that shows, and on whose word."""
+def _compared(
+    folder: Path, report: JobReport, notes: Sequence[bytes], trust: Trust
+) -> tuple[JobReport, str, tuple[bool, ...]]:
+    """Compare the log of logs with heads of it.
+
+    Return the report with what that shows, on whose word, and of each head whether it is of this log.
+    """
     from gradwarden.runtime.evidence.witnessed import compare_notes
     from gradwarden.runtime.jobs.layout import log_path
 
@@ -102,7 +107,7 @@ def _compared(folder: Path, report: JobReport, notes: Sequence[bytes], trust: Tr
     if "witnessed_entries" in facts:
         members = _witnessed_members(folder, report, facts["witnessed_entries"])
         report = replace(report, facts={**report.facts, **facts, "members": members})
-    return with_findings(report, _of_the_log(known.findings)), assurance
+    return with_findings(report, _of_the_log(known.findings)), assurance, known.own
 
 
 def _of_the_log(findings: Iterable[Finding]) -> list[JobFinding]:

@@ -102,7 +102,7 @@ def judge(
             hashed=advance,
         )
     known = compare_notes(ledger, notes, trust, report.facts)
-    stamps, unstamped = checked_stamps(list(zip(paths, notes, strict=True)), authorities)
+    stamps, unstamped = checked_stamps(paths, notes, known.own, authorities)
     findings = (*known.findings, *unstamped)
     status = worst(report.status, findings)
     remembered = None
@@ -145,14 +145,19 @@ def size_of_weights(weights: Sequence[Path]) -> int:
 
 
 def checked_stamps(
-    notes: Sequence[tuple[Path, bytes]], authorities: Sequence[Certificate]
-) -> tuple[tuple[Stamped, ...], tuple[Finding, ...]]:
-    """Check the stamps of heads by the certificates of authorities; see `check_stamps`."""
+    paths: Sequence[Path], notes: Sequence[bytes], own: Sequence[bool], authorities: Sequence[Certificate]
+) -> tuple[list[Stamped], tuple[Finding, ...]]:
+    """Check the stamps of heads by the certificates of authorities; see `check_stamps`.
+
+    own: of each head, whether it is of the ledger in hand. What others' stamps say is nothing about it.
+    """
     if not authorities:
-        return (), ()
+        return [], ()
     from gradwarden.runtime.evidence.stamped import check_stamps
 
-    return check_stamps(notes, authorities)
+    holding, findings = check_stamps(list(zip(paths, notes, strict=True)), authorities)
+    telling = {path for path, is_own in zip(paths, own, strict=True) if is_own}
+    return [stamp for stamp in holding if stamp.note in telling], findings
 
 
 def stamped(ledger: Path, checkpoints: Sequence[Path], authority_files: Sequence[Path]) -> list[Path]:

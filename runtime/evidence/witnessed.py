@@ -63,11 +63,13 @@ class Comparison:
     """What heads that were kept elsewhere say of a ledger.
 
     findings: what contradicts it, and `unwitnessed` where witnesses were asked for and do not vouch for all
-    that is signed. assurance: None where no witness was asked for.
+    that is signed. assurance: None where no witness was asked for. own: of each head, whether it is of this
+    ledger, by a given key.
     """
 
     findings: tuple[Finding, ...]
     assurance: Assurance | None
+    own: tuple[bool, ...]
 
     def facts(self) -> dict[str, Any]:
         """Return how far witnesses vouch, for a report; nothing where none was asked for."""
@@ -91,8 +93,10 @@ def compare_notes(ledger: Path, notes: Sequence[bytes], trust: Trust, facts: Map
     trust = trust.after(facts["keys_used"])
     findings: list[Finding] = []
     fitting: list[tuple[int, Sequence[Cosignature]]] = []
+    own: list[bool] = []
     for note in notes:
         head, contradiction = compare_head(ledger, note, trust.keys, facts.get("origin"))
+        own.append(contradiction is None)
         if contradiction is not None:
             findings.append(contradiction)
             continue
@@ -102,13 +106,13 @@ def compare_notes(ledger: Path, notes: Sequence[bytes], trust: Trust, facts: Map
             message = f"the checkpoint proves nothing: {error.message}"
             findings.append(Finding("checkpoint_untrusted", 0, message))
     if trust.quorum == NOBODY:
-        return Comparison(tuple(findings), None)
+        return Comparison(tuple(findings), None, tuple(own))
     found = assurance(fitting, trust.quorum)
     signed: int = facts["signed_entries"]
     if found.size < signed:
         message = f"{signed:,} entries are signed; {_vouching(found)}"
         findings.append(Finding("unwitnessed", found.size, message))
-    return Comparison(tuple(findings), found)
+    return Comparison(tuple(findings), found, tuple(own))
 
 
 def _vouching(found: Assurance) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gradwarden.runtime.jobs.layout import log_path
 from gradwarden.runtime.ledger.keys import Signer
 from tests.cli.conftest import Run
 from tests.cli.test_verify import Record, program, record
@@ -124,6 +125,25 @@ def test_a_stamp_of_something_else_does_not_hold(
     assert "timestamp_invalid" in str(document["findings"])
 
 
+@pytest.mark.parametrize("authority", ["ec"], indirect=True)
+def test_a_stamp_of_a_head_that_is_not_this_ledgers_says_nothing_of_it(
+    run: Run, stamped: Path, here: Path, record: Record
+) -> None:
+    for path in (stamped, Path(f"{stamped}.head")):
+        path.unlink()
+
+    def rewrite(_number: int, body: dict[str, object]) -> None:
+        body["epoch"] = 1
+
+    record(lie=rewrite)
+    status, document = verify(run, "--checkpoint", "kept.note")
+    assert (status, document["status"]) == (1, "FORK")
+    facts = document["facts"]
+    assert isinstance(facts, dict)
+    assert facts["timestamps"] == []
+    assert "existed at" not in str(document["checked"])
+
+
 def test_a_stamp_by_another_authority_does_not_hold(run: Run, stamped: Path, here: Path) -> None:
     (here / "far").mkdir()
     Authority(here / "far", "ec")
@@ -171,6 +191,11 @@ def test_a_stamp_of_the_log_of_logs_dates_what_it_binds_of_each_rank(
     shutil.copy(head, here / "kept.note")
     shutil.move(f"{head}.tsr", here / "kept.note.tsr")
     assert run(*asked, "--checkpoint", "kept.note").exit_code == 0
+    sealed_job(here / "other", signer)
+    of_another = json.loads(run("verify", "other", *asked[2:], "--checkpoint", "kept.note").stdout)
+    log_path(here / "other").unlink()
+    of_none = json.loads(run("verify", "other", *asked[2:], "--checkpoint", "kept.note").stdout)
+    assert [one["facts"]["timestamps"] for one in (of_another, of_none)] == [[], []]
     (here / "kept.note.tsr").write_bytes((here / "kept.note.tsr").read_bytes()[:-9])
     result = run(*asked, "--checkpoint", "kept.note")
     assert (result.exit_code, json.loads(result.stdout)["findings"][0]["code"]) == (1, "timestamp_invalid")
