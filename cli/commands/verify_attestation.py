@@ -159,6 +159,8 @@ def _told(predicate: Mapping[str, Any]) -> Iterator[str]:
     if "effectiveSteps" in predicate:
         spans = tuple((one["first"], one["last"] + 1) for one in predicate["effectiveSteps"])
         yield f"steps that led to the weights: {told(spans)}"
+    else:
+        yield "steps that led to the weights: not said"
     for spent in predicate["privacy"]:
         allowed = f"of {spent['epsilonAllowed']} at delta {spent['delta']}"
         yield f"privacy {spent['rule']} ({spent['unit']}): epsilon {spent['epsilonSpent']} {allowed}"

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from gradwarden.runtime.evidence.dsse import sign_envelope
+from gradwarden.runtime.evidence.statement import PAYLOAD_TYPE
 from gradwarden.runtime.ledger.keys import Signer
 from tests.cli.conftest import Run
 from tests.cli.test_verify import program, record
@@ -95,6 +97,21 @@ def test_with_the_ledger_everything_is_compared(run: Run, ledger: Path, record: 
     record(lie=rewrite, weights=WEIGHTS)
     status, document = check(run, "--ledger", ledger)
     assert (status, codes(document)) == (1, ["wrong_claim"])
+
+
+def test_steps_that_an_attester_leaves_out_are_told(
+    run: Run, ledger: Path, here: Path, signer: Signer
+) -> None:
+    attest(run)
+    asked = ("verify-attestation", "model.intoto.json", "--key", "run.pub", "--ledger", ledger)
+    told = run(*asked).stdout
+    assert ("steps that led to the weights: " in told, "not said" in told) == (True, False)
+    statement = check(run)[1]["statement"]
+    del statement["predicate"]["effectiveSteps"]
+    without = sign_envelope(json.dumps(statement).encode(), PAYLOAD_TYPE, [signer])
+    (here / "model.intoto.json").write_bytes(without)
+    older = run(*asked)
+    assert (older.exit_code, "steps that led to the weights: not said" in older.stdout) == (0, True)
 
 
 def test_other_weights_are_not_those_attested(run: Run, ledger: Path, here: Path) -> None:
