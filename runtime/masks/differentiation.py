@@ -152,7 +152,7 @@ class Differentiation:
                 return frozenset(wanted), {}, []
             return frozenset(), {}, []
         homes = {key: self.bands.home[key] for key in wanted}
-        found = uses(losses, homes, plan.plainly, self.forward.still)
+        found = uses(losses, homes, plan.plainly, self.forward.still, self.places.fixed)
         self._refuse_leaks(found)
         due = not self.forward.probing and self._check.due(plan, found)
         accord = agreed_uses(passes, found, list(wanted), due, self.bands)

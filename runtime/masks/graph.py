@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -87,13 +87,18 @@ class Uses:
 
 
 def uses(
-    losses: Tensor, parameters: Mapping[int, int], plainly: int = 0, still: Collection[Any] = ()
+    losses: Tensor,
+    parameters: Mapping[int, int],
+    plainly: int = 0,
+    still: Collection[Any] = (),
+    fixed: Callable[[], Collection[int]] = tuple,
 ) -> Uses:
     """Walk the whole graph of the losses once. parameters: the bands of those that are asked about, by id.
 
     plainly: the bands, as a bit mask, that need no weighing outside of scaled blocks. still: the nodes in
-    which layers with a frozen weight have ended. Weighing layers have their own autograd functions, and
-    scaled blocks their borders; every other edge into a parameter is a use whose gradient is not weighed.
+    which layers with a frozen weight have ended. fixed: returns the memory of all frozen parameters. Weighing
+    layers have their own autograd functions, and scaled blocks their borders; every other edge into a
+    parameter is a use whose gradient is not weighed.
     """
     ordinary: set[int] = set()
     weighing: set[int] = set()
@@ -154,7 +159,9 @@ def uses(
                     shared.append(border.block)
                 else:
                     crossed = True
-    moved = _above_a_layer(_unlike_weights(special[_MOVER], still, special[_JOIN], special[_DIVISION]))
+    movers = _unlike_weights(special[_MOVER], still, special[_JOIN], special[_DIVISION])
+    known = fixed() if movers else ()
+    moved = _above_a_layer([node for node in movers if not _fixed(node, known)])
     calls, joins, borders = special[_LAYER], special[_JOIN], special[_BORDER]
     total = hash(tuple(sign))
     ways = (crossed, shared, moved, narrow, strained)
@@ -277,6 +284,22 @@ def _unlike_weights(
     parts = [node.next_functions[1][0] for node in joins if node.join.partition.graphs > 1]
     frozen.update(nodes(parts, divisions))
     return [node for node in movers if node not in frozen]
+
+
+_FACTORS = {"Addmm": "mat2", "Mm": "mat2", "Bmm": "mat2", "Addbmm": "batch2", "Baddbmm": "batch2"}
+"""What products call their right factor."""
+
+
+def _fixed(node: Any, memory: Collection[int]) -> bool:
+    """Return whether a node multiplies by a frozen parameter from the right, as layers do. memory: theirs."""
+    name = _FACTORS.get(_name(type(node)))
+    if name is None or node.next_functions[-1][0] is not None or node.next_functions[-2][0] is None:
+        return False
+    try:
+        constant = getattr(node, f"_saved_{name}")
+    except RuntimeError:  # written since, or given up
+        return False
+    return constant is not None and constant.untyped_storage()._cdata in memory
 
 
 def _above_a_layer(movers: Sequence[Any]) -> bool:

@@ -83,6 +83,11 @@ class Places:
         covered = {id(p) for place in self._covering() for p in place.parameters}
         self.loose = frozenset(key for key in self.bands.home if key not in covered)
 
+    def fixed(self) -> set[int]:
+        """Return the memory of parameters that nothing trains."""
+        frozen = (p for p in self.model.parameters() if not p.requires_grad)
+        return {p.untyped_storage()._cdata for p in frozen}
+
     def dearest_outside(self) -> int | None:
         """Return the band whose layers outside of blocks, but the first ones, have most parameters.
 

@@ -244,14 +244,14 @@ class Proposal:
             self._joined.reduction.last()
         try:
             # To read losses is to wait for the device. Alone, and with nothing private at stake, that is done
-            # once the backward pass is launched: what is not fit goes no further than `.grad`.
-            later = self._sink is None and self._joined.peers.size == 1
+            # once the backward pass is launched: what is not fit goes no further than `.grad`. Parts that are
+            # run together are declined before, or the rest of the step would be waited for.
+            alone = self._joined.peers.size == 1 and not self._parts.together
+            later = self._sink is None and alone
             if self.refusal is None and not later:
                 self._look_at(losses)
             if self.refusal is None:
-                self._differentiate(losses)
-                if later:
-                    self._look_at(losses)
+                self._differentiate_and_look(losses) if later else self._differentiate(losses)
             else:
                 self._joined.reduction.decline()
             if self.refusal is None:
@@ -263,6 +263,17 @@ class Proposal:
     def _due(self) -> bool:
         """Return whether this process has a backward pass to make now, or to decline."""
         return self._parts.any_weight() and (self._parts.together or self.refusal is None)
+
+    def _differentiate_and_look(self, losses: Tensor) -> None:
+        try:
+            self._differentiate(losses)
+        except Exception:
+            # Hooks, and anomaly detection, may raise for what losses that are not finite lead to.
+            self._look_at(losses)
+            if self.refusal is None:
+                raise
+        else:
+            self._look_at(losses)
 
     def _look_at(self, losses: Tensor) -> None:
         """Remember losses, unless they are such that the step is to be refused."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,26 @@ def test_a_refused_step_changes_nothing_and_is_recorded(lab, governor, state_of,
     report = lab.verify()
     assert report.ok
     assert (report.facts["committed"], report.facts["refused"]) == (2, 1)
+
+
+def shouting(gradient: Tensor) -> None:
+    if not gradient.isfinite().all():
+        raise QuarrelError
+
+
+def test_what_the_loop_has_watch_its_gradients_makes_no_noise_over_losses_that_are_refused(lab, governor):
+    (hooked,) = governor.parameters["shallow"][:1]
+    hook = hooked.register_hook(shouting)
+    assert attempt(lab, governor, "ab", not_finite(float("nan"))).refusal.reason == "loss_not_finite"
+    hook.remove()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with torch.autograd.detect_anomaly():
+            proposal = attempt(lab, governor, "ab", not_finite(float("nan")))
+    assert proposal.refusal.reason == "loss_not_finite"
+    hooked.register_hook(lambda gradient: shouting(gradient / 0.0))
+    with pytest.raises(QuarrelError):
+        attempt(lab, governor, "ab")
 
 
 def test_an_exception_in_the_block_refuses_the_step_passes_on_and_leaks_no_words(

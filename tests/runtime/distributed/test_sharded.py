@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 BLOCKS = {"model": "blocks", "wrap": "fsdp"}
 
@@ -223,3 +227,33 @@ def test_detached_layers_are_refused(lab, site):
     for answer in site.train(text, batch("ab|ab"), **BLOCKS):
         assert answer["error"][0] == "MaskError"
         assert "layers of a sharded model cannot be detached" in answer["error"][1]
+
+
+# --- one process --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def alone() -> Iterator[Any]:
+    """A group of this process by itself."""
+    distributed.init_process_group("gloo", rank=0, world_size=1, store=distributed.HashStore())
+    yield distributed.group.WORLD
+    distributed.destroy_process_group()
+
+
+def test_a_loop_may_leave_a_step_of_one_process_once_a_loss_has_it_refused(lab, alone):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    governor = lab.governor(model=model, group=alone)
+
+    def step(spoilt: float) -> Any:
+        with governor.step(lab.batch("abab")) as proposal:
+            for rows in proposal.micro_batches(2):
+                proposal.backward(lab.losses(model, lab.inputs(4)[rows]) * spoilt)
+                if proposal.refusal is not None:
+                    break
+        return proposal
+
+    assert step(1.0).committed
+    assert step(float("nan")).refusal.reason == "loss_not_finite"
+    assert step(1.0).committed

@@ -277,17 +277,45 @@ class Plain(nn.Module):
         return -logits.gather(2, x[:, 1:, None]).squeeze(2)
 
 
-class Adapted(Plain):
-    """The same, with a frozen layer on the way to its head."""
+class Affine(nn.Module):
+    """A layer of no class that is known."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.head = nn.Sequential(still(), self.head)
+        self.layer = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.layer.weight, self.layer.bias)
 
 
-@pytest.mark.parametrize("kind", [Plain, Adapted])
+class Turned(nn.Module):
+    """A layer to which the batch comes in the middle."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.transpose(0, 1)
+        attentive = isinstance(self.layer, nn.MultiheadAttention)
+        found = self.layer(x, x, x, need_weights=False) if attentive else self.layer(x)
+        return (found[0] if isinstance(found, tuple) else found).transpose(0, 1)
+
+
+FROZEN: dict[str, Callable[[], nn.Module]] = {
+    "nothing": nn.Identity,
+    "a layer": still,
+    "a product by hand": Affine,
+    "a layer, turned": lambda: Turned(nn.Linear(WIDTH, WIDTH)),
+    "attention": lambda: Turned(nn.MultiheadAttention(WIDTH, 1)),
+    "a recurrent layer": lambda: Turned(nn.GRU(WIDTH, WIDTH)),
+}
+"""What may lie frozen on the way to a model's head."""
+
+
+@pytest.mark.parametrize("frozen", FROZEN)
 def test_a_plain_language_model_stays_fused_and_is_checked_ever_more_rarely(
-    monkeypatch: pytest.MonkeyPatch, kind: type[Plain]
+    monkeypatch: pytest.MonkeyPatch, frozen: str
 ) -> None:
     steps: list[int] = []
     checked: list[int] = []
@@ -298,7 +326,8 @@ def test_a_plain_language_model_stays_fused_and_is_checked_ever_more_rarely(
 
     monkeypatch.setattr(row_check, "misplaced", count)
     torch.manual_seed(0)
-    model = kind()
+    model = Plain()
+    model.head = nn.Sequential(FROZEN[frozen]().requires_grad_(False), model.head)
     masks = make_engine(model, bands_of(model), "auto")
     assert isinstance(masks, fused.FusedEngine)
     with warnings.catch_warnings():
