@@ -36,6 +36,7 @@ from gradwarden.policy.errors import GradwardenError
 from gradwarden.runtime import Governor, Job, Ledger, ModelMap, Privacy, Signer
 from gradwarden.runtime.errors import LedgerError, MaskError
 from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
+from gradwarden.runtime.privacy.noise import Draw
 from gradwarden.runtime.privacy.sampling import MixedSampler, group_rows
 
 OPTIMIZERS = {
@@ -455,8 +456,8 @@ def spoilt(how: str, governor: Governor, losses: Tensor) -> None:
 class Silence:
     """A source of noise that draws zeros."""
 
-    def fill(self, target: Tensor) -> None:
-        target.zero_()
+    def reserve(self, count: int, dtype: torch.dtype) -> Draw:
+        return torch.zeros(count, dtype=dtype).numpy
 
 
 def private_options(
