@@ -88,15 +88,15 @@ def command(
 
     `check` needs the receipt and the public key, and no network. It says what is shown and what is not. With
     --none-after it fails where the model learned from the example in a later step (-1: in any), or where the
-    receipt does not show that it did not: of an example that was never named, only with --salt, since a
-    receipt made with a wrong salt finds nothing, too.
+    receipt does not show that it did not: only with the --salt that you had before, since under another the
+    example may have been named as well.
 
     \b
     Examples:
       gradwarden receipt make run.ledger --id sample-17 --secret run.ledger.secret -o receipt.json
       gradwarden receipt make run.ledger --id sample-17 --secret run.ledger.secret --entries -o full.json
       gradwarden receipt check receipt.json --key run.pub --id sample-17
-      gradwarden receipt check receipt.json --key run.pub --id sample-17 --none-after 4000
+      gradwarden receipt check receipt.json --key run.pub --salt "$SALT" --none-after 4000
       gradwarden receipt make job/ --id sample-17 --secret job/job.secret -o receipt.json
 
     \b

@@ -100,8 +100,8 @@ def used_after(reports: Iterable[ReceiptReport], step: int, *, salt_known: bool)
 
     reports: of the run, or of all ranks of a job; each holds. Steps that proposed the example and let nothing
     of it through are no use. Where a run went on after its tally, or has none, nothing is shown of it.
-    salt_known: whether the checker had the salt beforehand; by any other no absence is shown, for a wrong one
-    finds nothing, too.
+    salt_known: whether the checker had the salt beforehand; under any other the example may stand in the same
+    ledger once more, or not at all.
     """
     checked = tuple(reports)
     told = [report.leaf["exposed"] for report in checked if report.leaf is not None]
@@ -110,8 +110,8 @@ def used_after(reports: Iterable[ReceiptReport], step: int, *, salt_known: bool)
         return Fault("used_after", f"the model learned from it in step {last}, after step {step}")
     if not all(report.closed for report in checked):
         why = "the run was not sealed right behind a tally"
-    elif not told and not salt_known:
-        why = "a wrong salt finds nothing, too; give the one that you had before (--salt)"
+    elif not salt_known:
+        why = "under another salt other steps may name it; give the one that you had before (--salt)"
     else:
         return None
     return Fault("used_after", f"it is not shown that nothing was learned from it after step {step}: {why}")

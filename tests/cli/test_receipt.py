@@ -59,10 +59,13 @@ def test_an_owner_learns_that_an_example_was_never_named(run: Run, ledger: Path)
 
 def test_an_owner_asks_that_nothing_was_learned_after_a_revocation(run: Run, ledger: Path) -> None:
     make(run, "e2", "-o", "r.json")
-    check = ("receipt", "check", "r.json", "--key", "run.pub", "--none-after")
+    salt = COMMITTER.salt("e2").hex()
+    check = ("receipt", "check", "r.json", "--key", "run.pub", "--salt", salt, "--none-after")
     told = json.loads(run(*check, "0", "--format", "json").stdout)
     last = told["tally"]["exposed"][1]
     assert run(*check, last).exit_code == 0  # it was proposed later on, and refused
+    without = run("receipt", "check", "r.json", "--key", "run.pub", "--none-after", last)
+    assert (without.exit_code, "give the one that you had before (--salt)" in without.stderr) == (1, True)
     assert max(use["times"] for use in told["tally"]["uses"] if not use["exposures"]) > 0
     late = run(*check, last - 1)
     assert (late.exit_code, late.stdout.startswith("FAILED r.json: `e2` was used")) == (1, True)
