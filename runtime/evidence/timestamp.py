@@ -65,7 +65,7 @@ _SIGNATURES: dict[bytes, tuple[str, _Hash | None]] = {
 }
 """Algorithms of signatures: the kind of key, and the hash; None: the one that the signer names beside it."""
 
-_UNREADABLE = (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension)
+_UNREADABLE = (ValueError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension)
 """What reading a certificate, or anything else, may raise (`DerError` is a ValueError)."""
 
 
@@ -99,7 +99,7 @@ def load_authorities(pem: bytes) -> list[x509.Certificate]:
     """Return the certificates of a PEM file. Raises EvidenceError where there is none."""
     try:
         return x509.load_pem_x509_certificates(pem)
-    except ValueError as error:
+    except _UNREADABLE as error:
         raise EvidenceError(
             "the file holds no certificates", help="it should be the authority's, or its issuer's, in PEM"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import given
@@ -96,6 +97,24 @@ def test_every_byte_of_the_signature_counts() -> None:
     for at in range(len(STAMP) - 64, len(STAMP)):
         with pytest.raises(EvidenceError):
             check_stamp(STAMP[:at] + bytes([STAMP[at] ^ 1]) + STAMP[at + 1 :], DATA, [LEAF])
+
+
+def test_no_byte_of_a_stamp_can_be_changed_to_a_fault_of_another_kind() -> None:
+    told = set()
+    for at in range(len(STAMP)):
+        try:
+            check_stamp(STAMP[:at] + bytes([STAMP[at] ^ 1]) + STAMP[at + 1 :], DATA, [LEAF, MIDDLE, ROOT])
+        except EvidenceError as error:
+            told.add(str(error))
+    assert "[GW612] the time stamp cannot be read: 3 is not a valid X509 version" in told
+
+
+def test_a_certificate_of_no_version_is_refused_cleanly() -> None:
+    whole = LEAF.public_bytes(serialization.Encoding.DER)
+    version = whole.replace(bytes.fromhex("a003020102"), bytes.fromhex("a003020103"), 1)
+    text = base64.encodebytes(version).decode()
+    with pytest.raises(EvidenceError, match="no certificates"):
+        load_authorities(f"-----BEGIN CERTIFICATE-----\n{text}-----END CERTIFICATE-----\n".encode())
 
 
 @given(st.data())
