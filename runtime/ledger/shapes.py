@@ -7,14 +7,20 @@ and there are no floats anywhere, which is what makes the canonical JSON of an e
 
 from __future__ import annotations
 
-import re
 from binascii import Error as Base64Error
 from binascii import a2b_base64
-from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
-Shape: TypeAlias = Callable[[Any], bool]
+from gradwarden.runtime.ledger.value_shapes import (
+    Shape,
+    are_texts,
+    is_digest,
+    is_list_of,
+    is_none_or,
+    is_record,
+    is_text,
+)
 
 COMMITMENT_SIZE = 32
 
@@ -23,7 +29,6 @@ _TEXT = frozenset({str})
 _MAYBE_INT: frozenset[type] = frozenset({int, type(None)})
 _MAYBE_TEXT = frozenset({str, type(None)})
 _SCALAR: frozenset[type] = frozenset({int, str, bool, type(None)})
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _GATES = frozenset({"admission", "gradient", "commit"})
 _WEIGHTS = frozenset({"average", "model"})
 _ACTIONS = frozenset({"report", "halt", "accept"})
@@ -32,14 +37,6 @@ _VERDICTS = frozenset({"admit", "limit", "defer", "refuse", "invalid"})
 
 def _count(value: Any) -> bool:
     return type(value) is int and value >= 0
-
-
-def _text(value: Any) -> bool:
-    return type(value) is str
-
-
-def _digest(value: Any) -> bool:
-    return type(value) is str and _DIGEST.fullmatch(value) is not None
 
 
 def _bits(value: Any) -> bool:
@@ -54,14 +51,6 @@ def _exactly(expected: str, value: Any) -> bool:
     return type(value) is str and value == expected
 
 
-def _maybe(shape: Shape, value: Any) -> bool:
-    return value is None or shape(value)
-
-
-def _texts(value: Any) -> bool:
-    return type(value) is list and _TEXT.issuperset(map(type, value))
-
-
 def _counts(value: Any) -> bool:
     return type(value) is list and _INT.issuperset(map(type, value)) and (not value or min(value) >= 0)
 
@@ -70,21 +59,9 @@ def _span(value: Any) -> bool:
     return _counts(value) and len(value) == 2
 
 
-def _list(shape: Shape, value: Any) -> bool:
-    return type(value) is list and all(map(shape, value))
-
-
 def _map(shape: Shape, value: Any) -> bool:
     """A mapping with names for keys. Names are ASCII: there every sorting of keys agrees."""
     return type(value) is dict and all(k.isascii() and shape(v) for k, v in value.items())
-
-
-def _record(fields: Mapping[str, Shape], value: Any) -> bool:
-    return (
-        type(value) is dict
-        and value.keys() == fields.keys()
-        and all(shape(value[name]) for name, shape in fields.items())
-    )
 
 
 def _pair(value: Any) -> bool:
@@ -159,13 +136,13 @@ def step(body: Any) -> bool:
         and (not count or min(min(classes), min(decision), min(exposures or (0,))) >= 0)
         and _columns(body["signals"], count, _INT)
         and _columns(body["slots"], count, _SCALAR)
-        and _texts(body["spent"])
+        and are_texts(body["spent"])
         and type(body["verdict"]) is str
     )
 
 
 def _spending(value: Any) -> bool:
-    return _record({"steps": _count, "epsilon": _text}, value)
+    return is_record({"steps": _count, "epsilon": is_text}, value)
 
 
 _COMMITTED = frozenset(("step", "active", "norms", "loss", "privacy"))
@@ -179,7 +156,7 @@ def committed(body: Any) -> bool:
     norms, loss = body["norms"], body["loss"]
     return (
         _count(body["step"])
-        and _texts(body["active"])
+        and are_texts(body["active"])
         and type(norms) is dict
         and _MAYBE_TEXT.issuperset(map(type, norms.values()))
         and all(map(str.isascii, norms))
@@ -192,13 +169,13 @@ def committed(body: Any) -> bool:
 
 def _decision_class(value: Any) -> bool:
     known = {"id": _count, "bits": _bits}
-    broken: dict[str, Shape] = {"id": _count, "problems": partial(_list, _pair)}
-    return _record(known, value) or _record(broken, value)
+    broken: dict[str, Shape] = {"id": _count, "problems": partial(is_list_of, _pair)}
+    return is_record(known, value) or is_record(broken, value)
 
 
 def _examples(body: Any) -> bool:
-    fields: dict[str, Shape] = {"step": _count, "part": _count, "commitments": _text}
-    return _record(fields, body) and _packed(body["commitments"]) is not None
+    fields: dict[str, Shape] = {"step": _count, "part": _count, "commitments": is_text}
+    return is_record(fields, body) and _packed(body["commitments"]) is not None
 
 
 def _tensor(value: Any) -> bool:
@@ -206,7 +183,7 @@ def _tensor(value: Any) -> bool:
     if type(value) is not list or len(value) != 4:
         return False
     name, dtype, shape, root = value
-    return type(name) is type(dtype) is str and _counts(shape) and _digest(root)
+    return type(name) is type(dtype) is str and _counts(shape) and is_digest(root)
 
 
 def _checkpoint_tensors(value: Any) -> bool:
@@ -215,13 +192,13 @@ def _checkpoint_tensors(value: Any) -> bool:
         "chunk": _count,
         "count": _count,
         "of": partial(_one_of, _WEIGHTS),
-        "root": _digest,
+        "root": is_digest,
     }
-    return _record(whole, value) or _map(_digest, value)
+    return is_record(whole, value) or _map(is_digest, value)
 
 
-_POLICY: dict[str, Shape] = {"name": _text, "version": _count, "digest": _digest}
-_DATASET: dict[str, Shape] = {"digest": _digest, "count": _count}
+_POLICY: dict[str, Shape] = {"name": is_text, "version": _count, "digest": is_digest}
+_DATASET: dict[str, Shape] = {"digest": is_digest, "count": _count}
 _TERMS = (
     *("rule", "sampling_rate", "noise_multiplier", "clip", "unit", "epsilon", "delta", "clipping"),
     *("on_trust", "records"),
@@ -229,48 +206,48 @@ _TERMS = (
 
 _OPENED: dict[str, Shape] = {
     "format": partial(_exactly, "gradwarden/ledger/1"),
-    "run": _text,
-    "origin": _text,
-    "at": _text,
-    "policy": partial(_record, _POLICY),
-    "model_map": _text,
-    "dataset": partial(_maybe, partial(_record, _DATASET)),
-    "bands": _texts,
-    "code": partial(_map, partial(_maybe, _text)),
-    "keys": _texts,
-    "engine": _text,
-    "normaliser": partial(_maybe, _text),
-    "clip_norm": partial(_maybe, _text),
-    "secret_commitment": _digest,
-    "privacy": partial(_list, partial(_record, dict.fromkeys(_TERMS, _text))),
+    "run": is_text,
+    "origin": is_text,
+    "at": is_text,
+    "policy": partial(is_record, _POLICY),
+    "model_map": is_text,
+    "dataset": partial(is_none_or, partial(is_record, _DATASET)),
+    "bands": are_texts,
+    "code": partial(_map, partial(is_none_or, is_text)),
+    "keys": are_texts,
+    "engine": is_text,
+    "normaliser": partial(is_none_or, is_text),
+    "clip_norm": partial(is_none_or, is_text),
+    "secret_commitment": is_digest,
+    "privacy": partial(is_list_of, partial(is_record, dict.fromkeys(_TERMS, is_text))),
 }
 
 _PLACEMENTS = frozenset({"anywhere", "by_example"})
 
 _MEMBER: dict[str, Shape] = {
-    "id": _text,
+    "id": is_text,
     "rank": _count,
     "ranks": _count,
     "placement": partial(_one_of, _PLACEMENTS),
-    "weights": _digest,
+    "weights": is_digest,
 }
 
 _JOB: dict[str, Shape] = {
     "format": partial(_exactly, "gradwarden/job/1"),
-    "origin": _text,
-    "at": _text,
+    "origin": is_text,
+    "at": is_text,
     "ranks": _count,
     "every": _count,
     "lag": _count,
     "placement": partial(_one_of, _PLACEMENTS),
-    "keys": _texts,
+    "keys": are_texts,
 }
 
 _RANK_HEAD: dict[str, Shape] = {
     "rank": _count,
-    "origin": _text,
+    "origin": is_text,
     "size": _count,
-    "root": _digest,
+    "root": is_digest,
     "step": _count,
 }
 
@@ -278,97 +255,98 @@ _BOUND: dict[str, Shape] = {
     "binding": _count,
     "part": _count,
     "parts": _count,
-    "heads": partial(_list, partial(_record, _RANK_HEAD)),
+    "heads": partial(is_list_of, partial(is_record, _RANK_HEAD)),
 }
 
 
 def _opened(body: Any) -> bool:
     """The start of a run; that of a rank of a job names its place in the job."""
     if type(body) is dict and "job" in body:
-        return _record(_OPENED | {"job": partial(_record, _MEMBER)}, body)
-    return _record(_OPENED, body)
+        return is_record(_OPENED | {"job": partial(is_record, _MEMBER)}, body)
+    return is_record(_OPENED, body)
 
 
-_PROGRAM: dict[str, Shape] = {"digest": _digest, "part": _count, "parts": _count, "text": _text}
+_PROGRAM: dict[str, Shape] = {"digest": is_digest, "part": _count, "parts": _count, "text": is_text}
 _REFUSED: dict[str, Shape] = {
     "step": _count,
     "gate": partial(_one_of, _GATES),
-    "reason": _text,
-    "detail": _text,
+    "reason": is_text,
+    "detail": is_text,
 }
 _STARVED: dict[str, Shape] = {
     "step": _count,
-    "band": _text,
+    "band": is_text,
     "steps": _count,
     "action": partial(_one_of, _ACTIONS),
 }
 _ANCHORED: dict[str, Shape] = {
     "step": _count,
-    "band": _text,
-    "rule": _text,
-    "strength": partial(_maybe, _text),
-    "drift": partial(_maybe, _count),
-    "file": _text,
-    "digest": _digest,
+    "band": is_text,
+    "rule": is_text,
+    "strength": partial(is_none_or, is_text),
+    "drift": partial(is_none_or, _count),
+    "file": is_text,
+    "digest": is_digest,
 }
-_MAINTAINED: dict[str, Shape] = {"step": _count, "drift": partial(_map, _text), "held": _texts}
+_MAINTAINED: dict[str, Shape] = {"step": _count, "drift": partial(_map, is_text), "held": are_texts}
 _CHECKPOINT: dict[str, Shape] = {
     "step": _count,
-    "file": _text,
-    "digest": _digest,
-    "tensors": partial(_maybe, _checkpoint_tensors),
+    "file": is_text,
+    "digest": is_digest,
+    "tensors": partial(is_none_or, _checkpoint_tensors),
 }
 _TENSORS: dict[str, Shape] = {
     "step": _count,
     "part": _count,
-    "tensors": partial(_list, _tensor),
-    "tied": partial(_list, _pair),
+    "tensors": partial(is_list_of, _tensor),
+    "tied": partial(is_list_of, _pair),
 }
 _REWOUND: dict[str, Shape] = {
     "step": _count,
-    "checkpoint": partial(_record, {"step": _count, "file": _text, "digest": _digest}),
-    "abandoned": partial(_list, _span),
+    "checkpoint": partial(is_record, {"step": _count, "file": is_text, "digest": is_digest}),
+    "abandoned": partial(is_list_of, _span),
     "effective": _count,
 }
 _RESUMED: dict[str, Shape] = {
     "from_size": _count,
-    "root": _digest,
+    "root": is_digest,
     "cut": _count,
-    "broken": partial(_maybe, _text),
+    "broken": partial(is_none_or, is_text),
 }
 
 SHAPES: dict[str, Shape] = {
     "opened": _opened,
-    "job_opened": partial(_record, _JOB),
-    "bound": partial(_record, _BOUND),
-    "skipped": partial(_record, {"step": _count, "until": _count}),
-    "paid": partial(_record, {"step": _count, "rules": partial(_map, _count)}),
-    "program": partial(_record, _PROGRAM),
-    "approved": partial(_record, {"note": _text}),
-    "classes": partial(_record, {"classes": partial(_list, _decision_class)}),
-    "decisions": partial(_record, {"decisions": partial(_list, _decision)}),
+    "job_opened": partial(is_record, _JOB),
+    "bound": partial(is_record, _BOUND),
+    "skipped": partial(is_record, {"step": _count, "until": _count}),
+    "paid": partial(is_record, {"step": _count, "rules": partial(_map, _count)}),
+    "program": partial(is_record, _PROGRAM),
+    "approved": partial(is_record, {"note": is_text}),
+    "classes": partial(is_record, {"classes": partial(is_list_of, _decision_class)}),
+    "decisions": partial(is_record, {"decisions": partial(is_list_of, _decision)}),
     "examples": _examples,
     "step": step,
     "committed": committed,
-    "refused": partial(_record, _REFUSED),
-    "starved": partial(_record, _STARVED),
-    "anchored": partial(_record, _ANCHORED),
-    "maintained": partial(_record, _MAINTAINED),
-    "halted": partial(_record, {"step": _count, "rule": _text, "steps": _count}),
-    "expired": partial(_record, {"step": _count, "rule": _text, "count": _count}),
-    "policy_changed": partial(_record, {"policy": partial(_record, _POLICY), "step": _count}),
-    "tensors": partial(_record, _TENSORS),
-    "checkpoint": partial(_record, _CHECKPOINT),
-    "rewound": partial(_record, _REWOUND),
-    "resumed": partial(_record, _RESUMED),
-    "supplied": partial(_record, {"note": _text}),
+    "refused": partial(is_record, _REFUSED),
+    "starved": partial(is_record, _STARVED),
+    "anchored": partial(is_record, _ANCHORED),
+    "maintained": partial(is_record, _MAINTAINED),
+    "halted": partial(is_record, {"step": _count, "rule": is_text, "steps": _count}),
+    "expired": partial(is_record, {"step": _count, "rule": is_text, "count": _count}),
+    "policy_changed": partial(is_record, {"policy": partial(is_record, _POLICY), "step": _count}),
+    "tensors": partial(is_record, _TENSORS),
+    "checkpoint": partial(is_record, _CHECKPOINT),
+    "rewound": partial(is_record, _REWOUND),
+    "resumed": partial(is_record, _RESUMED),
+    "supplied": partial(is_record, {"note": is_text}),
     "derived": partial(
-        _record, {"origin": _text, "size": _count, "root": _digest, "weights": partial(_maybe, _digest)}
+        is_record,
+        {"origin": is_text, "size": _count, "root": is_digest, "weights": partial(is_none_or, is_digest)},
     ),
-    "tallied": partial(_record, {"examples": _count, "commitments": _digest, "uses": _digest}),
-    "sealed": partial(_record, dict.fromkeys(("steps", "committed", "refused", "examples"), _count)),
-    "rotated": partial(_record, {"note": _text}),
-    "revoked": partial(_record, {"note": _text}),
-    "head": partial(_record, {"note": _text}),
+    "tallied": partial(is_record, {"examples": _count, "commitments": is_digest, "uses": is_digest}),
+    "sealed": partial(is_record, dict.fromkeys(("steps", "committed", "refused", "examples"), _count)),
+    "rotated": partial(is_record, {"note": is_text}),
+    "revoked": partial(is_record, {"note": is_text}),
+    "head": partial(is_record, {"note": is_text}),
 }
 """Every kind of entry, and whether a body has its shape."""

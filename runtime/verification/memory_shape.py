@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any
 
 from gradwarden.runtime.ledger.entries import OPENINGS
 from gradwarden.runtime.ledger.links import Stage
 from gradwarden.runtime.ledger.shapes import SHAPES
-
-Shape: TypeAlias = Callable[[Any], bool]
+from gradwarden.runtime.ledger.value_shapes import (
+    Shape,
+    are_texts,
+    is_digest,
+    is_list_of,
+    is_none_or,
+    is_record,
+    is_text,
+)
 
 
 def fits(value: Any) -> bool:
     """Whether a value has the fields of a memory, each of its type and within its range."""
-    return _record(_MEMORY, value)
+    return is_record(_MEMORY, value)
 
 
 def _count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 62
-
-
-def _text(value: Any) -> bool:
-    return type(value) is str
-
-
-def _texts(value: Any) -> bool:
-    return type(value) is list and all(map(_text, value))
-
-
-def _digest(value: Any) -> bool:
-    return type(value) is str and len(value) == 64 and set(value) <= set("0123456789abcdef")
-
-
-def _digests(value: Any) -> bool:
-    return type(value) is list and all(map(_digest, value))
 
 
 def _moment(value: Any) -> bool:
@@ -45,52 +37,40 @@ def _moment(value: Any) -> bool:
         return False
 
 
-def _record(fields: Mapping[str, Shape], value: Any) -> bool:
-    return (
-        type(value) is dict
-        and value.keys() == fields.keys()
-        and all(shape(value[name]) for name, shape in fields.items())
-    )
-
-
-def _maybe(shape: Shape) -> Shape:
-    return lambda value: value is None or shape(value)
-
-
 def _change(value: Any) -> bool:
-    return type(value) is list and len(value) == 2 and _count(value[0]) and _text(value[1])
+    return type(value) is list and len(value) == 2 and _count(value[0]) and is_text(value[1])
 
 
-_FAULT: Mapping[str, Shape] = {"code": _text, "index": _count, "offset": _count, "message": _text}
+_FAULT: Mapping[str, Shape] = {"code": is_text, "index": _count, "offset": _count, "message": is_text}
 _TERMS: Mapping[str, Shape] = {
-    "keys": _texts,
-    "programs": _digests,
-    "approvers": _texts,
+    "keys": are_texts,
+    "programs": partial(is_list_of, is_digest),
+    "approvers": are_texts,
     "needed": _count,
     "only": lambda value: value in (None, "chain", "entries"),
 }
 _LINKS: Mapping[str, Shape] = {
     "size": _count,
-    "peaks": _digests,
-    "prev": _digest,
+    "peaks": partial(is_list_of, is_digest),
+    "prev": is_digest,
     "offset": _count,
     "line_before": _count,
-    "stage": lambda value: _text(value) and value in Stage.__members__,
-    "opened": _maybe(lambda value: any(SHAPES[kind](value) for kind in OPENINGS)),
+    "stage": lambda value: is_text(value) and value in Stage.__members__,
+    "opened": partial(is_none_or, lambda value: any(SHAPES[kind](value) for kind in OPENINGS)),
     "signed_size": _count,
-    "last_head": _maybe(_count),
-    "last_root": _digest,
-    "keys_used": _texts,
-    "unknown_head": _maybe(lambda value: _record(_FAULT, value)),
-    "changes": lambda value: type(value) is list and all(map(_change, value)),
+    "last_head": partial(is_none_or, _count),
+    "last_root": is_digest,
+    "keys_used": are_texts,
+    "unknown_head": partial(is_none_or, partial(is_record, _FAULT)),
+    "changes": partial(is_list_of, _change),
 }
 _MEMORY: Mapping[str, Shape] = {
-    "terms": lambda value: _record(_TERMS, value),
+    "terms": partial(is_record, _TERMS),
     "at": _moment,
-    "by": _maybe(_text),
-    "root": _digest,
+    "by": partial(is_none_or, is_text),
+    "root": is_digest,
     "steps": _count,
     "decisions": _count,
-    "links": lambda value: _record(_LINKS, value),
-    "replay": _maybe(lambda value: type(value) is dict),
+    "links": partial(is_record, _LINKS),
+    "replay": partial(is_none_or, lambda value: type(value) is dict),
 }
