@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gradwarden.cli.inputs import read_head_note
 from gradwarden.cli.job_verdict import JobVerdict
-from gradwarden.cli.judging import SOUND, checked_stamps, size_of_weights, stamped
+from gradwarden.cli.judging import SOUND, checked_stamps, kept, size_of_weights, stamped
 from gradwarden.cli.output import arrived, progress
 from gradwarden.cli.signing import load_authorities
 from gradwarden.cli.verdict import STATUSES
@@ -75,10 +75,6 @@ def judge_job(
     if authorities:
         stamps, unstamped = checked_stamps(paths, notes, own, authorities)
         report = _dated(folder, report, stamps, unstamped)
-    remembered = None
-    if remember is not None and report.memory is not None and report.status in (*SOUND, "LAGGING"):
-        report.memory.write(remember)
-        remembered = remember
     return JobVerdict(
         folder,
         report,
@@ -87,7 +83,7 @@ def judge_job(
         assurance=assurance,
         weights=tuple(weights),
         memory=since,
-        remembered=remembered,
+        remembered=kept(report.memory if report.status in (*SOUND, "LAGGING") else None, remember),
     )
 
 

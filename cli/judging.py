@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from gradwarden.runtime.evidence.trust import Trust
     from gradwarden.runtime.ledger.chain import Finding
     from gradwarden.runtime.ledger.program_signature import Approvers
+    from gradwarden.runtime.verification.job_memory import JobMemory
     from gradwarden.runtime.verification.key_periods import Schedule
+    from gradwarden.runtime.verification.memory import Memory
     from gradwarden.runtime.verification.verify import Only
     from gradwarden.runtime.verification.what_if import Difference
 
@@ -105,10 +107,6 @@ def judge(
     stamps, unstamped = checked_stamps(paths, notes, known.own, authorities)
     findings = (*known.findings, *unstamped)
     status = worst(report.status, findings)
-    remembered = None
-    if remember is not None and report.memory is not None and status in SOUND:
-        report.memory.write(remember)
-        remembered = remember
     return Verdict(
         ledger=ledger,
         status=status,
@@ -121,11 +119,19 @@ def judge(
         policy_given=bool(programs),
         heads_compared=len(checkpoints),
         memory=since,
-        remembered=remembered,
+        remembered=kept(report.memory if status in SOUND else None, remember),
         assurance=known.assurance,
         weights=tuple(weights),
         signatures=tuple(signatures),
     )
+
+
+def kept(memory: Memory | JobMemory | None, target: Path | None) -> Path | None:
+    """Write what a verification remembers, where that was asked for; return where it is, None if nowhere."""
+    if memory is None or target is None:
+        return None
+    memory.write(target)
+    return target
 
 
 def size_of_weights(weights: Sequence[Path]) -> int:
