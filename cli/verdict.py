@@ -21,7 +21,7 @@ MEANINGS = {
     "UNWITNESSED": "it would hold, but the witnesses asked for do not vouch for all of it",
     "VIOLATION": "intact and signed, but what it records does not fit its policy, or what was given with it",
     "INCOMPLETE": "intact as far as it goes, but not sealed",
-    "UNTRUSTED": "none of the given keys vouches for it",
+    "UNTRUSTED": "no given key vouches for it, or for all of it",
     "ROLLBACK": "entries are missing that it had when a head was signed",
     "FORK": "rewritten: a head was signed over other entries than these",
     "TAMPERED": "altered after it was written",
@@ -51,6 +51,8 @@ HELP = {
     "unsigned": "was it signed by another key? `gradwarden log LEDGER --kind head` names the signers",
     "unknown_key": "was it signed by another key? `gradwarden log LEDGER --kind head` names the signers; "
     "give --key for each that you trust, one that revokes among them",
+    "untrusted_key": "`gradwarden log LEDGER --kind head` names the signers; give --key for that one if you "
+    "trust it",
     "retired_key": "keys that were handed over or revoked sign nothing: who has this one still?",
     "torn_tail": "a crash leaves this; the run sets it aside and records it when it is resumed",
     "truncated": "entries were cut off: the file `LEDGER.head` beside it was signed for more",

@@ -172,9 +172,9 @@ def command(
     Given a compiled program instead of a ledger, its signature (PROGRAM.json.note) is checked.
 
     The status is OK; UNWITNESSED, but for the witnesses it would be OK; INCOMPLETE, intact but not sealed;
-    VIOLATION, intact but not what the policy gives; UNTRUSTED, signed by none of the keys; ROLLBACK, shorter
-    than a head kept elsewhere; FORK, another history than that head's; or TAMPERED. A job may be LAGGING too:
-    a rank was bound later than it allows.
+    VIOLATION, intact but not what the policy gives; UNTRUSTED, not signed, or not to its end, by a given key;
+    ROLLBACK, shorter than a head kept elsewhere; FORK, another history than that head's; or TAMPERED. A job
+    may be LAGGING too: a rank was bound later than it allows.
 
     \b
     Examples:

@@ -10,9 +10,10 @@ INVARIANT: no key comes back. One that was handed over or revoked signs nothing 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from gradwarden.policy.frozen import frozen
-from gradwarden.runtime.errors import NoteError
+from gradwarden.runtime.errors import KeyFileError, NoteError
 from gradwarden.runtime.ledger.key_changes import KeyChange, Revocation, Rotation
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.note import open_note
@@ -79,6 +80,17 @@ class Authority:
         raise UnauthorisedError(
             "undeclared_key", f"the head is signed by {names}, which the opening does not name"
         )
+
+    def signs(self, note: bytes) -> bool:
+        """Return whether a key in force has signed a note, trusted or not."""
+        named = []
+        for vkey in self._in_force:
+            with suppress(KeyFileError):
+                named.append(PublicKey.from_vkey(vkey))
+        try:
+            return bool(open_note(note, named).keys)
+        except NoteError:
+            return False
 
     def signers_of(self, size: int) -> list[PublicKey]:
         """Return the keys, trusted or once in force, that may have signed a head over so many entries."""

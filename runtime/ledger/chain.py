@@ -9,7 +9,7 @@ What is found, each at the index of an entry (`Finding.code`):
   predecessor)
 - a head that does not fit: `malformed_note`, `bad_signature`, `wrong_size`, `wrong_root`, `wrong_origin`,
   `undeclared_key` (a known key, but not one that the opening names), `retired_key` (one that was handed over
-  or revoked before), `unknown_key`
+  or revoked before), `unknown_key`, `untrusted_key` (a key of this ledger that was not given)
 - a change of keys that may not be made: `undeclared_key`, `retired_key`, `reused_key`, `unproved_key` (a key
   that must sign it has not), `too_many_changes`, and the faults of heads
 - an order that no writer produces: `no_opening`, `second_opening`, `after_seal`
@@ -280,7 +280,8 @@ def _sidecar_findings(links: Links, sidecar: Sidecar | None) -> Iterator[Finding
         yield Finding("sidecar_malformed", links.size, "the file beside the ledger is not a signed head")
         return
     trust = sidecar.trust(links.authority.signers_of(head.size))
-    if trust == "bad_signature" or (trust == "unknown_key" and links.signed_size):
+    stranger = trust == "unknown_key" and links.signed_size and not links.authority.signs(sidecar.note)
+    if trust == "bad_signature" or stranger:
         message = "the head beside the ledger is not signed by its key"
         yield Finding("sidecar_signature", min(head.size, links.size), message)
     elif links.size <= head.size:
@@ -295,9 +296,14 @@ def _sidecar_findings(links: Links, sidecar: Sidecar | None) -> Iterator[Finding
         yield Finding("stale_sidecar", head.size, message, "warning")
 
 
+_UNTRUSTED = {"unsigned", "unknown_key", "untrusted_key"}
+"""Faults of which the keys that were given may be the reason."""
+
+
 def _status(links: Links, errors: Sequence[Finding], *, whole: bool) -> Status:
-    if any(error.code not in ("unknown_key", "unsigned") for error in errors):
+    codes = {error.code for error in errors}
+    if codes - _UNTRUSTED or ("unknown_key" in codes and links.signed_size):
         return "TAMPERED"
     if errors:
-        return "TAMPERED" if links.signed_size else "UNTRUSTED"
+        return "UNTRUSTED"
     return "OK" if links.stage is Stage.CLOSED and whole else "INCOMPLETE"

@@ -309,12 +309,23 @@ class Links:
         except NoteError as error:
             if error.fault != "unknown_key":
                 return self._refuse(error.fault, error.message)
-            self.unknown_head = self.unknown_head or Fault("unknown_key", index, self.offset, error.message)
+            self._untold(index, note, error.message)
             return True
         except UnauthorisedError as error:
             return self._refuse(error.code, error.message)
         self._vouch(checkpoint.size, signed_by)
         return True
+
+    def _untold(self, index: int, note: bytes, message: str) -> None:
+        """Keep a head that no known key has signed: the first, or the first that no key of the ledger has.
+
+        Which keys are the ledger's own is known once a trusted one has signed the opening that names them.
+        """
+        code = "unknown_key"
+        if self.signed_size and self.authority.signs(note):
+            code, message = "untrusted_key", "the head is signed by a key of this ledger that was not given"
+        if self.unknown_head is None or (self.unknown_head.code, code) == ("untrusted_key", "unknown_key"):
+            self.unknown_head = Fault(code, index, self.offset, message)
 
     def _change_keys(self, index: int, kind: str, body: dict[str, Any]) -> bool:
         """Check a change of keys. By the root in it, it vouches for what stands before as a head does."""

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from gradwarden.runtime.ledger.keys import FileSigner
-from tests.campaign.genuine import genuine
+from gradwarden.runtime.ledger.ledger import Ledger
+from tests.campaign import genuine as campaign
+from tests.campaign.genuine import RUN, SAFE, genuine
 from tests.cli.conftest import Run
 from tests.cli.test_verify import Record, program, record
 
@@ -97,3 +99,21 @@ def test_a_schedule_of_rotation_warns_and_changes_no_verdict(run: Run, tmp_path:
         assert "warning[rotation_overdue]" in run(*asked, 5).stderr
         dayless = run(*asked, "90d")
         assert (dayless.exit_code, f"`--only {only}` reads no days" in dayless.stderr) == (2, True)
+
+
+def test_who_trusts_only_the_key_that_was_revoked_is_told_which_one_is_missing(run: Run, here: Path) -> None:
+    path = here / "run.ledger"
+    governed = campaign.Run(path, campaign.HEAD, "gradwarden/test", "seed", [SAFE.public])
+    governed.ledger.close()
+    governed.ledger = Ledger.open(path, SAFE, "os", keys=[RUN.public])
+    governed.ledger.revoke(RUN.public, "the laptop was stolen")
+    governed.seal()
+    for name, keys, status in (
+        ("one", [RUN], "UNTRUSTED"),
+        ("both", [RUN, SAFE], "OK"),
+        ("the other", [SAFE], "OK"),
+    ):
+        (here / name).write_text("".join(f"log {key.public.vkey}\n" for key in keys) + "quorum none\n")
+        result = run("verify", path, "--trust", name)
+        assert (result.exit_code, result.stdout.split()[0]) == (int(status != "OK"), status), name
+        assert ("error[untrusted_key]" in result.stderr) == (status != "OK")

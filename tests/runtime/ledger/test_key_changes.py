@@ -192,6 +192,25 @@ def test_another_key_of_the_ledger_revokes_a_stolen_one(
     assert fault(check(resigned(path, {last: [signer]}), signer, other)) == ("TAMPERED", last, "retired_key")
 
 
+def test_what_a_key_of_the_ledger_signed_that_was_not_given_is_untrusted_and_not_tampered(
+    path: Path, cases: Any, signer: Signer, other: Signer, third: Signer
+) -> None:
+    ledger = Ledger.open(path, signer, keys=[other.public])
+    ledger.append("opened", {**cases.opened(ledger), "keys": ledger.vkeys})
+    ledger.close()
+    with Ledger.open(path, other, keys=[signer.public]) as ledger:
+        ledger.revoke(signer.public, "the laptop was stolen")
+    Ledger.open(path, other, keys=[signer.public]).close(cases.seal)
+    first, *later = [index for index, _ in signers(path)]
+    assert [names for _, names in signers(path)] == [["run"], ["other"], ["other"]]
+    report = check(path, signer)
+    assert (fault(report), report.signed_size) == (("UNTRUSTED", later[0], "untrusted_key"), first)
+    assert [finding.code for finding in report.findings] == ["untrusted_key"]
+    for by_stranger in reversed(later):
+        forged = resigned(path, {by_stranger: [third]})
+        assert fault(check(forged, signer)) == ("TAMPERED", by_stranger, "unknown_key")
+
+
 FORGERIES: dict[str, tuple[str, Callable[[Signer, Signer, Signer], Forge]]] = {
     "by the new key alone": (
         "unproved_key",
