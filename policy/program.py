@@ -435,6 +435,8 @@ class Program:
     starvation: tuple[Starvation, ...] = ()
     gradient_caps: tuple[GradientCap, ...] = ()
     maintained: tuple[Maintenance, ...] = ()
+    recorded: int = 0
+    """One step in so many records what each example added to each band's gradient; 0: none does."""
     semantics: Semantics = "mask"
     model_map: str = ""
     """SHA-256 (hex) of the model map that the bands were bound with; empty where unbound."""

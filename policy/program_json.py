@@ -1,8 +1,8 @@
 """The JSON form of a program: canonical (RFC 8785), strict to read; its schema is `program.schema.json`.
 
-Every field is always written, but for `hold_out` of limits that hold out nothing. A condition or numeric
-expression is an object with one key that names its kind: `{"and": […]}`, `{"compare": {"op": "ge", "left":
-{"attribute": "lines"}, "right": {"number": 3}}}`. The digest of a program is the SHA-256 of these bytes.
+Every field is always written, but for `recorded`, and `hold_out` of limits, where there is none. A condition or
+numeric expression is an object with one key that names its kind: `{"and": […]}`, `{"compare": {"op": "ge",
+"left": {"attribute": "lines"}, "right": {"number": 3}}}`. The digest of a program is the SHA-256 of these bytes.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ def program_to_data(program: p.Program) -> Json:
         "starvation": [_plain(guard) for guard in program.starvation],
         "gradient_caps": [_plain(cap) for cap in program.gradient_caps],
         "maintained": [_plain(rule) for rule in program.maintained],
+        **({"recorded": program.recorded} if program.recorded else {}),
         "semantics": program.semantics,
         "model_map": program.model_map,
     }
@@ -261,6 +262,7 @@ def _program(data: Json) -> p.Program:
         starvation=tuple(p.Starvation(**x) for x in data["starvation"]),
         gradient_caps=tuple(p.GradientCap(**x) for x in data["gradient_caps"]),
         maintained=tuple(_maintenance(x) for x in data["maintained"]),
+        recorded=data.get("recorded", 0),
         semantics=data["semantics"],
         model_map=data["model_map"],
     )

@@ -7,6 +7,7 @@ intent when a proposal begins, then its commit or its refusal.
 from __future__ import annotations
 
 import warnings
+from math import isnan
 from typing import TYPE_CHECKING
 
 from gradwarden.policy.decision import VERDICTS, step_verdict
@@ -128,12 +129,26 @@ class Progress:
         norms = {band: _decimal(norm) for band, norm in proposal.norms.items()}
         loss = _decimal(proposal.mean_loss)
         joined.maintainer.record(step, proposal.maintained)
+        self._record_contributions(proposal)
         joined.recorder.commit(step, proposal.active, norms, loss, joined.budgets.charge(), proposal.whole)
         joined.keeping.stepped(self.next_step)
         for rule, steps in joined.budgets.halting.items():
             joined.recorder.event("halted", {"step": step, "rule": rule, "steps": steps})
         self._watch_starvation(step, proposal.active)
         joined.budgets.check_going()
+
+    def _record_contributions(self, proposal: Proposal) -> None:
+        """Record what each example added, and how far the bands moved, in a step that is to say so."""
+        added, moved = proposal.contributions(), proposal.moved
+        if added is None or moved is None:
+            return
+        norms = {
+            band: [None if isnan(norm) else f"{norm:.4g}" for norm in column.tolist()]
+            for band, column in zip(moved, added[proposal.recorded].T, strict=True)
+        }
+        self._joined.recorder.contributions(
+            proposal.context.step, norms, {band: f"{norm:.6g}" for band, norm in moved.items()}
+        )
 
     def _watch_starvation(self, step: int, active: tuple[str, ...]) -> None:
         for rule in self._starvation.observe(active):

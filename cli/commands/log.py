@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 KINDS = (
     "opened", "program", "approved", "classes", "decisions", "examples", "step", "committed", "refused",
-    "anchored", "maintained", "starved", "halted", "expired", "policy_changed", "tensors", "checkpoint",
-    "rewound", "resumed", "supplied", "derived", "tallied", "skipped", "paid", "job_opened", "bound",
-    "sealed", "rotated", "revoked", "head",
+    "anchored", "maintained", "contributed", "moved", "starved", "halted", "expired", "policy_changed",
+    "tensors", "checkpoint", "rewound", "resumed", "supplied", "derived", "tallied", "skipped", "paid",
+    "job_opened", "bound", "sealed", "rotated", "revoked", "head",
 )  # fmt: skip
 
 POLL_SECONDS = 0.2

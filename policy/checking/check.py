@@ -9,6 +9,7 @@ from gradwarden.policy.checking.check_conditions import Conditions
 from gradwarden.policy.checking.check_guards import (
     check_assertion,
     check_gradient,
+    check_recorded,
     check_starvation,
     check_waiver,
     name_waivers,
@@ -139,7 +140,9 @@ class _Rules:
         self.waivers = name_waivers([waiver for waiver in waivers if waiver])
         self.maintained = check_maintenance(maintain, conditions, Others(kinds, self.grants, self.limits))
         self.starvation = check_starvation([i for i in items if isinstance(i, s.Starvation)], conditions)
-        self.gradient = check_gradient([i for i in items if isinstance(i, s.Gradient)], conditions)
+        gradients = [i for i in items if isinstance(i, s.Gradient)]
+        self.gradient = check_gradient(gradients, conditions)
+        self.recorded = check_recorded(gradients, conditions)
 
     def _names(self, items: Sequence[s.Item], faults: Faults) -> dict[str, str]:
         """Return the kind of every rule by name; names are unique over all kinds."""
@@ -196,5 +199,6 @@ def _program(header: s.Header, scope: Scope, rules: _Rules) -> Program:
         starvation=rules.starvation,
         gradient_caps=rules.gradient,
         maintained=rules.maintained,
+        recorded=rules.recorded,
         semantics=scope.semantics,
     )

@@ -1,4 +1,4 @@
-"""Checks waivers, assertions, starvation guards and gradient caps, and lowers them."""
+"""Checks waivers, assertions, starvation guards and what is said of gradients, and lowers them."""
 
 from __future__ import annotations
 
@@ -124,3 +124,15 @@ def check_gradient(items: Sequence[s.Gradient], conditions: Conditions) -> tuple
         if band:
             caps[band] = GradientCap(band, decimal_text(cap.norm.value))
     return tuple(caps[band] for band in sorted(caps))
+
+
+def check_recorded(items: Sequence[s.Gradient], conditions: Conditions) -> int:
+    """Return of how many steps one records what each example adds; 0 where none does."""
+    faults, every = conditions.scope.faults, 0
+    for place, item in enumerate(item for gradient in items for item in gradient.recorded):
+        if place:
+            faults.error("GW465", "what is recorded of gradients is said twice", item.span)
+        if item.part.value != 1:
+            faults.error("GW468", "one step in so many is recorded", item.part.span, "write `record 1 in …`")
+        every = whole(faults, item.whole, 1, MAX_COUNT, "the number of steps") or 0
+    return every

@@ -161,6 +161,7 @@ class Comparer:
                 if not _lifted(was, now) if wider else not _lifted(now, was):
                     note += "; the band has other parameters, and squares of norms add up"
                 yield Difference(cell.name, relation, notes=(note,))
+        yield from _recording(self.old.recorded, self.new.recorded)
 
     def contribution(
         self,
@@ -309,6 +310,18 @@ def _exceeded(
         ):
             found.add(band)
     return found
+
+
+def _recording(was: int, now: int) -> Iterator[Difference]:
+    """Yield a difference where fewer steps, or more, record what examples add: less evidence is wider."""
+    if was != now:
+        fewer = was > 0 and (now == 0 or now > was)
+        note = f"recorded in {_share(was)}, now in {_share(now)}"
+        yield Difference("contributions", "wider" if fewer else "narrower", notes=(note,))
+
+
+def _share(every: int) -> str:
+    return f"1 of {every} steps" if every else "no step"
 
 
 def _norm(norm: Decimal | None) -> str:

@@ -226,7 +226,11 @@ class Builder(ExpressionBuilder):
         return s.Starvation(self._name(children[1]), steps, action, span)
 
     def gradient(self, children: Children, span: Span) -> s.Gradient:
-        return s.Gradient(tuple(c for c in children if isinstance(c, s.GradientCap)), span)
+        caps = tuple(c for c in children if isinstance(c, s.GradientCap))
+        return s.Gradient(caps, tuple(c for c in children if isinstance(c, s.Recorded)), span)
+
+    def recorded(self, children: Children, span: Span) -> s.Recorded:
+        return s.Recorded(self._plain(children[1]), self._plain(children[3]), span)
 
     def gradient_cap(self, children: Children, span: Span) -> s.GradientCap:
         return s.GradientCap(self._name(children[0]), self._plain(children[2]), span)

@@ -26,7 +26,7 @@ _DECLARATION = re.compile(
     re.MULTILINE | re.VERBOSE,
 )
 
-_SPELT = {"AT_MOST": "at most", "AT_LEAST": "at least", "IN_NAME": "in"}
+_SPELT = {"AT_MOST": "at most", "AT_LEAST": "at least", "RECORD": "record", "IN_NAME": "in"}
 """Keywords that the grammar writes as patterns, because they look one word ahead."""
 
 _HALF = re.compile(r"(?<!\w)at[ \t]+$")

@@ -117,7 +117,15 @@ def _declaration(item: s.Item, own: Sequence[Lexeme]) -> _Element:
 def _entry_starts(item: s.Item) -> Iterator[int]:
     """Yield where the entries of a declaration's block begin."""
     parts: Sequence[
-        s.Field | s.SignalField | s.Part | s.Semantics | s.Phase | s.GradientCap | s.Clause | s.Claim
+        s.Field
+        | s.SignalField
+        | s.Part
+        | s.Semantics
+        | s.Phase
+        | s.GradientCap
+        | s.Recorded
+        | s.Clause
+        | s.Claim
     ] = ()
     match item:
         case s.Examples(fields):
@@ -128,8 +136,8 @@ def _entry_starts(item: s.Item) -> Iterator[int]:
             parts = [*bands, *semantics]
         case s.Phases(phases):
             parts = phases
-        case s.Gradient(caps):
-            parts = caps
+        case s.Gradient(caps, recorded):
+            parts = [*caps, *recorded]
         case s.Rule(kind="curriculum"):
             parts = _stages(item.clauses)
         case s.Rule():

@@ -589,8 +589,18 @@ class GradientCap:
 
 
 @frozen
+class Recorded:
+    """`record 1 in N steps`. part, whole: the two numbers."""
+
+    part: Quantity
+    whole: Quantity
+    span: Span
+
+
+@frozen
 class Gradient:
     caps: tuple[GradientCap, ...]
+    recorded: tuple[Recorded, ...]
     span: Span
 
 

@@ -85,6 +85,13 @@ _STEP = frozenset(
         *("spent", "decision", "verdict"),
     ]
 )
+
+
+def _norms(value: Any) -> bool:
+    """A list of decimals as text, null where there is none."""
+    return type(value) is list and _MAYBE_TEXT.issuperset(map(type, value))
+
+
 _DECISION = frozenset(("id", "verdict", "weights", "rules", "advisory", "waived", "obligations"))
 
 
@@ -289,6 +296,8 @@ _ANCHORED: dict[str, Shape] = {
     "digest": is_digest,
 }
 _MAINTAINED: dict[str, Shape] = {"step": _count, "drift": partial(_map, is_text), "held": are_texts}
+_CONTRIBUTED: dict[str, Shape] = {"step": _count, "first": _count, "norms": partial(_map, _norms)}
+_MOVED: dict[str, Shape] = {"step": _count, "norms": partial(_map, is_text)}
 _CHECKPOINT: dict[str, Shape] = {
     "step": _count,
     "file": is_text,
@@ -328,6 +337,8 @@ SHAPES: dict[str, Shape] = {
     "step": step,
     "committed": committed,
     "refused": partial(is_record, _REFUSED),
+    "contributed": partial(is_record, _CONTRIBUTED),
+    "moved": partial(is_record, _MOVED),
     "starved": partial(is_record, _STARVED),
     "anchored": partial(is_record, _ANCHORED),
     "maintained": partial(is_record, _MAINTAINED),

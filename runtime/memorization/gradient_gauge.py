@@ -8,8 +8,7 @@ one backward pass that there is; a norm is taken from products between places or
 (`unitwise`). Of a parameter that several layers use, gradients are added up before they are measured. What no
 layer shows is told by a backward pass for each example (`show_each`).
 
-That costs a fifth to a third of a step on a transformer, so a run measures one step in many; which ones is
-spread evenly, and out of tune with any period of the data (Weyl's sequence of the golden ratio).
+That costs a fifth to a third of a step on a transformer, so a run measures one step in many.
 """
 
 from __future__ import annotations
@@ -25,14 +24,6 @@ from gradwarden.policy.context import FloatArray
 from gradwarden.runtime.masks.call import Call, Parameters
 from gradwarden.runtime.masks.rows import Rows
 from gradwarden.runtime.masks.unitwise import Owners, squared_norm
-
-_GOLDEN = 0x9E3779B97F4A7C15
-_WORD = 1 << 64
-
-
-def measured_at(step: int, every: int) -> bool:
-    """Return whether a step is one of those, about one in `every`, that are measured."""
-    return step * _GOLDEN % _WORD < _WORD // every
 
 
 class GradientGauge:
@@ -126,6 +117,11 @@ class GradientGauge:
         total = self._total()
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.where(total > 0.0, self.squares[:, deepest] / total, np.nan)
+
+    def by_band(self) -> FloatArray:
+        """Return the norm of each example's gradient in each band, float64 [count, bands]."""
+        self._total()
+        return np.sqrt(self.squares)
 
     def norms(self) -> FloatArray:
         """Return the norm of each example's gradient, float64 [count]; NaN where nothing was measured."""

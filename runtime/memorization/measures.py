@@ -15,10 +15,11 @@ import numpy.typing as npt
 from torch import nn
 
 from gradwarden.policy.context import FloatArray, IntArray
+from gradwarden.policy.evaluation.chosen_steps import is_chosen
 from gradwarden.policy.program import Program, SignalSpec
 from gradwarden.runtime.errors import ExampleError, MaskError
 from gradwarden.runtime.memorization.comings import ComingCounter
-from gradwarden.runtime.memorization.gradient_gauge import GradientGauge, measured_at
+from gradwarden.runtime.memorization.gradient_gauge import GradientGauge
 from gradwarden.runtime.memorization.latest import LatestValues
 from gradwarden.runtime.memorization.losses import LossReference
 from gradwarden.runtime.memorization.outliers import NormOutliers
@@ -33,6 +34,9 @@ LOSS = "loss"
 GRADIENT_NORM, DEPTH_SHARE, TOKEN_SCORE = "gradient_norm", "depth_share", "token_score"
 
 PARAMETER_NORM = "parameter_gradient_norm"
+
+OWN_GRADIENT = "own_gradient:{}"
+"""The norm of an example's own gradient in the band of this number; no signal, but what a step records."""
 
 Readings = Mapping[str, tuple[IntArray, FloatArray]]
 """By name: places in the batch, and the value measured at each."""
@@ -61,6 +65,7 @@ class Measures:
         self._every = measuring.every
         self._declared: dict[str, SignalSpec] = {}
         self._bands = 0
+        self._recorded = 0
         self.references = LossReference()
         self._falls = LossTrajectory()
         self._comings = ComingCounter(roster)
@@ -76,6 +81,7 @@ class Measures:
         """Measure what a program declares, from now on."""
         self._declared = {spec.name: spec for spec in program.signals}
         self._bands = len(program.bands)
+        self._recorded = program.recorded
         self.close()
         if self.wants(GRADIENT_NORM):
             self.outputs = OutputGradients(model)
@@ -92,10 +98,24 @@ class Measures:
 
     def gauge(self, step: int, count: int) -> GradientGauge | None:
         """Return what measures a batch of so many examples, None where the step is not one of those."""
+        return GradientGauge(count, self._bands) if self.gauges(step) or self.records(step) else None
+
+    def gauges(self, step: int) -> bool:
+        """Return whether gradients are measured in a step for the signals of later ones."""
         wanted = self.wants(DEPTH_SHARE) or self.wants(PARAMETER_NORM)
-        if wanted and measured_at(step, self._every):
-            return GradientGauge(count, self._bands)
-        return None
+        return wanted and is_chosen(step, self._every)
+
+    def records(self, step: int) -> bool:
+        """Return whether a step records what each example adds to the gradient of each band."""
+        return self._recorded > 0 and is_chosen(step, self._recorded)
+
+    def own_gradients(self, readings: dict[str, tuple[IntArray, FloatArray]], count: int) -> FloatArray:
+        """Take out of readings the norms of own gradients, float64 [count, bands]; 0 where there is none."""
+        found = np.zeros((count, self._bands))
+        for band in range(self._bands):
+            places, values = readings.pop(OWN_GRADIENT.format(band), (np.zeros(0, np.int64), np.zeros(0)))
+            found[places, band] = values
+        return found
 
     def signals(self, rows: IntArray) -> dict[str, FloatArray | IntArray]:
         """Return the declared signals that are known, float64 or int64 [rows] by name."""

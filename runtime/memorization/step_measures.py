@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from gradwarden.policy.context import IntArray
+from gradwarden.policy.context import FloatArray, IntArray
 from gradwarden.runtime.errors import MaskError
 from gradwarden.runtime.in_force import InForce
 from gradwarden.runtime.memorization.gradient_gauge import GradientGauge
@@ -19,6 +19,7 @@ from gradwarden.runtime.memorization.measures import (
     DEPTH_SHARE,
     GRADIENT_NORM,
     LOSS,
+    OWN_GRADIENT,
     PARAMETER_NORM,
     TOKEN_SCORE,
     Measures,
@@ -42,6 +43,9 @@ class StepMeasures:
         self._losses: list[float] = []
         self.gauge: GradientGauge | None = None
         """What the engine measures examples' gradients with in the part at hand; None where it does not."""
+        self.own_gradients: FloatArray | None = None
+        """Once all ranks have measured, the norms of the whole batch's own gradients, float64 [batch, bands]:
+        0 where an example has none, or is private. None where the step does not record them."""
 
     def expect(self, owners: Tensor | None) -> None:
         """Be ready for the part at hand. owners: as of `Proposal.assign`, or None."""
@@ -67,10 +71,13 @@ class StepMeasures:
         norms = None if outputs is None else outputs.norms()
         if norms is not None:
             self._readings.add(GRADIENT_NORM, rows, norms, self._public)
-        if gauge is not None:
+        if gauge is not None and self._measures.gauges(self._step):
             shares = gauge.shares(self._in_force.deepest)
             self._readings.add(DEPTH_SHARE, rows, shares, self._public)
             self._readings.add(PARAMETER_NORM, rows, gauge.norms() / scale, self._public)
+        if gauge is not None and self._measures.records(self._step):
+            for band, norms in enumerate(gauge.by_band().T / scale):
+                self._readings.add(OWN_GRADIENT.format(band), rows, norms, self._public)
 
     def observe_tokens(self, logits: Tensor, targets: Tensor, ignore: int) -> None:
         """Measure `token_score` in the part at hand; see `Proposal.observe_tokens`."""
@@ -102,6 +109,8 @@ class StepMeasures:
         covered: of the batch, which examples privacy rules cover.
         """
         readings = join_readings(parts, starts)
+        if self._measures.records(self._step):
+            self.own_gradients = self._measures.own_gradients(readings, len(batch))
         self._losses = readings[LOSS][1].tolist() if LOSS in readings else []
         self._measures.observe(batch, readings, covered)
 

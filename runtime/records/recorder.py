@@ -44,6 +44,10 @@ CLASSES_PER_ENTRY = 500
 DECISIONS_PER_ENTRY = 50
 
 
+NORMS_PER_ENTRY = 4_000
+"""Contributions per `contributed` entry: each takes some 12 bytes."""
+
+
 class Recorder:
     """Appends the entries of one run to its ledger.
 
@@ -171,6 +175,19 @@ class Recorder:
                 **({} if whole is None else {"batch": whole.count, "shares": list(whole.sums)}),
             },
         )
+
+    def contributions(
+        self, step: int, added: Mapping[str, Sequence[str | None]], moved: Mapping[str, str]
+    ) -> None:
+        """Record what a step adds. added: by band, the norm of each example's part of the band's gradient,
+        None for private examples. moved: by band, the norm of its parameters' change.
+        """
+        count = len(next(iter(added.values())))
+        size = max(1, NORMS_PER_ENTRY // len(added))
+        for first in range(0, count, size):
+            norms = {band: list(values[first : first + size]) for band, values in added.items()}
+            self._ledger.append("contributed", {"step": step, "first": first, "norms": norms})
+        self._ledger.append("moved", {"step": step, "norms": dict(moved)})
 
     def refuse(self, step: int, gate: str, reason: str, detail: str) -> None:
         self._intent = None

@@ -63,7 +63,7 @@ def band_norms(parameters: ParametersByBand, total: Total | None = None) -> dict
     graded = [band for band, found in gradients.items() if found]
     norms: dict[str, float | None] = dict.fromkeys(gradients)
     if graded:
-        found = _norms([gradients[band] for band in graded], total or (lambda squares: squares))
+        found = joint_norms([gradients[band] for band in graded], total or (lambda squares: squares))
         norms.update(zip(graded, found, strict=True))
     return norms
 
@@ -211,7 +211,8 @@ def gradient_values(parameter: Tensor) -> Tensor:
     return parameter.grad.values()
 
 
-def _norms(bands: Sequence[Sequence[Tensor]], total: Total) -> list[float]:
+def joint_norms(bands: Sequence[Sequence[Tensor]], total: Total) -> list[float]:
+    """Return the L2 norm of each band's tensors together. total: as of `band_norms`."""
     norms = total(_squares(bands, _working)).sqrt()
     if bool(torch.isfinite(norms).all()):
         return norms.tolist()

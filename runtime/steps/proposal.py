@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradwarden.policy.context import Context, IntArray
+from gradwarden.policy.context import Context, FloatArray, IntArray
 from gradwarden.policy.decision import Decision
+from gradwarden.policy.program import SCALE
 from gradwarden.runtime.batching.depth_batches import by_depth
 from gradwarden.runtime.errors import MaskError, PrivacyError
 from gradwarden.runtime.jobs.shares import WholeBatch
@@ -61,6 +62,8 @@ class Proposal:
         self.norms: dict[str, float | None] = {}
         """Of each band's gradient, as the optimizer took it; None where it has none."""
         self.maintained = Measured({})
+        self.moved: dict[str, float] | None = None
+        """How far each band's parameters were moved by a step that records it."""
         self._entered = False
         self._dropped = DroppedGradients()
         self.begun = False
@@ -406,6 +409,20 @@ class Proposal:
     def take_losses(self, parts: Sequence[Part]) -> None:
         """Take what all ranks have measured for that of the step, and remember it by example."""
         self._measures.take(parts, self.batch, self._starts, self._admission.covered)
+
+    def contributions(self) -> FloatArray | None:
+        """Return the norm of what each example of the step added to each band's gradient.
+
+        float64 [batch, bands], NaN for private examples. None where the step does not record it.
+        """
+        own = self._measures.own_gradients
+        if own is None:
+            return None
+        divisor = self.normaliser
+        if self.whole is not None and self._joined.terms.normaliser is None:
+            divisor *= self.whole.count
+        added = own * (self.admitted.micro / SCALE) / divisor
+        return np.where(self._admission.covered[:, None], np.nan, added)
 
     def restore(self) -> None:
         """Put generators and buffers back as they were before the step; drop its gradients."""

@@ -20,6 +20,7 @@ from gradwarden.runtime.ranks.keeping import deserting
 from gradwarden.runtime.run import Run
 from gradwarden.runtime.steps.gates import Finding, raised
 from gradwarden.runtime.steps.gradient_gate import GradientGate
+from gradwarden.runtime.steps.moves import Moves
 from gradwarden.runtime.steps.optimizer_watch import OptimizerWatch
 
 if TYPE_CHECKING:
@@ -137,15 +138,23 @@ class StepGates:
     def _commit(self, proposal: Proposal) -> None:
         joined = self.run.joined
         try:
+            moves = self._moves(proposal)
             with self.watch.taking():
                 joined.optimizer.step()
             proposal.maintained = joined.maintainer.hold(proposal.active)
+            proposal.moved = None if moves is None else moves.norms()
             joined.scaling.commit()
         except BaseException:
             # How far it moved is unknown: the step gets no outcome, and nothing more is trained from here.
             self._abandon()
             raise
         self.run.progress.commit(proposal)
+
+    def _moves(self, proposal: Proposal) -> Moves | None:
+        joined = self.run.joined
+        if not joined.measures.records(proposal.context.step):
+            return None
+        return Moves(self.run.in_force.parameters, joined.reduction.total)
 
     def _desert(self, proposal: Proposal, error: BaseException) -> None:
         """Tell the other ranks of a job that this one does not come to the step; its run is over."""

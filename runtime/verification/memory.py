@@ -1,7 +1,7 @@
 """What a verification remembers of a ledger, so that the next one need only look at what is new.
 
 A memory is the verifier's own: it is believed, as one's own notes are, and nobody else's should be. It is a
-file of two lines: `gradwarden/memory/2` and the SHA-256 of the second, which shows damage and protects from
+file of two lines: `gradwarden/memory/3` and the SHA-256 of the second, which shows damage and protects from
 nobody; and a JSON object. That holds what the chain comes to (`Links.remember`: the roots of the
 complete subtrees, the last hash, the keys) and what the run comes to (the state of a `RunReplay`: programs,
 classes, decisions, exposures, budgets, anchors), after so many entries, and what was asked for.
@@ -44,6 +44,7 @@ from gradwarden.runtime.records.branches import Branches, Saved
 from gradwarden.runtime.records.history import PendingStep
 from gradwarden.runtime.verification.approval_audit import ApprovalAudit
 from gradwarden.runtime.verification.budget_audit import BudgetAudit
+from gradwarden.runtime.verification.contribution_audit import ContributionAudit
 from gradwarden.runtime.verification.decision_audit import DecisionAudit
 from gradwarden.runtime.verification.decision_tally import DecisionTally
 from gradwarden.runtime.verification.drift_measure import AnchoredBand
@@ -62,7 +63,7 @@ from gradwarden.runtime.verification.weight_audit import SavedWeights, WeightAud
 from gradwarden.runtime.weights.record import PartsReader
 from gradwarden.runtime.weights.tree import TensorDigest
 
-FORMAT = "gradwarden/memory/2"
+FORMAT = "gradwarden/memory/3"
 
 _MOST_BYTES = 1 << 62
 """No file is as large."""
@@ -82,6 +83,7 @@ STATE = PlainData(
         ApprovalAudit: {"_approvers": lambda: NOBODY},
         BudgetAudit: {"_terms": dict, "_plan": lambda: None, "to_the_step": lambda: False},
         MaintenanceAudit: {},
+        ContributionAudit: {},
         RestartAudit: {},
         Calendar: {},
         Branches: {},

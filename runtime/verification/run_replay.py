@@ -6,7 +6,7 @@ allow. The first entry that does not fit is named (`Finding.code`): `policy_mism
 the one given), `program_damaged`, `unapproved_policy`, `wrong_approval`, `wrong_classes`, `wrong_step`,
 `wrong_decision`, `wrong_exposures`, `wrong_budget`, `wrong_anchor`, `wrong_drift`, `wrong_rehearsal`,
 `wrong_outcome`, `wrong_totals`, `wrong_base`, `wrong_tally`, `wrong_rewind`, `wrong_tensors`,
-`frozen_moved`, `wrong_supply`.
+`frozen_moved`, `wrong_supply`, `wrong_contribution`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
+import numpy as np
+
 from gradwarden.policy.array_types import Numbers
 from gradwarden.policy.errors import GradwardenError
+from gradwarden.policy.evaluation.chosen_steps import any_chosen
 from gradwarden.policy.program import Program
 from gradwarden.runtime.errors import NoteError
 from gradwarden.runtime.evidence.supply import MOST_SUPPLIES, describe_supply
@@ -30,6 +33,7 @@ from gradwarden.runtime.privacy.accounting import epsilon_text, privacy_rules
 from gradwarden.runtime.records.history import History, PendingStep
 from gradwarden.runtime.verification.approval_audit import ApprovalAudit
 from gradwarden.runtime.verification.budget_audit import BudgetAudit
+from gradwarden.runtime.verification.contribution_audit import ContributionAudit
 from gradwarden.runtime.verification.decision_audit import DecisionAudit
 from gradwarden.runtime.verification.drift_measure import AnchoredBand
 from gradwarden.runtime.verification.example_audit import ExampleAudit
@@ -63,11 +67,12 @@ MOST_TALLIES = 8
 class _InForce:
     """What a complete program gives to judge by.
 
-    plain: whether the program has neither budgets nor maintained bands.
+    plain: whether the program has neither budgets nor maintained bands. recorded: see `Program`.
     """
 
     outcomes: OutcomeAudit
     plain: bool
+    recorded: int
 
 
 class HistoryWithoutExamples(History):
@@ -94,6 +99,7 @@ class RunReplay:
         self._first: Finding | None = None
         self._audit = BudgetAudit((), None)
         self._maintained = MaintenanceAudit()
+        self._contributions = ContributionAudit()
         self._restarts = RestartAudit()
         self.weights = WeightAudit()
         self._clip_norm = inf
@@ -151,6 +157,9 @@ class RunReplay:
         if self._first is not None or history.pending is not None or force is None or not force.plain:
             return False
         if self._approvals.due:
+            return False
+        committed = np.array(turns.numbers, np.int64)[np.array(turns.committed, bool)]
+        if force.recorded and any_chosen(committed, force.recorded):
             return False
         self._may_skip = False
         stretch = self._decisions.judge_together(turns, history.next_step, force.outcomes, history.decisions)
@@ -244,6 +253,7 @@ class RunReplay:
             case "refused":
                 pending_step(body, self._history)
                 self._maintained.check_refused(body["step"])
+                self._contributions.check_refused(body["step"])
             case "anchored":
                 self._ready()
                 history = self._history
@@ -252,6 +262,9 @@ class RunReplay:
             case "maintained":
                 pending_step(body, self._history)
                 self._maintained.check_measured(body)
+            case "contributed" | "moved":
+                pending_step(body, self._history)
+                self._contributions.accept(kind, body)
             case "halted":
                 self._audit.check_halt(body, self._history.private_steps)
             case "classes":
@@ -324,6 +337,7 @@ class RunReplay:
         self.weights.resume(lost)
         self._decisions.forget(self._history.decisions)
         self._maintained.forget()
+        self._contributions.forget()
         self._may_skip = self._member is not None
 
     def _check_program(self, body: Mapping[str, Any]) -> None:
@@ -332,6 +346,7 @@ class RunReplay:
             return
         self._audit.check_terms(program)
         self._maintained.take_program(program)
+        self._contributions.take_program(program, together=self._member is not None)
         self.weights.take_program(program)
         self._approvals.take_program(program)
         self._put_in_force(program)
@@ -341,6 +356,7 @@ class RunReplay:
         self._in_force = _InForce(
             OutcomeAudit(program, self._clip_norm, together=self._member is not None),
             not privacy_rules(program) and not program.maintained,
+            program.recorded,
         )
 
     def _ready(self) -> _InForce:
@@ -385,6 +401,7 @@ class RunReplay:
         active = outcomes.check(body, self._decisions.reached, spent)
         outcomes.check_batch(body, intent["count"])
         self._maintained.check_outcome(body["step"], active)
+        self._contributions.check_outcome(intent, body, self._history.decisions)
         self.weights.move(active)
         self._audit.check_charge(body, spent, self._history.private_steps)
 

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gradwarden.policy.evaluation.chosen_steps import is_chosen
 from gradwarden.runtime.errors import MaskError
 from gradwarden.runtime.memorization.copies import CopyCounter
-from gradwarden.runtime.memorization.gradient_gauge import measured_at
 from gradwarden.runtime.memorization.outliers import LEAST, WINDOW, NormOutliers
 from gradwarden.runtime.memorization.token_scores import token_scores
 from gradwarden.runtime.memorization.trajectories import WIDTH, LossTrajectory
@@ -117,5 +117,5 @@ def test_scores_need_logits_by_position():
 
 @given(st.integers(1, 64), st.integers(1, 64), st.integers(0, 1_000))
 def test_one_step_in_so_many_is_measured_whatever_the_length_of_an_epoch(every, epoch, start):
-    visits = [measured_at(start % epoch + epoch * lap, every) for lap in range(40 * every)]
+    visits = [is_chosen(start % epoch + epoch * lap, every) for lap in range(40 * every)]
     assert 20 <= sum(visits) <= 80
