@@ -1,8 +1,8 @@
 """The JSON form of a program: canonical (RFC 8785), strict to read; its schema is `program.schema.json`.
 
-Every field is always written, but for `recorded`, and `hold_out` of limits, where there is none. A condition or
-numeric expression is an object with one key that names its kind: `{"and": […]}`, `{"compare": {"op": "ge",
-"left": {"attribute": "lines"}, "right": {"number": 3}}}`. The digest of a program is the SHA-256 of these bytes.
+Every field is always written, but for `recorded`, and `hold_out` of limits, where there is none. A condition
+or numeric expression is an object with one key that names its kind: `{"and": […]}`, `{"compare": {"op": "ge",
+"left": {"attribute": "lines"}, "right": {"number": 3}}}`. The digest of a program is the SHA-256 of all this.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which steps are chosen where a policy, or a run, asks for one in so many.
 
 They are spread evenly, and out of tune with any period of the data: step n is chosen where the n-th multiple
-of the golden ratio, modulo 1, is below 1/N (Weyl's equidistribution theorem). What one in 2N chooses, one in N
-does as well.
+of the golden ratio, modulo 1, is below 1/N (Weyl's equidistribution theorem). What one in 2N chooses, one in
+N does as well.
 """
 
 from __future__ import annotations

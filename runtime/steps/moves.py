@@ -1,4 +1,4 @@
-"""How far a step moves each band: the norm of what its parameters change by, in the optimizer and after it."""
+"""How far a step moves each band: the norm of what its parameters change by, in the optimizer or after."""
 
 from __future__ import annotations
 

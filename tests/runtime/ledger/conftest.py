@@ -84,6 +84,8 @@ class Cases:
             "refused": [{"step": 1, "gate": "gradient", "reason": "not_finite", "detail": "deep"}],
             "anchored": [self.anchored(), self.anchored(strength=None, drift=20_000)],
             "maintained": [{"step": 9, "drift": {"deep": "0.02"}, "held": ["deep"]}],
+            "contributed": [{"step": 9, "first": 0, "norms": {"deep": ["0.02", "0", None], "shallow": []}}],
+            "moved": [{"step": 9, "norms": {"deep": "0.02", "shallow": "0"}}],
             "starved": [{"step": 9, "band": "deep", "steps": 5, "action": "report"}],
             "halted": [{"step": 9, "rule": "patients", "steps": 10}],
             "derived": [
