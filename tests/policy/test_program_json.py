@@ -91,6 +91,7 @@ def test_what_is_not_json_is_refused(text: str | bytes) -> None:
         lambda data: data.pop("bands"),
         lambda data: data.update(extra=1),
         lambda data: data.update(version=-1),
+        lambda data: data.update(recorded=0),
         lambda data: data.update(format="gradwarden/program/2"),
         lambda data: data.update(bands=[]),
         lambda data: data["grants"][0].update(when={"and": [], "or": []}),

@@ -210,6 +210,25 @@ def test_gradient_caps_are_compared_by_their_norm(change: tuple[str, str], relat
     assert relations(list(compare(change).gradients())) == {"deep": relation}
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "relations_found"),
+    [
+        ("record 1 in 16 steps", "", {"contributions": "wider"}),
+        ("record 1 in 16 steps", "record 1 in 17 steps", {"contributions": "wider"}),
+        ("record 1 in 16 steps", "record 1 in 15 steps", {"contributions": "narrower"}),
+        ("", "record 1 in 16 steps", {"contributions": "narrower"}),
+        ("record 1 in 16 steps", "record 1 in 16 steps", {}),
+    ],
+)
+def test_a_record_of_contributions_that_is_made_less_often_is_wider(
+    old: str, new: str, relations_found: dict[str, str]
+) -> None:
+    def recording(clause: str) -> Program:
+        return program(BASE.replace("deep at most 1 }", f"deep at most 1  {clause} }}"))
+
+    assert relations(list(Comparer(recording(old), recording(new)).gradients())) == relations_found
+
+
 HELD = "maintain base { within deep  strength 0.01  drift at most 2%  from step 10 }"
 
 
