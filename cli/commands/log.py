@@ -277,6 +277,13 @@ def _maintained(body: dict[str, Any]) -> str:
     return ", ".join(drift)
 
 
+def _contributed(body: dict[str, Any]) -> str:
+    added = {
+        band: [norm for norm in norms if norm not in (None, "0")] for band, norms in body["norms"].items()
+    }
+    return ", ".join(f"{band} by {len(norms)} of {len(body['norms'][band])}" for band, norms in added.items())
+
+
 def _head(body: dict[str, Any]) -> str:
     found = re.match(r".*\n(\d+)\n", body["note"])
     signers = sorted(set(re.findall("^\N{EM DASH} (\\S+) ", body["note"], re.MULTILINE)))
@@ -333,6 +340,8 @@ _CONTENTS = {
     "refused": lambda body: f"{body['gate']} gate: {body['reason']}: {body['detail']}",
     "anchored": lambda body: f"{body['band']} by {body['rule']}: {body['file']}",
     "maintained": _maintained,
+    "contributed": _contributed,
+    "moved": lambda body: ", ".join(f"{band} by {norm}" for band, norm in body["norms"].items()),
     "starved": lambda body: f"{body['band']} for {body['steps']} steps: {body['action']}",
     "halted": lambda body: f"the budget of {body['rule']} is spent after {body['steps']} steps",
     "expired": lambda body: f"{body['rule']}: {body['count']} examples",

@@ -169,7 +169,7 @@ def _names(place: Place, expected: Expected, declared: Declared) -> Iterator[Pro
             )
         case "starvation", "starvation":
             yield from _symbols("band", declared.bands)
-        case "gradient", _ if last == "{" or place.before[-1].kind == "number":
+        case "gradient", _ if expected.name and last != "gradient":
             yield from _symbols("band", declared.bands)
         case "never", "reach":
             yield from _symbols("band", declared.bands)

@@ -54,6 +54,7 @@ _SPOKEN = {
     "DATE": "a date",
     "AT_MOST": "`at most`",
     "AT_LEAST": "`at least`",
+    "RECORD": "`record`",
     "IN_NAME": "`in`",
     "$END": "the end of the file",
 }

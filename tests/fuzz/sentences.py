@@ -77,6 +77,7 @@ POOLS = {
     "DATE": DATES,
     "AT_MOST": ("at most",),
     "AT_LEAST": ("at least",),
+    "RECORD": ("record",),
 }
 SPACES = (" ",) * 12 + ("\n", "  ", "\t", " # note\n", "\r\n", "\n\n\n")
 

@@ -214,7 +214,7 @@ def test_named_conditions_show_presence_too() -> None:
         ("gradient { record 1 in 2.5 steps }", ["GW310"]),
         ("gradient { record 1 in 4 steps  record 1 in 4 steps }", ["GW465"]),
         ("gradient { record 1 in 4 steps }\ngradient { record 1 in 8 steps }", ["GW465"]),
-        ("gradient { record at most 1 }", ["GW203"]),
+        ("gradient { record at most 1 }", ["GW202"]),
         ("model { semantics detach }", ["GW205"]),
         ("memorization m { when loss < 0.5  at most 3 exposures }", []),
         ("memorization m { when loss < 0.5  at most 3 epochs }", ["GW450"]),
