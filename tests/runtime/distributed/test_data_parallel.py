@@ -368,3 +368,27 @@ def test_a_process_that_dies_is_an_error_on_the_other_and_the_run_can_be_resumed
     assert report.ok
     assert (report.facts["committed"], report.facts["refused"]) == (2, 1)
     assert json.dumps(resumed["exposures"]) == json.dumps({"00a": 2, "01b": 2})
+
+
+# --- what is recorded of contributions ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_what_the_examples_of_all_processes_add_is_recorded_as_by_one(lab, site, wrap):
+    policy = lab.policy + "gradient { record 1 in 1 steps }\n"
+    task = {"optimizer": "adamw", "model": "blocks"}
+    first, _ = site.train(policy, STEPS, wrap=wrap, **task)
+    assert first["error"] is None
+    site.alone(policy, STEPS, **task)
+    for kind in ("contributed", "moved"):
+        found, wanted = site.bodies(kind), site.bodies(kind, "alone")
+        assert len(found) == len(wanted) == len(STEPS)
+        for one, other in zip(found, wanted, strict=True):
+            assert one["step"] == other["step"]
+            for band, norms in other["norms"].items():
+                assert floats(one["norms"][band]) == pytest.approx(floats(norms), rel=1e-3)
+    assert site.verify().ok
+
+
+def floats(norms: Any) -> list[float]:
+    return [float(norm) for norm in ([norms] if isinstance(norms, str) else norms)]

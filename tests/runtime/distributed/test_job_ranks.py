@@ -275,3 +275,26 @@ def test_another_process_may_bind(lab, tmp_path):
     with Binder.resume(tmp_path / "job", lab.signer) as binder:
         binder.seal()
     assert verify_job(tmp_path / "job", [lab.signer.public]).ok
+
+
+@pytest.mark.parametrize("wrap", [None, "fsdp"])
+def test_each_rank_records_what_its_own_examples_add_to_the_gradient_of_all(lab, site, wrap):
+    policy = lab.policy + "gradient { record 1 in 1 steps }\n"
+    steps = batch(*KINDS)
+    first, _ = site.train(policy, steps, wrap=wrap, job=EVERY, model="blocks")
+    assert first["error"] is None
+    site.alone(policy, steps, model="blocks")
+    for step, whole in enumerate(site.bodies("contributed", "alone")):
+        parts = [
+            body for rank in (0, 1) for body in bodies(site, rank, "contributed") if body["step"] == step
+        ]
+        for band, norms in whole["norms"].items():
+            found = [float(norm) for part in parts for norm in part["norms"][band]]
+            assert found == pytest.approx([float(norm) for norm in norms], rel=1e-3)
+    for step, whole in enumerate(site.bodies("moved", "alone")):
+        for rank in (0, 1):
+            norms = bodies(site, rank, "moved")[step]["norms"]
+            assert {band: float(norm) for band, norm in norms.items()} == {
+                band: pytest.approx(float(norm), rel=1e-5) for band, norm in whole["norms"].items()
+            }
+    assert verified(site).status == "OK"
