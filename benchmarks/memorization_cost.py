@@ -1,11 +1,12 @@
 """What measuring memorization in the loop costs: a governed step with all signals over one without any.
 
-The same GPT, batches and optimizer, under three governors in turns: without signals; with every known signal
+The same GPT, batches and optimizer, under four governors in turns: without signals; with every known signal
 and those of both probes declared, read by a guard and recorded, in a step that does not measure the gradients
 of parameters; and in one that does. `--signals` takes some of them instead, such as those that shipped
-policies ask for. The probes look at every example of every step, by the logits and the
-losses that the loop has. One step in `EVERY` is of the last kind, so a round's ratio is ((EVERY - 1) a + b) /
-EVERY over the plain step beside them. The order is reversed from round to round. Medians and quartiles over
+policies ask for. The probes look at every example of every step, by the logits and the losses that the loop
+has. One step in `EVERY` is of the last kind, so a round's ratio is ((EVERY - 1) a + b) / EVERY over the plain
+step beside them. The fourth has no signals, and its steps record what every example adds to each band. The
+order is reversed from round to round. Medians and quartiles over
 rounds are of processor time, which other guests of the machine do not add to as they do to the clock; both
 are written.
 
@@ -52,6 +53,7 @@ PROBED = ("reconstruction", "surprisal", "span_gap", "recital")
 DECLARED = {s.name: s.declaration for s in KNOWN_SIGNALS}
 DECLARED |= {name: f"{name} : number -1000..1000 places 3 default 0" for name in PROBED}
 SPAN = 8
+RECORDING = "gradient { record 1 in 1 steps }\n"
 
 
 def watching(asked: Sequence[str]) -> str:
@@ -147,7 +149,7 @@ def ratios(plain: Sequence[float], light: Sequence[float], full: Sequence[float]
 
 
 def measure(options: argparse.Namespace) -> dict[str, object]:
-    """Run all three in turns; return quartiles of the ratios."""
+    """Run all four in turns; return quartiles of the ratios."""
     torch.manual_seed(0)
     model = gpt(options.width, options.blocks, options.tokens, WORDS).to(options.device)
     generator = torch.Generator().manual_seed(1)
@@ -157,9 +159,10 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
             open_run(POLICY, model, EVERY, stack),
             open_run(watching(options.signals), model, NEVER, stack),
             open_run(watching(options.signals), model, 1, stack),
+            open_run(POLICY + RECORDING, model, NEVER, stack),
         ]
         bits = reference_bits(model, text.to(options.device))
-        for run in runs[1:]:
+        for run in runs[1:3]:
             run.probes = Probes(model, {name_of(row): own for row, own in enumerate(bits)}, options.signals)
         for number in range(WARM_UP + options.rounds):
             rows = torch.randint(EXAMPLES, (options.batch,), generator=generator)
@@ -171,9 +174,10 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
                     run.timed(names, x)
     return {
         kind: {
-            "all signals": quartiles(ratios(*(getattr(run, kind) for run in runs))),
+            "all signals": quartiles(ratios(*(getattr(run, kind) for run in runs[:3]))),
             "no parameters measured": quartiles(pairs(runs[1], runs[0], kind)),
             "parameters measured": quartiles(pairs(runs[2], runs[0], kind)),
+            "contributions recorded": quartiles(pairs(runs[3], runs[0], kind)),
             "plain seconds": statistics.median(getattr(runs[0], kind)),
         }
         for kind in ("processor", "clock")
