@@ -315,6 +315,16 @@ def _signatures(note: str) -> str:
     return f"signed as {', '.join(names)}"
 
 
+def _supplied(body: dict[str, Any]) -> str:
+    from gradwarden.runtime.errors import NoteError
+    from gradwarden.runtime.evidence.supply import read_supply
+
+    try:
+        return f"a manifest of examples, sha256 {read_supply(body['note'].encode()).digest}"
+    except NoteError:
+        return "malformed"
+
+
 def _rewound(body: dict[str, Any]) -> str:
     from gradwarden.runtime.records.branches import told
 
@@ -350,7 +360,7 @@ _CONTENTS = {
     "checkpoint": lambda body: f"{body['file']}, sha256 {body['digest'][:12]}",
     "rewound": _rewound,
     "resumed": lambda body: f"after entry {body['from_size']}, {body['cut']} bytes set aside",
-    "supplied": lambda body: f"a manifest of examples, {body['note'].splitlines()[1]}",
+    "supplied": _supplied,
     "derived": lambda body: f"from {body['origin']}, {body['size']} entries",
     "paid": lambda body: (
         f"by all ranks until step {body['step']}: "

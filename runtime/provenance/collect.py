@@ -310,7 +310,7 @@ class Collector:
             return
         self._spend(told)
         body = intent.body
-        decisions = np.array(body["decision"], np.intc)
+        decisions = np.array(body["decision"], np.int64)
         step = np.full(len(decisions), body["step"], np.int64)
         self._use(step, intent.examples, decisions, np.full(len(step), outcome in ("committed", "lost")))
         self._tables.add_row(
@@ -327,7 +327,11 @@ class Collector:
             self._tables.add_row("spending", step=outcome["step"], rule=rule, **spent)
 
     def _use(
-        self, step: Numbers, examples: Numbers, decisions: npt.NDArray[np.intc], taken: npt.NDArray[np.bool_]
+        self,
+        step: Numbers,
+        examples: Numbers,
+        decisions: npt.NDArray[np.integer[Any]],
+        taken: npt.NDArray[np.bool_],
     ) -> None:
         """Write the examples of steps. decisions: as the ledger numbers them. taken: where weight counts."""
         if decisions.max(initial=-1) >= len(self._weighty):

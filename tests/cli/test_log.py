@@ -117,6 +117,15 @@ def test_control_characters_in_an_entry_are_not_sent_to_the_terminal(
     assert "a\N{REPLACEMENT CHARACTER}[31mb: c\N{REPLACEMENT CHARACTER}d" in output
 
 
+def test_a_note_of_suppliers_that_says_nothing_is_told(run: Run, here: Path, signer: Signer) -> None:
+    ledger = Ledger.open(here / "x.ledger", signer, durability="os", origin="gradwarden/test")
+    ledger.append("opened", {**OPENED, "keys": [signer.public.vkey]})
+    ledger.append("supplied", {"note": "nothing"})
+    ledger.close(None)
+    shown = run("log", "x.ledger")
+    assert (shown.exit_code, shown.stdout.splitlines()[2].split()[2:]) == (0, ["malformed"])
+
+
 def test_following_shows_what_is_added_and_ends_with_the_seal(here: Path, signer: Signer) -> None:
     path = here / "live.ledger"
     ledger = Ledger.open(path, signer, durability="os", origin="gradwarden/test")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from pathlib import Path
 
 import pyarrow.dataset
@@ -13,7 +14,8 @@ from gradwarden.runtime.errors import LedgerDamaged, TraceError
 from gradwarden.runtime.ledger.keys import Signer
 from gradwarden.runtime.provenance import tables
 from gradwarden.runtime.provenance.index import build_index, check_index, index_folder, open_index
-from tests.runtime.provenance.small_runs import Writer, read_uses, write_run
+from tests.cli.conftest import step
+from tests.runtime.provenance.small_runs import Writer, commitment, read_uses, write_run
 
 
 @pytest.fixture(autouse=True)
@@ -149,6 +151,18 @@ def test_steps_out_of_turn_and_unknown_decisions_give_no_index(tmp_path: Path, r
         writer.ledger.close()
         with pytest.raises(TraceError, match="no index can be made"):
             build_index(writer.path)
+
+
+@pytest.mark.parametrize("number", [99, 2**53 - 1])
+def test_a_decision_that_is_not_declared_gives_no_index_however_large_its_number(
+    tmp_path: Path, run_signer: Signer, number: int
+) -> None:
+    writer = Writer(tmp_path / "run.ledger", run_signer, 0)
+    body = {**step(0, number), "commitments": b64encode(commitment(0)).decode()}
+    writer.ledger.append("step", body)
+    writer.ledger.close()
+    with pytest.raises(TraceError, match="a decision that is not declared"):
+        build_index(writer.path)
 
 
 def test_a_folder_that_is_no_index_is_never_removed(ledger: Path) -> None:
