@@ -116,7 +116,7 @@ def check_stamp(response: bytes, data: bytes, authorities: Sequence[x509.Certifi
         signed = _Signed(_token(response))
         time = _stamped(signed.content, data)
         certificate = signed.verify(authorities)
-        _check_path(certificate, [*signed.certificates, *authorities], authorities, time)
+        _check_path(certificate, signed.certificates, authorities, time)
     except _UNREADABLE as error:
         raise EvidenceError(f"the time stamp cannot be read: {error}") from error
     return Timestamp(time, certificate)
@@ -286,19 +286,23 @@ def _check_path(
     trusted: Sequence[x509.Certificate],
     time: datetime,
 ) -> None:
-    """Raise EvidenceError unless a certificate is for time stamping, and trusted, at that time."""
+    """Raise EvidenceError unless a certificate is for time stamping, and trusted, at that time.
+
+    known: certificates that came with the stamp.
+    """
     try:
         usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage)
     except x509.ExtensionNotFound:
         usage = None
     if usage is None or not usage.critical or list(usage.value) != [ExtendedKeyUsageOID.TIME_STAMPING]:
         raise EvidenceError("the certificate that signed the time stamp is not for time stamping alone")
-    for _ in range(MAX_PATH):
+    for below in range(MAX_PATH):
         if not certificate.not_valid_before_utc <= time <= certificate.not_valid_after_utc:
             raise EvidenceError("a certificate of the authority was not valid at the time in the stamp")
         if certificate in trusted:
             return
-        issuer = next((one for one in known if _issued(certificate, one)), None)
+        # Trusted ones first: a stamp may hold a certificate of the same key by somebody else.
+        issuer = next((one for one in (*trusted, *known) if _issued(certificate, one, below)), None)
         if issuer is None or issuer == certificate:
             break
         certificate = issuer
@@ -308,12 +312,15 @@ def _check_path(
     )
 
 
-def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    """Return whether a certificate was issued under another, which may issue certificates."""
+def _issued(certificate: x509.Certificate, issuer: x509.Certificate, below: int) -> bool:
+    """Return whether a certificate was issued under another, which may issue certificates.
+
+    below: how many issuers stand between that one and the authority (RFC 5280, section 4.2.1.9).
+    """
     try:
         certificate.verify_directly_issued_by(issuer)
         basic = issuer.extensions.get_extension_for_class(x509.BasicConstraints).value
         usage = issuer.extensions.get_extension_for_class(x509.KeyUsage).value
     except (*_UNREADABLE, TypeError, InvalidSignature, x509.ExtensionNotFound):
         return False
-    return basic.ca and usage.key_cert_sign
+    return basic.ca and usage.key_cert_sign and (basic.path_length is None or basic.path_length >= below)

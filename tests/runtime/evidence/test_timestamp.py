@@ -141,7 +141,10 @@ def issue(
     name: str, issuer: tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None = None, **changes: object
 ) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     """Make a certificate: of a root, or with an issuer of a time-stamping authority."""
-    key = ec.generate_private_key(ec.SECP256R1())
+    key = changes.get("key", ec.generate_private_key(ec.SECP256R1()))
+    length = changes.get("path_length")
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    assert length is None or isinstance(length, int)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     builder = (
         x509.CertificateBuilder()
@@ -151,7 +154,7 @@ def issue(
         .serial_number(x509.random_serial_number())
         .not_valid_before(TIME - timedelta(days=1))
         .not_valid_after(TIME + timedelta(days=1))
-        .add_extension(x509.BasicConstraints(bool(changes.get("ca", issuer is None)), None), critical=True)
+        .add_extension(x509.BasicConstraints(bool(changes.get("ca", issuer is None)), length), critical=True)
         .add_extension(
             x509.KeyUsage(
                 True, False, False, False, False, bool(changes.get("signs", True)), False, False, False
@@ -191,6 +194,29 @@ def test_a_certificate_must_be_for_time_stamping_alone_and_valid_then() -> None:
         leaf, _ = issue("leaf", no_issuer)
         with pytest.raises(EvidenceError, match="not trusted"):
             _check_path(leaf, [no_issuer[0], root[0]], [root[0]], TIME)
+
+
+def test_who_may_certify_no_other_issuer_certifies_none() -> None:
+    root = issue("root")
+    for length, holds in ((None, True), (1, True), (0, False)):
+        first = issue("first", root, ca=True, path_length=length)
+        second = issue("second", first, ca=True)
+        leaf, _ = issue("leaf", second)
+        if holds:
+            _check_path(leaf, [second[0], first[0]], [root[0]], TIME)
+            continue
+        with pytest.raises(EvidenceError, match="not trusted"):
+            _check_path(leaf, [second[0], first[0]], [root[0]], TIME)
+        _check_path(issue("leaf", first)[0], [first[0]], [root[0]], TIME)
+
+
+def test_a_root_that_is_trusted_goes_before_its_certificate_by_another() -> None:
+    older, root = issue("older"), issue("root")
+    crossed, _ = issue("root", older, ca=True, key=root[1])
+    leaf, _ = issue("leaf", root)
+    for known in ([crossed], [crossed, root[0]]):
+        _check_path(leaf, known, [root[0]], TIME)
+    _check_path(leaf, [crossed], [older[0]], TIME)
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
