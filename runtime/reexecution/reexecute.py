@@ -253,7 +253,7 @@ def _within(ledger: Path, segment: Segment) -> Iterator[Entry]:
 def _compare_steps(ledger: Path, again: Path, segment: Segment, *, exact: bool) -> None:
     """Hold the steps that were taken again against the recorded ones.
 
-    exact: norms and losses must be the same, too.
+    exact: norms, losses and what is recorded of contributions must be the same, too.
     """
     history = read_history(str(ledger), segment.entries[0] + 1)
     recorded = list(_steps_of(_within(ledger, segment), history, exact=exact))
@@ -283,11 +283,13 @@ def _steps_of(
             if not exact:
                 outcome = {name: outcome.get(name) for name in ("step", "active", "gate", "reason")}
             yield index, {**step, "outcome": (entry.kind, outcome)}
+        elif entry.kind in ("contributed", "moved") and exact:
+            step["contributions"] += [entry.body]
         history.apply(entry.kind, entry.body)
         if entry.kind == "step" and history.pending is not None:
             index, body = entry.index, entry.body
             step = {name: body[name] for name in _COMPARED}
-            step["examples"] = history.pending.commitments
+            step["examples"], step["contributions"] = history.pending.commitments, []
             step["decisions"] = [
                 {name: value for name, value in history.decisions[number].items() if name != "id"}
                 for number in body["decision"]

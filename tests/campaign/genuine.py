@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from gradwarden.policy import compile_policy, parse_policy
 from gradwarden.policy.context import Context
 from gradwarden.policy.decision import VERDICTS, step_verdict
+from gradwarden.policy.evaluation.chosen_steps import is_chosen
 from gradwarden.runtime.commitments import Committer
 from gradwarden.runtime.ledger import writer
 from gradwarden.runtime.ledger.entries import compose, decode, encode_body
@@ -48,6 +49,7 @@ suppress no { when not ok  because "no consent" }
 retain few { when kind == a  at most 4 exposures }
 gradient { shallow at most 0.5 }
 """
+RECORDING = RULES.replace("gradient {", "gradient { record 1 in 2 steps ")
 PRIVATE = "privacy p { when kind == b  within shallow  epsilon 3  delta 1e-5  clip 1.0 }\n"
 
 BATCHES = ("aab", "bb", "C", "aBb", "ab", "aa", "bab")
@@ -171,10 +173,19 @@ class Run:
             self.roster.expose(learned)
             self.exposed += len(learned)
             self.committed += 1
+            self._contributions(admitted, active)
             steps = {"p": {"steps": self.committed, "epsilon": "3"}} if self.plan else {}
             self.recorder.commit(self.step, active, norms, "2.5", steps)
         else:
             self._refuse("admission", "nothing_admitted", "no example may shape any band")
+
+    def _contributions(self, admitted: Any, active: Sequence[str]) -> None:
+        every, names = self.program.recorded, self.program.band_names
+        if every and is_chosen(self.step, every):
+            columns = zip(names, admitted.micro.T.tolist(), strict=True)
+            added = {band: ["0.3" if weight else "0" for weight in column] for band, column in columns}
+            moved = {band: "0.01" if band in active else "0" for band in names}
+            self.recorder.contributions(self.step, added, moved)
 
     def _refuse(self, gate: str, reason: str, detail: str) -> None:
         self.refused += 1
@@ -224,6 +235,13 @@ def _changed(path: Path) -> FileSigner:
     return NEXT
 
 
+def _recorded(path: Path) -> FileSigner:
+    run = Run(path, HEAD + RECORDING, "gradwarden/recorded", "recorded")
+    run.train(BATCHES)
+    run.seal()
+    return RUN
+
+
 def _private(path: Path) -> FileSigner:
     run = Run(path, HEAD + RULES + PRIVATE, "gradwarden/private", "private")
     run.train(("aab", "ab", "bb"))
@@ -258,6 +276,7 @@ WRITERS: dict[str, tuple[str, Callable[[Path], FileSigner]]] = {
     "sibling": ("OK", lambda path: _plain(path, "gradwarden/plain", "sibling", BATCHES[::-1])),
     "stranger": ("OK", lambda path: _plain(path, "gradwarden/stranger", "plain", BATCHES)),
     "changed": ("OK", _changed),
+    "recorded": ("OK", _recorded),
     "private": ("OK", _private),
     "rewound": ("OK", _rewound),
     "open": ("INCOMPLETE", _open),

@@ -191,6 +191,29 @@ def above_the_cap(random: Random, entries: Entries) -> tuple[int, frozenset[str]
     return place, frozenset({"wrong_outcome"})
 
 
+def contributions_changed(random: Random, entries: Entries) -> tuple[int, frozenset[str]]:
+    """Say that examples of a step added less than they did, or something where they have no weight."""
+    place, body = _some(random, entries, "contributed")
+    band, norms = random.choice([(b, norms) for b, norms in body["norms"].items() if {*norms} - {"0"}])
+    if random.randrange(2) or "0" not in norms:
+        body["norms"][band] = ["0.001"] * len(norms) if "0" not in norms else ["0"] * len(norms)
+    else:
+        norms[norms.index("0")] = "0.3"
+    return _outcome(entries, place), frozenset({"wrong_contribution"})
+
+
+def contributions_left_out(random: Random, entries: Entries) -> tuple[int, frozenset[str]]:
+    """Leave out what a step should record of contributions, or a part of it."""
+    place, _ = _some(random, entries, "contributed")
+    less = random.choice((slice(place, place + 2), slice(place, place + 1), slice(place + 1, place + 2)))
+    del entries[less]
+    return _outcome(entries, place), frozenset({"wrong_contribution"})
+
+
+def _outcome(entries: Entries, start: int) -> int:
+    return next(place for place, (kind, _) in enumerate(entries) if place >= start and kind == "committed")
+
+
 def other_totals(random: Random, entries: Entries) -> tuple[int, frozenset[str]]:
     place = len(entries) - 1
     name = random.choice(("steps", "committed", "refused", "examples"))
@@ -289,6 +312,8 @@ CHANGES: dict[str, tuple[str, Change]] = {
     "outcome left out": ("plain", outcome_left_out),
     "bands changed": ("plain", other_bands),
     "norm above the cap": ("plain", above_the_cap),
+    "contributions changed": ("recorded", contributions_changed),
+    "contributions left out": ("recorded", contributions_left_out),
     "totals changed": ("plain", other_totals),
     "checkpoint moved": ("plain", early_checkpoint),
     "mark of abandoned steps changed": ("rewound", mark_changed),

@@ -113,6 +113,26 @@ def test_a_segment_with_a_step_that_was_trained_on_something_else_is_caught(
     assert chance_of_catching(SEGMENTS, 2) == meets == 0.5
 
 
+@pytest.mark.parametrize("lied", [False, True])
+def test_contributions_that_were_not_made_are_caught(
+    lab: Any, monkeypatch: pytest.MonkeyPatch, lied: bool
+) -> None:
+    """Two examples of one step are said to have added what the other did: their sum is what it was."""
+    record = Recorder.contributions
+
+    def lie(self: Any, step: int, added: Any, moved: Any) -> None:
+        told = {band: [*norms[1::-1], *norms[2:]] for band, norms in added.items()}
+        record(self, step, told if step == 6 else added, moved)
+
+    if lied:
+        monkeypatch.setattr(Recorder, "contributions", lie)
+    segments = run(lab, policy=lab.policy + "gradient { record 1 in 1 steps }")
+    monkeypatch.undo()
+    reports = [again(lab, segment) for segment in segments]
+    assert [report.segment.number for report in reports if not report.ok] == ([2] if lied else [])
+    assert all("`contributions`" in report.findings[0].message for report in reports if not report.ok)
+
+
 def test_a_tolerance_takes_rounding_and_no_more(lab: Any) -> None:
     segments = run(lab)
     report = again(lab, segments[1], tolerance=1e-9)
