@@ -17,7 +17,7 @@ from gradwarden.policy.program import SCALE, Assertion, Clause, Limit, Program, 
 QUARANTINE = "quarantine"
 """The band that `route to quarantine` leaves open, where the model declares it."""
 
-STAGES: tuple[Stage, ...] = ("suppress", "retain", "privacy", "memorization", "curriculum")
+STAGES: tuple[Stage, ...] = ("suppress", "retain", "privacy", "memorization", "curriculum", "pace")
 
 Weights = tuple[int, ...]
 

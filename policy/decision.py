@@ -14,12 +14,21 @@ VERDICTS: tuple[Verdict, ...] = ("admit", "limit", "defer", "refuse", "invalid")
 """Every verdict, from the most to the least that is learned; the index is the code used in arrays.
 
 admit: every band at full weight. limit: something is learned, but some band is masked or attenuated.
-defer: nothing yet; time alone (a later stage, the end of an embargo) will lift what stops it.
+defer: nothing yet; time alone (a later stage, the end of an embargo, a band's turn) will lift what stops it.
 refuse: nothing. invalid: the metadata break the schema; nothing, and the faults are named.
 """
 
 Stage = Literal[
-    "schema", "suppress", "retain", "privacy", "memorization", "curriculum", "depth", "modulate", "assert"
+    "schema",
+    "suppress",
+    "retain",
+    "privacy",
+    "memorization",
+    "curriculum",
+    "pace",
+    "depth",
+    "modulate",
+    "assert",
 ]
 
 

@@ -167,7 +167,16 @@ class Spent:
     rule: str
 
 
-Condition: TypeAlias = Constant | Not | And | Or | Has | Flag | OneOf | SetTest | Text | Compare | Spent
+@frozen
+class Every:
+    """True in the steps whose number is a multiple of `steps`, step 0 among them. Only paces test for it."""
+
+    steps: int
+
+
+Condition: TypeAlias = (
+    Constant | Not | And | Or | Has | Flag | OneOf | SetTest | Text | Compare | Spent | Every
+)
 
 
 # --- declarations -------------------------------------------------------------------------------------------
@@ -244,7 +253,7 @@ class Grant:
     because: str = ""
 
 
-LimitKind = Literal["suppress", "retain", "privacy", "memorization", "curriculum"]
+LimitKind = Literal["suppress", "retain", "privacy", "memorization", "curriculum", "pace"]
 
 Effect = Literal[
     "suppressed",  # suppress: nothing may be learned
@@ -259,6 +268,7 @@ Effect = Literal[
     "memorized",  # memorization: nothing more may be learned
     "held_out",  # memorization: some tokens are not learned from; caps nothing
     "not_open",  # curriculum: the stage has not opened these bands (defers)
+    "paced",  # pace: it is not this step's turn to move the band (defers)
 ]
 
 

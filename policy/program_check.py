@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from gradwarden.policy import program as p
 from gradwarden.policy.checking.types import EXACT, MAX_COUNT, MAX_DAY, MAX_SET_VALUES, MIN_DAY
 from gradwarden.policy.checking.walk import MAX_HEIGHT, MAX_SIZE, Measure, Node, children
+from gradwarden.policy.paces import pace_faults, unpaced
 
 
 def program_faults(program: p.Program) -> Iterator[str]:
@@ -19,9 +20,10 @@ def program_faults(program: p.Program) -> Iterator[str]:
     yield from _attribute_faults(program)
     yield from _shape_faults(program)
     yield from _reference_faults(program)
+    yield from pace_faults(program)
     names = _Names(program)
     measure = Measure()
-    for condition in program.conditions():
+    for condition in unpaced(program).conditions():
         size, height = measure(condition)
         if size > MAX_SIZE or height > MAX_HEIGHT:
             yield "a condition is too large"
@@ -106,7 +108,7 @@ def _reference_faults(program: p.Program) -> Iterator[str]:
         yield f"there is no band `{band}`"
     for signal in sorted({x.signal for m in program.modulations for x in m.scalings} - signals):
         yield f"there is no signal `{signal}`"
-    lifted = {x.name for x in program.limits if x.kind != "privacy"}
+    lifted = {x.name for x in program.limits if x.kind not in ("privacy", "pace")}
     for rule in sorted({x.rule for x in program.waivers} - lifted):
         yield f"there is no limit `{rule}` to waive"
     yield from _rehearsal_faults(program)
@@ -169,6 +171,8 @@ class _Names:
                 operands
             ):
                 return f"`{name}` is not a string attribute, or its operands are not sorted"
+            case p.Every():
+                return "only a pace takes turns"
             case p.Spent(rule) if rule not in self.privacy:
                 return f"`{rule}` is not a privacy rule"
             case _:

@@ -164,6 +164,8 @@ def condition_to_data(condition: p.Condition) -> Json:
             return {"compare": {"op": op, "left": _number_data(left), "right": _number_data(right)}}
         case p.Spent(rule):
             return {"spent": rule}
+        case p.Every(steps):
+            return {"every": steps}
 
 
 def _number_data(expr: p.NumericExpr) -> Json:
@@ -329,6 +331,7 @@ _CONDITIONS: dict[str, Callable[[Any], p.Condition]] = {
     "text": lambda value: p.Text(**_tuples(value)),
     "compare": lambda value: p.Compare(value["op"], _number(value["left"]), _number(value["right"])),
     "spent": p.Spent,
+    "every": p.Every,
 }
 
 _ARITHMETIC: dict[str, Literal["add", "sub", "mul"]] = {"add": "add", "sub": "sub", "mul": "mul"}

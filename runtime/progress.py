@@ -37,7 +37,7 @@ class Progress:
     def __init__(self, joined: Joined) -> None:
         self._joined = joined
         self._expiries = ExpiryWatch()
-        self._starvation = StarvationGuard(joined.bound.program.starvation)
+        self._starvation = StarvationGuard(joined.bound.program)
         self.go_on(Counts())
         self.open: Proposal | None = None
         self.over = False
@@ -87,7 +87,7 @@ class Progress:
 
     def follow(self, program: Program) -> None:
         """Watch the bands of another program from the next step on."""
-        self._starvation = StarvationGuard(program.starvation)
+        self._starvation = StarvationGuard(program)
 
     def propose(self, proposal: Proposal) -> None:
         """Record a proposal's intent; it is open from then on."""
@@ -151,7 +151,7 @@ class Progress:
         )
 
     def _watch_starvation(self, step: int, active: tuple[str, ...]) -> None:
-        for rule in self._starvation.observe(active):
+        for rule in self._starvation.observe(step, active):
             body = {"step": step, "band": rule.band, "steps": rule.steps, "action": rule.action}
             self._joined.recorder.event("starved", body)
             words = f"no example has reached the band `{rule.band}` for {rule.steps} steps"

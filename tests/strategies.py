@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
 from gradwarden.policy.context import Context
+from gradwarden.policy.paces import pace
 from gradwarden.policy.program import (
     SCALE,
     And,
@@ -253,6 +254,9 @@ def programs(draw: DrawFn) -> Program:
     ]
     names = [f"limit_{i}" for i in range(draw(st.integers(0, 3)))]
     names += PRIVACY_RULES[: draw(st.integers(0, 2))]
+    # The noise of privacy rules moves the first band, which has no pace.
+    turns = draw(st.dictionaries(st.sampled_from(bands[1:]), st.integers(2, 5))) if bands[1:] else {}
+    paces = [pace(band, steps, bands, ceiling) for band, steps in turns.items()]
     lifted = [name for name in names if name not in PRIVACY_RULES]
     waivers = [
         Waiver(f"waive:{name}", name, draw(conditions), "Dr. X", DAY)
@@ -268,7 +272,9 @@ def programs(draw: DrawFn) -> Program:
         signals=SIGNALS,
         bands=tuple(Band(band, ()) for band in bands),
         grants=tuple(grants),
-        limits=tuple(draw(limits(name, bands, ceiling)) for name in names),
+        limits=tuple(
+            sorted([*paces, *(draw(limits(name, bands, ceiling)) for name in names)], key=lambda x: x.name)
+        ),
         modulations=tuple(draw(modulations(f"scale_{i}", bands)) for i in range(draw(st.integers(0, 2)))),
         waivers=tuple(waivers),
         assertions=tuple(draw(assertions(f"claim_{i}", bands)) for i in range(draw(st.integers(0, 2)))),

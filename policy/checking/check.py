@@ -9,6 +9,7 @@ from gradwarden.policy.checking.check_conditions import Conditions
 from gradwarden.policy.checking.check_guards import (
     check_assertion,
     check_gradient,
+    check_paces,
     check_recorded,
     check_starvation,
     check_waiver,
@@ -143,6 +144,9 @@ class _Rules:
         gradients = [i for i in items if isinstance(i, s.Gradient)]
         self.gradient = check_gradient(gradients, conditions)
         self.recorded = check_recorded(gradients, conditions)
+        for limit, span in check_paces(gradients, conditions, self.limits).values():
+            self.limits.append(limit)
+            self.spans[limit.name] = span
 
     def _names(self, items: Sequence[s.Item], faults: Faults) -> dict[str, str]:
         """Return the kind of every rule by name; names are unique over all kinds."""

@@ -9,18 +9,22 @@ from gradwarden.policy.checking.check_conditions import Conditions
 from gradwarden.policy.checking.check_schema import whole
 from gradwarden.policy.checking.clauses import Clauses, weight
 from gradwarden.policy.checking.logic import conjunction
+from gradwarden.policy.checking.scope import Scope
 from gradwarden.policy.checking.types import MAX_COUNT
 from gradwarden.policy.decimals import decimal_text
+from gradwarden.policy.paces import MAX_PACE, pace
 from gradwarden.policy.program import (
     Assertion,
     ClockValue,
     Compare,
     Constant,
     GradientCap,
+    Limit,
     Number,
     Starvation,
     Waiver,
 )
+from gradwarden.policy.source import Span
 from gradwarden.policy.syntax import tree as s
 
 MAX_NORM = Decimal(1_000_000_000)
@@ -136,3 +140,37 @@ def check_recorded(items: Sequence[s.Gradient], conditions: Conditions) -> int:
             faults.error("GW468", "one step in so many is recorded", item.part.span, "write `record 1 in …`")
         every = whole(faults, item.whole, 1, MAX_COUNT, "the number of steps") or 0
     return every
+
+
+def check_paces(
+    items: Sequence[s.Gradient], conditions: Conditions, limits: Sequence[Limit]
+) -> dict[str, tuple[Limit, Span]]:
+    """Return what limits how often bands are moved, by band, and where it stands. limits: of the rules.
+
+    Noise would move a band in the steps that are not its turn, so that none is paced that private examples
+    reach.
+    """
+    scope = conditions.scope
+    private = {band: limit.name for limit in limits if limit.privacy for band in limit.privacy.bands}
+    found: dict[str, tuple[Limit, Span]] = {}
+    for item in (item for block in items for item in block.paces):
+        band, steps = scope.band(item.band), _one_in(item, scope)
+        if band in found:
+            scope.faults.error("GW465", f"the band `{band}` is paced twice", item.band.span)
+        elif band in private:
+            message = f"the noise of `{private[band]}` moves the band `{band}` in every step"
+            help = f"leave `{band}` out of its `within`, or its pace out"
+            scope.faults.error("GW473", message, item.span, help)
+        elif band and steps:
+            found[band] = pace(band, steps, scope.band_names, scope.ceiling), item.span
+    return found
+
+
+def _one_in(item: s.Pace, scope: Scope) -> int | None:
+    """Return of how many steps one moves a band."""
+    moves, steps = item.moves.value, item.steps.value
+    if moves != 1:
+        share = steps / moves if moves and steps % moves == 0 else None
+        help = f"write `1 in {decimal_text(share)} steps`" if share and share > 1 else "write `1 in … steps`"
+        scope.faults.error("GW468", "a band is moved in one step of so many", item.moves.span, help)
+    return whole(scope.faults, item.steps, 2, MAX_PACE, "the number of steps")

@@ -18,6 +18,7 @@ from gradwarden.policy.program import (
     Compare,
     Condition,
     Constant,
+    Every,
     Flag,
     Has,
     Not,
@@ -68,7 +69,7 @@ class Bounds:
                 return self._joined(terms, absorbing=True)
             case Compare(op, left, right):
                 return _sign(op, self.interval(Arithmetic("sub", left, right)))
-            case Has() | Flag() | OneOf() | SetTest() | Text() | Spent():
+            case Has() | Flag() | OneOf() | SetTest() | Text() | Spent() | Every():
                 return None
             case _:
                 assert_never(condition)

@@ -4,7 +4,7 @@ A policy is piecewise constant in time. Its comparisons of a clock with constant
 that can be listed; those are the candidates. A candidate is kept where some example, in some context, is
 decided otherwise from then on because of a fixed comparison: all others that read the clock are held as they
 were. Those that also read an example or another clock turn at times of their own (`moving`); for a given data
-set, `data_calendar` finds these too.
+set, `data_calendar` finds these too. Paces, by which decisions change every few steps, are left out.
 
 With z3 the search over all examples and contexts is exact, by the encoding that proofs use. Without it, what
 interval reasoning cannot exclude is listed as something that *may* change.
@@ -21,6 +21,7 @@ from gradwarden.policy.comparing.bounds import Bounds
 from gradwarden.policy.comparing.moments import Clock, comparisons, direction, fixed_turns, is_fixed
 from gradwarden.policy.comparing.parts import Part, parts_of
 from gradwarden.policy.evaluation.partition import reads_of
+from gradwarden.policy.paces import unpaced
 from gradwarden.policy.program import Compare, Program
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def calendar_of(
     `use_solver`: whether to search with z3 where it is installed; `timeout`: seconds per question to it. A
     question that it gives up on leaves a turn that may change.
     """
+    program = unpaced(program)
     least = MIN_DAY if clock == "today" else 0
     candidates = list(_candidates(program, clock, max(first, least + 1), min(last, _greatest(clock))))
     sides = _solver(program, clock, timeout) if use_solver and candidates else None

@@ -13,6 +13,7 @@ from gradwarden.policy.program import (
     Compare,
     Condition,
     Constant,
+    Every,
     Flag,
     Has,
     Not,
@@ -77,7 +78,7 @@ def mapped(
             return Compare(op, number(left), number(right))
         case Has() | Flag() | OneOf() | SetTest() | Text():
             return test(condition)
-        case Constant() | Spent():
+        case Constant() | Spent() | Every():
             return condition
         case _:
             assert_never(condition)

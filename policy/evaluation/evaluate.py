@@ -26,6 +26,7 @@ from gradwarden.policy.program import (
     CompareOp,
     Condition,
     Constant,
+    Every,
     Flag,
     Has,
     Not,
@@ -160,6 +161,8 @@ def holds(condition: Condition, facts: Facts) -> bool:
             return value
         case Spent(rule):
             return rule in facts.spent
+        case Every(steps):
+            return facts.step % steps == 0
         case _:
             assert_never(condition)
 

@@ -18,6 +18,7 @@ from gradwarden.policy.program import (
     Compare,
     CompareOp,
     Condition,
+    Every,
     Number,
     NumericExpr,
     SignalValue,
@@ -80,6 +81,8 @@ def compile_leaf(condition: Condition) -> Leaf:
             return lambda env: compare(a(env), b(env))
         case Spent(rule):
             return lambda env: rule in env["spent"]
+        case Every(steps):
+            return lambda env: env["step"] % steps == 0
         case _:
             raise AssertionError(f"{condition} is no dynamic leaf")
 

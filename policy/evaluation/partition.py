@@ -5,7 +5,7 @@ A D may still contain static parts below an `or` or a `not`. So the conditions a
 a boolean skeleton over three lists of distinct *leaves*:
 
     tests    maximal conditions over metadata alone; their truth values make an example's decision class
-    clocks   comparisons over step, epoch and today, and `Spent`; the same for all examples of a step
+    clocks   comparisons over step, epoch and today, `Spent` and `Every`; the same for all examples of a step
     rows     comparisons that read exposures, a signal, or an attribute together with the clock
 
 The truth of all leaves, packed in one int (`Partition.word`), determines the truth of every condition.
@@ -29,6 +29,7 @@ from gradwarden.policy.program import (
     Compare,
     Condition,
     Constant,
+    Every,
     Flag,
     Has,
     Not,
@@ -227,6 +228,8 @@ def reads_of(node: Condition | NumericExpr) -> Reads:
             return Reads(clocks=frozenset((name,)))
         case Spent():
             return Reads(clocks=frozenset(("spent",)))
+        case Every():
+            return Reads(clocks=frozenset(("step",)))
         case Compare(_, left, right) | Arithmetic(_, left, right):
             return reads_of(left) | reads_of(right)
         case _:

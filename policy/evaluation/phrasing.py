@@ -18,6 +18,7 @@ from gradwarden.policy.program import (
     Compare,
     Condition,
     Constant,
+    Every,
     Flag,
     Has,
     Maintenance,
@@ -82,6 +83,8 @@ class Phrasing:
                 return _ATOM, self._comparison(op, left, right)
             case Spent(rule):
                 return _ATOM, f"the budget of {rule} is spent"
+            case Every(steps):
+                return _ATOM, f"every {steps} steps"
             case _:
                 assert_never(condition)
 

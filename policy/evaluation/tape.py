@@ -29,6 +29,7 @@ from gradwarden.policy.program import (
     CompareOp,
     Condition,
     Constant,
+    Every,
     Flag,
     Has,
     Not,
@@ -243,6 +244,8 @@ class Tape:
                 return self._comparison(op, self._number(left), self._number(right))
             case Spent(rule):
                 return rule in self._inputs.spent
+            case Every(steps):
+                return self._inputs.step % steps == 0
             case _:
                 assert_never(condition)
 

@@ -124,7 +124,11 @@ def _spans(items: Sequence[s.Item]) -> Iterator[Span]:
             case s.Model(parts, semantics):
                 yield from (part.span for part in parts)
                 yield from (setting.span for setting in semantics)
-            case s.Phases(phases=entries) | s.Gradient(caps=entries):
+            case s.Gradient(caps, paces, recorded):
+                yield from (cap.span for cap in caps)
+                yield from (pace.span for pace in paces)
+                yield from (setting.span for setting in recorded)
+            case s.Phases(phases=entries):
                 yield from (entry.span for entry in entries)
             case s.Rule(clauses=clauses):
                 yield from (clause.span for clause in clauses)

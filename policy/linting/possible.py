@@ -22,6 +22,7 @@ from gradwarden.policy.program import (
     Compare,
     Condition,
     Constant,
+    Every,
     Flag,
     Has,
     Not,
@@ -77,7 +78,7 @@ def always(domain: Domain, condition: Condition) -> bool:
     """Return whether it is proved that a condition holds for every example in every context."""
     if isinstance(condition, And):
         return all(always(domain, term) for term in condition.terms)
-    if isinstance(condition, Flag | Has | Text | SetTest | Spent):
+    if isinstance(condition, Flag | Has | Text | SetTest | Spent | Every):
         return False
     return possible(domain, (condition, False)) is False
 
@@ -130,7 +131,8 @@ class _State:
 
     One dictionary holds it all, so that a branch costs one copy. Its keys are a letter and a name: p present,
     f the value of a bool, c the codes of an enumeration that are left, m members of a set, t texts, s spent
-    budgets, h values that a form does not have; and the forms themselves, with their intervals.
+    budgets, e whether the step is a multiple, h values that a form does not have; and the forms themselves,
+    with their intervals.
     """
 
     __slots__ = ("domain", "known", "related")
@@ -157,6 +159,9 @@ class _State:
 
     def _spent(self, test: Spent, truth: bool) -> bool:
         return bool(self.known.setdefault(("s", test.rule), truth) == truth)
+
+    def _every(self, test: Every, truth: bool) -> bool:
+        return bool(self.known.setdefault(("e", test.steps), truth) == truth)
 
     def consistent(self) -> bool:
         """Return whether every form of several variables can lie where it must, given those variables."""
@@ -294,6 +299,7 @@ _TAKERS: dict[type[Condition], Callable[[_State, Any, bool], bool]] = {
     Text: _State._text,
     Compare: _State._compare,
     Spent: _State._spent,
+    Every: _State._every,
 }
 
 
@@ -338,7 +344,7 @@ def _covers(passed: Text, a: str, failed: Text, b: str) -> bool:
 def variables(conditions: Sequence[Condition]) -> frozenset[str]:
     """Return the attributes, signals, clocks and budgets that conditions read, by prefixed names."""
     found: set[str] = set()
-    pending: list[Node | Spent] = list(conditions)
+    pending: list[Node] = list(conditions)
     while pending:
         node = pending.pop()
         match node:
@@ -350,6 +356,8 @@ def variables(conditions: Sequence[Condition]) -> frozenset[str]:
                 found.add(f"c:{name}")
             case Spent(rule):
                 found.add(f"spent:{rule}")
+            case Every():
+                found.add("c:step")
             case _:
                 pending += children(node)
     return frozenset(found)

@@ -19,6 +19,7 @@ from gradwarden.policy.program import (
     CompareOp,
     Condition,
     Constant,
+    Every,
     Flag,
     Has,
     Not,
@@ -144,6 +145,8 @@ class View:
                 return _compare(op, self.number(left), self.number(right))
             case Spent(rule):
                 return self.inputs.spent[rule]
+            case Every(steps):
+                return _multiple(self.inputs.clocks["step"], steps)
             case _:
                 assert_never(condition)
 
@@ -178,6 +181,12 @@ class View:
                 return a + b if op == "add" else a - b if op == "sub" else a * b
             case _:
                 assert_never(expression)
+
+
+def _multiple(number: Whole, of: int) -> Truth:
+    if z3.is_int_value(number):
+        return TRUE if number.as_long() % of == 0 else FALSE
+    return number % of == 0
 
 
 def _compare(op: CompareOp, a: Whole, b: Whole) -> Truth:

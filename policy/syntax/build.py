@@ -227,13 +227,18 @@ class Builder(ExpressionBuilder):
 
     def gradient(self, children: Children, span: Span) -> s.Gradient:
         caps = tuple(c for c in children if isinstance(c, s.GradientCap))
-        return s.Gradient(caps, tuple(c for c in children if isinstance(c, s.Recorded)), span)
+        recorded = tuple(c for c in children if isinstance(c, s.Recorded))
+        return s.Gradient(caps, tuple(c for c in children if isinstance(c, s.Pace)), recorded, span)
 
     def recorded(self, children: Children, span: Span) -> s.Recorded:
         return s.Recorded(self._plain(children[1]), self._plain(children[3]), span)
 
     def gradient_cap(self, children: Children, span: Span) -> s.GradientCap:
         return s.GradientCap(self._name(children[0]), self._plain(children[2]), span)
+
+    def pace(self, children: Children, span: Span) -> s.Pace:
+        moves, steps = self._plains(children)
+        return s.Pace(self._name(children[0]), moves, steps, span)
 
 
 def _level(children: Children) -> tuple[Any, Children]:

@@ -123,6 +123,7 @@ def _entry_starts(item: s.Item) -> Iterator[int]:
         | s.Semantics
         | s.Phase
         | s.GradientCap
+        | s.Pace
         | s.Recorded
         | s.Clause
         | s.Claim
@@ -136,8 +137,8 @@ def _entry_starts(item: s.Item) -> Iterator[int]:
             parts = [*bands, *semantics]
         case s.Phases(phases):
             parts = phases
-        case s.Gradient(caps, recorded):
-            parts = [*caps, *recorded]
+        case s.Gradient(caps, paces, recorded):
+            parts = [*caps, *paces, *recorded]
         case s.Rule(kind="curriculum"):
             parts = _stages(item.clauses)
         case s.Rule():

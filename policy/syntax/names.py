@@ -128,9 +128,9 @@ class _Names:
                     self._expr(claim.condition)
             case s.Starvation(band):
                 self._other("band", band)
-            case s.Gradient(caps):
-                for cap in caps:
-                    self._other("band", cap.band)
+            case s.Gradient(caps, paces):
+                for band in [*(cap.band for cap in caps), *(pace.band for pace in paces)]:
+                    self._other("band", band)
             case _:
                 pass
 

@@ -589,6 +589,16 @@ class GradientCap:
 
 
 @frozen
+class Pace:
+    """`BAND at most 1 in 4 steps`: in how many steps of how many the band is moved."""
+
+    band: Name
+    moves: Quantity
+    steps: Quantity
+    span: Span
+
+
+@frozen
 class Recorded:
     """`record 1 in N steps`. part, whole: the two numbers."""
 
@@ -600,6 +610,7 @@ class Recorded:
 @frozen
 class Gradient:
     caps: tuple[GradientCap, ...]
+    paces: tuple[Pace, ...]
     recorded: tuple[Recorded, ...]
     span: Span
 

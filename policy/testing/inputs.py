@@ -28,6 +28,7 @@ from gradwarden.policy.program import (
     ClockValue,
     Compare,
     Condition,
+    Every,
     Not,
     Number,
     NumericExpr,
@@ -272,6 +273,8 @@ def landmarks(program: Program) -> tuple[dict[Variable, tuple[int, ...]], dict[s
             elif isinstance(leaf, Compare):
                 for variable, value in _changes(leaf):
                     marks.setdefault(variable, set()).add(value)
+            elif isinstance(leaf, Every):
+                marks.setdefault(Variable("clock", "step"), set()).add(leaf.steps)
     return (
         {variable: tuple(sorted(values)) for variable, values in marks.items()},
         {name: tuple(_texts(tests)) for name, tests in texts.items()},

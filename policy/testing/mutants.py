@@ -24,6 +24,7 @@ from gradwarden.policy.program import (
     CompareOp,
     Condition,
     Constant,
+    Every,
     Grant,
     Level,
     Limit,
@@ -214,6 +215,8 @@ def _leaf_edits(phrasing: Phrasing, leaf: Condition) -> Iterator[Condition]:
             yield from (replace(leaf, codes=fewer) for fewer in _without_one(codes))
             if len(codes) > 1:
                 yield replace(leaf, test="all" if test == "any" else "any")
+        case Every(steps):
+            yield Every(steps + 1)
         case Text(_, _, operands):
             yield from (replace(leaf, operands=fewer) for fewer in _without_one(operands))
         case _:

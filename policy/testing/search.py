@@ -2,20 +2,21 @@
 
 Two values of an input are of one kind where no condition tells them apart. If each comparison reads one
 input, and each text is only tested for being one of some texts, then the values at and next to all bounds
-hold one of each kind (`inputs`), and trying all combinations tries everything.
+hold one of each kind (`inputs`; of steps that take turns, as many as a round has after each bound), and
+trying all combinations tries everything.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
-from math import prod
+from math import lcm, prod
 from random import Random
 from typing import Any
 
 from gradwarden.policy.context import Context
 from gradwarden.policy.evaluation.evaluate import holds, read_facts
-from gradwarden.policy.program import Compare, Condition, Program, Text
+from gradwarden.policy.program import Compare, Condition, Every, Program, Text
 from gradwarden.policy.testing.inputs import (
     MAX_MARKS,
     Assignment,
@@ -35,6 +36,8 @@ MAX_KINDS = 4_000
 
 MAX_TRIED = 800
 """How many examples are tried to find one."""
+
+_STEP = Variable("clock", "step")
 
 _FRESH = "\N{BLACK SQUARE}"
 """A text that no policy names, in all likelihood: the kind of all other texts."""
@@ -138,6 +141,7 @@ def kinds(program: Program, conditions: Iterable[Condition]) -> Iterator[dict[Va
         return None
     if any(len(marks.get(variable, ())) > MAX_MARKS for variable in read):
         return None
+    period = lcm(*(leaf.steps for leaf in leaf_set if isinstance(leaf, Every)))
     values: dict[Variable, tuple[Any, ...]] = {}
     for variable, domain in domains.items():
         texts = [leaf for leaf in leaf_set if isinstance(leaf, Text) and leaf.attribute == variable.name]
@@ -147,6 +151,11 @@ def kinds(program: Program, conditions: Iterable[Condition]) -> Iterator[dict[Va
             named = dict.fromkeys(operand for leaf in texts for operand in leaf.operands)
             absent = [value for value in domain.values[:1] if value is None]
             values[variable] = (*absent, *named, _FRESH)
+        elif variable == _STEP and period > 1:
+            if period * len(domain.values) > MAX_KINDS:
+                return None
+            # Between two bounds conditions change their truth only as the step's remainder does.
+            values[variable] = tuple({step + turn for step in domain.values for turn in range(period)})
         elif domain.whole or domain.scale is not None:
             values[variable] = domain.values
         else:

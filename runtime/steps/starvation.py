@@ -7,17 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from gradwarden.policy.program import Starvation
+from gradwarden.policy.paces import paces
+from gradwarden.policy.program import Program, Starvation
 
 
 class StarvationGuard:
-    """Counts, per band, the committed steps since some example last reached it."""
+    """Counts, per band, the committed steps since some example last reached it.
 
-    def __init__(self, rules: Sequence[Starvation]) -> None:
-        self._rules = tuple(rules)
+    Steps in which its pace closes a band do not count: a band starves by what it is not given in its turns.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self._rules = program.starvation
+        self._paces = paces(program)
         self._idle = {rule.band: 0 for rule in self._rules}
 
-    def observe(self, active: Sequence[str]) -> Iterator[Starvation]:
+    def observe(self, step: int, active: Sequence[str]) -> Iterator[Starvation]:
         """Take the bands that a committed step reached; yield each rule whose patience just ran out.
 
         A rule is yielded once per drought: again only after its band has been reached.
@@ -25,6 +30,8 @@ class StarvationGuard:
         for rule in self._rules:
             if rule.band in active:
                 self._idle[rule.band] = 0
+                continue
+            if step % self._paces.get(rule.band, 1):
                 continue
             self._idle[rule.band] += 1
             if self._idle[rule.band] == rule.steps:

@@ -37,7 +37,7 @@ def case(
     problems: str = "",
     **context: Any,
 ) -> dict[str, Any]:
-    """Return a case. Pairs are written `a:b`; a cause without a rule is `:not_granted`."""
+    """Return a case. Pairs are written `a:b` (`pace:deep:paced` is a pair, too); a cause without a rule is `:not_granted`."""
     verdict, *weights = decision.split()
     return {
         "name": name,
@@ -66,7 +66,7 @@ def case(
 
 
 def _pairs(text: str) -> list[list[str]]:
-    return [pair.split(":") for pair in text.split()]
+    return [pair.rsplit(":", 1) for pair in text.split()]
 
 
 def group(name: str, text: str, *cases: dict[str, Any], imports: dict[str, str] | None = None) -> Group:
@@ -1661,6 +1661,69 @@ SCHEMA: Sequence[Group] = (
         "guards_change_no_decision",
         ONE + ALL + "starvation deep { after 10 steps halt }\ngradient { deep at most 1.0 }",
         case("admitted", {}, "admit 1", rules="base"),
+    ),
+    group(
+        "a_pace_opens_a_band_in_one_step_of_so_many",
+        "examples { x : bool }\n"
+        + TWO
+        + "depth base { reach deep }\ndepth more { when x  reach shallow }\n"
+        + "gradient { deep at most 1 in 3 steps  deep at most 0.5 }",
+        case("step 0 is one of them", {"x": True}, "admit 1 1", rules="base more"),
+        case(
+            "not the next",
+            {"x": True},
+            "limit 1 0",
+            rules="base more pace:deep",
+            causes="pace:deep:paced",
+            step=1,
+        ),
+        case(
+            "nor the one before",
+            {"x": True},
+            "limit 1 0",
+            rules="base more pace:deep",
+            causes="pace:deep:paced",
+            step=2,
+        ),
+        case("the next of them", {"x": True}, "admit 1 1", rules="base more", step=3),
+        case(
+            "what it alone stops is deferred",
+            {"x": False},
+            "defer 0 0",
+            rules="base pace:deep",
+            causes="pace:deep:paced",
+            stage="pace",
+            step=4,
+        ),
+        case("and let through in its turn", {"x": False}, "limit 0 1", rules="base", step=6),
+    ),
+    group(
+        "a_pace_is_a_limit_like_others",
+        "examples { x : bool }\n"
+        + TWO
+        + ALL
+        + 'suppress s { when x  cap deep at 0.5  because "x" }\nsuppress t { when x  cap shallow at 0  because "x" }\n'
+        + "gradient { deep at most 1 in 2 steps }",
+        case(
+            "the least cap counts", {"x": True}, "limit 0 0.5", rules="base s t", causes="s:capped t:capped"
+        ),
+        case(
+            "the gates come in their order",
+            {"x": True},
+            "defer 0 0",
+            rules="base pace:deep s t",
+            causes="pace:deep:paced s:capped t:capped",
+            stage="pace",
+            step=7,
+        ),
+        case(
+            "without a cap",
+            {"x": False},
+            "limit 1 0",
+            rules="base pace:deep",
+            causes="pace:deep:paced",
+            step=7,
+        ),
     ),
     group(
         "semantics_change_no_decision",

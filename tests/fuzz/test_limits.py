@@ -259,6 +259,7 @@ EXCEED: dict[str, Exceed] = {
     "checking.types.MAX_STRING": _too_long,
     "checking.types.MAX_DURATION": text(lambda n: f"let x = today - 2026-01-01 > {n + 1} days"),
     "checking.check_rules.MAX_HELD": text(lambda n: f"memorization m {{ hold out 1 in {n + 1} tokens }}"),
+    "paces.MAX_PACE": text(lambda n: f"gradient {{ deep at most 1 in {n + 1} steps }}"),
     "checking.types.MAX_COUNT": text(lambda n: f"retain r {{ at most {n + 1} epochs }}"),
     "checking.walk.MAX_HEIGHT": text(
         lambda n: (

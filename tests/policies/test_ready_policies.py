@@ -9,7 +9,7 @@ from gradwarden.policy.testing.runner import check_fit, run_cases
 from gradwarden.policy.testing.test_file import parse_tests, sibling_tests
 from tests.policies.composing import POLICIES, shipped
 
-KINDS = {"suppress", "retain", "privacy", "memorization", "curriculum"}
+KINDS = {"suppress", "retain", "privacy", "memorization", "curriculum", "pace"}
 
 
 def name(path):

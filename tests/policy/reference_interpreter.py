@@ -19,7 +19,7 @@ from gradwarden.policy.syntax import tree as s
 ONE = 1_000_000
 """A whole weight, in millionths."""
 
-GATES = ("suppress", "retain", "privacy", "memorization", "curriculum")
+GATES = ("suppress", "retain", "privacy", "memorization", "curriculum", "pace")
 DAY_ZERO = date(1970, 1, 1).toordinal()
 
 
@@ -64,6 +64,8 @@ class Interpreter:
         self.rules = [rule for rule in rules if rule.kind != "waive"]
         self.waivers = [rule for rule in rules if rule.kind == "waive"]
         self.assertions = sorted((i for i in items if isinstance(i, s.Assertion)), key=lambda a: a.name.text)
+        paces = [pace for i in items if isinstance(i, s.Gradient) for pace in i.paces]
+        self.paces = sorted(paces, key=lambda pace: pace.band.text)
         ceilings = [i.weight.value for i in items if isinstance(i, s.MaxWeight)]
         self.ceiling = int(ceilings[0] * ONE) if ceilings else ONE
 
@@ -177,6 +179,7 @@ class _Run:
                     self.lists["waived"].append(rule.name.text)
                 elif own and self._counts(rule):
                     caps += own
+        caps = sorted([*caps, *self._paced()], key=lambda cap: cap.rule)
         weights = _weights(granted, caps, factor, self.policy.ceiling)
         owed = {"confined": "privacy", "quarantined": "quarantine", "held_out": "hold_out"}
         obligations = [[owed[cap.effect], cap.rule] for cap in caps if cap.effect in owed]
@@ -194,6 +197,15 @@ class _Run:
             stage = self._stage(granted, caps, weights)
         lists = {name: sorted(names) for name, names in self.lists.items()}
         return _decision(verdict, final, **lists, obligations=obligations, causes=causes, stage=stage)
+
+    def _paced(self) -> Iterator[Cap]:
+        """The bands whose turn it is not."""
+        for pace in self.policy.paces:
+            if self.given.step % int(pace.steps.value):
+                band, name = pace.band.text, f"pace:{pace.band.text}"
+                self.lists["rules"].append(name)
+                most = dict.fromkeys(self.policy.bands, self.policy.ceiling) | {band: 0}
+                yield Cap(name, "pace", "paced", most, True)
 
     def _counts(self, rule: s.Rule | s.Assertion) -> bool:
         """List a rule that matches under its level, and say whether it is enforced."""

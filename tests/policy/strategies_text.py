@@ -144,6 +144,7 @@ def declarations(draw: DrawFn) -> list[str]:
         'waive waived { approved by "B"  until 2027-01-01  because "x" }',
         "starvation deep { after 100 steps halt }",
         "gradient { deep at most 1.0 record 1 in 16 steps shallow at most 5 }",
+        "gradient { deep at most 1 in 4 steps }",
         "maintain kept { within shallow, middle  strength 0.010  drift at most 2.5%  from step 3 }",
         "depth practised { reach deep at 0.50 }",
         'maintain practice { within deep  rehearse practised at least 12.50%  strength 2 because "x" }',

@@ -33,6 +33,9 @@ let named = lines > 3
 band low = entropy < 3
 """
 
+NOISE = "privacy p { when consent  epsilon 3  delta 1e-6  clip 1 "
+PACE = "gradient { deep at most 1 in 4 steps }"
+
 
 def faults(text: str) -> list[str]:
     try:
@@ -215,6 +218,15 @@ def test_named_conditions_show_presence_too() -> None:
         ("gradient { record 1 in 4 steps  record 1 in 4 steps }", ["GW465"]),
         ("gradient { record 1 in 4 steps }\ngradient { record 1 in 8 steps }", ["GW465"]),
         ("gradient { record at most 1 }", ["GW202"]),
+        ("gradient { deep at most 1 in 4 steps  deep at most 1 }", []),
+        ("gradient { deep at most 2 in 4 steps }", ["GW468"]),
+        ("gradient { deep at most 1 in 1 steps }", ["GW310"]),
+        ("gradient { deep at most 1 in 1000001 steps }", ["GW310"]),
+        ("gradient { deep at most 1 in 4 steps }\ngradient { deep at most 1 in 2 steps }", ["GW465"]),
+        ("gradient { deeper at most 1 in 4 steps }", ["GW202"]),
+        (f"{NOISE} within deep }}\n{PACE}", ["GW473"]),
+        (f"{NOISE} within shallow }}\n{PACE}", []),
+        (f'{PACE}\nwaive pace {{ approved by "A"  until 2027-01-01  because "b" }}', ["GW203"]),
         ("model { semantics detach }", ["GW205"]),
         ("memorization m { when loss < 0.5  at most 3 exposures }", []),
         ("memorization m { when loss < 0.5  at most 3 epochs }", ["GW450"]),

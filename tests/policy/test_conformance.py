@@ -102,8 +102,8 @@ def test_the_draw_gives_the_same_corpus_again() -> None:
 def test_every_verdict_stage_effect_and_problem_occurs() -> None:
     expected = [case["expect"] for file in FILES for entry in entries(file) for case in entry["cases"]]
     assert {e["verdict"] for e in expected} == {"admit", "limit", "defer", "refuse", "invalid"}
-    stages = {"schema", "suppress", "retain", "privacy", "memorization", "curriculum", "depth", "modulate"}
-    assert {e["stage"] for e in expected} == {*stages, "assert", None}
+    stages = {"schema", "suppress", "retain", "privacy", "memorization", "curriculum", "pace", "depth"}
+    assert {e["stage"] for e in expected} == {*stages, "modulate", "assert", None}
     effects = {effect for e in expected for _, effect in e["causes"]}
     wanted = {
         "suppressed",
@@ -114,7 +114,8 @@ def test_every_verdict_stage_effect_and_problem_occurs() -> None:
         "exposures_spent",
         "epochs_spent",
     }
-    wanted |= {"confined", "budget_spent", "memorized", "held_out", "not_open", "not_granted", "assertion"}
+    wanted |= {"confined", "budget_spent", "memorized", "held_out", "not_open", "paced", "not_granted"}
+    wanted |= {"assertion"}
     assert effects == wanted
     problems = {code for e in expected for _, code in e["problems"]}
     assert problems == {
@@ -212,6 +213,7 @@ def test_soak_of_the_second_reading(part: int) -> None:
 def _agree(random: Random) -> None:
     text = typed_text(random)
     try:
+        text.rules.extend(_paces(random, parse_policy(text.text).program))
         program = parse_policy(text.text).program
     except PolicyError as error:  # the generator's fault: its texts type-check by construction
         raise AssertionError(f"{text.text}\n{error}") from None
@@ -220,6 +222,13 @@ def _agree(random: Random) -> None:
         example, context = some_example(random, text.attributes), some_context(random, text)
         decision = decision_data(decide(program, example, context_of(context)))
         assert interpreter.decide(example, Given(**context)) == decision, (text.text, example, context)
+
+
+def _paces(random: Random, program: Program) -> list[str]:
+    """Paces of some bands, as text; none of those that noise moves."""
+    private = {band for limit in program.limits if limit.privacy for band in limit.privacy.bands}
+    bands = [band for band in program.band_names if band not in private and random.randrange(3) == 0]
+    return [f"gradient {{ {band} at most 1 in {random.randint(2, 5)} steps }}" for band in bands]
 
 
 # --- formatting ---------------------------------------------------------------------------------------------

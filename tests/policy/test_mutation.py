@@ -13,11 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gradwarden.policy import compile_policy, parse_policy
+from gradwarden.policy.context import Context
 from gradwarden.policy.decision import Decision
 from gradwarden.policy.evaluation.evaluate import holds, read_facts
 from gradwarden.policy.program import Compare, Program
 from gradwarden.policy.testing.coverage import example_for, measure
-from gradwarden.policy.testing.inputs import all_domains, inputs_of, leaves, variables_read
+from gradwarden.policy.testing.inputs import Variable, all_domains, inputs_of, leaves, variables_read
 from gradwarden.policy.testing.mutation import mutants, run_campaign
 from gradwarden.policy.testing.runner import run_case, run_cases
 from gradwarden.policy.testing.search import find, kinds
@@ -88,6 +89,7 @@ def test_each_kind_of_damage_is_done(rules: str, expected: str) -> None:
     assert expected in changes(rules)
 
 
+MIT = {"license": "mit", "lines": 1, "flags": [], "source": "s", "consent": True}
 TESTS = """
 cases:
   - name: licences
@@ -198,6 +200,20 @@ def test_what_the_campaign_says_is_true_of_the_evaluator(
 def test_kinds_are_listed_only_where_trying_them_is_trying_everything(condition: str, listed: bool) -> None:
     program = program_of(f"depth d {{ when {condition}  reach all }}")
     assert (kinds(program, program.conditions()) is not None) is listed
+
+
+def test_kinds_hold_every_turn_of_bands_between_two_bounds() -> None:
+    paces = "gradient { deep at most 1 in 4 steps  shallow at most 1 in 6 steps }"
+    program = program_of(f"depth d {{ when step > 3 and step < 100  reach all }}\n{paces}")
+    listed = kinds(program, program.conditions())
+    assert listed is not None
+
+    def truths(step: int) -> tuple[bool, ...]:
+        facts, _ = read_facts(program, MIT, Context(step=step))
+        return tuple(holds(condition, facts) for condition in program.conditions())
+
+    steps = {assignment[Variable("clock", "step")] for assignment in listed}
+    assert {truths(step) for step in steps} == {truths(step) for step in range(200)}
 
 
 @settings(max_examples=8, deadline=None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradwarden.policy import PolicyError, compile_policy, load_policy, parse_policy
+from gradwarden.policy.paces import paces
 from gradwarden.policy.program_json import program_from_json, program_to_data, program_to_json
 from tests.policy.strategies_text import declarations, text_of
 
@@ -126,9 +127,41 @@ def rehearsing(grant: str, band: str = "deep") -> dict[str, object]:
     return maintained(bands=[band], rehearsal={"rule": grant, "share": 1})
 
 
+def paced(data: Any, clause: Mapping[str, object] | None = None, **changes: object) -> None:
+    """Give the band `deep` a pace with something else about it, or about its clause."""
+    caps = [1_000_000 * (band["name"] != "deep") for band in data["bands"]]
+    own = {"when": {"not": {"every": 4}}, "effect": "paced", "caps": caps, "defers": True, **(clause or {})}
+    limit = {"name": "pace:deep", "kind": "pace", "clauses": [own], "level": "hard", "because": ""}
+    data["limits"].append({**limit, "privacy": None, **changes})
+    data["limits"].sort(key=lambda x: x["name"])
+
+
+def noised(data: Any) -> None:
+    """Let noise move the band `deep`, which has a pace."""
+    paced(data)
+    next(limit for limit in data["limits"] if limit["privacy"])["privacy"]["bands"] = ["deep"]
+
+
+def test_a_pace_is_read_as_it_was_written() -> None:
+    program = program_from_json(changed(paced))
+    assert paces(program) == {"deep": 4}
+    assert program.digest != CLINICAL.digest
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (lambda d: paced(d, name="deep"), "under another name"),
+        (lambda d: paced(d, kind="suppress"), "under another name"),
+        (lambda d: paced(d, name="pace:none"), "not the pace of a band"),
+        (lambda d: paced(d, name="pace:shallow"), "not the pace of a band"),
+        (lambda d: paced(d, level="advisory"), "not the pace of a band"),
+        (lambda d: paced(d, {"caps": [0] * len(d["bands"])}), "not the pace of a band"),
+        (lambda d: paced(d, {"defers": False}), "not the pace of a band"),
+        (lambda d: paced(d, {"when": {"every": 4}}), "not the pace of a band"),
+        (lambda d: paced(d, {"when": {"not": {"constant": True}}}), "not the pace of a band"),
+        (noised, "noise moves"),
+        (lambda d: d["grants"][0].update(when={"every": 4}), "takes turns"),
         (lambda d: d["grants"].reverse(), "not sorted"),
         (lambda d: d["grants"][0].update(name=d["limits"][0]["name"]), "one name"),
         (lambda d: d["grants"][0]["weights"].pop(), "one weight per band"),

@@ -22,6 +22,7 @@ from gradwarden.policy.context import EPOCH_DAY, Context
 from gradwarden.policy.evaluation.evaluate import holds, read_facts
 from gradwarden.policy.evaluation.values import day_text
 from gradwarden.policy.load import parse_policy
+from gradwarden.policy.paces import unpaced
 from gradwarden.policy.program import And, ClockValue, Compare, Constant, Grant, Number, Or, Program, Waiver
 from tests.policy.comparing.test_data_calendar import AROUND, dated_programs
 from tests.strategies import DAY, conditions, contexts, programs, valid_examples
@@ -67,6 +68,13 @@ def test_an_embargo_a_retention_and_a_waiver_are_listed_with_what_they_do() -> N
         ("2026-12-01", True, ["`press` expires (narrower: all bands)"]),
         ("2027-01-01", True, ["waiver of `minors` lapses: `minors` applies again (narrower: all bands)"]),
     ]
+
+
+def test_a_pace_is_no_turn_and_hides_none() -> None:
+    rules = "curriculum later { before step 101 reach shallow }\n"
+    later = [("101", True, ["a stage of `later` ends (wider: deep)"])]
+    assert days_of(rules, "step") == later
+    assert days_of(rules + "gradient { deep at most 1 in 7 steps }", "step") == later
 
 
 def test_a_boundary_across_which_nothing_changes_is_not_listed() -> None:
@@ -173,10 +181,14 @@ def at(context: Context, clock: Clock, moment: int) -> Context:
 def check_turns(
     program: Program, clock: Clock, first: int, last: int, example: dict[str, Any], context: Context
 ) -> None:
-    """No decision changes by the text alone but at a turn, and at every turn that is certain one does."""
+    """No decision changes by the text alone but at a turn, and at every turn that is certain one does.
+
+    A pace makes none, so that decisions are those without it.
+    """
     turns = {turn.at: turn for turn in calendar_of(program, clock, first, last).turns}
     possible = {turn.at for turn in calendar_of(program, clock, first, last, use_solver=False).turns}
     assert turns.keys() <= possible
+    program = unpaced(program)
     moving = [leaf for leaf in comparisons(program, clock) if not is_fixed(leaf, clock)]
     for moment in range(first, last + 1):
         before, after = (at(context, clock, t) for t in (moment - 1, moment))

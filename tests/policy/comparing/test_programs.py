@@ -229,6 +229,34 @@ def test_a_record_of_contributions_that_is_made_less_often_is_wider(
     assert relations(list(Comparer(recording(old), recording(new)).gradients())) == relations_found
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "relation"),
+    [
+        (4, 4, "same"),
+        (4, 2, "wider"),
+        (4, 8, "narrower"),
+        (4, 6, "both"),
+        (4, None, "wider"),
+        (None, 4, "narrower"),
+    ],
+)
+def test_paces_are_compared_by_the_steps_in_which_they_open_a_band(
+    old: int | None, new: int | None, relation: str
+) -> None:
+    before, after = (
+        program(BASE + (f"gradient {{ deep at most 1 in {n} steps }}" if n else "")) for n in (old, new)
+    )
+    comparer = Comparer(before, after)
+    assert relations(list(comparer.bands())) == {"shallow": "same", "middle": "same", "deep": relation}
+    (rule,) = (r for r in rule_differences(comparer) if r.kind == "pace")
+    assert rule.difference.relation == relation
+    for shown in filter(None, (rule.difference.wider, rule.difference.narrower)):
+        step = shown.witness.context.step
+        assert [bool(n and step % n) for n in (old, new)] == (
+            [True, False] if shown is rule.difference.wider else [False, True]
+        )
+
+
 HELD = "maintain base { within deep  strength 0.01  drift at most 2%  from step 10 }"
 
 
