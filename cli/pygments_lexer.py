@@ -42,8 +42,8 @@ CLAUSES = (
     *("accept", "after", "all", "always", "approved", "at", "because", "before", "blocks", "by", "cap"),
     *("clip", "default", "delta", "detach", "drift", "during", "epoch", "epochs", "epsilon", "exposure"),
     *("exposures", "from", "halt", "hold", "language", "least", "mask", "max", "most", "names", "never"),
-    *("next", "noise", "optional", "out", "places", "private", "reach", "refuse", "rehearse", "report"),
-    *("rest", "route", "scale", "semantics", "spent", "step", "steps", "strength", "to", "tokens"),
+    *("next", "noise", "optional", "out", "places", "private", "reach", "record", "refuse", "rehearse"),
+    *("report", "rest", "route", "scale", "semantics", "spent", "step", "steps", "strength", "to", "tokens"),
     *("top", "unit", "until", "version", "weight", "when", "within"),
 )
 
