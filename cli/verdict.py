@@ -146,6 +146,9 @@ class Verdict:
         if decisions:
             steps = facts["steps"] - since["steps"]
             yield f"{plural(decisions, 'decision')} in {plural(steps, 'step')}, made again"
+        if facts.get("contributions"):
+            steps = plural(facts["contributions"], "step")
+            yield f"what examples added to each band in {steps}: it agrees with their weights and gradients"
         if facts.get("rewinds"):
             yield (
                 f"{plural(facts['abandoned'], 'step')} marked as abandoned, worked out again: the run went "
@@ -211,6 +214,8 @@ class Verdict:
             yield "what the first weights had learned: no base is named"
         if not self.policy_given:
             yield "the policy: that of the ledger was taken at its word (--policy)"
+        if self.facts.get("contributions"):
+            yield "what each single example added: it was taken at its word within that (`gradwarden replay`)"
         if "metadata_compared" not in self.facts:
             yield "the metadata of examples: what was recorded of them was taken at its word (--data)"
         if self.facts.get("supplied") and not self.facts.get("data_signed_by"):

@@ -32,6 +32,8 @@ class ContributionAudit:
         """Bands whose gradient is a sum of what public examples of this ledger added, and of nothing else."""
         self._added: list[Mapping[str, Any]] = []
         self._moved: Mapping[str, str] | None = None
+        self.steps = 0
+        """Steps whose contributions agree with what they were decided to be."""
 
     def take_program(self, program: Program, *, together: bool) -> None:
         """Take the program that is in force from now on.
@@ -87,6 +89,7 @@ class ContributionAudit:
                     f"step {step} is said to have moved `{name}` by {self._moved[name]}; it may move "
                     f"{names(outcome['active'])}"
                 )
+        self.steps += 1
         self.forget()
 
     def forget(self) -> None:

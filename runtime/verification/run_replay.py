@@ -221,6 +221,7 @@ class RunReplay:
             **restart_facts(history),
             **self._decisions.facts(history.decisions),
             "exposures": history.example_count,
+            "contributions": self._contributions.steps,
             "privacy": history.spending,
             "epsilon_bounds": self._epsilon_bounds(),
             "on_trust": sorted(

@@ -11,8 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gradwarden.cli.judging import judge
 from gradwarden.policy.evaluation.chosen_steps import any_chosen, is_chosen
 from gradwarden.runtime import Privacy
+from gradwarden.runtime.evidence.trust import Trust
 from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
 from tests.runtime.maintained import flat, values
 
@@ -101,6 +103,7 @@ def test_a_large_batch_is_recorded_in_several_entries(lab):
     governor.close()
     assert [body["first"] for body in lab.bodies("contributed")] == [0, 2_000, 4_000]
     assert sum(len(body["norms"]["deep"]) for body in lab.bodies("contributed")) == 4_200
+    assert lab.verify().facts["contributions"] == 1
     assert lab.verify().ok
 
 
@@ -237,6 +240,13 @@ def test_a_band_that_was_moved_where_the_step_may_not_reach_it_is_found(lab):
 
     assert [finding.code for finding in lab.forge(change).findings] == ["wrong_contribution"]
     assert lab.forge(lambda entries: None, target="same").ok
+
+
+def test_a_verdict_says_what_was_checked_of_contributions_and_what_was_not(recorded):
+    told = judge(recorded.path(), Trust((recorded.signer.public,)))
+    steps = sum(1 for body in recorded.bodies("moved") if body["step"] != 5)
+    assert f"what examples added to each band in {steps} steps: " in "\n".join(told.checked())
+    assert "what each single example added: it was taken at its word" in "\n".join(told.unchecked())
 
 
 def test_what_a_private_example_added_may_not_be_told(lab):

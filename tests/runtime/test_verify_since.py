@@ -43,7 +43,7 @@ def maintained(laboratory: Any, tmp_path_factory: pytest.TempPathFactory, run_si
     """The entries of a run with a maintained band, a checkpoint and a change of policy."""
     lab = laboratory(tmp_path_factory.mktemp("maintained"), run_signer)
     model = lab.model()
-    rule = "maintain base { within deep  strength 2  drift at most 90% }"
+    rule = "maintain base { within deep  strength 2  drift at most 90% }\ngradient { record 1 in 2 steps }\n"
     governor = lab.governor(lab.policy + rule, model=model)
     lab.step(governor, lab.batch("ab"))
     governor.checkpoint(lab.folder / "model.safetensors")
