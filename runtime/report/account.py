@@ -7,6 +7,7 @@ names for examples, or else by the `depth` rules that let them in.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -286,12 +287,11 @@ class Accountant:
 
     def _spend(self, spent: Mapping[str, Any]) -> None:
         """Keep the last epsilon of each stretch of steps."""
-        try:
-            point = spent["step"], float(spent["epsilon"])
-        except ValueError:
+        epsilon = amount(spent["epsilon"])
+        if epsilon is None:
             return
         points = self._points[spent["rule"]]
-        points.append(point)
+        points.append((spent["step"], epsilon))
         if len(points) > 8 * BUCKETS:
             points[:-1] = points[1:-1:2]
 
@@ -337,6 +337,15 @@ class Accountant:
             for rule in dict.fromkeys([*told, *verdicts])
         ]
         return sorted(counted, key=lambda one: (-one.stopped, -sum(one.verdicts.values()), one.rule))
+
+
+def amount(text: str) -> float | None:
+    """Return a number that can be drawn, from 0 on; None where a ledger tells something else in its place."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0 <= value < math.inf else None
 
 
 def grouped(names: Mapping[str, str], committer: Any) -> dict[bytes, str]:

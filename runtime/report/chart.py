@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from gradwarden.policy.frozen import frozen
-from gradwarden.runtime.report.account import Shaping, Spending
+from gradwarden.runtime.report.account import Shaping, Spending, amount
 
 MOST_SERIES = 6
 """Groups that are drawn apart; all others are drawn as one."""
@@ -95,7 +95,7 @@ def stack(shaping: Shaping, steps: int, order: Sequence[str]) -> Stack:
 
 def line(spending: Spending, steps: int) -> Line:
     """Return the chart of what was spent of a privacy budget."""
-    bound = float(spending.terms["epsilon"])
+    bound = amount(spending.terms["epsilon"]) or 0.0
     top = max([bound, *(value for _, value in spending.points)])
     points = [(100 * step / max(1, steps - 1), _height(value, top)) for step, value in spending.points]
     path = " L".join(f"{x:.2f},{y:.2f}" for x, y in points)

@@ -11,8 +11,8 @@ import pytest
 from gradwarden.runtime.ledger.chain import verify_chain
 from gradwarden.runtime.ledger.keys import Signer
 from gradwarden.runtime.report import account
-from gradwarden.runtime.report.account import UNNAMED, Account, Accountant
-from gradwarden.runtime.report.chart import heaviest, stack
+from gradwarden.runtime.report.account import UNNAMED, Account, Accountant, Spending
+from gradwarden.runtime.report.chart import heaviest, line, stack
 from tests.runtime.provenance.small_runs import BANDS, commitment, read_uses, write_run
 
 GROUPS = {commitment(number): f"group {number % 3}" for number in range(10)}
@@ -108,3 +108,15 @@ def test_a_group_has_one_colour_in_every_chart(ledger: Path) -> None:
         (area.label, area.colour) for one in found.shaping for area in stack(one, found.steps, order).areas
     }
     assert len(colours) == len({label for label, _ in colours}) == len({colour for _, colour in colours})
+
+
+@pytest.mark.parametrize("text", ["", "much", "nan", "inf", "-inf", "1e999", "-1", "\ud7ff"])
+def test_a_budget_that_is_told_in_no_number_is_drawn_without(text: str) -> None:
+    accountant = Accountant()
+    for step, spent in enumerate(["0.5", text, "1.5"]):
+        accountant.add_row("spending", step=step, rule="people", epsilon=spent, steps=step + 1)
+    (points,) = accountant._points.values()
+    assert points == [(0, 0.5), (2, 1.5)]
+    chart = line(Spending("people", {"epsilon": text}, tuple(points)), 3)
+    assert (chart.top, chart.bound) == (1.5, "M0,100.00 L100,100.00")
+    assert chart.path == "M0.00,66.67 L100.00,0.00"
