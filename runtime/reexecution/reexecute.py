@@ -263,11 +263,18 @@ def _compare_steps(ledger: Path, again: Path, segment: Segment, *, exact: bool) 
         if different:
             names = ", ".join(f"`{name}`" for name in different)
             message = f"step {wanted['step']}, taken again, has another {names} than recorded"
+            if "signals" in different and segment.begin:
+                message += f"; {_MEASURED}"
             raise _MismatchError("other_steps", index, message)
     if len(recorded) != len(taken):
         message = f"steps {_steps(segment)}: {len(recorded)} are recorded, {len(taken)} were taken again"
         raise _MismatchError("other_steps", segment.entries[0], message)
 
+
+_MEASURED = (
+    "what the governor had measured before the segment is put back by the code that trains "
+    "(`governor.measures.load_state_dict`)"
+)
 
 _COMPARED = ("step", "epoch", "today", "count", "exposures", "signals", "slots", "spent", "verdict")
 

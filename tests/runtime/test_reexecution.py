@@ -209,6 +209,33 @@ def test_a_run_that_went_back_is_executed_again_on_the_way_that_led_to_its_weigh
     assert [again(lab, segment).findings for segment in found.segments] == [(), ()]
 
 
+def test_what_was_measured_before_a_segment_is_put_back_by_the_code_that_trains(lab: Any) -> None:
+    rules = "signals { loss_ratio : number 0..10 default 1 }\n"
+    rules += "memorization learned { when loss_ratio < 0.9  cap deep at 0 }\n"
+    model, optimizer = make(lab)
+    governor = lab.governor(lab.policy + rules, model, optimizer)
+    measured = {}
+    for start in (0, 3, 6, 9):
+        governor.checkpoint(lab.folder / f"{start}.safetensors", state=True)
+        measured[start] = governor.measures.state_dict()
+        train(lab, governor, range(start, start + 3))
+    governor.checkpoint(lab.folder / "12.safetensors", state=True)
+    governor.close()
+    first, *later = find_segments(lab.path()).segments
+    assert again(lab, first).findings == ()
+    (finding,) = again(lab, later[-1]).findings
+    assert (finding.code, "`governor.measures.load_state_dict`" in finding.message) == ("other_steps", True)
+
+    def resumed(governor: Any, steps: range) -> None:
+        for step in range(12):
+            governor.roster.rows(batch(lab, step))
+        governor.measures.load_state_dict(measured[steps.start])
+        train(lab, governor, steps)
+
+    for segment in later:
+        assert reexecute(lab.path(), segment, lambda: Rebuilt(*make(lab), resumed)).findings == ()
+
+
 def some_segments(count: int) -> list[Segment]:
     return [
         Segment(number, {"step": number}, {"step": number + 1}, None, (0, 1), None, number)
