@@ -14,6 +14,7 @@ from gradwarden.cli.output import emit_table
 if TYPE_CHECKING:
     from gradwarden.runtime.provenance.answers import (
         BandTrace,
+        Contribution,
         ExampleTrace,
         FootprintTrace,
         RuleTrace,
@@ -25,11 +26,18 @@ if TYPE_CHECKING:
 SHOWN = 16
 """Hexadecimal digits of a commitment in a table; `--commitment` takes them."""
 
+ADDED = ("added", "in steps")
+
 LINEAGE = {
     None: "that the run went on from the base's weights is taken at your word: no ledger says so",
     True: "the run's ledger names this base, and the base's ledger has what was signed then",
     False: "the run's ledger names another base, or another history of this one",
 }
+
+RECORDED = (
+    "added: norms of gradient, summed over the steps that record them; at most what it added in these, as "
+    "parts may cancel; weights are of all steps"
+)
 
 APPROXIMATE = "shares are of weight: an approximation, not what the model would be without the example"
 
@@ -73,13 +81,24 @@ def show_band(index: Index, found: BandTrace) -> None:
     examples, uses = plural(found.examples, "example"), plural(found.uses, "use")
     weight = f"{examples} gave it a weight of {found.weight:,.2f} in {uses}"
     click.echo(f"{_strong(found.band)}, {_span(found.steps)}: {weight}")
+    if moved := found.moved:
+        some = f"{moved.steps:,} of {plural(moved.taken, 'step')}"
+        click.echo(f"it moved by {moved.norm:,g} in {some}, as these record: norms, added up")
+    recorded = any(one.added for one in found.top)
     rows = [
-        [one.commitment[:SHOWN], f"{one.uses:,}", f"{one.weight:,.2f}", f"{one.share:.3%}", *_steps(one)]
+        [
+            *(one.commitment[:SHOWN], f"{one.uses:,}", f"{one.weight:,.2f}", f"{one.share:.3%}"),
+            *_steps(one),
+            *(_contribution(one.added) if recorded else ()),
+        ]
         for one in found.top
     ]
-    _table(["example", "uses", "weight", "share", "first step", "last step"], rows, numeric=range(1, 6))
+    headings = ["example", "uses", "weight", "share", "first step", "last step"]
+    _table([*headings, *(ADDED if recorded else ())], rows, numeric=range(1, 8))
     if rows:
         click.echo(APPROXIMATE)
+    if recorded:
+        click.echo(RECORDED)
 
 
 def show_example(index: Index, found: ExampleTrace) -> None:
@@ -93,10 +112,16 @@ def show_example(index: Index, found: ExampleTrace) -> None:
     else:
         click.echo(f"the model may have learned from it {_often(found.exposures, found.exposed)}")
         rows = [
-            [band, f"{weight:,.2f}", f"{found.shares[band]:.4%}"] for band, weight in found.weights.items()
+            [
+                *(band, f"{weight:,.2f}", f"{found.shares[band]:.4%}"),
+                *(_contribution(found.added.get(band)) if found.added else ()),
+            ]
+            for band, weight in found.weights.items()
         ]
-        _table(["band", "weight", "share"], rows, numeric=[1, 2])
+        _table(["band", "weight", "share", *(ADDED if found.added else ())], rows, numeric=range(1, 5))
         click.echo(APPROXIMATE)
+        if found.added:
+            click.echo(RECORDED)
     if abandoned := sum(step["abandoned"] for step in found.steps):
         click.echo(
             f"{plural(abandoned, 'step')} of these were abandoned: they did not lead to the last weights"
@@ -212,6 +237,15 @@ def _table(headings: list[str], rows: list[list[str]], *, numeric: Sequence[int]
 def _taken(taken: Taken, bands: list[str]) -> list[str]:
     weights = (f"{taken.weights.get(band, 0.0):,.2f}" for band in bands)
     return [f"{taken.examples:,}", f"{taken.uses:,}", *weights]
+
+
+def _contribution(added: Contribution | None) -> tuple[str, str]:
+    """Return what an example added, and in how many steps that is recorded; blank where it is not."""
+    if added is None:
+        return "", ""
+    private = f"{added.private:,} private" if added.private else ""
+    told = f"{added.steps:,}" if added.steps else ""
+    return "" if added.norm is None else f"{added.norm:,g}", " + ".join(filter(None, [told, private]))
 
 
 def _steps(one: Any) -> tuple[str, str]:

@@ -103,6 +103,11 @@ def command(
     A run that went back to earlier weights has abandoned steps. Answers count them, as limits do; with
     --effective they are left out.
 
+    Where a policy has steps record contributions (`gradient { record 1 in N steps }`), answers about a band
+    or an example also add up the norms of what an example added to a band's gradient in these steps, and of
+    how far the band moved. Such a sum is an upper bound on what came of it in these steps, since parts may
+    cancel, and says nothing of other steps; weights are of all steps.
+
     Given the folder of a job of many ranks, one index is made of the ledgers of all, by rank, beside it
     (`FOLDER.trace`).
 

@@ -14,8 +14,37 @@ Steps: TypeAlias = tuple[int, int | None]
 
 
 @frozen
+class Contribution:
+    """What an example added to a band's gradient, as far as steps record it.
+
+    steps: those that record it. norm: the sum of the norms of what it added in these (see `recorded` for what
+    that means); None where there are none. private: steps that do not tell, since it was private there.
+    """
+
+    steps: int
+    norm: float | None
+    private: int
+
+
+@frozen
+class Movement:
+    """How far a band moved in some steps, as far as they record it.
+
+    steps: those that record it, of the `taken` ones: committed, or lost in a crash. norm: the sum of the
+    norms of what its parameters changed by in each of them.
+    """
+
+    steps: int
+    taken: int
+    norm: float
+
+
+@frozen
 class Shaper:
-    """An example that shaped a band. weight, share: see `queries`. first, last: steps in which it did."""
+    """An example that shaped a band. weight, share: see `queries`. first, last: steps in which it did.
+
+    added: what it added to the gradient in these; None where none of them records it.
+    """
 
     commitment: str
     uses: int
@@ -23,11 +52,15 @@ class Shaper:
     share: float
     first: int
     last: int
+    added: Contribution | None = None
 
 
 @frozen
 class BandTrace:
-    """What shaped a band in some steps. examples, uses, weight: of all that did; `top` are the heaviest."""
+    """What shaped a band in some steps. examples, uses, weight: of all that did; `top` are the heaviest.
+
+    moved: how far the band moved; None where none of the steps records it.
+    """
 
     band: str
     steps: Steps
@@ -35,6 +68,7 @@ class BandTrace:
     uses: int
     weight: float
     top: tuple[Shaper, ...]
+    moved: Movement | None = None
 
 
 @frozen
@@ -59,8 +93,9 @@ class ExampleTrace:
     """What became of an example; `uses` is 0 where the indexed entries never name it.
 
     proposed: the first and the last step that proposed it. exposed: those from which the model may have
-    learned it; None: none. weights, shares: by band. steps: every step that proposed it, with its entry, its
-    outcome, the verdict, and whether the run has abandoned it.
+    learned it; None: none. weights, shares: by band. added: what it added to the gradient, by band; of none
+    where nothing is recorded. steps: every step that proposed it, with its entry, its outcome, the verdict,
+    and whether the run has abandoned it.
     """
 
     commitment: str
@@ -70,6 +105,7 @@ class ExampleTrace:
     exposed: tuple[int, int] | None
     weights: dict[str, float]
     shares: dict[str, float]
+    added: dict[str, Contribution]
     chapters: tuple[Chapter, ...]
     steps: tuple[dict[str, Any], ...]
 

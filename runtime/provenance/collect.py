@@ -25,6 +25,7 @@ from gradwarden.runtime.ledger.entries import CANONICAL
 from gradwarden.runtime.ledger.lines import Part
 from gradwarden.runtime.ledger.numbering import Numbered
 from gradwarden.runtime.ledger.turns import Turns
+from gradwarden.runtime.provenance.contributions import added_rows, moved_rows
 
 EVENTS = frozenset(
     [
@@ -155,10 +156,15 @@ class Collector:
         self._text: list[str] = []
         self._named: list[int] = []
         """The numbers of the decisions since the ledger last numbered them anew."""
+        self._weights: list[list[int]] = []
+        """What these give each band, in millionths."""
         self._weighty: list[bool] = []
         """Of these, whether they give some band weight."""
         self._packed: list[bytes] = []
         self._intent: _Intent | None = None
+        self._contributed: list[Mapping[str, Any]] = []
+        self._moved: list[Mapping[str, Any]] = []
+        """What the step that waits says of contributions, entry by entry."""
 
     def accept(self, part: Part) -> None:
         """Take the next part. Raises TraceError where no rows can be made of it."""
@@ -175,6 +181,9 @@ class Collector:
                 self._settle("refused", body)
             case "examples":
                 self._packed.append(b64decode(body["commitments"]))
+            case "contributed" | "moved":
+                if self._intent is not None and body["step"] == self._intent.body["step"]:
+                    (self._contributed if kind == "contributed" else self._moved).append(body)
             case "decisions":
                 self._declare(body)
             case "program":
@@ -219,6 +228,7 @@ class Collector:
 
     def _renumber(self) -> None:
         self._named = []
+        self._weights = []
         self._weighty = []
         self._packed = []
 
@@ -248,6 +258,7 @@ class Collector:
                 raise _odd(f"decision {described['id']} is out of order")
             number, fresh = self._numbering.decision(self._program_number, described)
             self._named.append(number)
+            self._weights.append(described["weights"])
             self._weighty.append(any(described["weights"]))
             if not fresh:
                 continue
@@ -301,6 +312,7 @@ class Collector:
         if len(packed) != SIZE * body["count"]:
             raise _odd(f"step {body['step']} has not one commitment per example")
         self._intent = _Intent(entry, body, self.examples.of(packed))
+        self._contributed, self._moved = [], []
         self.steps += 1
 
     def _settle(self, outcome: str, told: Mapping[str, Any]) -> None:
@@ -310,9 +322,12 @@ class Collector:
             return
         self._spend(told)
         body = intent.body
+        taken = outcome in ("committed", "lost")
         decisions = np.array(body["decision"], np.int64)
         step = np.full(len(decisions), body["step"], np.int64)
-        self._use(step, intent.examples, decisions, np.full(len(step), outcome in ("committed", "lost")))
+        self._use(step, intent.examples, decisions, np.full(len(step), taken))
+        if taken:
+            self._contribute(intent, decisions)
         self._tables.add_row(
             "steps",
             entry=intent.entry,
@@ -320,6 +335,16 @@ class Collector:
             **{name: body[name] for name in ("step", "epoch", "today", "count", "verdict")},
             **{name: told.get(name) for name in ("gate", "reason", "detail")},
         )
+
+    def _contribute(self, intent: _Intent, decisions: Numbers) -> None:
+        """Write what a step says of contributions that was taken, as far as is known."""
+        step = intent.body["step"]
+        given = [self._weights[number] for number in decisions.tolist()] if self._contributed else []
+        shaped = {band: [any(one[n : n + 1]) for one in given] for n, band in enumerate(self._bands)}
+        for example, band, norm in added_rows(self._contributed, intent.examples, shaped):
+            self._tables.add_row("contributions", step=step, example=example, band=band, norm=norm)
+        for band, norm in moved_rows(self._moved):
+            self._tables.add_row("moves", step=step, band=band, norm=norm)
 
     def _spend(self, outcome: Mapping[str, Any]) -> None:
         """Write what an outcome says of privacy budgets."""

@@ -49,6 +49,19 @@ class Database:
                 parts += self._between(max(first, begin), min(last, end - 1))
         return " UNION ALL ".join(parts)
 
+    def rows_in(self, table: str, steps: Steps, spans: Spans) -> str:
+        """Return a query for the rows of a table of steps in some steps, as far as they are among `spans`.
+
+        Only the blocks are read in which these lie.
+        """
+        first, last = steps[0], LAST_STEP if steps[1] is None else steps[1]
+        within = [(max(first, begin), min(last, end - 1)) for begin, end in spans]
+        where = " OR ".join(f"step BETWEEN {begin:d} AND {end:d}" for begin, end in within if begin <= end)
+        blocks = range(first // tables.BLOCK, last // tables.BLOCK + 1)
+        files = self._index.paths(table, blocks) or self._index.paths(table)[:1]
+        taken = columns_of(self._index, table)
+        return f"SELECT {taken} FROM read_parquet({listed(files)}) WHERE {where or 'false'}"
+
     def _between(self, first: int, last: int) -> list[str]:
         """Return queries for the uses between two steps, summed as far as whole blocks lie within."""
         size, end = tables.BLOCK, self._index.steps
@@ -78,12 +91,16 @@ def _connect(index: Index) -> Any:
     # No extension is fetched or loaded: what reading Parquet takes is built in.
     quiet: dict[str, Any] = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
     db = duckdb.connect(":memory:", config=quiet)
-    for table, columns in tables.TABLES.items():
-        files, taken = listed(index.paths(table)), ", ".join(columns)
-        if table in tables.OF_RANKS:
-            taken += ", rank::INTEGER AS rank" if index.ranks else ", 0 AS rank"
+    for table in tables.TABLES:
+        files, taken = listed(index.paths(table)), columns_of(index, table)
         db.execute(f"CREATE VIEW {table} AS SELECT {taken} FROM read_parquet({files})")
     return db
+
+
+def columns_of(index: Index, table: str) -> str:
+    """Return the columns of a table as SQL selects them, with the rank where it is divided by rank."""
+    rank = ["rank::INTEGER AS rank" if index.ranks else "0 AS rank"] if table in tables.OF_RANKS else []
+    return ", ".join([*tables.TABLES[table], *rank])
 
 
 def listed(paths: Sequence[str]) -> str:

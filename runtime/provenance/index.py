@@ -27,7 +27,7 @@ from gradwarden.runtime.ledger.entries import MAX_LINE
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.merkle import leaf_hash
 from gradwarden.runtime.ledger.reader import open_ledger
-from gradwarden.runtime.provenance.indexed import FORMAT, NUMBERS, TEXTS, Index, IndexFile, RankEnd
+from gradwarden.runtime.provenance.indexed import FORMAT, FORMATS, NUMBERS, TEXTS, Index, IndexFile, RankEnd
 from gradwarden.runtime.provenance.making import make_index
 from gradwarden.runtime.provenance.tables import TABLES, arrow
 
@@ -108,7 +108,10 @@ def check_index(ledger: Path, progress: Callable[[int, int], None] | None = None
                 f"the index covers {index.size:,} entries, the ledger has {again.size:,}",
                 help="`gradwarden trace index` makes it anew",
             )
-        told, found = ({**one.to_json(), "files": [f.path for f in one.files]} for one in (index, again))
+        told, found = (
+            {**one.to_json(), "files": [(file.path, file.rows) for file in one.files]}
+            for one in (index, again)
+        )
         if told != found:
             raise _spoilt("it says something else of itself than the ledger gives")
         for file in again.files:
@@ -141,7 +144,7 @@ def _has_tip(ledger: Path, end: int, tip: str) -> bool:
 
 def _is_index(folder: Path) -> bool:
     try:
-        return bool(json.loads((folder / MANIFEST).read_bytes())["format"] == FORMAT)
+        return FORMATS.fullmatch(json.loads((folder / MANIFEST).read_bytes())["format"]) is not None
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -151,6 +154,11 @@ def _read_manifest(ledger: Path) -> Index:
     try:
         with (folder / MANIFEST).open("rb") as file:
             told = json.loads(file.read(MAX_MANIFEST))
+        if told["format"] != FORMAT and FORMATS.fullmatch(told["format"]):
+            raise TraceError(
+                f"`{folder}` was made by another version of gradwarden",
+                help="`gradwarden trace index` makes it anew",
+            )
         return _parse(ledger, folder, told)
     except FileNotFoundError:
         raise TraceError(
@@ -168,6 +176,7 @@ def _parse(ledger: Path, folder: Path, told: Any) -> Index:
         or any(type(told[name]) is not str for name in TEXTS)
         or any(type(band) is not str for band in told["bands"])
         or any(not _within(file.path) or type(file.sha256) is not str for file in files)
+        or any(type(file.rows) is not int for file in files)
         or {file.path.split("/")[0] for file in files} != TABLES.keys()
     ):
         raise ValueError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.jobs.layout import log_path, rank_path
 from gradwarden.runtime.ledger.reader import open_ledger, size_of
 
-FORMAT = "gradwarden/trace/1"
+FORMAT = "gradwarden/trace/2"
+
+FORMATS = re.compile(r"gradwarden/trace/[0-9]{1,9}")
+"""What indexes of other versions say that they are."""
 
 NUMBERS = ("size", "end", "steps", "uses", "examples")
 TEXTS = ("origin", "run", "root", "tip")
@@ -83,6 +87,10 @@ class Index:
             for file in self.files
             if file.path.startswith(f"{table}/") and (blocks is None or block_of(file.path) in blocks)
         ]
+
+    def has_rows(self, table: str) -> bool:
+        """Whether a table has any rows."""
+        return any(file.rows for file in self.files if file.path.startswith(f"{table}/"))
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -34,6 +34,7 @@ from gradwarden.runtime.provenance.answers import (
 )
 from gradwarden.runtime.provenance.database import EVERY_STEP, Database, listed, numbers
 from gradwarden.runtime.provenance.indexed import Index
+from gradwarden.runtime.provenance.recorded import Recorded
 from gradwarden.runtime.records.branches import Branches, Spans
 
 STOPPING = ("refuse", "defer", "invalid")
@@ -45,6 +46,7 @@ class Queries:
     def __init__(self, index: Index, *, effective: bool = False) -> None:
         self.index = index
         self._db = Database(index)
+        self._recorded = Recorded(index, self._db)
         self._spans: Spans = self.effective() if effective else EVERY_STEP
 
     @property
@@ -73,27 +75,29 @@ class Queries:
                 FROM ({self._in(steps)}) JOIN weights USING (decision)
                 WHERE learned AND band = ? AND weight > 0 GROUP BY example
             ), heaviest AS (SELECT * FROM given ORDER BY weight DESC, example LIMIT ?)
-            SELECT lower(hex(commitment)), uses, weight, first, last,
+            SELECT example, lower(hex(commitment)), uses, weight, first, last,
                    (SELECT count(*) FROM given), (SELECT sum(uses) FROM given),
                    (SELECT sum(weight) FROM given)
             FROM heaviest JOIN examples USING (example) ORDER BY weight DESC, example
             """,
             [band, top],
         )
+        moved = self._recorded.movement(band, steps, self._spans)
         if not rows:
-            return BandTrace(band, steps, 0, 0, 0.0, ())
+            return BandTrace(band, steps, 0, 0, 0.0, (), moved)
         *_, examples, uses, whole = rows[0]
+        added = self._recorded.by_example(band, steps, self._spans, [row[0] for row in rows])
         shapers = [
-            Shaper(commitment, int(count), weight / SCALE, weight / int(whole), first, last)
-            for commitment, count, weight, first, last, *_ in rows
+            Shaper(name, int(count), weight / SCALE, weight / int(whole), first, last, added.get(example))
+            for example, name, count, weight, first, last, *_ in rows
         ]
-        return BandTrace(band, steps, examples, int(uses), int(whole) / SCALE, tuple(shapers))
+        return BandTrace(band, steps, examples, int(uses), int(whole) / SCALE, tuple(shapers), moved)
 
     def example(self, commitment: bytes) -> ExampleTrace:
         """Return what became of an example, by its commitment."""
         found = self._db.all("SELECT example FROM examples WHERE commitment = ?", [commitment])
         if not found:
-            return ExampleTrace(commitment.hex(), 0, 0, None, None, {}, {}, (), ())
+            return ExampleTrace(commitment.hex(), 0, 0, None, None, {}, {}, {}, (), ())
         own = self._db.all(
             """
             SELECT step, decision, learned, entry, outcome, d.verdict, program, rank
@@ -120,6 +124,7 @@ class Queries:
             (exposed[0], exposed[-1]) if exposed else None,
             _whole(taken),
             {band: weight / whole[band] if whole.get(band) else 0.0 for band, weight in taken.items()},
+            self._recorded.by_band(found[0][0]),
             tuple(_chapters(own, weights, rules)),
             tuple(
                 {

@@ -3,6 +3,8 @@
     uses/block=3/part-0.parquet      an example in a step: 65,536 steps to a block
     sums/block=3/part-0.parquet      the uses of an example in a block under one decision (`sums`)
     steps/block=3/part-0.parquet     a step and its outcome
+    contributions/block=3/…          what an example added to a band, in a step that records it
+    moves/block=3/…                  how far such a step moved a band
     examples/part-0.parquet          numbers and commitments
     decisions/part-0.parquet, weights/…, rules/…      what was decided, and who had a part in it
     programs/…, policy_rules/…       what governed, from which step on
@@ -30,7 +32,7 @@ from gradwarden.runtime.errors import TraceError
 from gradwarden.runtime.provenance.sums import Sums
 
 BLOCK = 65_536
-"""Steps in a partition of `uses` and `steps`."""
+"""Steps in a partition."""
 
 ROWS = 1 << 20
 """Rows of a row group; a partition's last one may have fewer."""
@@ -60,6 +62,8 @@ TABLES: dict[str, dict[str, str]] = {
         "reason": "string",
         "detail": "string",
     },
+    "contributions": {"step": "int64", "example": "int32", "band": "string", "norm": "float64"},
+    "moves": {"step": "int64", "band": "string", "norm": "float64"},
     "examples": {"example": "int32", "commitment": "commitment"},
     "decisions": {"decision": "int32", "program": "int32", "verdict": "string"},
     "weights": {"decision": "int32", "band": "string", "weight": "int64"},
@@ -80,14 +84,17 @@ TABLES: dict[str, dict[str, str]] = {
 
 uses.learned: whether the model may have learned from it: the decision gave some band weight, and the step was
 committed or its outcome was lost in a crash. steps.outcome: `committed`, `refused`, `lost`, or `open` where
-the ledger ends with the intent. weights.weight: in millionths. rules.part: `rule` (it bore on the decision),
-`advisory`, `waived`, or an obligation. spending: what a committed step says that privacy rules have spent.
+the ledger ends with the intent. contributions: of examples with weight in the band, in recorded steps that
+were committed or lost; norm: of what was added to the gradient, null for a private example. moves.norm: of
+what the band's parameters changed by. weights.weight: in millionths. rules.part: `rule` (it bore on the
+decision), `advisory`, `waived`, or an obligation. spending: what a committed step says that privacy rules
+have spent.
 """
 
-OF_RANKS = ("uses", "sums", "steps", "spending", "events")
+OF_RANKS = ("uses", "sums", "steps", "contributions", "moves", "spending", "events")
 """Tables that have files for each rank of a job."""
 
-PARTITIONED = {"uses": "step", "steps": "step", "sums": "first"}
+PARTITIONED = {"uses": "step", "steps": "step", "sums": "first", "contributions": "step", "moves": "step"}
 """Tables that are cut into blocks, and the column whose steps say into which."""
 
 

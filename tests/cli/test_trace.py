@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,16 @@ SECRET = bytes(range(32))
 
 @pytest.fixture
 def ledger(here: Path, signer: Signer) -> Path:
-    """Ten steps of examples `a` and `b`; `late` stops `b` from step 5 on."""
+    return write_run(here, signer)
+
+
+def write_run(
+    here: Path, signer: Signer, recorded: Container[int] = (), private: Container[int] = ()
+) -> Path:
+    """Write ten steps of examples `a` and `b`; `late` stops `b` from step 5 on.
+
+    recorded: steps that say what the two added; private: those of them in which `b` is private.
+    """
     committer = Committer(SECRET)
     (here / "run.secret").write_text(SECRET.hex() + "\n")
     path = here / "run.ledger"
@@ -36,6 +46,10 @@ def ledger(here: Path, signer: Signer) -> Path:
     packed = b64encode(committer.commit("a") + committer.commit("b")).decode()
     for number in range(10):
         ledger.append("step", {**step(number, 0, int(number >= 5)), "commitments": packed})
+        if number in recorded:
+            norms = {"shallow": ["0.5", None if number in private else "0.25"], "deep": ["0", "0"]}
+            ledger.append("contributed", {"step": number, "first": 0, "norms": norms})
+            ledger.append("moved", {"step": number, "norms": {"shallow": "0.125", "deep": "0"}})
         ledger.append("committed", committed(number))
     ledger.append("checkpoint", {"step": 10, "file": "m.safetensors", "digest": "ab" * 32, "tensors": None})
     ledger.close({"steps": 10, "committed": 10, "refused": 0, "examples": 15})
@@ -78,6 +92,38 @@ def test_an_example_is_found_by_its_id_or_its_commitment(run: Run, ledger: Path,
     shown = run("trace", "example", ledger, *ways[how]).stdout
     assert "the model may have learned from it 5 times, from step 0 to step 4" in shown
     assert "an approximation" in shown
+
+
+def test_what_steps_record_of_contributions_is_added_up(run: Run, here: Path, signer: Signer) -> None:
+    ledger = write_run(here, signer, recorded=(1, 2, 4, 7), private=(4,))
+    told = answer(run, "band", ledger, "shallow")
+    assert told["moved"] == {"steps": 4, "taken": 10, "norm": 0.5}
+    assert [one["added"] for one in told["top"]] == [
+        {"steps": 4, "norm": 2.0, "private": 0},
+        {"steps": 2, "norm": 0.5, "private": 1},
+    ]
+    some = answer(run, "band", ledger, "shallow", "--steps", "2..5")
+    assert some["moved"] == {"steps": 2, "taken": 4, "norm": 0.25}
+    assert [one["added"]["norm"] for one in some["top"]] == [1.0, 0.25]
+    shown = run("trace", "band", ledger, "shallow").stdout
+    assert "it moved by 0.5 in 4 of 10 steps, as these record" in shown
+    assert re.search(r"2\s+4\n", shown)
+    assert re.search(r"0\.5\s+2 \+ 1 private\n", shown)
+    assert "at most what it added in these" in shown
+    example = ["--id", "b", "--secret", "run.secret"]
+    assert answer(run, "example", ledger, *example)["added"] == {
+        "shallow": {"steps": 2, "norm": 0.5, "private": 1}
+    }
+    shown = run("trace", "example", ledger, *example).stdout
+    assert re.search(r"shallow\s+5\.00\s+\S+\s+0\.5\s+2 \+ 1 private\ndeep\s+0\.00\s+\S+\n", shown)
+    assert "at most what it added in these" in shown
+
+
+def test_nothing_is_said_of_contributions_where_none_is_recorded(run: Run, ledger: Path) -> None:
+    for question in (["band", ledger, "shallow"], ["example", ledger, "--id", "b", "--secret", "run.secret"]):
+        assert "added" not in run("trace", *question).stdout
+    told = answer(run, "band", ledger, "shallow")
+    assert (told["moved"], {one["added"] for one in told["top"]}) == (None, {None})
 
 
 def test_what_is_stopped_now_and_was_learned_before_is_listed(run: Run, ledger: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from gradwarden.policy import compile_policy, parse_policy
 from gradwarden.policy.context import Context
 from gradwarden.policy.decision import VERDICTS, step_verdict
+from gradwarden.policy.evaluation.chosen_steps import is_chosen
 from gradwarden.policy.model_map import Layer, ModelMap, Parameter
 from gradwarden.policy.program import Program
 from gradwarden.runtime.commitments import Committer
@@ -73,6 +74,8 @@ class Rank:
         self.roster = Roster(governed_by, self._committer)
         self.recorder = Recorder(self.ledger)
         self.next_step = self.committed = self.refused = self.exposed = 0
+        self.moved = "0.5"
+        """How far each band that a step reaches moves, where the policy has that recorded."""
         member = {"id": job, "rank": rank, "ranks": ranks, "placement": placement, "weights": weights}
         self.recorder.open(
             governed_by,
@@ -103,6 +106,7 @@ class Rank:
         self.recorder.propose(admitted, self.roster.commitments(rows), context, verdict)
         self.next_step += 1
         self._rows, self._learned = rows, admitted.micro.any(axis=1)
+        self._names, self._weights = names, admitted.micro
         return {
             band
             for band, column in zip(self.program.band_names, admitted.micro.T, strict=True)
@@ -114,12 +118,25 @@ class Rank:
         self.conclude(active, norm, {} if batch is None else {"batch": batch})
 
     def conclude(self, active: set[str], norm: str, together: Mapping[str, Any]) -> None:
+        if self.program.recorded and is_chosen(self.next_step - 1, self.program.recorded):
+            self.contribute(active)
         names = [band for band in self.program.band_names if band in active]
         norms = {band: norm if band in active else None for band in self.program.band_names}
         body = {"step": self.next_step - 1, "active": names, "norms": norms, "loss": "2.5", "privacy": {}}
         self.recorder.event("committed", {**body, **together})
         self.expose()
         self.committed += 1
+
+    def contribute(self, active: set[str]) -> None:
+        """Record what each example added where it has weight, and that the bands in reach moved."""
+        bands = self.program.band_names
+        norms = [f"{sum(name.encode()) / 64:.4g}" for name in self._names]
+        added = {
+            band: [norm if weight else "0" for norm, weight in zip(norms, column, strict=True)]
+            for band, column in zip(bands, self._weights.T.tolist(), strict=True)
+        }
+        moved = {band: self.moved if band in active else "0" for band in bands}
+        self.recorder.contributions(self.next_step - 1, added, moved)
 
     def expose(self) -> None:
         """Count what was proposed last as learned from: committed, or left without an outcome by a crash."""

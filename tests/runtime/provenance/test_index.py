@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pyarrow.dataset
 import pyarrow.parquet
@@ -15,7 +17,14 @@ from gradwarden.runtime.ledger.keys import Signer
 from gradwarden.runtime.provenance import tables
 from gradwarden.runtime.provenance.index import build_index, check_index, index_folder, open_index
 from tests.cli.conftest import step
-from tests.runtime.provenance.small_runs import Writer, commitment, read_uses, write_run
+from tests.runtime.provenance.small_runs import (
+    Record,
+    Writer,
+    commitment,
+    read_records,
+    read_uses,
+    write_run,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -27,10 +36,10 @@ def small_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def ledger(tmp_path: Path, run_signer: Signer) -> Path:
-    return write_run(tmp_path / "run.ledger", run_signer)
+    return write_run(tmp_path / "run.ledger", run_signer, recording=True)
 
 
-def read(path: Path, table: str) -> list[dict[str, object]]:
+def read(path: Path, table: str) -> list[dict[str, Any]]:
     """Read a table as any engine that knows partitions does."""
     found = pyarrow.dataset.dataset(index_folder(path) / table, partitioning="hive").to_table()
     return found.to_pylist()  # type: ignore[no-any-return]
@@ -40,7 +49,7 @@ def read(path: Path, table: str) -> list[dict[str, object]]:
 def test_every_use_of_the_ledger_is_a_row(tmp_path: Path, run_signer: Signer, sealed: bool) -> None:
     path = write_run(tmp_path / "run.ledger", run_signer, seed=3, sealed=sealed)
     index = build_index(path, [run_signer.public])
-    names = {row["example"]: bytes(row["commitment"]).hex() for row in read(path, "examples")}  # type: ignore[call-overload]
+    names = {row["example"]: bytes(row["commitment"]).hex() for row in read(path, "examples")}
     steps = {row["step"]: row for row in read(path, "steps")}
     verdicts = {row["decision"]: row["verdict"] for row in read(path, "decisions")}
     rows = read(path, "uses")
@@ -50,10 +59,83 @@ def test_every_use_of_the_ledger_is_a_row(tmp_path: Path, run_signer: Signer, se
     ] == [(use.step, use.commitment, use.decision["verdict"], use.learned) for use in expected]
     assert all(steps[use.step]["entry"] == use.entry for use in expected)
     assert all(steps[use.step]["outcome"] == use.outcome for use in expected)
-    assert all(row["block"] == row["step"] // 16 for row in rows)  # type: ignore[operator]
+    assert all(row["block"] == row["step"] // 16 for row in rows)
     assert (index.uses, index.steps) == (len(expected), len(steps))
     groups = pyarrow.parquet.ParquetFile(index_folder(path) / "uses" / "block=0" / "part-0.parquet")
     assert groups.num_row_groups > 1
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_every_contribution_that_a_taken_step_records_is_a_row(
+    tmp_path: Path, run_signer: Signer, sealed: bool
+) -> None:
+    """Of refused steps, and of one that was not heard of again, there are none."""
+    writer = Writer(tmp_path / "run.ledger", run_signer, 3, recording=True)
+    writer.train(40)
+    writer.propose(4)
+    writer.record()
+    refusal = {"gate": "gradient", "reason": "not_finite", "detail": "a loss"}
+    writer.ledger.append("refused", {"step": writer.next_step - 1, **refusal})
+    writer.crash()
+    writer.train(10)
+    if not sealed:
+        writer.propose(4)
+        writer.record()
+    writer.ledger.close({"steps": 0, "committed": 0, "refused": 0, "examples": 0} if sealed else None)
+    build_index(writer.path)
+    names = {row["example"]: bytes(row["commitment"]).hex() for row in read(writer.path, "examples")}
+    added, moved = read(writer.path, "contributions"), read(writer.path, "moves")
+    rows = [Record(row["step"], names[row["example"]], row["band"], row["norm"]) for row in added]
+    rows += [Record(row["step"], "", row["band"], row["norm"]) for row in moved]
+    assert Counter(rows) == Counter(read_records(writer.path))
+    assert {row["norm"] is None for row in added} == {True, False}
+    assert len({row["block"] for row in added}) > 1
+    assert all(row["block"] == row["step"] // 16 for row in [*added, *moved])
+
+
+def test_what_is_recorded_in_a_way_that_makes_no_sense_gives_no_row(
+    tmp_path: Path, run_signer: Signer
+) -> None:
+    """`verify` tells of it; the rest of the index stands."""
+    writer = Writer(tmp_path / "run.ledger", run_signer, 3)
+    writer.known = 1
+    writer.propose(2)
+    for number, first, band, text in [
+        *((0, 0, "shallow", "0.5"), (1, 0, "deep", "1"), (0, 2**52, "deep", "1"), (0, 0, "nowhere", "1")),
+        *((0, 0, "deep", text) for text in ("one", "nan", "1e999", "")),
+    ]:
+        writer.ledger.append("contributed", {"step": number, "first": first, "norms": {band: [text] * 3}})
+        writer.ledger.append("moved", {"step": number, "norms": {band: text}})
+    writer.settle()
+    writer.ledger.close()
+    build_index(writer.path)
+    added, moved = read(writer.path, "contributions"), read(writer.path, "moves")
+    assert [(row["step"], row["band"], row["norm"]) for row in added] == [(0, "shallow", 0.5)] * 2
+    assert [(row["band"], row["norm"]) for row in moved] == [("shallow", 0.5), ("deep", 1), ("nowhere", 1)]
+
+
+@pytest.mark.parametrize("version", ["gradwarden/trace/1", "gradwarden/trace/99"])
+def test_an_index_of_another_version_is_refused_and_made_anew(ledger: Path, version: str) -> None:
+    index = build_index(ledger)
+    told = json.loads((index.folder / "index.json").read_text())
+    (index.folder / "index.json").write_text(json.dumps({**told, "format": version}))
+    with pytest.raises(TraceError, match="was made by another version") as caught:
+        open_index(ledger)
+    assert "trace index" in str(caught.value.help)
+    assert build_index(ledger) == index == open_index(ledger)
+
+
+@pytest.mark.parametrize("table", ["contributions", "moves"])
+def test_a_table_that_is_said_to_be_empty_is_found_by_making_it_again(ledger: Path, table: str) -> None:
+    """Questions do not look into a table without rows."""
+    folder = build_index(ledger).folder
+    told = json.loads((folder / "index.json").read_text())
+    for path, file in told["files"].items():
+        file["rows"] = 0 if path.startswith(table) else file["rows"]
+    (folder / "index.json").write_text(json.dumps(told))
+    assert not open_index(ledger).has_rows(table)
+    with pytest.raises(TraceError, match="something else of itself"):
+        check_index(ledger)
 
 
 def test_an_index_that_was_made_here_passes_both_checks(ledger: Path) -> None:
@@ -129,11 +211,11 @@ def test_an_index_lasts_while_its_ledger_grows(tmp_path: Path, run_signer: Signe
 
 def test_no_index_is_made_of_a_ledger_that_was_altered(ledger: Path, run_signer: Signer) -> None:
     lines = ledger.read_bytes().splitlines(keepends=True)
-    lines[4] = lines[4].replace(b'"epoch":0', b'"epoch":1')
+    lines[2] = lines[2].replace(b'"epoch":0', b'"epoch":1')
     ledger.write_bytes(b"".join(lines))
     with pytest.raises(LedgerDamaged) as caught:
         build_index(ledger)
-    assert caught.value.index == 4
+    assert caught.value.index == 2
     assert not index_folder(ledger).exists()
 
 

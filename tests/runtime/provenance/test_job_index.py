@@ -8,6 +8,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from gradwarden.policy.evaluation.chosen_steps import is_chosen
 from gradwarden.runtime.commitments import Committer
 from gradwarden.runtime.errors import TraceError
 from gradwarden.runtime.jobs.layout import rank_path
@@ -19,7 +20,9 @@ from gradwarden.runtime.records.recorder import Recorder
 from tests.runtime.jobs.simulated import SECRET, Job, Rank, program
 
 STEPS, RANKS = 30, 3
-GOVERNED = program(rules='suppress shy { when kind == concept because "none" }')
+GOVERNED = program(
+    rules='suppress shy { when kind == concept because "none" } gradient { record 1 in 2 steps }'
+)
 COMMITTER = Committer(SECRET)
 
 
@@ -68,11 +71,16 @@ def test_answers_are_those_of_one_ledger_for_all(job: Path) -> None:
             found, other = together.band(band, steps), one.band(band, steps)
             assert (found.examples, found.uses, found.weight) == (other.examples, other.uses, other.weight)
             assert {s.commitment: s.weight for s in found.top} == {s.commitment: s.weight for s in other.top}
+            assert {s.commitment: s.added for s in found.top} == {s.commitment: s.added for s in other.top}
+            assert any(s.added for s in found.top) == bool(found.top)
+            assert found.moved == other.moved
         found, other = together.rule("shy", steps), one.rule("shy", steps)
         assert (found.declared, found.parts, found.top) == (other.declared, other.parts, other.top)
     guest = COMMITTER.commit("guest")
     found, other = together.example(guest), one.example(guest)
     assert (found.uses, found.weights, found.chapters) == (other.uses, other.weights, other.chapters)
+    assert found.added == other.added
+    assert found.added["shallow"].steps == sum(is_chosen(step, 2) for step in range(STEPS))
     assert [step["rank"] for step in found.steps] == [step % RANKS for step in range(STEPS)]
     assert together.footprint("shy").stopped == 1
     assert together.programs() == one.programs()

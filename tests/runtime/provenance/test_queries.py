@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +13,23 @@ import pytest
 from gradwarden.runtime.errors import TraceError
 from gradwarden.runtime.ledger.keys import Signer
 from gradwarden.runtime.provenance import sums, tables
+from gradwarden.runtime.provenance.answers import Contribution
+from gradwarden.runtime.provenance.database import EVERY_STEP, Database
 from gradwarden.runtime.provenance.index import build_index
 from gradwarden.runtime.provenance.lineage import compare
 from gradwarden.runtime.provenance.queries import Queries
 from gradwarden.runtime.records.branches import Branches
-from tests.runtime.provenance.small_runs import BANDS, Use, Writer, commitment, read_uses, write_run
+from tests.runtime.provenance.small_runs import (
+    BANDS,
+    Record,
+    Use,
+    Writer,
+    commitment,
+    read_records,
+    read_uses,
+    taken_steps,
+    write_run,
+)
 
 pytest.importorskip("duckdb")
 
@@ -32,7 +45,7 @@ def small_blocks() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, run_signer: Signer) -> tuple[Queries, list[Use]]:
-    path = write_run(tmp_path_factory.mktemp("run") / "it's a.ledger", run_signer, seed=5)
+    path = write_run(tmp_path_factory.mktemp("run") / "it's a.ledger", run_signer, seed=5, recording=True)
     return Queries(build_index(path)), list(read_uses(path))
 
 
@@ -62,8 +75,72 @@ def test_what_shaped_a_band(run: Run, band: str, steps: tuple[int, int | None]) 
     assert found.top == () or queries.band(band, steps, 2).examples == found.examples
 
 
+def added_up(records: list[Record]) -> tuple[int, Any, int] | None:
+    """What a slow reading makes of one example in one band: steps, the sum of norms, private steps."""
+    told = [one for one in records if one.norm is not None]
+    private = {one.step for one in records if one.norm is None}
+    norm = pytest.approx(sum(one.norm or 0 for one in told), rel=1e-5) if told else None
+    return (len({one.step for one in told}), norm, len(private)) if records else None
+
+
+def told_of(found: Contribution | None) -> tuple[int, float | None, int] | None:
+    return None if found is None else (found.steps, found.norm, found.private)
+
+
+@pytest.mark.parametrize("steps", [(0, None), (10, 30), (8, 15), (25, 25), (900, None)])
+@pytest.mark.parametrize("band", BANDS)
+def test_what_the_shapers_of_a_band_added_and_how_far_it_moved(
+    run: Run, band: str, steps: tuple[int, int | None]
+) -> None:
+    queries, _ = run
+    path, last = queries.index.ledger, 1000 if steps[1] is None else steps[1]
+    own = [one for one in read_records(path) if one.band == band and steps[0] <= one.step <= last]
+    found = queries.band(band, steps, 1000)
+    for shaper in found.top:
+        added = [one for one in own if one.commitment == shaper.commitment]
+        assert told_of(shaper.added) == added_up(added)
+    moves = [one.norm or 0.0 for one in own if not one.commitment]
+    taken = [step for step in taken_steps(path) if steps[0] <= step <= last]
+    moved = found.moved and (found.moved.steps, found.moved.taken, found.moved.norm)
+    assert moved == ((len(moves), len(taken), pytest.approx(sum(moves), rel=1e-5)) if moves else None)
+
+
+def test_what_an_example_added_to_each_band(run: Run) -> None:
+    queries, _ = run
+    records = list(read_records(queries.index.ledger))
+    for number in range(12):
+        own = [one for one in records if one.commitment == commitment(number).hex()]
+        found = queries.example(commitment(number)).added
+        assert found.keys() == {one.band for one in own}
+        for band in found:
+            assert told_of(found[band]) == added_up([one for one in own if one.band == band])
+
+
+def test_where_nothing_is_recorded_nothing_is_told_or_looked_for(
+    tmp_path: Path, run_signer: Signer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queries = Queries(build_index(write_run(tmp_path / "run.ledger", run_signer)))
+    asked: list[str] = []
+    read = Database.all
+    monkeypatch.setattr(
+        Database, "all", lambda self, query, *v: (asked.append(query), read(self, query, *v))[1]
+    )
+    found, example = queries.band("deep"), queries.example(commitment(0))
+    assert (found.moved, {one.added for one in found.top}, example.added) == (None, {None}, {})
+    assert len(found.top) == found.examples > 1
+    assert asked
+    assert not any("contributions" in query or "moves" in query for query in asked)
+
+
+def test_contributions_are_read_from_the_blocks_of_the_steps_in_question(run: Run) -> None:
+    queries, _ = run
+    for table in ("contributions", "moves", "steps"):
+        query = Database(queries.index).rows_in(table, (9, 14), EVERY_STEP)
+        assert re.findall(r"block=(\d+)", query) == ["1"]
+
+
 def test_abandoned_steps_are_left_out_where_asked(tmp_path: Path, run_signer: Signer) -> None:
-    writer = Writer(tmp_path / "run.ledger", run_signer, 4)
+    writer = Writer(tmp_path / "run.ledger", run_signer, 4, recording=True)
     branches = Branches()
 
     def put(kind: str, body: dict[str, Any]) -> None:
@@ -83,9 +160,19 @@ def test_abandoned_steps_are_left_out_where_asked(tmp_path: Path, run_signer: Si
     assert effective.effective() == ((0, 11), (31, 45))
     for steps in ((0, None), (5, 35), (12, 20), (31, 40)):
         kept = [one for one in uses if not 11 <= one.step < 31 and steps[0] <= one.step <= (steps[1] or 99)]
-        found = effective.band("deep", steps)
+        found = effective.band("deep", steps, 1000)
         assert found.uses == sum(one.weight("deep") > 0 for one in kept)
         assert found.weight == pytest.approx(sum(one.weight("deep") for one in kept) / 1e6)
+        leading = [
+            one
+            for one in read_records(writer.path)
+            if one.band == "deep" and not 11 <= one.step < 31 and steps[0] <= one.step <= (steps[1] or 99)
+        ]
+        for shaper in found.top:
+            added = [one for one in leading if one.commitment == shaper.commitment]
+            assert told_of(shaper.added) == added_up(added)
+        moves = [one for one in leading if not one.commitment]
+        assert (found.moved.steps if found.moved else 0) == len(moves)
     assert whole.band("deep").uses == sum(one.weight("deep") > 0 for one in uses)
     told = whole.example(bytes.fromhex(uses[0].commitment)).steps
     assert any(step["abandoned"] for step in told)
