@@ -20,7 +20,7 @@ MEANINGS = {
     "OK": "intact, sealed, signed by a given key, and decided as its policy says",
     "UNWITNESSED": "it would hold, but the witnesses asked for do not vouch for all of it",
     "VIOLATION": "intact and signed, but what it records does not fit its policy, or what was given with it",
-    "INCOMPLETE": "intact as far as it goes, but not sealed",
+    "INCOMPLETE": "intact as far as it goes, but not sealed, or an archive is missing",
     "UNTRUSTED": "no given key vouches for it, or for all of it",
     "ROLLBACK": "entries are missing that it had when a head was signed",
     "FORK": "rewritten: a head was signed over other entries than these",

@@ -145,6 +145,7 @@ def _account(ledger: Path, groups: Groups | None, ranks: int | None) -> Account:
 
 def _account_of_run(ledger: Path, found: Mapping[bytes, str] | None) -> Account:
     from gradwarden.runtime.ledger.chain import Listener, verify_chain
+    from gradwarden.runtime.ledger.reader import check_whole
     from gradwarden.runtime.report.account import Accountant
 
     accountant: Accountant | None = None
@@ -154,6 +155,7 @@ def _account_of_run(ledger: Path, found: Mapping[bytes, str] | None) -> Account:
         accountant = Accountant(found)
         return accountant.accept
 
+    check_whole(ledger)
     total = ledger.stat().st_size
     with progress(f"reading {ledger.name}", total, "bytes"):
         verify_chain(ledger, (), listen)

@@ -29,6 +29,7 @@ from gradwarden.runtime.ledger.chain import verify_chain
 from gradwarden.runtime.ledger.entries import CANONICAL
 from gradwarden.runtime.ledger.lines import Part
 from gradwarden.runtime.ledger.merkle import Tree, leaf_hashes
+from gradwarden.runtime.ledger.reader import check_whole
 from gradwarden.runtime.ledger.turns import Turns
 from gradwarden.runtime.provenance.collect import Collector
 from gradwarden.runtime.provenance.sums import Column, Sums
@@ -186,7 +187,8 @@ def tally_ledger(
 ) -> Tally:
     """Tally the entries of a ledger before one; None: all. Its chain is not judged here.
 
-    Raises TraceError where steps are out of turn or decisions undeclared, LedgerError for an unreadable file.
+    Raises TraceError where steps are out of turn or decisions undeclared, ArchiveMissing, LedgerError for an
+    unreadable file.
     """
     tally = Tally(watched)
 
@@ -200,6 +202,7 @@ def tally_ledger(
 
         return accept
 
+    check_whole(path)
     verify_chain(path, (), listen)
     tally.finish()
     return tally

@@ -12,7 +12,7 @@ from hashlib import sha256
 from typing import BinaryIO, cast
 
 from gradwarden.runtime.errors import LedgerDamaged, LedgerError
-from gradwarden.runtime.ledger.archive import Archives, WholeFile, find_archives
+from gradwarden.runtime.ledger.archive import Archives, WholeFile, find_archives, missing_error
 from gradwarden.runtime.ledger.entries import (
     ENTRY_START,
     MAX_LINE,
@@ -113,6 +113,13 @@ def absent(path: str | os.PathLike[str]) -> Archives | None:
     """Return the archives of a ledger where some of their files are missing, else None."""
     archives = archives_of(path)
     return archives if archives is not None and archives.missing() else None
+
+
+def check_whole(path: str | os.PathLike[str]) -> None:
+    """Raise ArchiveMissing where entries of a ledger lie in an archive that is missing."""
+    missing = absent(path)
+    if missing is not None:
+        raise missing_error(missing)
 
 
 def _pieces_held(path: str | os.PathLike[str]) -> Iterator[Piece]:

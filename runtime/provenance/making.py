@@ -15,7 +15,7 @@ from gradwarden.runtime.ledger.chain import ChainReport, Listener, first_error, 
 from gradwarden.runtime.ledger.entries import JOB_OPENING
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.lines import Part
-from gradwarden.runtime.ledger.reader import read_entries
+from gradwarden.runtime.ledger.reader import check_whole, read_entries
 from gradwarden.runtime.provenance.collect import Collector, Numbering
 from gradwarden.runtime.provenance.indexed import Index, IndexFile, RankEnd
 from gradwarden.runtime.provenance.tables import Made, Tables
@@ -36,6 +36,7 @@ def make_index(ledger: Path, folder: Path, keys: Sequence[PublicKey], progress: 
         collector = Collector(tables)
         return collector.accept
 
+    check_whole(ledger)
     chain = verify_chain(ledger, keys, listen, progress)
     _check_chain(ledger, chain, signed=bool(keys))
     assert collector is not None, "verify_chain has asked for a listener"

@@ -10,6 +10,7 @@ from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.errors import LedgerError
 from gradwarden.runtime.ledger.chain import first_error, verify_chain
 from gradwarden.runtime.ledger.lines import Part
+from gradwarden.runtime.ledger.reader import check_whole
 from gradwarden.runtime.ledger.turns import Turns
 from gradwarden.runtime.records.branches import REWOUND, Branches, Saved, Spans
 
@@ -87,7 +88,7 @@ def effective_history(
 
     checkpoint: a file's name, or how its SHA-256 begins (hex); of several the last. What entries say is taken
     as it is, the chain apart: signatures and decisions are for `verify`. Raises LedgerError where the ledger
-    is damaged or names no such weights.
+    is damaged or names no such weights, ArchiveMissing.
     """
     reader = _Reader()
 
@@ -96,6 +97,7 @@ def effective_history(
         reader = _Reader()
         return reader.accept
 
+    check_whole(path)
     report = verify_chain(path, (), listen, progress)
     if report.status == "TAMPERED":
         broken = first_error(report.findings)

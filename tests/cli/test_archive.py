@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,7 @@ def test_a_ledger_is_archived_and_verified_as_before(run: Run, ledger: Path) -> 
 
 def test_what_is_missing_is_named(run: Run, ledger: Path) -> None:
     key = ledger.parent / "run.pub"
+    (ledger.parent / "run.secret").write_text(sha256(b"plain").hexdigest() + "\n")
     done = json.loads(run("archive", ledger, "--format", "json").stdout)
     Path(done["file"]).unlink()
     result = run("verify", ledger, "--key", key)
@@ -49,6 +51,14 @@ def test_what_is_missing_is_named(run: Run, ledger: Path) -> None:
     assert f"the first {done['end']} entries" in result.stdout.split("not checked")[1]
     result = run("log", ledger)
     assert (result.exit_code, "GW605" in result.stderr) == (2, True)
+    for asked in (
+        ("history", ledger),
+        ("trace", "index", ledger),
+        ("report", ledger, "--key", key, "-o", ledger.parent / "report.html"),
+        ("receipt", "make", ledger, "--id", "ea0", "--secret", ledger.parent / "run.secret"),
+    ):
+        refused = run(*asked)
+        assert (refused.exit_code, refused.stdout, "error[GW605]" in refused.stderr) == (2, "", True), asked
     head = ledger.parent / "kept.note"
     first = done["end"]
     head.write_bytes(genuine("plain").heads[first])
