@@ -2,7 +2,8 @@
 
 The ledger has a step and its outcome for each of --steps steps of 32 examples, drawn from 200,000 that come
 back; half of the examples shape all bands, some shape one, some are refused. It is chained as any ledger, and
-not signed: an index is made without looking at signatures. Peers in the same run: `verify_chain` without
+not signed: an index is made without looking at signatures. With --record N about one step in N records what
+each example added to each band. Peers in the same run: `verify_chain` without
 signatures, which the making of an index contains, and SHA-256 of the file; for the question about a band,
 pyarrow's own filter, join and grouping over the same files. A question is asked in a process that was just
 started, as the command does, and again in the same process.
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import time
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ import pyarrow.dataset as ds
 from benchmarks.bytecode import compiled_modules
 from benchmarks.results import write_results
 from gradwarden.policy import compile_policy, parse_policy
+from gradwarden.policy.array_types import Numbers
+from gradwarden.policy.evaluation.chosen_steps import is_chosen
 from gradwarden.runtime.commitments import Committer
 from gradwarden.runtime.ledger.chain import verify_chain
 from gradwarden.runtime.ledger.entries import CANONICAL, ZERO_HASH, compose
@@ -60,8 +63,11 @@ DECISIONS = [
 ]
 
 
-def write_run(path: Path, steps: int) -> None:
-    """Write the ledger; from half of the steps on, a tenth of the examples are stopped by `term`."""
+def write_run(path: Path, steps: int, record: int = 0) -> None:
+    """Write the ledger; from half of the steps on, a tenth of the examples are stopped by `term`.
+
+    record: about one step in so many records contributions; 0: none does.
+    """
     program = compile_policy(parse_policy(POLICY))
     chance = np.random.default_rng(0)
     names = chance.bytes(32 * EXAMPLES)
@@ -89,6 +95,10 @@ def write_run(path: Path, steps: int) -> None:
         for step, row in enumerate(drawn):
             decided = treated if step < steps // 2 else over
             append("step", proposed(step, [commitments[n] for n in row.tolist()], decided[row].tolist()))
+            if record and is_chosen(step, record):
+                norms = added(program.band_names, decided[row], chance)
+                append("contributed", {"step": step, "first": 0, "norms": norms})
+                append("moved", {"step": step, "norms": dict.fromkeys(norms, "0.0012345")})
             append(
                 "committed", {"active": ["shallow"], "loss": "2.5", "norms": {}, "privacy": {}, "step": step}
             )
@@ -112,6 +122,13 @@ def opening(policy: dict[str, Any], bands: list[str]) -> dict[str, Any]:
         "secret_commitment": Committer(bytes(32)).secret_commitment,
         "privacy": [],
     }
+
+
+def added(bands: Sequence[str], decided: Numbers, chance: np.random.Generator) -> dict[str, list[str]]:
+    """Return what examples add to each band. decided: the number of the decision on each."""
+    weights = np.array([weights for _, weights, _ in DECISIONS])[decided]
+    norms = (weights > 0).T * chance.random(len(decided))
+    return {band: [f"{norm:.4g}" for norm in column] for band, column in zip(bands, norms, strict=True)}
 
 
 def described(number: int, verdict: str, weights: list[int], rules: list[str]) -> dict[str, Any]:
@@ -199,14 +216,18 @@ def ask(path: Path, steps: int) -> dict[str, Any]:
 
 @click.command()
 @click.option("--steps", type=click.IntRange(1_000), default=100_000, show_default=True)
+@click.option(
+    "--record", type=click.IntRange(0), default=0, help="One step in N records contributions; 0: none."
+)
 @click.option("--keep", type=click.Path(path_type=Path), help="Write the ledger here, and leave it.")
-def main(steps: int, keep: Path | None) -> None:
+def main(steps: int, record: int, keep: Path | None) -> None:
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as folder, compiled_modules():
         path = Path(keep or folder, "run.ledger")
         path.parent.mkdir(exist_ok=True)
         if not path.exists():
-            write_run(path, steps)
-        figures: dict[str, Any] = {"steps": steps, "examples_per_step": BATCH, "bytes": path.stat().st_size}
+            write_run(path, steps, record)
+        figures: dict[str, Any] = {"steps": steps, "examples_per_step": BATCH, "record": record}
+        figures["bytes"] = path.stat().st_size
         with path.open("rb") as file:
             figures["sha256_of_file_seconds"] = timed(lambda: file_digest(file, "sha256"), 1)
         figures["verify_chain_seconds"] = timed(lambda: verify_chain(path, ()), 1)

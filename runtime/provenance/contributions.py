@@ -1,13 +1,13 @@
 """Makes rows of what a step records of contributions: what its examples added, how far its bands moved.
 
-What is recorded is taken as it is. Where it belongs to no example of the step, or is no number, there is no
-row of it; `verify` tells.
+What is recorded is taken as it is. Where it belongs to no example of the step, or is no norm, there is no row
+of it; `verify` tells.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import isfinite
+from math import inf
 from typing import Any
 
 from gradwarden.policy.array_types import Numbers
@@ -47,4 +47,4 @@ def _number(text: str) -> float | None:
         norm = float(text)
     except ValueError:
         return None
-    return norm if isfinite(norm) else None
+    return norm if 0 <= norm < inf else None

@@ -23,6 +23,7 @@ from gradwarden.policy.program import SCALE
 from gradwarden.runtime.ledger.chain import Listener
 from gradwarden.runtime.ledger.lines import Part
 from gradwarden.runtime.provenance.collect import Collector, Numbering
+from gradwarden.runtime.report.recorded import Recorded, RecordSums
 
 BUCKETS = 48
 
@@ -88,7 +89,7 @@ class Account:
     opened: the body of the first entry; of a job, of its first rank's ledger. ranks: those of a job whose
     ledgers were read; none of a run by itself. outcomes: steps by outcome. gates: (gate, reason) and how many
     steps each refused. uses: examples in steps; examples: how many there are. grouped: whether groups were
-    named.
+    named. recorded: of contributions, by band; none where no step records any.
     """
 
     opened: Mapping[str, Any]
@@ -105,13 +106,14 @@ class Account:
     spending: tuple[Spending, ...]
     events: tuple[dict[str, Any], ...]
     ranks: tuple[int, ...] = ()
+    recorded: tuple[Recorded, ...] = ()
 
 
 class Accountant:
     """Adds up the parts of one ledger, told in order, or of those of a job, one after the other.
 
     groups: what group examples belong to, by commitment. ranks: of the job. What all of them record alike
-    (steps, outcomes, spending) is counted once, as the first of them has it.
+    (steps, outcomes, moves, spending) is counted once, as the first of them has it.
     """
 
     def __init__(self, groups: Mapping[bytes, str] | None = None, ranks: Sequence[int] = ()) -> None:
@@ -146,6 +148,7 @@ class Accountant:
         self._gates: Counter[tuple[str, str]] = Counter()
         self._points: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)
         self._events: list[dict[str, Any]] = []
+        self._recorded = RecordSums()
 
     def accept(self, part: Part) -> None:
         """Take the next part. Raises TraceError where steps are out of turn or decisions undeclared."""
@@ -182,6 +185,7 @@ class Accountant:
             tuple(Spending(rule, terms[rule], tuple(self._points[rule])) for rule in terms),
             tuple(self._events),
             self._ranks,
+            tuple(self._recorded.of(self._bands)),
         )
 
     # --- rows ----------------------------------------------------------------------------------------------
@@ -216,6 +220,10 @@ class Accountant:
                 self._declared.append(values)
             case "steps":
                 self.add("steps", **{name: [value] for name, value in values.items()})
+            case "contributions":
+                self._recorded.add(values["band"], values["norm"])
+            case "moves" if len(self._collectors) == 1:
+                self._recorded.move(values["band"], values["norm"])
             case "spending" if len(self._collectors) == 1:
                 self._spend(values)
             case "events" if len(self._collectors) == 1 or values["kind"] in OF_ONE_RANK:

@@ -114,6 +114,7 @@ def _template() -> Any:
     )
     environment.filters["number"] = "{:,}".format
     environment.filters["weight"] = "{:,.2f}".format
+    environment.filters["norm"] = "{:,.3g}".format
     environment.filters["percent"] = "{:.2%}".format
     return environment.from_string(
         files("gradwarden.runtime.report").joinpath("page.html").read_text("utf-8")

@@ -102,7 +102,7 @@ def test_what_is_recorded_in_a_way_that_makes_no_sense_gives_no_row(
     writer.propose(2)
     for number, first, band, text in [
         *((0, 0, "shallow", "0.5"), (1, 0, "deep", "1"), (0, 2**52, "deep", "1"), (0, 0, "nowhere", "1")),
-        *((0, 0, "deep", text) for text in ("one", "nan", "1e999", "")),
+        *((0, 0, "deep", text) for text in ("one", "nan", "1e999", "-1", "")),
     ]:
         writer.ledger.append("contributed", {"step": number, "first": first, "norms": {band: [text] * 3}})
         writer.ledger.append("moved", {"step": number, "norms": {band: text}})

@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
 from gradwarden.runtime.ledger.chain import verify_chain
 from gradwarden.runtime.ledger.keys import Signer
+from gradwarden.runtime.provenance.making import walk_ranks
 from gradwarden.runtime.report import account
 from gradwarden.runtime.report.account import UNNAMED, Account, Accountant, Spending
 from gradwarden.runtime.report.chart import heaviest, line, stack
-from tests.runtime.provenance.small_runs import BANDS, commitment, read_uses, write_run
+from tests.runtime.jobs.simulated import Job, program
+from tests.runtime.provenance.small_runs import BANDS, commitment, read_records, read_uses, write_run
 
 GROUPS = {commitment(number): f"group {number % 3}" for number in range(10)}
 
@@ -26,7 +29,7 @@ def add_up(path: Path, groups: dict[bytes, str] | None = None) -> Account:
 
 @pytest.fixture(scope="module")
 def ledger(tmp_path_factory: pytest.TempPathFactory, run_signer: Signer) -> Path:
-    return write_run(tmp_path_factory.mktemp("run") / "run.ledger", run_signer, seed=8)
+    return write_run(tmp_path_factory.mktemp("run") / "run.ledger", run_signer, seed=8, recording=True)
 
 
 @pytest.mark.parametrize("buckets", [4, 48, 1000])
@@ -76,6 +79,36 @@ def test_counts_of_verdicts_rules_and_outcomes(ledger: Path) -> None:
         assert (rule.first, rule.last) == (own[0].step, own[-1].step)
         assert rule.stopped == sum(not any(use.decision["weights"]) for use in own)
     assert [rule.stopped for rule in found.rules] == sorted((r.stopped for r in found.rules), reverse=True)
+
+
+def test_means_of_what_steps_record_of_contributions(ledger: Path) -> None:
+    records = list(read_records(ledger))
+    found = add_up(ledger).recorded
+    assert [one.band for one in found] == [*BANDS]
+    for one in found:
+        own = [record for record in records if record.band == one.band]
+        moves = [record.norm or 0.0 for record in own if not record.commitment]
+        added = [record.norm for record in own if record.commitment and record.norm is not None]
+        assert (one.steps, one.told) == (len(moves), len(added))
+        assert one.moved == pytest.approx(fmean(moves))
+        assert one.added == pytest.approx(fmean(added))
+        assert one.private == len(own) - len(moves) - len(added)
+    assert found[0].private > 0
+
+
+def test_what_ranks_record_is_added_up_and_their_moves_are_counted_once(
+    tmp_path: Path, run_signer: Signer
+) -> None:
+    job = Job(tmp_path / "job", run_signer, 2, governed_by=program(rules="gradient { record 1 in 1 steps }"))
+    for _ in range(3):
+        job.step([["a", "B"], ["c"]])
+    job.seal()
+    accountant = Accountant(ranks=(0, 1))
+    walk_ranks(job.folder, (0, 1), (), accountant.begin)
+    shallow, deep = accountant.finish().recorded
+    assert (shallow.steps, shallow.moved, shallow.told) == (3, 0.5, 9)
+    assert (deep.steps, deep.moved, deep.told) == (3, 0.5, 3)
+    assert deep.added == pytest.approx(ord("B") / 64, rel=1e-3)
 
 
 def test_a_chart_shows_what_was_added_up(ledger: Path) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.runtime.report.test_page import hostile, plain, text
+from tests.runtime.report.test_page import hostile, plain, recording, text
 
-__all__ = ["hostile", "plain", "text"]
+__all__ = ["hostile", "plain", "recording", "text"]
 
 pytestmark = pytest.mark.browser
 

@@ -47,6 +47,13 @@ def plain(tmp_path_factory: pytest.TempPathFactory, run_signer: Signer) -> str:
 
 
 @pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory, run_signer: Signer) -> str:
+    """Some steps record contributions."""
+    path = write_run(tmp_path_factory.mktemp("recording") / "run.ledger", run_signer, recording=True)
+    return render(add_up(path), VERDICT, "fine")
+
+
+@pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory, run_signer: Signer) -> str:
     """Every text that others choose is hostile."""
     path = tmp_path_factory.mktemp("hostile") / "run.ledger"
@@ -120,7 +127,7 @@ def test_a_row_of_one_step_names_it_once(hostile: str) -> None:
     assert not [head for head in heads if re.fullmatch(r"([\d,]+) to \1", head)]
 
 
-@pytest.fixture(params=["plain", "hostile"])
+@pytest.fixture(params=["plain", "recording", "hostile"])
 def text(request: pytest.FixtureRequest) -> str:
     return str(request.getfixturevalue(request.param))
 
@@ -211,6 +218,32 @@ def test_what_a_run_does_not_have_is_said(plain: str) -> None:
     assert "The policy has no rule against memorization." in words
     assert "early.safetensors" in words
     assert "closed" in words
+
+
+def test_what_steps_record_of_contributions_is_told(recording: str, plain: str) -> None:
+    assert "Contributions on record" not in plain
+    assert 'id="recorded"' not in plain
+    page = Page(recording)
+    [table] = [one for one in page.root.all("table") if "on record" in one.all("caption")[0].text]
+    rows = [[cell.text.strip() for cell in row.all("th", "td")] for row in table.all("tr")[1:]]
+    assert [row[0] for row in rows] == ["shallow", "deep"]
+    for band, steps, moved, told, added in rows:
+        public, parts = map(int, told.split(" of "))
+        assert int(steps) > 10 < public
+        assert 0 < float(moved) < 1
+        assert 0 < float(added) < 1
+        assert (public < parts) == (band == "shallow")
+    assert "The parts of private examples are never told." in page.root.text
+
+
+def test_a_band_of_which_nothing_is_told_but_that_it_is_private(tmp_path: Path, run_signer: Signer) -> None:
+    accountant = Accountant()
+    verify_chain(write_run(tmp_path / "run.ledger", run_signer), (), lambda: accountant.accept)
+    accountant.add_row("contributions", step=0, example=0, band="deep", norm=None)
+    page = Page(render(accountant.finish(), VERDICT, "fine"))
+    [table] = [one for one in page.root.all("table") if "on record" in one.all("caption")[0].text]
+    cells = [cell.text.strip() for cell in table.all("tr")[1].all("th", "td")]
+    assert cells == ["deep", "0", "none", "0 of 1", "none"]
 
 
 def test_a_budget_is_drawn_and_told(hostile: str) -> None:
