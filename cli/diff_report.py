@@ -40,6 +40,7 @@ class Outcome:
     gradients: tuple[Difference, ...]
     maintenance: tuple[Difference, ...]
     semantics: tuple[Difference, ...]
+    guards: tuple[Difference, ...]
     rules: tuple[RuleDifference, ...]
     schema: tuple[str, ...]
     counts: DataDifference | None = None
@@ -47,7 +48,7 @@ class Outcome:
 
     @property
     def decided(self) -> tuple[Difference, ...]:
-        """What of the differences bears on what is learned; rules do so through these alone."""
+        """What of the differences bears on what is learned; rules do so through these alone, guards never."""
         return (*self.bands, *self.privacy, *self.gradients, *self.maintenance, *self.semantics)
 
     @property
@@ -81,6 +82,7 @@ def show(outcome: Outcome, old: Path, new: Path) -> None:
         ("model", outcome.semantics),
     ):
         _show_differences(heading, [(d.subject, d) for d in differences], outcome, new)
+    _show_differences("starvation guards", [(d.subject, d) for d in outcome.guards], outcome, new)
     titles = [(f"{rule.kind} {rule.title}", rule.difference) for rule in outcome.rules]
     _show_differences("rules, each by itself", titles, outcome, new)
     if outcome.counts is not None:
@@ -187,6 +189,7 @@ def to_json(outcome: Outcome, old: Path, new: Path) -> dict[str, Any]:
         "gradients": [_difference(d, outcome) for d in outcome.gradients],
         "maintenance": [_difference(d, outcome) for d in outcome.maintenance],
         "semantics": [_difference(d, outcome) for d in outcome.semantics],
+        "guards": [_difference(d, outcome) for d in outcome.guards],
         "rules": [
             {
                 "kind": rule.kind,

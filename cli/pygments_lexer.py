@@ -39,7 +39,8 @@ KINDS = (
 LEVELS = ("advisory", "hard")
 
 CLAUSES = (
-    *("accept", "after", "all", "always", "approved", "at", "because", "before", "blocks", "by", "cap"),
+    *("accept", "after", "all", "always", "approved", "at", "because", "before", "below", "blocks"),
+    *("by", "cap"),
     *("clip", "default", "delta", "detach", "drift", "during", "epoch", "epochs", "epsilon", "exposure"),
     *("exposures", "from", "halt", "hold", "language", "least", "mask", "max", "most", "names", "never"),
     *("next", "noise", "optional", "out", "places", "private", "reach", "record", "refuse", "rehearse"),

@@ -376,11 +376,16 @@ class Assertion:
 
 @frozen
 class Starvation:
-    """What to do when no example reaches a band for `steps` committed steps."""
+    """What to do when no example reaches a band for `steps` committed steps.
+
+    below: a step in which the mean weight of its examples in the band is less, in millionths, counts as one
+    in which none does.
+    """
 
     band: str
     steps: int
     action: Literal["report", "halt", "accept"]
+    below: int = 0
 
 
 @frozen

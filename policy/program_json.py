@@ -1,8 +1,9 @@
 """The JSON form of a program: canonical (RFC 8785), strict to read; its schema is `program.schema.json`.
 
-Every field is always written, but for `recorded`, and `hold_out` of limits, where there is none. A condition
-or numeric expression is an object with one key that names its kind: `{"and": […]}`, `{"compare": {"op": "ge",
-"left": {"attribute": "lines"}, "right": {"number": 3}}}`. The digest of a program is the SHA-256 of all this.
+Every field is always written, but for `recorded`, `hold_out` of limits, and `below` of guards, where there is
+none. A condition or numeric expression is an object with one key that names its kind: `{"and": […]}`,
+`{"compare": {"op": "ge", "left": {"attribute": "lines"}, "right": {"number": 3}}}`. The digest of a
+program is the SHA-256 of all this.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def program_to_data(program: p.Program) -> Json:
         "modulations": [_rule(rule, "when") for rule in program.modulations],
         "waivers": [_rule(rule, "when") for rule in program.waivers],
         "assertions": [_rule(rule, "when", "then") for rule in program.assertions],
-        "starvation": [_plain(guard) for guard in program.starvation],
+        "starvation": [_starvation(guard) for guard in program.starvation],
         "gradient_caps": [_plain(cap) for cap in program.gradient_caps],
         "maintained": [_plain(rule) for rule in program.maintained],
         **({"recorded": program.recorded} if program.recorded else {}),
@@ -131,6 +132,10 @@ def _limit(limit: p.Limit) -> Json:
         "privacy": None if limit.privacy is None else _privacy(limit.privacy),
         **({"hold_out": limit.hold_out} if limit.hold_out else {}),
     }
+
+
+def _starvation(guard: p.Starvation) -> Json:
+    return {key: value for key, value in _plain(guard).items() if key != "below" or value}
 
 
 def _privacy(terms: p.PrivacyTerms) -> Json:

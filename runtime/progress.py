@@ -11,13 +11,14 @@ from math import isnan
 from typing import TYPE_CHECKING
 
 from gradwarden.policy.decision import VERDICTS, step_verdict
+from gradwarden.policy.evaluation.phrasing import share
 from gradwarden.policy.program import Program
 from gradwarden.runtime.errors import LedgerError, MaskError, StarvationHalt
 from gradwarden.runtime.joining import Joined
 from gradwarden.runtime.records.history import Counts
 from gradwarden.runtime.steps.expiry import ExpiryWatch
 from gradwarden.runtime.steps.gates import Finding
-from gradwarden.runtime.steps.starvation import StarvationGuard
+from gradwarden.runtime.steps.starvation import Reach, StarvationGuard
 
 if TYPE_CHECKING:
     from gradwarden.runtime.steps.proposal import Proposal
@@ -134,7 +135,7 @@ class Progress:
         joined.keeping.stepped(self.next_step)
         for rule, steps in joined.budgets.halting.items():
             joined.recorder.event("halted", {"step": step, "rule": rule, "steps": steps})
-        self._watch_starvation(step, proposal.active)
+        self._watch_starvation(step, proposal.reach)
         joined.budgets.check_going()
 
     def _record_contributions(self, proposal: Proposal) -> None:
@@ -150,11 +151,14 @@ class Progress:
             proposal.context.step, norms, {band: f"{norm:.6g}" for band, norm in moved.items()}
         )
 
-    def _watch_starvation(self, step: int, active: tuple[str, ...]) -> None:
-        for rule in self._starvation.observe(step, active):
+    def _watch_starvation(self, step: int, reach: Reach) -> None:
+        for rule in self._starvation.observe(step, reach):
             body = {"step": step, "band": rule.band, "steps": rule.steps, "action": rule.action}
             self._joined.recorder.event("starved", body)
             words = f"no example has reached the band `{rule.band}` for {rule.steps} steps"
+            if rule.below:
+                least = f"less than {share(rule.below)} on average"
+                words = f"examples have weighed {least} in the band `{rule.band}` for {rule.steps} steps"
             if rule.action == "report":
                 warnings.warn(words, stacklevel=LEVELS_TO_LOOP)
             elif rule.action == "halt":

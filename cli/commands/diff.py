@@ -107,7 +107,8 @@ def command(
     stand. For each band, `wider` comes with an example that gets a greater weight, `narrower` with one that
     gets a smaller weight, and `same` means that there is none. Privacy rules are compared by whom they
     protect and how strictly, gradient caps by their norm, `maintain` rules by how closely they hold a band.
-    Each rule is compared on its own as well: one may be wider while no decision changes.
+    Each rule is compared on its own as well, and each starvation guard: one may be wider while no decision
+    changes.
 
     With --data the examples of a manifest that gain and lose are counted, in the context that the options
     give, so that CI can hold both numbers down.
@@ -169,6 +170,7 @@ def _programs(
 
 def _compare(before: Program, after: Program, timeout: float) -> Outcome:
     """Compare two programs. Raises ProverMissingError."""
+    from gradwarden.policy.comparing.guards import guard_differences
     from gradwarden.policy.comparing.maintaining import maintenance_differences, semantics_differences
     from gradwarden.policy.comparing.programs import Comparer
     from gradwarden.policy.comparing.rules import rule_differences
@@ -195,6 +197,7 @@ def _compare(before: Program, after: Program, timeout: float) -> Outcome:
             gradients=tuple(comparer.gradients()),
             maintenance=tuple(maintenance_differences(before, after, comparer.cells)),
             semantics=tuple(semantics_differences(before, after)),
+            guards=tuple(guard_differences(before, after, comparer.cells)),
             rules=watched(rule_differences(comparer)),
             schema=tuple(schema_changes(before, after)),
         )

@@ -107,12 +107,21 @@ def check_starvation(items: Sequence[s.Starvation], conditions: Conditions) -> t
     guards: dict[str, Starvation] = {}
     for item in items:
         steps = whole(scope.faults, item.steps, 1, MAX_COUNT, "the number of steps")
+        below = _threshold(item.below, scope) if item.below else 0
         band = scope.band(item.band)
         if band in guards:
             scope.faults.error("GW465", f"the band `{band}` is guarded twice", item.band.span)
         if band and steps:
-            guards[band] = Starvation(band, steps, item.action)
+            guards[band] = Starvation(band, steps, item.action, below)
     return tuple(guards[band] for band in sorted(guards))
+
+
+def _threshold(below: s.Quantity, scope: Scope) -> int:
+    """Return the mean weight under which a band starves, in millionths."""
+    if not below.value:
+        help = "leave `below` out: a band that no example reaches starves without it"
+        scope.faults.error("GW455", "no mean weight is below 0", below.span, help)
+    return weight(scope, below)
 
 
 def check_gradient(items: Sequence[s.Gradient], conditions: Conditions) -> tuple[GradientCap, ...]:

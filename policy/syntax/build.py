@@ -222,8 +222,9 @@ class Builder(ExpressionBuilder):
         return s.Claim("condition", children[0], None, None, span)
 
     def starvation(self, children: Children, span: Span) -> s.Starvation:
-        steps, action = self._plain(children[4]), word_of(children[6])
-        return s.Starvation(self._name(children[1]), steps, action, span)
+        *below, steps = self._plains(children)
+        action = word_of(children[-2])
+        return s.Starvation(self._name(children[1]), below[0] if below else None, steps, action, span)
 
     def gradient(self, children: Children, span: Span) -> s.Gradient:
         caps = tuple(c for c in children if isinstance(c, s.GradientCap))

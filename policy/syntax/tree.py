@@ -575,7 +575,10 @@ class Assertion:
 
 @frozen
 class Starvation:
+    """`below`: the mean weight under which a step counts as one that does not reach the band, if any."""
+
     band: Name
+    below: Quantity | None
     steps: Quantity
     action: Literal["report", "halt", "accept"]
     span: Span

@@ -1,9 +1,10 @@
 """How the ranks of a job agree on a step's outcome: one sum of a few numbers, beside that of the gradients.
 
 Each rank has decided and recorded its own examples, and waited until that is durable. What no rank can know
-alone is whether all of them can let the step through, which bands any of them reaches, which parameters have
-a gradient anywhere, and how many examples there were (with what locates a share that is recorded wrongly:
-`jobs.shares`). The numbers are as many for any batch and any number of ranks; no evidence travels.
+alone is whether all of them can let the step through, which bands any of them reaches, and with what weight
+together, which parameters have a gradient anywhere, and how many examples there were (with what locates a
+share that is recorded wrongly: `jobs.shares`). The numbers are as many for any batch and any number of ranks;
+no evidence travels.
 """
 
 from __future__ import annotations
@@ -19,23 +20,25 @@ from gradwarden.runtime.ranks.data_parallel import Ranks
 from gradwarden.runtime.steps.gates import Finding
 
 _FIXED = 12
-"""Numbers before those of bands and parameters."""
+"""Numbers before those of bands, two of each, and of parameters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stance:
     """What one rank brings to the end of a step.
 
-    step, epoch: where it is. examples: how many it recorded. active: whether it reaches each band. graded:
-    bit i is set where it has a gradient for parameter i, of `parameters`. finding: why it cannot let the step
-    through. leaving: whether it goes no further, whatever the others do. draw: a number
-    below 2^20 for the private examples that the sampler drew for all ranks, another one for most other draws.
+    step, epoch: where it is. examples: how many it recorded. active: whether it reaches each band. weights:
+    what these examples weigh in each band together, in millionths. graded: bit i is set where it has a
+    gradient for parameter i, of `parameters`. finding: why it cannot let the step through. leaving: whether
+    it goes no further, whatever the others do. draw: a number below 2^20 for the private examples that the
+    sampler drew for all ranks, another one for most other draws.
     """
 
     step: int
     epoch: int
     examples: int
     active: Sequence[bool]
+    weights: Sequence[int]
     graded: int
     parameters: int
     finding: Finding | None
@@ -47,11 +50,12 @@ class Stance:
 class Agreement:
     """What the ranks have come to. finding: why the step is refused, on all alike but for the words.
 
-    whole: the batch of all; None where one ledger has it.
+    whole: the batch of all; None where one ledger has it. weights: of all of its examples, as of `Stance`.
     """
 
     whole: WholeBatch | None
     active: tuple[bool, ...]
+    weights: tuple[int, ...]
     graded: int
     finding: Finding | None
 
@@ -73,7 +77,7 @@ def agree(ranks: Ranks, stance: Stance) -> Agreement:
         stance.draw**2,
     ]
     graded = [stance.graded >> place & 1 for place in range(stance.parameters)]
-    told = torch.tensor([*numbers, *map(int, stance.active), *graded], dtype=torch.int64)
+    told = torch.tensor([*numbers, *map(int, stance.active), *stance.weights, *graded], dtype=torch.int64)
     found: list[int] = ranks.sum(f"end step {stance.step}", told).tolist()
     refusing, refuser, leaving, leaver, *shares, steps, squares, epochs, draws, draws_squared = found[:_FIXED]
     # Equal numbers, and only they, have the least sum of squares for their sum (Cauchy-Schwarz).
@@ -93,12 +97,14 @@ def agree(ranks: Ranks, stance: Stance) -> Agreement:
             f"the ranks have drawn other private examples for step {stance.step} than each other",
             help="give every rank a sampler of the same seed, in the same state; `renew(seed)` alike on all",
         )
-    bands = found[_FIXED : _FIXED + len(stance.active)]
-    places = found[_FIXED + len(stance.active) :]
+    width = len(stance.active)
+    bands, weights = found[_FIXED : _FIXED + width], found[_FIXED + width : _FIXED + 2 * width]
+    places = found[_FIXED + 2 * width :]
     examples, *sums = shares
     return Agreement(
         WholeBatch(examples, (sums[0] % PRIME, sums[1] % PRIME)),
         tuple(map(bool, bands)),
+        tuple(weights),
         sum(1 << place for place, count in enumerate(places) if count),
         _finding(stance, refusing, refuser, any(bands)),
     )

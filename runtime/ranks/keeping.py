@@ -115,7 +115,7 @@ class Keeping:
 
     def agree(self, stance: Stance, unsaid: LedgerError | None) -> Agreement:
         """Return what this rank knows of the step: everything. unsaid: what `settle` returned."""
-        return Agreement(None, tuple(stance.active), stance.graded, stance.finding)
+        return Agreement(None, tuple(stance.active), tuple(stance.weights), stance.graded, stance.finding)
 
     def stepped(self, step: int) -> None:
         """Take note that the step before `step` has its outcome."""
@@ -255,4 +255,4 @@ def keeping_of(peers: Ranks, job: Job | None) -> Keeping:
 
 def deserting(step: int, epoch: int, bands: int, parameters: int, finding: Finding) -> Stance:
     """Return the stance of a rank that does not come to a step at all."""
-    return Stance(step, epoch, 0, [False] * bands, 0, parameters, finding, leaving=True)
+    return Stance(step, epoch, 0, [False] * bands, [0] * bands, 0, parameters, finding, leaving=True)

@@ -35,6 +35,7 @@ from gradwarden.runtime.steps.batch_parts import BatchParts
 from gradwarden.runtime.steps.dropped_gradients import DroppedGradients
 from gradwarden.runtime.steps.gates import Finding, check_losses, raised
 from gradwarden.runtime.steps.restore import Snapshot
+from gradwarden.runtime.steps.starvation import Reach
 from gradwarden.runtime.steps.step_gates import StepGates
 
 
@@ -59,6 +60,8 @@ class Proposal:
         self.committed = False
         self.whole: WholeBatch | None = None
         """In a job, the batch of all ranks, once these have agreed on the step."""
+        self.reach = Reach((), {}, 0)
+        """Of the step as a whole, once it is known."""
         self.norms: dict[str, float | None] = {}
         """Of each band's gradient, as the optimizer took it; None where it has none."""
         self.maintained = Measured({})

@@ -22,6 +22,7 @@ from gradwarden.runtime.steps.gates import Finding, raised
 from gradwarden.runtime.steps.gradient_gate import GradientGate
 from gradwarden.runtime.steps.moves import Moves
 from gradwarden.runtime.steps.optimizer_watch import OptimizerWatch
+from gradwarden.runtime.steps.starvation import Reach
 
 if TYPE_CHECKING:
     from gradwarden.runtime.steps.proposal import Proposal
@@ -106,13 +107,14 @@ class StepGates:
         self, proposal: Proposal, finding: Finding | None, graded: int, unsaid: LedgerError | None
     ) -> Agreement:
         """Come to one outcome with ranks that were not asked yet. unsaid: why the intent is not durable."""
-        in_force = self.run.in_force
+        in_force, recorded = self.run.in_force, proposal.recorded
         names = in_force.program.band_names
         stance = Stance(
             step=proposal.context.step,
             epoch=proposal.context.epoch,
-            examples=int(proposal.recorded.sum()),
+            examples=int(recorded.sum()),
             active=[name in proposal.active for name in names],
+            weights=proposal.admitted.micro[recorded].sum(axis=0).tolist(),
             graded=graded,
             parameters=len(in_force.every_parameter()),
             finding=finding,
@@ -122,6 +124,10 @@ class StepGates:
         agreed = self.run.joined.keeping.agree(stance, unsaid)
         proposal.active = tuple(name for name, reached in zip(names, agreed.active, strict=True) if reached)
         proposal.whole = agreed.whole
+        examples = stance.examples if agreed.whole is None else agreed.whole.count
+        noised = self.run.joined.budgets.noised_bands
+        weights = {name: w for name, w in zip(names, agreed.weights, strict=True) if name not in noised}
+        proposal.reach = Reach(proposal.active, weights, examples)
         return agreed
 
     def _gradients(self, proposal: Proposal, graded: int) -> Finding | None:

@@ -143,6 +143,7 @@ def declarations(draw: DrawFn) -> list[str]:
         'waive waived { when consent  approved by "A"  until 2026-01-01  because "x" }',
         'waive waived { approved by "B"  until 2027-01-01  because "x" }',
         "starvation deep { after 100 steps halt }",
+        "starvation shallow { below 0.010 after 1 step report }",
         "gradient { deep at most 1.0 record 1 in 16 steps shallow at most 5 }",
         "gradient { deep at most 1 in 4 steps }",
         "maintain kept { within shallow, middle  strength 0.010  drift at most 2.5%  from step 3 }",

@@ -96,6 +96,8 @@ def test_the_ends_of_texts_are_read_alike(text: str) -> None:
         "modulate m { scale deep by lossfrom 1 to 0 }",
         "modulate m { scale deep by loss from 1to 0 }",
         "starvation deep { after 100steps halt }",
+        "starvation deep { after 100 steps below 0.5 halt }",
+        "starvation deep { below after 100 steps halt }",
         "suppress s { route toquarantine }",
         "policyp version 1",
     ],

@@ -50,6 +50,17 @@ def test_the_form_is_canonical_json() -> None:
     assert text.encode() == rfc8785.dumps(json.loads(text))
 
 
+def test_a_threshold_is_written_only_where_there_is_one() -> None:
+    head = "policy p version 1 language 1\nmodel { deep = rest }\nstarvation deep { "
+    plain, thin = (
+        compile_policy(parse_policy(f"{head}{below}after 3 steps halt }}\n")) for below in ("", "below 0.01 ")
+    )
+    assert program_to_data(plain)["starvation"] == [{"band": "deep", "steps": 3, "action": "halt"}]
+    assert program_to_data(thin)["starvation"][0]["below"] == 10_000
+    assert program_from_json(thin.to_json()) == thin
+    assert refusal(changed(lambda d: d["starvation"][0].update(below=0), plain)) == ["GW441"]
+
+
 @pytest.mark.parametrize(
     "edit",
     [

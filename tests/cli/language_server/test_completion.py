@@ -48,6 +48,8 @@ EXACTLY = {
     "modulate m { scale deep by ‸": ["loss"],
     "waive ‸": ["opted_out", "trial"],
     "starvation ‸": ["shallow", "deep", "quarantine"],
+    "starvation deep { ‸": ["after", "below"],
+    "starvation deep { below 0.01 ‸": ["after"],
     "gradient { ‸": ["shallow", "deep", "quarantine", "record"],
     "gradient { record 1 in ‸": [],
     "gradient { record 1 in 16 ‸": ["steps"],

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from gradwarden.policy import Context, compile_policy, parse_policy
 from gradwarden.policy.comparing.counts import DataDifference
+from gradwarden.policy.comparing.guards import guard_differences
 from gradwarden.policy.comparing.maintaining import maintenance_differences, semantics_differences
 from gradwarden.policy.comparing.pairs import cells, rename_attributes
 from gradwarden.policy.comparing.programs import Comparer, Difference
@@ -255,6 +256,33 @@ def test_paces_are_compared_by_the_steps_in_which_they_open_a_band(
         assert [bool(n and step % n) for n in (old, new)] == (
             [True, False] if shown is rule.difference.wider else [False, True]
         )
+
+
+GUARD = "starvation deep { below 0.1 after 10 steps report }"
+
+
+@pytest.mark.parametrize(
+    ("now", "relation"),
+    [
+        (GUARD, None),
+        ("", "wider"),
+        (GUARD.replace("below 0.1 ", ""), "wider"),
+        (GUARD.replace("0.1", "0.05"), "wider"),
+        (GUARD.replace("10 steps", "11 steps"), "wider"),
+        (GUARD.replace("report", "accept"), "wider"),
+        (GUARD.replace("report", "halt"), "narrower"),
+        (GUARD.replace("0.1", "0.2"), "narrower"),
+        (GUARD.replace("10 steps", "1 step"), "narrower"),
+        (GUARD.replace("10 steps report", "11 steps halt"), "both"),
+    ],
+)
+def test_starvation_guards_are_compared_by_the_droughts_they_tell_of(now: str, relation: str | None) -> None:
+    old, new = program(BASE + GUARD), program(BASE + now)
+    found = list(guard_differences(old, new, cells(old, new)))
+    assert relations(found) == ({"deep": relation} if relation else {})
+    turned = {"wider": "narrower", "narrower": "wider", "both": "both", None: None}
+    back = relations(list(guard_differences(new, old, cells(new, old))))
+    assert back == ({"deep": turned[relation]} if relation else {})
 
 
 HELD = "maintain base { within deep  strength 0.01  drift at most 2%  from step 10 }"

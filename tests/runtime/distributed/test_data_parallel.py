@@ -62,6 +62,18 @@ def test_two_processes_train_what_one_trains_on_the_batch_of_both(lab, site, eng
     assert first["weights"] != [p.tolist() for p in site.worker.model_of(0).parameters()]
 
 
+def test_a_band_starves_by_what_the_examples_of_both_weigh_in_it(lab, site):
+    guard = "\nstarvation deep { below 0.5 after 1 step accept }\n"
+    steps = [
+        {"parts": parts("a", "b", "p")},
+        {"parts": parts("a", "bb", "q")},
+        {"parts": parts("b", "aaa", "r")},
+    ]
+    answers = site.train(lab.policy + guard, steps, wrap="ddp")
+    assert [answer["error"] for answer in answers] == [None, None]
+    assert [body["step"] for body in site.bodies("starved")] == [1]
+
+
 @pytest.mark.parametrize("wrap", WRAPS)
 def test_one_ledger_accounts_for_the_examples_of_both(lab, site, wrap):
     first, second = site.train(lab.policy, STEPS, wrap=wrap)

@@ -104,6 +104,20 @@ def test_a_sharded_model_is_trained_as_with_one_ledger_for_all(lab, site, engine
     assert verified(site).ok
 
 
+def test_a_band_starves_by_what_the_examples_of_all_ranks_weigh_in_it(lab, site):
+    """Their mean, not that of the ranks' means: a rank without examples, or with few, counts for no more."""
+    guard = "\nstarvation deep { below 0.5 after 1 step accept }\n"
+    steps = [
+        {"parts": parts(*kinds, str(place))}
+        for place, kinds in enumerate([("a", "b"), ("a", "bb"), ("a", "")])
+    ]
+    answers = site.train(lab.policy + guard, steps, job=EVERY)
+    assert [answer["error"] for answer in answers] == [None, None]
+    for rank in (0, 1):
+        assert [body["step"] for body in bodies(site, rank, "starved")] == [1]
+    assert verified(site).ok
+
+
 @pytest.mark.parametrize("wrap", [None, "ddp", "fsdp"])
 @pytest.mark.parametrize(("how", "reason"), [("nan", "loss_not_finite"), ("raise", "interrupted")])
 def test_what_goes_wrong_on_one_rank_refuses_the_step_on_both(lab, site, wrap, how, reason):
