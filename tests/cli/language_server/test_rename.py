@@ -19,7 +19,8 @@ from tests.cli.language_server.policies import HEADER, POLICY, opened
 from tests.policy.strategies_text import declarations, text_of
 
 NEW = "zz_renamed"
-WAIVER = re.compile(r"waive:(\w+)")
+NAMED = re.compile(r"(waive|pace):(\w+)")
+"""The name of what is named after a rule or a band."""
 
 
 def place(folder: Path, stem: str = "sample") -> str:
@@ -43,7 +44,7 @@ def _canonical(value: Any, names: dict[str, str]) -> Any:
             ordered = all(isinstance(part, int | float) for part in parts)
             return parts if ordered else sorted(parts, key=lambda part: json.dumps(part, sort_keys=True))
         case str():
-            return WAIVER.sub(lambda match: f"waive:{names.get(match[1], match[1])}", names.get(value, value))
+            return NAMED.sub(lambda x: f"{x[1]}:{names.get(x[2], x[2])}", names.get(value, value))
         case _:
             return value
 
