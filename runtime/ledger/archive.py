@@ -37,6 +37,7 @@ import orjson
 from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.errors import ArchiveMissing, LedgerDamaged, LedgerError
 from gradwarden.runtime.ledger.merkle import HASH_SIZE, Tree
+from gradwarden.runtime.ledger.unwaiting import without_waiting
 from gradwarden.runtime.ledger.zstd import FrameError, decompress
 
 FORMAT = "gradwarden/archive/1"
@@ -154,7 +155,7 @@ def _first_index(live: BinaryIO) -> int | None:
 def _read_list(ledger: str | os.PathLike[str]) -> Archives | None:
     path = Path(list_path(ledger))
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=without_waiting) as file:
             data = file.read(MAX_LIST + 1)
     except FileNotFoundError:
         return None
@@ -341,7 +342,7 @@ class WholeFile(io.RawIOBase):
         path = self.archives.folder / segment.file
         try:
             if which not in self._open:
-                self._open[which] = path.open("rb")
+                self._open[which] = open(path, "rb", opener=without_waiting)  # noqa: SIM115 - closed with this
             self._open[which].seek(within)
             return decompress(self._open[which].read(compressed), size)
         except OSError as error:

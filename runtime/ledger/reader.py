@@ -21,6 +21,7 @@ from gradwarden.runtime.ledger.entries import (
     MalformedLineError,
     decode,
 )
+from gradwarden.runtime.ledger.unwaiting import without_waiting
 
 CHUNK = 1 << 20
 
@@ -44,7 +45,7 @@ def open_ledger(path: str | os.PathLike[str]) -> BinaryIO:
     Raises LedgerError for anything that cannot be read as a file.
     """
     try:
-        file = open(path, "rb", buffering=0)  # noqa: SIM115 - the caller closes it
+        file = open(path, "rb", buffering=0, opener=without_waiting)  # noqa: SIM115 - the caller closes it
     except OSError as error:
         raise LedgerError(f"cannot read the ledger `{os.fspath(path)}`: {error.strerror}") from error
     try:

@@ -15,6 +15,7 @@ from gradwarden.runtime.errors import LedgerError, NoteError
 from gradwarden.runtime.ledger.durable import replace_durably
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.note import Checkpoint, open_note, parse_checkpoint, parse_note
+from gradwarden.runtime.ledger.unwaiting import without_waiting
 
 SUFFIX = ".head"
 
@@ -52,8 +53,8 @@ def sidecar_path(path: str | os.PathLike[str]) -> str:
 def read_sidecar(path: str | os.PathLike[str]) -> Sidecar | None:
     """Read the sidecar of a ledger, None where there is none. Raises LedgerError for an unreadable file."""
     try:
-        with open(sidecar_path(path), "rb") as file:
-            data = file.read(MAX_SIDECAR + 1)
+        with open(sidecar_path(path), "rb", opener=without_waiting) as file:
+            data = file.read(MAX_SIDECAR + 1) or b""  # None from a pipe that somebody holds open
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -358,6 +360,36 @@ def test_an_endless_line_is_refused_at_once(copy: Path, signer: Signer) -> None:
     report = check(copy, signer)
     assert (report.status, report.first_bad, report.findings[0].code) == ("TAMPERED", 9, "too_long")
     assert report.findings[0].offset == start
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(copy: Path, signer: Signer, held: bool) -> None:
+    def late(*_: object) -> None:
+        raise TimeoutError
+
+    head, listed, whole = (Path(f"{copy}{suffix}") for suffix in (".head", ".archived", ""))
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(10)
+    try:
+        for path, found in (
+            (head, "sidecar_malformed"),
+            (listed, "no list of archives"),
+            (whole, "cannot read"),
+        ):
+            path.unlink(missing_ok=True)
+            os.mkfifo(path)
+            writer = os.open(path, os.O_RDWR) if held else None
+            if path == head:
+                assert [finding.code for finding in check(copy, signer).findings] == [found]
+            else:
+                with pytest.raises(LedgerError, match=found):
+                    check(copy, signer)
+            if writer is not None:
+                os.close(writer)
+            path.unlink()
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path, signer: Signer) -> None:
