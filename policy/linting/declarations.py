@@ -8,6 +8,7 @@ from itertools import pairwise
 from gradwarden.policy.checking.types import Attribute
 from gradwarden.policy.combine import QUARANTINE
 from gradwarden.policy.decimals import decimal_text, unscaled
+from gradwarden.policy.evaluation.phrasing import share
 from gradwarden.policy.linting.edits import removed
 from gradwarden.policy.linting.subject import Edit, Report, Subject, expressions, parts
 from gradwarden.policy.program import SCALE, And, Compare, Condition, Has
@@ -22,6 +23,7 @@ def lint_declarations(subject: Subject, report: Report) -> None:
     """Report what is declared and has no use, and what no rule can reach."""
     _language(subject, report)
     _reached(subject, report)
+    _droughts(subject, report)
     _unread(subject, report)
     _unused(subject, report)
     _ceiling(subject, report)
@@ -58,6 +60,22 @@ def _reached(subject: Subject, report: Report) -> None:
             if band == QUARANTINE:
                 help = "`reach all` leaves it out; name it in a `depth` rule"
             report.add("GW503", f"no rule grants the band `{band}`", scope.band_spans[band], help)
+
+
+def _droughts(subject: Subject, report: Report) -> None:
+    """Report the starvation guards that speak in every run, since no mean weight is what they ask for."""
+    program = subject.program
+    guards = {guard.band: guard for guard in program.starvation}
+    noised = {band for x in program.limits if x.privacy and x.level == "hard" for band in x.privacy.bands}
+    for item in subject.items:
+        if not isinstance(item, s.Starvation) or item.below is None or item.action == "accept":
+            continue
+        band = item.band.text
+        index = program.band_names.index(band)
+        greatest = max((x.weights[index] for x in program.grants if x.level == "hard"), default=0)
+        if 0 < greatest < guards[band].below and band not in noised:
+            message = f"no rule grants the band `{band}` more than {share(greatest)}, so it always starves"
+            report.add("GW550", message, item.below.span, "ask for less than that, or grant more")
 
 
 def _maintained(items: Iterable[s.Item]) -> Iterator[tuple[s.Name, s.Within]]:

@@ -91,6 +91,7 @@ RULES = (
     _warning("GW547", "refuses-everything", "a rule that refuses every example at any time"),
     _warning("GW548", "idle-maintenance", "a `maintain` rule for a band that no rule grants"),
     _warning("GW549", "given-signal", "a rule that goes by a signal of the loop's, under privacy rules"),
+    _warning("GW550", "endless-drought", "a starvation guard that asks for more than any rule grants"),
 )
 """Every lint rule, by code."""
 

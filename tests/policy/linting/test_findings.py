@@ -46,6 +46,23 @@ def codes(text: str) -> list[str]:
     return [warning.code for warning in parse_policy(HEAD + USES + text).warnings]
 
 
+@pytest.mark.parametrize(
+    ("guard", "found"),
+    [
+        ("below 0.6 after 5 steps halt", ["GW550"]),
+        ("below 0.5 after 5 steps halt", []),  # where all examples have the greatest weight, it is fed
+        ("below 0.6 after 5 steps accept", []),
+        ("after 5 steps halt", []),
+    ],
+)
+def test_a_guard_that_asks_for_more_than_is_granted_is_told(guard: str, found: list[str]) -> None:
+    halved = USES.replace("reach all", "reach shallow, deep at 0.5")
+    text = f"{HEAD}{halved}advisory depth more {{ reach all }}\nstarvation deep {{ {guard} }}\n"
+    assert [warning.code for warning in parse_policy(text).warnings] == found
+    private = 'privacy p { when who == "x"  within deep  epsilon 3  delta 1e-6  clip 1  unit who }\n'
+    assert "GW550" not in [warning.code for warning in parse_policy(text + private).warnings]
+
+
 # --- findings are true --------------------------------------------------------------------------------------
 
 
