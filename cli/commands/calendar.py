@@ -60,7 +60,8 @@ def command(
     Consent, retention, embargoes, waivers and stages are intervals of time, so a policy decides alike between
     two dates of this list. A date is listed only where some example is decided otherwise from that day on;
     with z3 installed (`gradwarden[prove]`) that is decided over all examples and contexts, without it the
-    dates are listed as `may change`. Steps and epochs follow, and what depends on a date in each example.
+    dates are listed as `may change`. Steps and epochs follow, and what depends on a date in each example. The
+    turns of a band that is moved in one step of several are not listed.
 
     With --data the examples of a manifest are decided, each on its own dates too, and counted.
 
