@@ -1,6 +1,6 @@
 """What a verification remembers of a job: of each rank's ledger, and of the log of logs.
 
-A file in the form of `memory`, `gradwarden/job-memory/4`. Of each rank it holds the memory of its ledger, and
+A file in the form of `memory`, `gradwarden/job-memory/5`. Of each rank it holds the memory of its ledger, and
 what the ranks are compared by (`rank_steps`) from the first step on that was not settled on all of them: what
 was before was compared. The log of logs is small, and is read as a whole each time; what is remembered of it
 shows whether it still begins as it did, and up to where its bindings were held against the ranks.
@@ -38,7 +38,7 @@ from gradwarden.runtime.verification.rank_steps import RankSteps
 from gradwarden.runtime.verification.terms import Terms
 from gradwarden.runtime.verification.verify import REWRITTEN, VerifyReport
 
-FORMAT = "gradwarden/job-memory/4"
+FORMAT = "gradwarden/job-memory/5"
 
 
 @frozen

@@ -1,8 +1,9 @@
 """What one rank's ledger says of each step of a job, in columns, so that ranks can be compared.
 
-Some 80 bytes a step are kept. Everything here is as recorded; whether it is what the policy gives is for the
-replay of the same ledger to say. So is what comes out of turn, and may so be missing from the columns: the
-first such entry is noted for where nothing is replayed (`misfit`).
+Some 80 bytes a step are kept, and 16 of one that records how far it moved the bands. Everything here is as
+recorded; whether it is what the policy gives is for the replay of the same ledger to say. So is what comes
+out of turn, and may so be missing from the columns: the first such entry is noted for where nothing is
+replayed (`misfit`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from array import array
 from base64 import b64decode, b64encode
 from binascii import a2b_base64
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
@@ -97,6 +99,8 @@ class RankSteps:
         self._epochs, self._days = array("q"), array("q")
         self._spending = array("q")
         self._moved = bytearray()
+        self._measured, self._moves = array("q"), array("q")
+        """The steps that record how far they moved each band, and digests of what they say."""
         self._room = MOST_MISSING
         self._parts: list[str] = []
         self._rank = self._ranks = 0
@@ -124,6 +128,10 @@ class RankSteps:
                 self._look(entry.index, body["step"], [*self._parts, body["commitments"]])
                 self._parts.clear()
                 self._propose(entry.index, body["step"], body["count"], body["epoch"], body["today"])
+            case "moved":
+                if self._is_due(entry.index, body["step"], self.steps - 1, pending=True):
+                    self._measured.append(body["step"])
+                    self._moves.append(_digest(body["norms"]))
             case "committed" | "refused":
                 self._conclude(entry.index, entry.kind, body)
             case "skipped":
@@ -253,6 +261,11 @@ class RankSteps:
             moved=np.frombuffer(bytes(self._moved[: size * _MOVED]), np.uint8).reshape(-1, _MOVED),
         )
 
+    @property
+    def moves(self) -> tuple[Numbers, Numbers]:
+        """Return the steps that record how far they moved each band, and digests of what they say."""
+        return np.array(self._measured, np.int64), np.array(self._moves, np.int64)
+
     # --- going on ------------------------------------------------------------------------------------------
 
     def remember(self, begun: int, bound: int) -> dict[str, Any]:
@@ -261,6 +274,7 @@ class RankSteps:
         bound: up to which size of the ledger heads were found to be those that are bound.
         """
         gone = begun - self.begun
+        kept = bisect_left(self._measured, begun)
         return {
             "begun": begun,
             "opened": self.opened,
@@ -273,9 +287,8 @@ class RankSteps:
             "pending": self._pending,
             "outcomes": b64encode(self._outcomes[gone:]).decode(),
             "moved": b64encode(self._moved[gone * _MOVED :]).decode(),
-            "numbers": [
-                b64encode(np.array(column[gone:], "<i8").tobytes()).decode() for column in self._numbers()
-            ],
+            "numbers": [_packed(column[gone:]) for column in self._numbers()],
+            "moves": [_packed(column[kept:]) for column in (self._measured, self._moves)],
         }
 
     @classmethod
@@ -294,7 +307,9 @@ class RankSteps:
         steps._outcomes = bytearray(b64decode(state["outcomes"]))
         steps._moved = bytearray(b64decode(state["moved"]))
         for column, packed in zip(steps._numbers(), state["numbers"], strict=True):
-            column.extend(np.frombuffer(b64decode(packed), "<i8").tolist())
+            column.extend(_unpacked(packed))
+        for column, packed in zip((steps._measured, steps._moves), state["moves"], strict=True):
+            column.extend(_unpacked(packed))
         return steps
 
     def _numbers(self) -> Sequence[array[int]]:
@@ -302,9 +317,18 @@ class RankSteps:
         return self._counts, self._batches, *sums, self._epochs, self._days, self._spending
 
 
-def _digest(spending: Mapping[str, Any]) -> int:
-    """Return a number for what privacy rules have spent, another one for anything else."""
-    text = orjson.dumps(spending, option=orjson.OPT_SORT_KEYS)
+def _packed(column: array[int]) -> str:
+    return b64encode(np.array(column, "<i8").tobytes()).decode()
+
+
+def _unpacked(text: str) -> list[int]:
+    numbers: list[int] = np.frombuffer(b64decode(text), "<i8").tolist()
+    return numbers
+
+
+def _digest(told: Mapping[str, Any]) -> int:
+    """Return a number for what is told, such as what privacy rules have spent; another for anything else."""
+    text = orjson.dumps(told, option=orjson.OPT_SORT_KEYS)
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "big", signed=True)
 
 
@@ -337,8 +361,17 @@ def first_clash(one: RankSteps, other: RankSteps) -> Clash | None:
         for what, (where, values) in places.items()
         if where.any()
     ]
+    found += _move_clashes(one, other)
     program = _program_clash(one, other, size)
     return min([*found, *([program] if program else [])], key=lambda clash: clash.step, default=None)
+
+
+def _move_clashes(one: RankSteps, other: RankSteps) -> list[Clash]:
+    """Return the first step of which both ranks record how far it moved the bands, and not the same."""
+    (ours, our_moves), (theirs, their_moves) = one.moves, other.moves
+    both, here, there = np.intersect1d(ours, theirs, return_indices=True)
+    differ = np.flatnonzero(our_moves[here] != their_moves[there])
+    return [Clash(int(both[n]), "move of the bands", their_moves[there[n]].tobytes()) for n in differ[:1]]
 
 
 def _program_clash(one: RankSteps, other: RankSteps, size: int) -> Clash | None:

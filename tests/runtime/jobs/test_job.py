@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gradwarden.policy.evaluation.chosen_steps import is_chosen
 from gradwarden.runtime.errors import JobError, LedgerBusy
 from gradwarden.runtime.jobs import binder as binder_module
 from gradwarden.runtime.jobs.binder import Binder
@@ -244,6 +245,23 @@ def test_another_gradient_is_found(job: Job, signer: Signer) -> None:
     report = verified(job.folder, signer)
     assert (report.status, codes(report), named(report)) == ("VIOLATION", {"contradiction"}, {1})
     assert "step 2" in report.findings[0].message
+
+
+def test_another_move_of_the_bands_is_found(tmp_path: Path, signer: Signer) -> None:
+    """Of two ranks both are named; in the steps that record it, and in none where that is the same."""
+    recording = program(rules="gradient { record 1 in 2 steps }")
+    assert [step for step in range(4) if is_chosen(step, 2)] == [0, 2]
+    for lies in (False, True):
+        job = Job(tmp_path / f"job-{lies}", signer, 2, governed_by=recording)
+        job.run(2)
+        job.ranks[1].moved = "0.51" if lies else job.ranks[1].moved
+        job.run(2)
+        job.seal()
+        report = verified(job.folder, signer)
+        assert report.ok is not lies
+        told = [(found.code, found.ranks, found.message) for found in report.findings]
+        message = "at step 2 rank 1 has another move of the bands than rank 0"
+        assert told == ([("contradiction", (0, 1), message)] if lies else [])
 
 
 def test_other_spending_of_a_privacy_budget_is_found(job: Job, signer: Signer) -> None:

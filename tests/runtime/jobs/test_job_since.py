@@ -232,6 +232,28 @@ def test_an_outcome_after_an_intent_that_is_remembered_is_compared(job: Job) -> 
     job.leave()
 
 
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_move_that_one_rank_tells_otherwise_after_what_is_remembered_is_named(
+    tmp_path: Path, ahead: bool
+) -> None:
+    """Also of a step of which the others' moves are remembered, and that one's is not there yet."""
+    recording = program(rules="gradient { record 1 in 1 steps }")
+    job = Job(tmp_path / "job", SIGNER, governed_by=recording)
+    job.run(3)
+    reached = set().union(*(rank.propose(part) for rank, part in zip(job.ranks, job.batches(3), strict=True)))
+    first = job.ranks[: 2 if ahead else 0]
+    for rank in first:
+        rank.commit(reached, 9)
+    memory = remember(job)
+    job.ranks[2].moved = "0.75"
+    for rank in job.ranks[len(first) :]:
+        rank.commit(reached, 9)
+    report = same_verdict(job, memory)
+    [found] = [found for found in report.findings if found.code == "contradiction"]
+    assert (found.ranks, "at step 3 rank 2 has another move of the bands" in found.message) == ((2,), True)
+    job.leave()
+
+
 def test_only_what_is_new_is_read_and_little_is_kept(job: Job) -> None:
     job.run(10)
     memory = remember(job)
