@@ -124,7 +124,8 @@ def command(
       gradwarden trace added tuned.ledger --base base.ledger
 
     \b
-    Exit status: 0 answered, 1 the index is not the ledger's, 2 misuse or unreadable input.
+    Exit status: 0 answered, 1 the index is not the ledger's, none can be made of it, or it does not have what
+    was asked about, 2 misuse, unreadable input, or no place for an index.
     """
     if (question in NAMED) != bool(name):
         what = f"needs a name: {NAMED[question]}" if question in NAMED else "takes no name"

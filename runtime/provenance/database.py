@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from gradwarden.runtime.errors import TraceError
+from gradwarden.runtime.errors import RuntimeGovernanceError
 from gradwarden.runtime.provenance import tables
 from gradwarden.runtime.provenance.answers import Steps
 from gradwarden.runtime.provenance.indexed import Index
@@ -87,7 +87,9 @@ def _connect(index: Index) -> Any:
     try:
         import duckdb  # type: ignore[import-not-found, import-untyped, unused-ignore]  # an extra
     except ImportError:
-        raise TraceError("asking an index needs duckdb", help="pip install 'gradwarden[trace]'") from None
+        raise RuntimeGovernanceError(
+            "asking an index needs duckdb", help="pip install 'gradwarden[trace]'"
+        ) from None
     # No extension is fetched or loaded: what reading Parquet takes is built in.
     quiet: dict[str, Any] = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
     db = duckdb.connect(":memory:", config=quiet)

@@ -22,7 +22,7 @@ from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
-from gradwarden.runtime.errors import TraceError
+from gradwarden.runtime.errors import LedgerError, TraceError
 from gradwarden.runtime.ledger.entries import MAX_LINE
 from gradwarden.runtime.ledger.keys import PublicKey
 from gradwarden.runtime.ledger.merkle import leaf_hash
@@ -49,7 +49,7 @@ def build_index(
 
     keys: one of which must have signed the ledger; none: signatures are not looked at. progress: called with
     (bytes done, bytes in all). Raises LedgerDamaged where the chain does not hold, TraceError where no index
-    can be made, as where the folder cannot be written.
+    can be made, LedgerError where the folder cannot be written.
     """
     folder = index_folder(ledger)
     if folder.exists() and not _is_index(folder):
@@ -58,7 +58,7 @@ def build_index(
     try:
         making.mkdir(exist_ok=True)
     except OSError as error:
-        raise TraceError(
+        raise LedgerError(
             f"no index can be made beside `{ledger}`: {(error.strerror or str(error)).lower()}",
             help="copy the ledger, or link to it, in a folder that you may write",
         ) from error

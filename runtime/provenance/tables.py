@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from gradwarden.policy.frozen import frozen
-from gradwarden.runtime.errors import TraceError
+from gradwarden.runtime.errors import RuntimeGovernanceError
 from gradwarden.runtime.provenance.sums import Sums
 
 BLOCK = 65_536
@@ -107,12 +107,14 @@ class Made:
 
 
 def arrow() -> tuple[Any, Any]:
-    """Return pyarrow and its Parquet module. Raises TraceError where it is not installed."""
+    """Return pyarrow and its Parquet module. Raises RuntimeGovernanceError where it is not installed."""
     try:
         import pyarrow as pa  # type: ignore[import-untyped]  # it ships no types
         import pyarrow.parquet as pq  # type: ignore[import-untyped]
     except ImportError:
-        raise TraceError("an index needs pyarrow", help="pip install 'gradwarden[trace]'") from None
+        raise RuntimeGovernanceError(
+            "an index needs pyarrow", help="pip install 'gradwarden[trace]'"
+        ) from None
     return pa, pq
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from base64 import b64encode
 from collections.abc import Callable, Container
 from pathlib import Path
@@ -205,3 +206,13 @@ def test_a_job_is_traced_as_one_run(run: Run, here: Path, signer: Signer) -> Non
 def secret(here: Path) -> tuple[str, str]:
     (here / "job.secret").write_text(SECRET.hex() + "\n")
     return "--secret", "job.secret"
+
+
+@pytest.mark.parametrize(("missing", "question"), [("pyarrow", ("index",)), ("duckdb", ("band", "deep"))])
+def test_a_library_that_is_not_installed_is_no_answer(
+    run: Run, ledger: Path, monkeypatch: pytest.MonkeyPatch, missing: str, question: tuple[str, ...]
+) -> None:
+    assert run("trace", "index", ledger).exit_code == 0
+    monkeypatch.setitem(sys.modules, missing, None)
+    result = run("trace", question[0], ledger, *question[1:])
+    assert (result.exit_code, "pip install 'gradwarden[trace]'" in result.stderr) == (2, True)

@@ -174,7 +174,7 @@ def test_an_index_that_cannot_be_made_says_where_it_would_be(
     write_ledger()
     monkeypatch.setattr(Path, "mkdir", refuse)
     result = run("trace", "index", "run.ledger")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "no index can be made beside `run.ledger`: permission denied" in result.stderr
     assert "copy the ledger, or link to it" in result.stderr
 
