@@ -101,7 +101,8 @@ def parse_note(data: bytes) -> UnverifiedNote:
 
 def _parse_signature(line: str) -> NoteSignature:
     parts = line.removeprefix("— ").split(" ")
-    if not line.startswith("— ") or len(parts) != 2 or not parts[0] or "+" in parts[0]:
+    named = len(parts) == 2 and parts[0] and not any(c == "+" or c.isspace() for c in parts[0])
+    if not line.startswith("— ") or not named:
         raise NoteError("the note has a malformed signature line")
     try:
         blob = b64decode(parts[1], validate=True)

@@ -92,6 +92,18 @@ def test_arbitrary_bytes_are_parsed_or_refused(data: bytes) -> None:
     assert note.text.endswith("\n")
 
 
+@pytest.mark.parametrize(
+    "space", ["\N{NO-BREAK SPACE}", "\N{IDEOGRAPHIC SPACE}", "\N{LINE SEPARATOR}", "\x85"]
+)
+def test_no_name_of_a_signer_holds_a_space_of_any_sort(signer: Signer, space: str) -> None:
+    note = sign_note("a text\n", [signer])
+    *_, line = note.splitlines()
+    added = line.replace(" run ", " an{}other ")
+    assert len(parse_note(f"{note}{added.format('-')}\n".encode()).signatures) == 2
+    with pytest.raises(NoteError, match="malformed signature line"):
+        parse_note(f"{note}{added.format(space)}\n".encode())
+
+
 @pytest.mark.parametrize("text", ["no newline", "a\ttab\n", "a\rreturn\n"])
 def test_texts_that_no_note_holds_are_not_signed(signer: Signer, text: str) -> None:
     with pytest.raises(NoteError):
