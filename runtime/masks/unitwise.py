@@ -25,6 +25,8 @@ _GIVE_WAY = 64.0
 """By how many units of rounding a clipped gradient stays below its bound."""
 LINE = 1024
 """Elements of a gradient whose squares are added up at its own precision."""
+_KEPT = 1 << 18
+"""Up to how many elements gradients have, of all rows together, that are kept from the norm to the sum."""
 _LONG = 1 << 12
 """Up to how many, where lines of that length are not to be had. Of 50 257 equal ones, what is lost shows."""
 
@@ -169,6 +171,11 @@ class Stacked:
     def __init__(self, rows: Tensor, owners: Owners) -> None:
         self._rows, self._owners = rows, owners
 
+    @property
+    def elements(self) -> int:
+        """How many there are in all rows."""
+        return self._rows.numel()
+
     def squares(self) -> FloatArray:
         """See `Unitwise`."""
         owners, rows = self._owners, self._rows
@@ -191,6 +198,11 @@ class Stacked:
     def clip(self, total: Tensor, others: FloatArray, bounds: FloatArray) -> FloatArray:
         """See `Unitwise`."""
         return clip_and_add(self, total, others, bounds)
+
+
+def is_kept(gradients: Unitwise) -> bool:
+    """Return whether gradients are there once they were measured, and small enough to be kept for the sum."""
+    return isinstance(gradients, Stacked) and gradients.elements <= _KEPT
 
 
 class Looked:

@@ -11,7 +11,7 @@ Layers that weigh their rows hand over what their gradients are made of (input a
 backward pass goes along. A group whose layers have all been called is finished at once: a few units at a
 time, a layer's gradients are formed, measured and, where the group is a single layer, added to the sum. Where
 the group has several layers, the sum is formed anew once all norms are known, by the kernel of any weighted
-sum.
+sum; only what is small, such as the gradients of biases, is kept for it.
 
 Nothing here reports norms, counts or losses: they are functions of private data and have no budget.
 """
@@ -19,7 +19,8 @@ Nothing here reports norms, counts or losses: they are functions of private data
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import TypeAlias
 
 import numpy as np
@@ -30,8 +31,9 @@ from gradwarden.policy.context import FloatArray
 from gradwarden.runtime.errors import PrivacyError
 from gradwarden.runtime.masks.call import Call, Parameters
 from gradwarden.runtime.masks.full_precision import full_precision
+from gradwarden.runtime.masks.plan import Plan
 from gradwarden.runtime.masks.rows import Rows
-from gradwarden.runtime.masks.unitwise import Unitwise, clip_factor, clip_factors, squared_norm
+from gradwarden.runtime.masks.unitwise import Unitwise, clip_factor, clip_factors, is_kept, squared_norm
 from gradwarden.runtime.privacy.clipping import (
     GradientSum,
     Group,
@@ -75,9 +77,14 @@ class _Use:
         """Yield each parameter and its gradient over the rows of one unit."""
         return self._summed(lambda band: self.call.plan.unit_rows(band)[unit])
 
-    def weighed(self, factors: Sequence[float]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield each parameter and its gradient over all units, each multiplied by its factor."""
-        return self._summed(lambda band: self.call.plan.units_weighed(band, factors))
+    def weighed(self, rows_of: Callable[[Plan, int], Rows]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield each parameter and its gradient over all units. rows_of: theirs in a band, with weights."""
+        return self._summed(lambda band: rows_of(self.call.plan, band))
+
+    def without(self, parameters: Collection[Tensor]) -> _Use:
+        """Return the use of the other parameters."""
+        weight, bias = (None if p is None or p in parameters else p for p in (self.weight, self.bias))
+        return replace(self, weight=weight, bias=bias)
 
     def _summed(self, rows_of: Callable[[int], Rows]) -> Iterator[tuple[Tensor, Tensor]]:
         rows: list[Rows | None] = []
@@ -219,17 +226,24 @@ class UnitSums:
         if len(clusters) == len(clusters[0]) == 1:
             self._clip_layer(clusters[0][0].unitwise(), bounds)
             return
-        squares = sum(map(self._squares, clusters), start=np.zeros(len(bounds)))
-        for uses in clusters:
-            self._add(uses, squares, bounds)
+        measured = [self._measured(uses) for uses in clusters]
+        squares = sum((found for found, _ in measured), start=np.zeros(len(bounds)))
+        eps = max(torch.finfo(wide(p)).eps for p in pending.group.parameters)
+        factors = clip_factors(squares, bounds, eps)
+        each = factors.tolist()
+        rows_of = cache(lambda plan, band: plan.units_weighed(band, each))
+        while clusters:
+            # What a layer has given makes room for the sums of those that follow.
+            uses, (_, kept) = clusters.pop(), measured.pop()
+            for parameter, by_unit in kept.items():
+                by_unit.add(self._sum(parameter), factors)
+            self._add([use.without(kept) for use in uses], factors, rows_of)
 
-    def _add(self, uses: Sequence[_Use], squares: FloatArray, bounds: FloatArray) -> None:
-        """Add the gradients of calls that share parameters, clipped by the norms of their whole group."""
-        parameters = {p: None for use in uses for p in (use.weight, use.bias) if p is not None}
-        factors = clip_factors(squares, bounds, max(torch.finfo(wide(p)).eps for p in parameters))
+    def _add(self, uses: Sequence[_Use], factors: FloatArray, rows_of: Callable[[Plan, int], Rows]) -> None:
+        """Add the gradients of calls that share parameters. rows_of: see `_Use.weighed`."""
         if not any(use.narrow for use in uses):
-            for parameter, part in (pair for use in uses for pair in use.weighed(factors.tolist())):
-                self._sum(parameter).add_(part.to(wide(parameter)))
+            for parameter, part in (pair for use in uses for pair in use.weighed(rows_of)):
+                self._put(parameter, part)
         elif len(uses) == 1:
             for parameter, by_unit in uses[0].unitwise().items():
                 by_unit.add(self._sum(parameter), factors)
@@ -256,13 +270,24 @@ class UnitSums:
             self._sums |= zeros([parameter])
         return self._sums[parameter]
 
-    def _squares(self, uses: Sequence[_Use]) -> FloatArray:
-        """Return the squared norm of each unit's gradient over calls that share parameters."""
+    def _put(self, parameter: Tensor, part: Tensor) -> None:
+        """Add what nobody else has to the sum for a parameter."""
+        if parameter in self._sums:
+            self._sums[parameter].add_(part)
+        else:
+            self._sums[parameter] = part.to(wide(parameter)).contiguous()
+
+    def _measured(self, uses: Sequence[_Use]) -> tuple[FloatArray, dict[Tensor, Unitwise]]:
+        """Return the squared norm of each unit's gradient over calls that share parameters.
+
+        And what need not be formed again for the sum.
+        """
         if len(uses) == 1:
-            found = (by_unit.squares() for by_unit in uses[0].unitwise().values())
-            return sum(found, start=np.zeros(len(self._units)))
+            by_unit = uses[0].unitwise()
+            squares = sum((found.squares() for found in by_unit.values()), start=np.zeros(len(self._units)))
+            return squares, {p: found for p, found in by_unit.items() if is_kept(found)}
         units = range(len(self._units))
-        return np.array([sum(map(squared_norm, _of_unit(uses, unit).values())) for unit in units])
+        return np.array([sum(map(squared_norm, _of_unit(uses, unit).values())) for unit in units]), {}
 
 
 def _of_unit(uses: Sequence[_Use], unit: int) -> GradientSum:

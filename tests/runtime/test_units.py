@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import cache
@@ -23,7 +24,8 @@ from gradwarden.runtime.errors import PrivacyError
 from gradwarden.runtime.masks import few, unitwise
 from gradwarden.runtime.masks.engine import Engine, make_engine
 from gradwarden.runtime.masks.full_precision import full_precision
-from gradwarden.runtime.masks.layers import layer_norm, place_norms, row_convolution
+from gradwarden.runtime.masks.layers import layer_norm, linear, place_norms, row_convolution
+from gradwarden.runtime.privacy import units as units_module
 from gradwarden.runtime.privacy.clipping import Clipping, Group, Unit, clip_groups
 from gradwarden.runtime.privacy.units import UnitSums, add_units
 
@@ -194,7 +196,9 @@ def test_sums_of_the_one_pass_equal_those_of_plain_autograd(name, clipping, data
     wanted = plain(bench, units, weights, columns, clip_groups(bench.model, columns, clipping))
     one_by_one = 0 if data.draw(st.booleans()) else 1 << 10
     at_once = data.draw(st.sampled_from([1, 100, 1 << 12]))
+    kept = 0 if data.draw(st.booleans()) else 1 << 18
     with (
+        patch.object(unitwise, "_KEPT", kept),
         patch.object(few, "_SMALL", one_by_one),
         patch.object(few, "_AT_ONCE", at_once),
         patch.object(layer_norm, "_LARGE", one_by_one),
@@ -229,6 +233,31 @@ def test_no_pass_is_made_for_single_units(name, monkeypatch):
     units = [Unit((row,), 1.0) for row in range(1, ROWS)]
     sink, _ = Bench(name).sums(units, torch.ones(ROWS, 2, dtype=torch.float64), [0, 1], "flat")
     assert any(bool(total.any()) for total in sink.sums.values())
+
+
+def test_what_is_small_is_formed_once_and_what_layers_gave_makes_room_for_the_sums(monkeypatch):
+    bench, units = Bench("tokens"), [Unit((row,), 0.05) for row in range(ROWS)]
+    bench.sums(units, torch.ones(ROWS, 2, dtype=torch.float64), [0, 1], "flat")
+    summed, weighed = linear._Parameters.summed, units_module._Use.weighed
+    given: list[weakref.ref[Tensor]] = []
+    left: list[int] = []
+
+    def without_bias(parameters, rows, bias_rows):
+        assert bias_rows is None
+        return summed(parameters, rows, bias_rows)
+
+    def counting(use, rows_of):
+        left.append(sum(known() is not None for known in given))
+        if isinstance(use.parameters, linear._Parameters):
+            given.append(weakref.ref(use.parameters.grad))
+        return weighed(use, rows_of)
+
+    monkeypatch.setattr(linear._Parameters, "summed", without_bias)
+    monkeypatch.setattr(units_module._Use, "weighed", counting)
+    monkeypatch.setattr(few, "_SMALL", 0)
+    bench.sums(units, torch.ones(ROWS, 2, dtype=torch.float64), [0, 1], "flat")
+    assert len(left) == 7
+    assert not any(left)
 
 
 @pytest.mark.parametrize("clipping", ["flat", "layer"])
