@@ -72,7 +72,7 @@ def damaged(draw: st.DrawFn) -> bytes:
         return draw(st.binary(max_size=80))
     content = bytearray(draw(st.sampled_from(SEEDS)))
     for _ in range(draw(st.integers(0, 4))):
-        at = draw(st.integers(0, len(content) - 1))
+        at = draw(st.integers(0, max(0, len(content) - 1)))
         content[at : at + draw(st.integers(0, 3))] = draw(st.binary(max_size=3))
     return bytes(content)
 
