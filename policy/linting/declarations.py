@@ -8,7 +8,6 @@ from itertools import pairwise
 from gradwarden.policy.checking.types import Attribute
 from gradwarden.policy.combine import QUARANTINE
 from gradwarden.policy.decimals import decimal_text, unscaled
-from gradwarden.policy.evaluation.phrasing import share
 from gradwarden.policy.linting.edits import removed
 from gradwarden.policy.linting.subject import Edit, Report, Subject, expressions, parts
 from gradwarden.policy.program import SCALE, And, Compare, Condition, Has
@@ -74,7 +73,8 @@ def _droughts(subject: Subject, report: Report) -> None:
         index = program.band_names.index(band)
         greatest = max((x.weights[index] for x in program.grants if x.level == "hard"), default=0)
         if 0 < greatest < guards[band].below and band not in noised:
-            message = f"no rule grants the band `{band}` more than {share(greatest)}, so it always starves"
+            most = decimal_text(unscaled(greatest, 6))
+            message = f"no rule grants the band `{band}` more than {most}, so it always starves"
             report.add("GW550", message, item.below.span, "ask for less than that, or grant more")
 
 
