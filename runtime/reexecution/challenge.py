@@ -55,6 +55,7 @@ def challenge_of_note(
     if trust.quorum != NOBODY and not trust.quorum.met([one.witness for one in found]):
         raise EvidenceError(f"the challenge is not cosigned by the witnesses asked for: {trust.quorum}")
     parsed = parse_note(note)
-    ids = {(one.witness.name, one.witness.key_id) for one in found}
-    drawn = sorted(line.signature for line in parsed.signatures if (line.name, line.key_id) in ids)
+    # Of several lines in the name of a witness only the first was verified; anybody may add others.
+    first = {(line.name, line.key_id): line.signature for line in reversed(parsed.signatures)}
+    drawn = sorted(first[one.witness.name, one.witness.key_id] for one in found)
     return Challenge(b"".join([parsed.text.encode(), *drawn]), tuple(one.witness.name for one in found))

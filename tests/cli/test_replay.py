@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from gradwarden.runtime.evidence.prover import read_head, root_over
+from gradwarden.runtime.evidence.trust import Quorum, Trust
 from gradwarden.runtime.ledger.cosignature import cosign, witness_key
-from gradwarden.runtime.ledger.keys import Signer
-from gradwarden.runtime.ledger.note import Checkpoint, sign_note
+from gradwarden.runtime.ledger.keys import PublicKey, Signer
+from gradwarden.runtime.ledger.note import Checkpoint, NoteSignature, parse_note, sign_note
+from gradwarden.runtime.reexecution.challenge import challenge_of_note
 from tests.cli.conftest import Run
 
 TRAINING = """
@@ -176,6 +178,19 @@ def test_a_note_chooses_only_as_a_head_of_the_ledger_that_is_cosigned_as_asked(
     ):
         refused = chosen(name, *witnesses)
         assert (refused.exit_code, message in refused.stderr) == (2, True), (name, refused.stderr)
+
+
+def test_lines_that_a_trainer_adds_in_the_name_of_a_witness_choose_nothing(trained: dict[str, Path]) -> None:
+    ledger, ann = trained["honest"] / "run.ledger", Signer.generate("ann")
+    trust = Trust([PublicKey.load(trained["honest"] / "run.pub")], Quorum(1, (witness_key(ann),)))
+    head = Path(f"{ledger}.head").read_bytes()
+    facts = {"keys_used": [], "origin": read_head(head).checkpoint.origin}
+    cosigned = cosign(head, ann, 1_700_000_000)
+    wanted = challenge_of_note(ledger, cosigned, trust, facts, ())
+    assert wanted.witnesses == ("ann",)
+    for added in (bytes(72), parse_note(cosign(head, ann, 1_700_000_001)).signatures[-1].signature):
+        line = NoteSignature("ann", witness_key(ann).key_id, added).line()
+        assert challenge_of_note(ledger, cosigned + line.encode(), trust, facts, ()) == wanted
 
 
 @pytest.mark.parametrize(
