@@ -16,6 +16,9 @@ from gradwarden.policy.evaluation.chosen_steps import any_chosen, is_chosen
 from gradwarden.runtime import Privacy
 from gradwarden.runtime.evidence.trust import Trust
 from gradwarden.runtime.privacy.accounting import JointPlan, privacy_rules
+from gradwarden.runtime.provenance.answers import Contribution, Movement
+from gradwarden.runtime.provenance.index import build_index
+from gradwarden.runtime.provenance.queries import Queries
 from tests.runtime.maintained import flat, values
 
 ALWAYS = "gradient { record 1 in 1 steps }\n"
@@ -273,6 +276,40 @@ def test_a_step_whose_outcome_was_lost_may_have_recorded_contributions(lab):
         for number in range(6):
             lab.step(governor, lab.batch("bCd", f"t{number}"), seed=number)
     assert lab.verify().ok
+
+
+# --- trace --------------------------------------------------------------------------------------------------
+
+
+def test_trace_adds_up_what_a_run_records(lab):
+    """Whoever has weight in a band is told with what it added there: at least the gradient, all together."""
+    pytest.importorskip("duckdb")
+    governor = lab.governor(lab.policy + SOME)
+    for number in range(12):
+        lab.step(governor, lab.batch("CCC", "c") if number == 5 else lab.batch("abd"), seed=number)
+    governor.close()
+    queries = Queries(build_index(lab.path()))
+    added, moved = lab.bodies("contributed"), lab.bodies("moved")
+    gradients = {body["step"]: body["norms"] for body in lab.bodies("committed")}
+    for band, places in (("shallow", [0, 1]), ("deep", [0, 2])):
+        found = queries.band(band)
+        sums = [sum(float(body["norms"][band][place]) for body in added) for place in places]
+        told = [(one.added.steps, one.added.norm, one.added.private) for one in found.top]
+        assert told == [(len(added), pytest.approx(total, rel=1e-5), 0) for total in sums]
+        assert sum(sums) >= 0.98 * sum(float(gradients[body["step"]][band]) for body in added)
+        distance = sum(float(body["norms"][band]) for body in moved)
+        assert found.moved == Movement(len(moved), 11, pytest.approx(distance, rel=1e-5))
+        for one in found.top:
+            assert queries.example(bytes.fromhex(one.commitment)).added[band] == one.added
+    assert 1 < len(added) < 11
+
+
+def test_trace_tells_nothing_of_what_a_private_example_added(lab):
+    pytest.importorskip("duckdb")
+    private_run(lab)
+    public, *private = Queries(build_index(lab.path())).band("shallow").top
+    assert public.added.norm > 0
+    assert [one.added for one in private] == [Contribution(0, None, 1)] * 2
 
 
 # --- which steps --------------------------------------------------------------------------------------------
