@@ -56,9 +56,13 @@ class Trust:
         return tuple(self.quorum.witnesses())
 
     def after(self, vkeys: Iterable[str]) -> Trust:
-        """Return the trust after the keys of the log have handed over to others."""
+        """Return the trust after the keys of the log have handed over to others.
+
+        Raises KeyFileError where one of these is the key of a witness.
+        """
         known = {key.vkey for key in self.keys}
         others = [PublicKey.from_vkey(vkey) for vkey in vkeys if vkey not in known]
+        check_witnesses(self.witnesses, others)
         return replace(self, keys=[*self.keys, *others])
 
 

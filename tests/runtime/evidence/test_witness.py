@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gradwarden.runtime.errors import KeyFileError, WitnessError
 from gradwarden.runtime.evidence.proof_file import ConsistencyProof
-from gradwarden.runtime.evidence.trust import Quorum, check_witnesses
+from gradwarden.runtime.evidence.trust import Quorum, Trust, check_witnesses
 from gradwarden.runtime.evidence.witness import Cosigned, Refusal, open_witness
 from gradwarden.runtime.evidence.witnessed import assurance
 from gradwarden.runtime.ledger.cosignature import Cosignature, cosignatures, witness_key
@@ -246,3 +246,7 @@ def test_one_key_is_one_witness(signer: Signer, other: Signer) -> None:
         check_witnesses([witness_key(signer)], [signer.public])
     with pytest.raises(KeyFileError, match="another witness, `other`"):
         check_witnesses([witness_key(other), WitnessKey("else", other.public.raw)], [signer.public])
+    trust = Trust([signer.public], Quorum(1, (witness_key(other),)))
+    assert trust.after([signer.public.vkey]).keys == [signer.public]
+    with pytest.raises(KeyFileError, match="`other` has the key of `other`, which signs the log itself"):
+        trust.after([signer.public.vkey, other.public.vkey])
