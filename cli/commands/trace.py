@@ -186,7 +186,7 @@ def _rule(asked: Asked) -> Answer:
 
     queries = _ask(asked.ledger, effective=asked.effective)
     found = queries.rule(asked.name, asked.steps, asked.top)
-    return _document(queries, plain(found)), lambda: show_rule(queries.index, found)
+    return _document(queries, plain(found), shares=False), lambda: show_rule(queries.index, found)
 
 
 def _footprint(asked: Asked) -> Answer:
@@ -211,7 +211,7 @@ def _added(asked: Asked) -> Answer:
         then, now = _committer(asked.base_secret, base), _committer(asked.secret, run)
         pairs = [(then.commit(one), now.commit(one)) for one in _ids(asked.ids)]
     found = compare(base, run, pairs)
-    return _document(run, plain(found)), lambda: show_added(found)
+    return _document(run, plain(found), shares=False), lambda: show_added(found)
 
 
 _ANSWERS: dict[str, Callable[[Asked], Answer]] = {
@@ -225,10 +225,12 @@ _ANSWERS: dict[str, Callable[[Asked], Answer]] = {
 }
 
 
-def _document(queries: Queries, answer: dict[str, Any]) -> dict[str, Any]:
-    from gradwarden.cli.trace_report import index_facts
+def _document(queries: Queries, answer: dict[str, Any], *, shares: bool = True) -> dict[str, Any]:
+    """Return an answer, what it rests on, and where it tells shares what these are not."""
+    from gradwarden.cli.trace_report import APPROXIMATE, index_facts
 
-    return {"index": index_facts(queries.index), "answer": answer}
+    told = {"approximation": APPROXIMATE} if shares else {}
+    return {"index": index_facts(queries.index), "answer": answer, **told}
 
 
 def _ask(ledger: Path, *, effective: bool = False) -> Queries:

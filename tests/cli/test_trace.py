@@ -61,6 +61,8 @@ def answer(run: Run, *arguments: object) -> dict[str, Any]:
     result = run("trace", *arguments, "--format", "json")
     assert result.exit_code == 0, result.output
     told: dict[str, Any] = json.loads(result.stdout)
+    weighed = arguments[0] in ("band", "example", "footprint")
+    assert ("not what the model would be without" in told.get("approximation", "")) == weighed
     return told["answer"]  # type: ignore[no-any-return]
 
 
