@@ -6,66 +6,45 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from gradwarden.cli.inputs import read_head_note
 from gradwarden.cli.job_verdict import JobVerdict
-from gradwarden.cli.judging import SOUND, checked_stamps, kept, size_of_weights, stamped
+from gradwarden.cli.judging import SOUND, Asked, checked_stamps, kept, size_of_weights, stamped
 from gradwarden.cli.output import arrived, progress
 from gradwarden.cli.signing import load_authorities
 from gradwarden.cli.verdict import STATUSES
 
 if TYPE_CHECKING:
-    from gradwarden.policy.program import Program
     from gradwarden.runtime.evidence.stamped import Stamped
     from gradwarden.runtime.evidence.trust import Trust
     from gradwarden.runtime.ledger.chain import Finding
-    from gradwarden.runtime.ledger.program_signature import Approvers
     from gradwarden.runtime.verification.job_report import JobFinding, JobReport
     from gradwarden.runtime.verification.key_periods import Schedule
 
 
-def judge_job(
-    folder: Path,
-    trust: Trust,
-    *,
-    programs: Sequence[Program] = (),
-    approvers: Approvers | None = None,
-    checkpoints: Sequence[Path] = (),
-    weights: Sequence[Path] = (),
-    earlier: bool = False,
-    authority_files: Sequence[Path] = (),
-    only: Literal["entries"] | None = None,
-    since: Path | None = None,
-    remember: Path | None = None,
-) -> JobVerdict:
-    """Verify a job's folder, and compare its log of logs with heads that were kept elsewhere.
-
-    programs, approvers: what must have governed every rank, and who must have signed it. weights, earlier,
-    only: as of `verify_job`. authority_files: certificates by which time stamps beside heads of the log of
-    logs are checked. since, remember: files with what an earlier verification found, and for what this one
-    finds.
-    """
+def judge_job(folder: Path, trust: Trust, asked: Asked) -> JobVerdict:
+    """Verify a job's folder, and compare its log of logs with heads that were kept elsewhere."""
     from gradwarden.runtime.jobs.layout import log_path
     from gradwarden.runtime.jobs.progress import size_of_ranks
     from gradwarden.runtime.ledger.program_signature import NOBODY
     from gradwarden.runtime.verification.job_verify import verify_job
 
-    paths = [*checkpoints, *stamped(log_path(folder), checkpoints, authority_files)]
+    paths = [*asked.checkpoints, *stamped(log_path(folder), asked.checkpoints, asked.authority_files)]
     notes = [read_head_note(path) for path in paths]
-    authorities = load_authorities(authority_files)
-    total = size_of_ranks(folder) + size_of_weights(weights)
+    authorities = load_authorities(asked.authority_files)
+    total = size_of_ranks(folder) + size_of_weights(asked.weights)
     with progress(f"verifying {folder.name}", total, "bytes") as advance:
         report = verify_job(
             folder,
             trust.keys,
-            program=programs,
-            approvers=approvers or NOBODY,
-            weights=weights,
-            earlier=earlier,
-            only=only,
-            since=since,
-            remember=remember is not None,
+            program=asked.programs,
+            approvers=asked.approvers or NOBODY,
+            weights=asked.weights,
+            earlier=asked.earlier,
+            only="entries" if asked.only else None,
+            since=asked.since,
+            remember=asked.remember is not None,
             progress=arrived(advance),
             hashed=advance,
         )
@@ -78,12 +57,12 @@ def judge_job(
     return JobVerdict(
         folder,
         report,
-        policy_given=bool(programs),
-        heads_compared=len(checkpoints),
+        policy_given=bool(asked.programs),
+        heads_compared=len(asked.checkpoints),
         assurance=assurance,
-        weights=tuple(weights),
-        memory=since,
-        remembered=kept(report.memory if report.status in (*SOUND, "LAGGING") else None, remember),
+        weights=tuple(asked.weights),
+        memory=asked.since,
+        remembered=kept(report.memory if report.status in (*SOUND, "LAGGING") else None, asked.remember),
     )
 
 

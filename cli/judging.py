@@ -16,6 +16,7 @@ from gradwarden.cli.output import arrived, progress
 from gradwarden.cli.signing import load_authorities
 from gradwarden.cli.verdict import Signature, Verdict, worst
 from gradwarden.policy.errors import GradwardenError
+from gradwarden.policy.frozen import frozen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,48 +59,51 @@ SOUND = ("OK", "UNWITNESSED", "INCOMPLETE", "UNTRUSTED")
 """Of such ledgers, what is recorded can be compared with the data."""
 
 
-def judge(
-    ledger: Path,
-    trust: Trust,
-    *,
-    programs: Sequence[Program] = (),
-    approvers: Approvers | None = None,
-    checkpoints: Sequence[Path] = (),
-    weights: Sequence[Path] = (),
-    earlier: bool = False,
-    signatures: Sequence[Signature] = (),
-    authority_files: Sequence[Path] = (),
-    only: Only | None = None,
-    since: Path | None = None,
-    remember: Path | None = None,
-) -> Verdict:
+@frozen
+class Asked:
+    """What a ledger, or a job, is to be held against, and how far.
+
+    programs, approvers: what must have governed the run, and who must have signed it; None: nobody.
+    checkpoints: notes with heads that were kept elsewhere; of a job, of its log of logs. weights, earlier: as
+    of `verify_ledger`. authority_files: certificates by which time stamps beside heads are checked. only:
+    where to stop. since, remember: files with what an earlier verification found, and for what this one does.
+    """
+
+    programs: Sequence[Program] = ()
+    approvers: Approvers | None = None
+    checkpoints: Sequence[Path] = ()
+    weights: Sequence[Path] = ()
+    earlier: bool = False
+    authority_files: Sequence[Path] = ()
+    only: Only | None = None
+    since: Path | None = None
+    remember: Path | None = None
+
+
+def judge(ledger: Path, trust: Trust, asked: Asked, signatures: Sequence[Signature] = ()) -> Verdict:
     """Verify a ledger, and compare it with heads and weights that were kept elsewhere.
 
-    programs, approvers: what must have governed the run, and who must have signed it; see `verify_ledger`.
-    checkpoints: notes with such heads. weights, earlier: as of `verify_ledger`. signatures: of the programs,
-    as far as they are known. authority_files: certificates by which time stamps beside heads are checked.
-    only: where to stop. since, remember: files with what an earlier verification found, and for what this
-    one finds.
+    signatures: of the programs that it is held against, as far as they are known.
     """
     from gradwarden.runtime.evidence.witnessed import compare_notes
     from gradwarden.runtime.ledger.program_signature import NOBODY
     from gradwarden.runtime.verification.verify import verify_ledger
 
-    paths = [*checkpoints, *stamped(ledger, checkpoints, authority_files)]
+    paths = [*asked.checkpoints, *stamped(ledger, asked.checkpoints, asked.authority_files)]
     notes = [read_head_note(path) for path in paths]
-    authorities = load_authorities(authority_files)
-    total = ledger.stat().st_size + size_of_weights(weights)
+    authorities = load_authorities(asked.authority_files)
+    total = ledger.stat().st_size + size_of_weights(asked.weights)
     with progress(f"verifying {ledger.name}", total, "bytes") as advance:
         report = verify_ledger(
             ledger,
             trust.keys,
-            program=programs,
-            approvers=approvers or NOBODY,
-            weights=weights,
-            only=only,
-            earlier=earlier,
-            since=since,
-            remember=remember is not None,
+            program=asked.programs,
+            approvers=asked.approvers or NOBODY,
+            weights=asked.weights,
+            only=asked.only,
+            earlier=asked.earlier,
+            since=asked.since,
+            remember=asked.remember is not None,
             progress=arrived(advance),
             hashed=advance,
         )
@@ -116,12 +120,12 @@ def judge(
             **known.facts(),
             **({"timestamps": [s.facts() for s in stamps]} if authorities else {}),
         },
-        policy_given=bool(programs),
-        heads_compared=len(checkpoints),
-        memory=since,
-        remembered=kept(report.memory if status in SOUND else None, remember),
+        policy_given=bool(asked.programs),
+        heads_compared=len(asked.checkpoints),
+        memory=asked.since,
+        remembered=kept(report.memory if status in SOUND else None, asked.remember),
         assurance=known.assurance,
-        weights=tuple(weights),
+        weights=tuple(asked.weights),
         signatures=tuple(signatures),
     )
 

@@ -14,7 +14,7 @@ from gradwarden.cli.files import write_text
 from gradwarden.cli.inputs import check_begun
 from gradwarden.cli.job_judging import judge_job
 from gradwarden.cli.job_verdict import JOB_MEANINGS, JobVerdict
-from gradwarden.cli.judging import judge
+from gradwarden.cli.judging import Asked, judge
 from gradwarden.cli.manifest import text_lines
 from gradwarden.cli.options import FILE, trust_options
 from gradwarden.cli.output import arrived, emit_json, format_option, progress
@@ -78,12 +78,13 @@ def command(
         raise click.UsageError("groups are told by all of --groups, --by and --secret")
     from gradwarden.runtime.report.page import render
 
+    asked = Asked(checkpoints=checkpoints)
     verdict: Verdict | JobVerdict
     if ledger.is_dir():
-        verdict, meanings = judge_job(ledger, trust, checkpoints=checkpoints), JOB_MEANINGS
+        verdict, meanings = judge_job(ledger, trust, asked), JOB_MEANINGS
     else:
         check_begun(ledger)
-        verdict, meanings = judge(ledger, trust, checkpoints=checkpoints), MEANINGS
+        verdict, meanings = judge(ledger, trust, asked), MEANINGS
     if verdict.status == "TAMPERED":
         raise InputError(
             f"no report is made of `{ledger}`, which was altered: what it says means nothing",

@@ -15,7 +15,7 @@ from gradwarden.cli.inputs import load_program
 from gradwarden.cli.job_data import job_with_data
 from gradwarden.cli.job_judging import job_held_to, judge_job
 from gradwarden.cli.job_verdict import show_job
-from gradwarden.cli.judging import held_to, judge, on_trust, with_data
+from gradwarden.cli.judging import Asked, held_to, judge, on_trust, with_data
 from gradwarden.cli.opened import difference_to_json, show_difference
 from gradwarden.cli.options import FILE, trust_options
 from gradwarden.cli.output import emit_json, format_option
@@ -224,23 +224,20 @@ def command(
         (earlier and not checkpoint_weights, WHICH),
         (trust.witnesses and not checkpoints, COSIGNED),
     )
-    programs = [load_program(policy, model_map) for policy in policies]
-    approvers = _approvers(approver_files, policy_signers)
+    asked = Asked(
+        programs=[load_program(policy, model_map) for policy in policies],
+        approvers=_approvers(approver_files, policy_signers),
+        checkpoints=checkpoints,
+        weights=checkpoint_weights,
+        earlier=earlier,
+        authority_files=authority_files,
+        only=only,
+        since=since,
+        remember=remember,
+    )
     if ledger.is_dir():
         with on_trust(since):
-            job = judge_job(
-                ledger,
-                trust,
-                programs=programs,
-                approvers=approvers,
-                checkpoints=checkpoints,
-                weights=checkpoint_weights,
-                earlier=earlier,
-                authority_files=authority_files,
-                only="entries" if only else None,
-                since=since,
-                remember=remember,
-            )
+            job = judge_job(ledger, trust, asked)
             if schedule is not None:
                 job = job_held_to(job, schedule)
             if data is not None and secret is not None:
@@ -249,30 +246,17 @@ def command(
         _say_what_is_kept(remember, job.remembered)
         return int(not job.ok)
     other = None if what_if is None else load_program(what_if)
-    signatures = [signature_beside(*pair, trust.keys) for pair in zip(policies, programs, strict=True)]
+    found = [signature_beside(*pair, trust.keys) for pair in zip(policies, asked.programs, strict=True)]
     with on_trust(since):
-        verdict = judge(
-            ledger,
-            trust,
-            programs=programs,
-            approvers=approvers,
-            checkpoints=checkpoints,
-            weights=checkpoint_weights,
-            earlier=earlier,
-            signatures=[signature for signature in signatures if signature is not None],
-            authority_files=authority_files,
-            only=only,
-            since=since,
-            remember=remember,
-        )
+        verdict = judge(ledger, trust, asked, [signature for signature in found if signature is not None])
         if schedule is not None:
             verdict = held_to(verdict, schedule)
         difference = None
         if data is not None and secret is not None:
             verdict, difference = with_data(verdict, data, secret, other, supplier_files)
         if output_format == "json":
-            found = {} if difference is None else {"what_if": difference_to_json(difference)}
-            emit_json({**verdict.to_json(), **found})
+            decided = {} if difference is None else {"what_if": difference_to_json(difference)}
+            emit_json({**verdict.to_json(), **decided})
         else:
             show(verdict)
     if output_format != "json" and difference is not None and what_if is not None:

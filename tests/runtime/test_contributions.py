@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradwarden.cli.judging import judge
+from gradwarden.cli.judging import Asked, judge
 from gradwarden.policy.evaluation.chosen_steps import any_chosen, is_chosen
 from gradwarden.runtime import Privacy
 from gradwarden.runtime.evidence.trust import Trust
@@ -246,7 +246,7 @@ def test_a_band_that_was_moved_where_the_step_may_not_reach_it_is_found(lab):
 
 
 def test_a_verdict_says_what_was_checked_of_contributions_and_what_was_not(recorded):
-    told = judge(recorded.path(), Trust((recorded.signer.public,)))
+    told = judge(recorded.path(), Trust((recorded.signer.public,)), Asked())
     steps = sum(1 for body in recorded.bodies("moved") if body["step"] != 5)
     assert f"what examples added to each band in {steps} steps: " in "\n".join(told.checked())
     assert "what each single example added: it was taken at its word" in "\n".join(told.unchecked())
