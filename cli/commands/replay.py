@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from gradwarden.runtime.evidence.trust import Trust
+    from gradwarden.runtime.ledger.chain import Finding
     from gradwarden.runtime.reexecution.challenge import Challenge
     from gradwarden.runtime.reexecution.reexecute import Rebuilt, SegmentReport
     from gradwarden.runtime.reexecution.segments import Run, Segment
@@ -112,7 +113,11 @@ def command(
         if drawn is not None and _is_note(challenge):
             by = ", ".join(drawn.witnesses)
             click.echo(f"the challenge is cosigned by {by}" if by else ALONE)
-    return int(not all(report.ok for report in reports))
+    return int(not _holds(run, reports))
+
+
+def _holds(run: Run, reports: Sequence[SegmentReport]) -> bool:
+    return not run.jumps and all(report.ok for report in reports)
 
 
 def _is_note(challenge: str | None) -> bool:
@@ -173,7 +178,7 @@ def _document(
     run: Run, reports: Sequence[SegmentReport], status: str, tolerance: float | None
 ) -> dict[str, Any]:
     return {
-        "ok": all(report.ok for report in reports),
+        "ok": _holds(run, reports),
         "ledger": status,
         "segments": len(run.segments),
         "steps": run.steps,
@@ -181,6 +186,7 @@ def _document(
         "steps_abandoned": run.abandoned,
         "tolerance": tolerance,
         "chance_of_one_forged": _chance(run, reports),
+        "jumps": [_finding(found) for found in run.jumps],
         "executed": [
             {
                 "segment": report.segment.number,
@@ -188,13 +194,15 @@ def _document(
                 "ok": report.ok,
                 "digest": report.digest,
                 "difference": report.difference,
-                "findings": [
-                    {"code": f.code, "index": f.index, "message": f.message} for f in report.findings
-                ],
+                "findings": [_finding(found) for found in report.findings],
             }
             for report in reports
         ],
     }
+
+
+def _finding(found: Finding) -> dict[str, Any]:
+    return {"code": found.code, "index": found.index, "message": found.message}
 
 
 def _chance(run: Run, reports: Sequence[SegmentReport]) -> float:
@@ -219,6 +227,5 @@ def _show(run: Run, reports: Sequence[SegmentReport], tolerance: float | None) -
         click.echo(f"{run.steps - run.covered:,} of {run.steps:,} steps lie in no segment")
     if run.abandoned:
         click.echo(f"{run.abandoned:,} abandoned steps did not lead to the last weights, and are left out")
-    for report in reports:
-        for finding in report.findings:
-            complain(finding.code, finding.message, None)
+    for finding in (*run.jumps, *(found for report in reports for found in report.findings)):
+        complain(finding.code, finding.message, None)

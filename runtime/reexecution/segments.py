@@ -18,6 +18,7 @@ from math import comb
 from typing import Any, TypeAlias
 
 from gradwarden.policy.frozen import frozen
+from gradwarden.runtime.ledger.chain import Finding
 from gradwarden.runtime.ledger.reader import read_entries
 from gradwarden.runtime.records.branches import REWOUND, STATE_SUFFIX, Branches, length
 
@@ -54,12 +55,14 @@ class Segment:
 class Run:
     """The segments that led to the weights that a run ended with, and how many steps did.
 
-    abandoned: steps that did not, since the run went back to earlier weights.
+    abandoned: steps that did not, since the run went back to earlier weights. jumps: where weights were saved
+    that are others than those before them, and no step lies between (`other_weights`): no segment has that.
     """
 
     segments: tuple[Segment, ...]
     steps: int
     abandoned: int
+    jumps: tuple[Finding, ...] = ()
 
     @property
     def covered(self) -> int:
@@ -85,9 +88,11 @@ class _Start:
 def find_segments(path: str | os.PathLike[str]) -> Run:
     """Return the segments of a ledger, in order. Raises LedgerDamaged, LedgerError.
 
-    Nothing is verified here. A checkpoint at the same step as the one before takes its place.
+    Nothing is verified here. A checkpoint at the same step as the one before takes its place; averages of the
+    weights are passed over.
     """
     found: list[_Parts] = []
+    jumps: list[tuple[int, Finding]] = []
     kept: dict[tuple[int, str, str], _Start] = {}
     branches, next_step = Branches(), 0
     start: _Start | None = None
@@ -108,6 +113,10 @@ def find_segments(path: str | os.PathLike[str]) -> Run:
             if body["file"].endswith(STATE_SUFFIX):
                 state = body
                 continue
+            if (body["tensors"] or {}).get("of") == "average":
+                continue
+            if start is not None and body["step"] == start.begin and _differ(start.weights, body):
+                jumps.append((start.begin, _jump(entry.index, start.weights, body)))
             if start is not None and body["step"] > start.begin:
                 places = start.index, entry.index
                 found.append((start.weights, body, start.state, places, broken, start.begin))
@@ -117,7 +126,23 @@ def find_segments(path: str | os.PathLike[str]) -> Run:
     leading = branches.leading(next_step)
     effective = (parts for parts in found if any(first <= parts[-1] < end for first, end in leading))
     segments = tuple(Segment(number, *parts) for number, parts in enumerate(effective))
-    return Run(segments, length(leading), next_step - length(leading))
+    left = tuple(told for at, told in jumps if any(first <= at <= end for first, end in leading))
+    return Run(segments, length(leading), next_step - length(leading), left)
+
+
+def _differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two checkpoints hold other weights, as far as the ledger says."""
+    if one["tensors"] is not None and other["tensors"] is not None:
+        return bool(one["tensors"]["root"] != other["tensors"]["root"])
+    return bool(one["digest"] != other["digest"])
+
+
+def _jump(index: int, before: Mapping[str, Any], after: Mapping[str, Any]) -> Finding:
+    return Finding(
+        "other_weights",
+        index,
+        f"`{after['file']}` holds other weights than `{before['file']}`, and no step lies between",
+    )
 
 
 def _key(checkpoint: Mapping[str, Any]) -> tuple[int, str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ import pytest
 
 from gradwarden.runtime.evidence.prover import read_head, root_over
 from gradwarden.runtime.evidence.trust import Quorum, Trust
+from gradwarden.runtime.ledger.chain import Finding
 from gradwarden.runtime.ledger.cosignature import cosign, witness_key
 from gradwarden.runtime.ledger.keys import PublicKey, Signer
 from gradwarden.runtime.ledger.note import Checkpoint, NoteSignature, parse_note, sign_note
+from gradwarden.runtime.reexecution import segments
 from gradwarden.runtime.reexecution.challenge import challenge_of_note
+from gradwarden.runtime.reexecution.segments import find_segments
 from tests.cli.conftest import Run
 
 TRAINING = """
@@ -178,6 +182,19 @@ def test_a_note_chooses_only_as_a_head_of_the_ledger_that_is_cosigned_as_asked(
     ):
         refused = chosen(name, *witnesses)
         assert (refused.exit_code, message in refused.stderr) == (2, True), (name, refused.stderr)
+
+
+def test_exchanged_weights_are_told_whatever_is_chosen(
+    run: Run, trained: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained["honest"])
+    found = replace(find_segments("run.ledger"), jumps=(Finding("other_weights", 9, "no step lies between"),))
+    monkeypatch.setattr(segments, "find_segments", lambda _: found)
+    asked = (*REPLAY, "replayed_training:rebuild", "--segments", 1, "--challenge", "x")
+    told = run(*asked)
+    assert (told.exit_code, "error[other_weights]: no step lies between" in told.stderr) == (1, True)
+    document = json.loads(run(*asked, "--format", "json").stdout)
+    assert (document["ok"], document["executed"][0]["ok"], document["jumps"][0]["index"]) == (False, True, 9)
 
 
 def test_lines_that_a_trainer_adds_in_the_name_of_a_witness_choose_nothing(trained: dict[str, Path]) -> None:

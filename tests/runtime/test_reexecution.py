@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_model
 from torch import nn
 
+from gradwarden.runtime.average import GovernedAverage
 from gradwarden.runtime.records.recorder import Recorder
 from gradwarden.runtime.reexecution.reexecute import Rebuilt, reexecute
 from gradwarden.runtime.reexecution.segments import Segment, challenged, chance_of_catching, find_segments
@@ -207,6 +208,49 @@ def test_a_run_that_went_back_is_executed_again_on_the_way_that_led_to_its_weigh
     assert [one.steps for one in found.segments] == [range(3), range(8, 11)]
     assert (found.steps, found.covered, found.abandoned) == (6, 6, 5)
     assert [again(lab, segment).findings for segment in found.segments] == [(), ()]
+
+
+@pytest.mark.parametrize("at", [6, 12])
+def test_weights_that_were_exchanged_where_no_step_lies_between_are_told(lab: Any, at: int) -> None:
+    """The ledger verifies: of weights whose tensors it does not list, it cannot say what moved."""
+    segments = run(lab)
+
+    def exchange(entries: Any) -> None:
+        place = next(
+            place
+            for place, (kind, body) in enumerate(entries)
+            if kind == "checkpoint" and body["step"] == at and body["tensors"] is not None
+        )
+        _, named = entries[place]
+        other = {**named, "file": "other.safetensors", "digest": "ab" * 32, "tensors": None}
+        entries.insert(place + 1, ("checkpoint", other))
+
+    assert lab.forge(exchange).ok
+    found = find_segments(lab.path("forged"))
+    assert [one.steps for one in found.segments] == [one.steps for one in segments]
+    (jump,) = found.jumps
+    assert (jump.code, lab.entries("forged")[jump.index].body["file"]) == (
+        "other_weights",
+        "other.safetensors",
+    )
+    assert find_segments(lab.path()).jumps == ()
+
+
+def test_averages_that_are_saved_too_begin_and_end_no_segment(lab: Any) -> None:
+    model, optimizer = make(lab)
+    governor = lab.governor(lab.policy, model, optimizer)
+    average = GovernedAverage(model, governor.program.bands, decay=0.5)
+    for step in (0, 3):
+        governor.checkpoint(lab.folder / f"{step}.safetensors", state=True)
+        with average.applied():
+            governor.checkpoint(lab.folder / f"average-{step}.safetensors")
+        train(lab, governor, range(step, step + 3))
+        average.update(["shallow", "deep"])
+    governor.checkpoint(lab.folder / "6.safetensors")
+    governor.close()
+    found = find_segments(lab.path())
+    assert [one.steps for one in found.segments] == [range(3), range(3, 6)]
+    assert (found.jumps, [again(lab, one).findings for one in found.segments]) == ((), [(), ()])
 
 
 def test_what_was_measured_before_a_segment_is_put_back_by_the_code_that_trains(lab: Any) -> None:
