@@ -149,15 +149,16 @@ def norms_from_products(left: Tensor, right: Tensor) -> FloatArray:
     """Return the roots of the sums of left * right, float64 [rows].
 
     left, right: [rows, places, places], of products between the places of a row, at the precision of their
-    factors (`full_precision`). The terms may cancel, so what rounding takes away is added: with S the product
-    of the traces, an error of e in each inner product, relative to the norms of its factors, takes at most
-    2e S. Of equal features of one sign, whose sums are rounded to one side throughout, products of 64 to 4096
-    features took up to 21 eps S where two places cancelled, 15 where four did and 4 where 32 did; of random
-    ones less than 1. (Of one place alone, 65; there nothing cancels, and the bound is kept by the distance
-    that `clip_factor` leaves.) Where T places do not cancel, 32 eps S overstate a norm by 16 eps T of it.
+    factors (`full_precision`); left is used up. The terms may cancel, so what rounding takes away is added:
+    with S the product of the traces, an error of e in each inner product, relative to the norms of its
+    factors, takes at most 2e S. Of equal features of one sign, whose sums are rounded to one side throughout,
+    products of 64 to 4096 features took up to 21 eps S where two places cancelled, 15 where four did and 4
+    where 32 did; of random ones less than 1. (Of one place alone, 65; there nothing cancels, and the bound is
+    kept by the distance that `clip_factor` leaves.) Where T places do not cancel, 32 eps S overstate a norm
+    by 16 eps T of it.
     """
     bound = _MARGIN * torch.finfo(left.dtype).eps * _traces(left) * _traces(right)
-    found = (left * right).flatten(1).sum(1, dtype=torch.float64) + bound
+    found = left.mul_(right).flatten(1).sum(1, dtype=torch.float64) + bound
     return found.clamp(min=0.0).sqrt().cpu().numpy()
 
 
@@ -179,9 +180,9 @@ def _squares(gradients: Tensor) -> FloatArray:
     pieces, units, lines, width = gradients.shape
     if lines * width % LINE == 0:
         gradients = gradients.view(pieces, units, -1, LINE)
-    norms = line_norms(gradients).double()
-    found: Tensor = norms.square_().sum((0, 2))
-    return found.cpu().numpy()
+    norms: Tensor = torch.linalg.vector_norm(line_norms(gradients), dim=(0, 2), dtype=torch.float64)
+    squares: FloatArray = np.square(norms.cpu().numpy())
+    return squares
 
 
 def _add(total: Tensor, gradients: Tensor, factors: FloatArray) -> None:
@@ -192,6 +193,9 @@ def _add(total: Tensor, gradients: Tensor, factors: FloatArray) -> None:
     pieces, units = gradients.shape[:2]
     if units > 1 and factors.all() and total.is_contiguous() and total.dtype == gradients.dtype:
         scales = torch.from_numpy(factors).to(total)
+        if pieces == 1:
+            total.view(-1).addmv_(gradients.view(units, -1).t(), scales)
+            return
         for own, part in zip(total.view(pieces, -1), gradients.flatten(2), strict=True):
             own.addmv_(part.t(), scales)
         return
