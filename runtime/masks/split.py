@@ -208,7 +208,7 @@ def show_each(
         found = gradients_of(losses, alone, [p for _, p in own], retain_graph=True)
         for (band, _), gradient in zip(own, found, strict=True):
             if row is not None and gradient is not None and weights[row, band] > 0:
-                gauge.note(row, band, squared_norm(gradient.to_dense() if gradient.is_sparse else gradient))
+                gauge.note(row, band, squared_norm(gradient))
 
 
 def _reached(weights: Tensor) -> list[int]:

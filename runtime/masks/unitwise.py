@@ -125,6 +125,8 @@ def squared_norm(gradient: Tensor) -> float:
 
     Accumulated in the gradient's precision, at least float32, along short lines of it only, else in float64.
     """
+    if gradient.is_sparse:
+        gradient = gradient.coalesce().values()
     if gradient.dim() > 1:
         whole = gradient.numel() % LINE == 0 and gradient.is_contiguous()
         gradient = line_norms(gradient.view(-1, LINE) if whole else gradient.flatten(1))

@@ -416,7 +416,8 @@ class Proposal:
     def contributions(self) -> FloatArray | None:
         """Return the norm of what each example of the step added to each band's gradient.
 
-        float64 [batch, bands], NaN for private examples. None where the step does not record it.
+        float64 [batch, bands], NaN for private examples; infinite where it is too large to measure. None
+        where the step does not record it.
         """
         own = self._measures.own_gradients
         if own is None:
@@ -424,6 +425,7 @@ class Proposal:
         divisor = self.normaliser
         if self.whole is not None and self._joined.terms.normaliser is None:
             divisor *= self.whole.count
+        own = np.where(self.admitted.micro > 0, np.nan_to_num(own, nan=np.inf, posinf=np.inf), 0.0)
         added = own * (self.admitted.micro / SCALE) / divisor
         return np.where(self._admission.covered[:, None], np.nan, added)
 

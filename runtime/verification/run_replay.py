@@ -264,8 +264,8 @@ class RunReplay:
                 pending_step(body, self._history)
                 self._maintained.check_measured(body)
             case "contributed" | "moved":
-                pending_step(body, self._history)
-                self._contributions.accept(kind, body)
+                pending = pending_step(body, self._history)
+                self._contributions.accept(kind, body, pending.body["count"])
             case "halted":
                 self._audit.check_halt(body, self._history.private_steps)
             case "classes":

@@ -32,7 +32,8 @@ def own_norms(governor, losses, kinds: str, divisor: float) -> dict[str, list[fl
     """The definition: each loss differentiated alone, the norm weighted by band."""
     found: dict[str, list[float]] = {}
     for place, (band, members) in enumerate(governor.parameters.items()):
-        gradients = [torch.autograd.grad(loss, list(members), retain_graph=True) for loss in losses]
+        each = [torch.autograd.grad(loss, list(members), retain_graph=True) for loss in losses]
+        gradients = [[g.to_dense() if g.is_sparse else g for g in own] for own in each]
         found[band] = [
             WEIGHTS[kind][place] * flat(gradient).norm().item() / divisor
             for kind, gradient in zip(kinds, gradients, strict=True)
@@ -110,6 +111,77 @@ def test_a_large_batch_is_recorded_in_several_entries(lab):
     assert lab.verify().ok
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1e19, 1e25])
+def test_what_is_too_small_or_too_large_to_measure_agrees_with_its_step(lab, scale):
+    governor = lab.governor(lab.policy + ALWAYS, lab.model().float())
+    with governor.step(lab.batch("abd")) as proposal:
+        proposal.backward(scale * lab.losses(governor.model, lab.inputs(3).float()))
+    assert proposal.committed
+    governor.close()
+    (body,) = lab.bodies("contributed")
+    assert ("inf" in body["norms"]["deep"]) == (scale > 1e20)
+    assert lab.verify().ok
+
+
+def test_a_step_after_which_parameters_are_no_numbers_says_so(lab):
+    model = lab.model()
+    governor = lab.governor(lab.policy + ALWAYS, model, torch.optim.SGD(model.parameters(), lr=1e200))
+    lab.step(governor, lab.batch("abb"), scale=1e150)
+    governor.close()
+    (body,) = lab.bodies("moved")
+    assert body["norms"] == {"deep": "inf", "shallow": "inf"}
+    assert lab.verify().ok
+
+
+class Quantized(torch.nn.Module):
+    """A frozen table that has no differences, one with an infinity that is trained, and two layers."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = torch.nn.Parameter(torch.ones(6).to(dtype), requires_grad=False)
+        self.bound = torch.nn.Parameter(torch.tensor([torch.inf] * 5 + [0.1], dtype=torch.float64))
+        self.first, self.last = torch.nn.Linear(4, 6).double(), torch.nn.Linear(6, 3).double()
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        hidden = torch.tanh(self.first(inputs)) * self.table.to(inputs.dtype)
+        return self.last(torch.minimum(hidden, self.bound))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.float8_e4m3fn])
+def test_what_is_frozen_or_infinite_does_not_keep_a_band_from_being_measured(lab, dtype):
+    policy = lab.policy.replace("top 40%", 'names "last.*"') + ALWAYS
+    governor = lab.governor(policy, Quantized(dtype))
+    for number, kinds in enumerate(("bb", "a")):
+        lab.step(governor, lab.batch(kinds, f"s{number}"), seed=number)
+    governor.close()
+    first, second = (body["norms"] for body in lab.bodies("moved"))
+    assert first["deep"] == "0"
+    assert 0 < float(second["deep"]) < 1
+    assert lab.verify().ok
+
+
+@pytest.mark.parametrize("engine", ["fused", "split"])
+def test_what_an_example_adds_to_a_sparse_gradient_is_on_record(lab, engine):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Embedding(5, 4, sparse=True), torch.nn.Linear(4, 3)).double()
+    governor = lab.governor(lab.policy.replace("top 40%", 'names "1.*"') + ALWAYS, model, engine=engine)
+    tokens = torch.tensor([[0, 1, 1], [2, 0, 2], [3, 3, 4]])
+
+    def losses() -> torch.Tensor:
+        return model(tokens).square().sum((1, 2))
+
+    wanted = own_norms(governor, losses(), "abd", 3.0)
+    with governor.step(lab.batch("abd")) as proposal:
+        proposal.backward(losses())
+    governor.close()
+    (body,) = lab.bodies("contributed")
+    assert {band: [float(x) for x in texts] for band, texts in body["norms"].items()} == {
+        band: pytest.approx(norms, rel=6e-4) for band, norms in wanted.items()
+    }
+    assert lab.verify().ok
+
+
 # --- private examples ---------------------------------------------------------------------------------------
 
 
@@ -178,6 +250,17 @@ def added_without_a_weight(entries):
     body_of(entries, "contributed")["norms"]["deep"][0] = "0.1"
 
 
+def added_no_number(entries):
+    body_of(entries, "contributed")["norms"]["shallow"][0] = "nan"
+
+
+def in_more_entries_than_there_are_examples(entries):
+    place = next(i for i, (kind, _) in enumerate(entries) if kind == "moved")
+    body = entries[place - 1][1]
+    empty = {**body, "first": 3, "norms": {band: [] for band in body["norms"]}}
+    entries[place:place] = [("contributed", empty)] * 3
+
+
 def added_less_than_nothing(entries):
     body_of(entries, "contributed")["norms"]["shallow"][0] = "-0.1"
 
@@ -224,6 +307,7 @@ FORGERIES = [
     *(without("contributed", "moved"), without("contributed"), without("moved"), nothing_added, half_added),
     *(added_without_a_weight, added_less_than_nothing, told_as_private, one_example_short, a_band_short),
     *(out_of_turn, twice, in_another_step, in_a_refused_step, moved_backwards),
+    *(added_no_number, in_more_entries_than_there_are_examples),
 ]
 
 
