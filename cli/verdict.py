@@ -227,6 +227,8 @@ class Verdict:
             yield "whether a holder of the key rewrote it: no head kept elsewhere was given (--checkpoint)"
         elif self.assurance is None:
             yield "whether others were shown the same: no witness was asked for (--witness)"
+        if self.facts.get("checkpoints") == []:
+            yield "that bands which no step may shape stayed the same: the ledger lists no tensors"
         if not self.weights_compared:
             yield "the weights" + ("" if self.weights else " (--checkpoint-weights)")
         if self.facts.get("budgets_recomputed") is False:

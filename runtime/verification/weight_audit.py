@@ -11,7 +11,8 @@ those which no step has moved at all stay bound. An average of the model (`avera
 are held against averages, and against the model in those parameters alone. Buffers are in no band, and bound
 by nothing.
 
-Codes of what is found: `frozen_moved`; `wrong_tensors` where the list of tensors contradicts itself.
+Codes of what is found: `frozen_moved`; `wrong_tensors` where the list of tensors contradicts itself, or is
+left out though earlier checkpoints have one.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import Program
+from gradwarden.runtime.records.branches import STATE_SUFFIX
 from gradwarden.runtime.verification.violation import ViolationError, names
 from gradwarden.runtime.weights.record import PartsReader, RecordedTensors
 
@@ -121,6 +123,11 @@ class WeightAudit:
         except ValueError as error:
             raise ViolationError("wrong_tensors", str(error)) from None
         if recorded is None:
+            if self._last and not body["file"].endswith(STATE_SUFFIX):
+                message = (
+                    f"the tensors of `{body['file']}` are not listed, where those of earlier weights are"
+                )
+                raise ViolationError("wrong_tensors", message)
             return
         self._note()
         of, now = body["tensors"]["of"], _saved(body, recorded)

@@ -162,6 +162,31 @@ def test_a_trainer_who_lists_other_tensors_than_were_saved_is_found_by_the_file(
     assert lab.entries()[finding.index].kind == "checkpoint"
 
 
+def test_a_list_of_tensors_cannot_be_left_out_once_there_was_one(run: Any, forge: Any) -> None:
+    def hide(entries: Any) -> None:
+        """Say nothing of the last weights, so that nothing in them seems to have moved."""
+        *_, last = (
+            place for place, (kind, body) in enumerate(entries) if kind == "checkpoint" and body["tensors"]
+        )
+        entries[last][1]["tensors"] = None
+        while entries[last - 1][0] == "tensors":
+            last -= 1
+            del entries[last]
+
+    (finding,) = forge(hide).verify().findings
+    assert (finding.code, "are not listed" in finding.message) == ("wrong_tensors", True)
+
+
+def test_a_ledger_that_lists_no_tensors_at_all_is_one_of_an_older_version(run: Any, forge: Any) -> None:
+    def hide_all(entries: Any) -> None:
+        entries[:] = [(kind, body) for kind, body in entries if kind != "tensors"]
+        for kind, body in entries:
+            if kind == "checkpoint":
+                body["tensors"] = None
+
+    assert forge(hide_all).verify().ok
+
+
 def out_of_order(parts: Any, told: Any, change: Callable[[list[Any]], Any]) -> None:
     """Change a list, and name its root."""
     listed = parts[0]["tensors"]

@@ -216,13 +216,12 @@ def test_weights_that_were_exchanged_where_no_step_lies_between_are_told(lab: An
     segments = run(lab)
 
     def exchange(entries: Any) -> None:
-        place = next(
-            place
-            for place, (kind, body) in enumerate(entries)
-            if kind == "checkpoint" and body["step"] == at and body["tensors"] is not None
-        )
-        _, named = entries[place]
-        other = {**named, "file": "other.safetensors", "digest": "ab" * 32, "tensors": None}
+        entries[:] = [(kind, body) for kind, body in entries if kind != "tensors"]
+        saved = [place for place, (kind, _) in enumerate(entries) if kind == "checkpoint"]
+        for place in saved:
+            entries[place][1]["tensors"] = None
+        place = next(p for p in reversed(saved) if entries[p][1]["step"] == at)
+        other = {**entries[place][1], "file": "other.safetensors", "digest": "ab" * 32}
         entries.insert(place + 1, ("checkpoint", other))
 
     assert lab.forge(exchange).ok
