@@ -40,6 +40,12 @@ def paces(program: Program) -> dict[str, int]:
     }
 
 
+def next_turn(program: Program, band: str, step: int) -> int:
+    """Return the first step from `step` on in which a band's pace, if it has one, lets it be moved."""
+    every = paces(program).get(band, 1)
+    return -(-step // every) * every
+
+
 def _steps(limit: Limit) -> Iterator[int]:
     match limit.clauses:
         case (Clause(Not(Every(steps))),):

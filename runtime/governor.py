@@ -13,6 +13,7 @@ them leaves parameters, optimizer, buffers and generators as they were. An error
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,7 @@ import torch
 from torch import nn
 
 from gradwarden.policy.evaluation.admission import Admitted
+from gradwarden.policy.paces import next_turn, paces
 from gradwarden.policy.program import Program
 from gradwarden.runtime.average import holds_average
 from gradwarden.runtime.binding import bind_model
@@ -260,22 +262,33 @@ class Governor:
         self._check_resumed()
         return Proposal(self._gates, examples, signals or {})
 
-    def foresee(self, examples: Examples, *, signals: Mapping[str, Any] | None = None) -> Admitted:
+    def foresee(
+        self, examples: Examples, *, signals: Mapping[str, Any] | None = None, band: str | None = None
+    ) -> Admitted:
         """Return what would be decided about examples if the next step began now.
 
-        Later steps may decide otherwise where rules read the clock, exposures or signals. Nothing is
-        proposed; examples that were not known become known.
+        band: if the next step began in which this band may be moved, where the policy paces it. Later steps
+        may decide otherwise where rules read the clock, exposures or signals. Nothing is proposed; examples
+        that were not known become known.
         """
         self._check_idle("examples cannot be looked at")
         rows = self.roster.rows(examples)
-        return self.roster.admit(rows, self._run.context(rows, signals or {}))
+        context = self._run.context(rows, signals or {})
+        if band is not None:
+            context = replace(context, step=next_turn(self.program, band, context.step))
+        return self.roster.admit(rows, context)
 
     def reach(self, examples: Examples, *, signals: Mapping[str, Any] | None = None) -> npt.NDArray[np.bool_]:
         """Return which bands each example might shape if the next step began now: bool [N, bands].
 
-        Bands are in the policy's order. The rest is as of `foresee`.
+        Bands are in the policy's order; one that has a pace is looked at in its next turn. The rest is as of
+        `foresee`.
         """
-        return self.foresee(examples, signals=signals).micro > 0
+        found = self.foresee(examples, signals=signals).micro > 0
+        for band in paces(self.program):
+            place = self.program.band_names.index(band)
+            found[:, place] = self.foresee(examples, signals=signals, band=band).micro[:, place] > 0
+        return found
 
     def at_home(self, examples: Examples) -> npt.NDArray[np.bool_]:
         """Return which examples this rank may propose: bool [N]. All of them, but in a job `by_example`.

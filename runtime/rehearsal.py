@@ -80,6 +80,7 @@ class RehearsalSampler(Epochs):
     ) -> Self:
         """Return batches of known examples (rows of `examples`) as the next step would decide about them.
 
+        A band that has a pace counts as in its next turn: between its turns nothing has weight there.
         rule: the `maintain` rule that has something rehearsed; None: the only one. Raises MaskError where
         there is no such rule, or several.
         """
@@ -91,9 +92,12 @@ class RehearsalSampler(Epochs):
             )
         admitted = governor.foresee(examples)
         named = np.array([rules[0].rehearsal.rule in decision.rules for decision in admitted.decisions])
-        places = [program.band_names.index(band) for band in rules[0].bands]
+        weights = [
+            governor.foresee(examples, band=band).micro[:, program.band_names.index(band)]
+            for band in rules[0].bands
+        ]
         return cls(
-            np.asarray(admitted.micro[:, places], dtype=np.int64),
+            np.stack(weights, axis=1).astype(np.int64),
             named[admitted.decision_ids],
             rules[0].rehearsal.share,
             batch_size=batch_size,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from gradwarden.runtime.rehearsal import RehearsalSampler
 from gradwarden.runtime.verification.run_replay import RunReplay
 
 PACED = "gradient { deep at most 1 in 3 steps }\n"
@@ -95,6 +96,24 @@ def test_a_band_between_its_turns_owes_no_rehearsal_and_is_not_pulled(lab):
     assert lab.step(governor, lab.batch("a", "a")).refusal.reason == "rehearsal_short"
     governor.close()
     assert lab.verify().ok
+
+
+def test_samplers_that_are_made_between_turns_are_those_of_the_turns(lab):
+    rule = "maintain base { within deep  rehearse d at least 20% }\n"
+    governor = lab.governor(lab.policy + PACED + rule)
+    examples = lab.batch("aaaabddd")
+
+    def made() -> tuple[list[list[bool]], int]:
+        sampler = RehearsalSampler.of(governor, examples, batch_size=4, seed=0)
+        return governor.reach(examples).tolist(), sampler.per_batch
+
+    found = [made()]
+    for kinds in ("ad", "b"):
+        assert lab.step(governor, lab.batch(kinds, kinds)).committed
+        found.append(made())
+    assert found[0][1] == 2
+    assert found[0][0][-1] == [False, True]
+    assert found == [found[0]] * 3
 
 
 def test_steps_between_its_turns_are_no_drought(lab):
