@@ -15,6 +15,7 @@ ledger's `checkpoint` entry names.
 from __future__ import annotations
 
 import hashlib
+import json
 from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -138,12 +139,14 @@ def read_statement(payload: bytes) -> Manifest:
     try:
         kind, [subject], predicate = document["predicateType"], document["subject"], document["predicate"]
         settings, resources = predicate["serialization"], predicate["resources"]
-        name, root = subject["name"], subject["digest"]["sha256"]
+        name, root, form = _text(subject["name"]), subject["digest"]["sha256"], document["_type"]
         digests = {_text(one["name"]): _digest(one) for one in resources}
         method, links = settings["method"], settings.get("allow_symlinks", False)
         ignored = tuple(_text(path) for path in settings.get("ignore_paths", ()))
     except (KeyError, TypeError, ValueError, AttributeError):
         raise EvidenceError("the statement does not list the files of a model") from None
+    if form != STATEMENT_TYPE:
+        raise EvidenceError(f"the statement is no in-toto statement of version 1: its type is `{form}`")
     if kind != PREDICATE_TYPE:
         raise EvidenceError(f"the statement is no model signature: its predicate is `{kind}`")
     if method != "files" or links is not False:
@@ -153,7 +156,7 @@ def read_statement(payload: bytes) -> Manifest:
         )
     if len(digests) != len(resources) or root != _root(digests.values()):
         raise EvidenceError("the statement contradicts itself: its subject is not that of its files")
-    return Manifest(_text(name), digests, ignored)
+    return Manifest(name, digests, ignored)
 
 
 def compare_model(signed: Manifest, folder: Path) -> list[Finding]:
@@ -215,7 +218,7 @@ def _envelope(bundle: Any) -> Envelope:
         ) from None
     if kind != BUNDLE_TYPE or not isinstance(material, dict):
         raise EvidenceError(f"the file is no Sigstore bundle of the type `{BUNDLE_TYPE}`")
-    return parse_envelope(orjson.dumps(envelope))
+    return parse_envelope(json.dumps(envelope).encode())
 
 
 def _holds(key: ec.EllipticCurvePublicKey, signature: bytes, message: bytes) -> bool:

@@ -108,6 +108,9 @@ def signed(statement: dict[str, Any]) -> bytes:
     ("change", "told"),
     [
         ({"predicateType": "https://example.com/wrong-predicate/v1.0"}, "no model signature"),
+        ({"_type": "https://in-toto.io/Statement/v0.1"}, "no in-toto statement of version 1"),
+        ({"_type": None}, "no in-toto statement of version 1"),
+        ({"subject": [{"name": 3, "digest": {"sha256": "00" * 32}}]}, "does not list the files"),
         ({"subject": [{"name": "m", "digest": {"sha256": "00" * 32}}]}, "contradicts itself"),
         ({"subject": []}, "does not list the files"),
         ({"predicate": {"resources": [], "serialization": {"method": "shards"}}}, "not read here"),
@@ -124,6 +127,13 @@ def test_a_statement_of_another_form_is_refused(model: Path, change: dict[str, A
 def test_what_is_no_bundle_is_refused(data: bytes) -> None:
     with pytest.raises(EvidenceError):
         open_bundle(data, KEY.public_key())
+
+
+def test_an_envelope_with_any_numbers_is_refused_cleanly(model: Path) -> None:
+    bundle = json.loads(sign_model(Manifest.of(model), KEY))
+    bundle["dsseEnvelope"]["signatures"] = [{"sig": 10**30}]
+    with pytest.raises(EvidenceError, match="no DSSE envelope"):
+        open_bundle(json.dumps(bundle).encode(), KEY.public_key())
 
 
 def test_links_and_empty_folders_are_not_signed(model: Path, tmp_path: Path) -> None:
