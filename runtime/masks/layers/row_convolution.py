@@ -38,7 +38,8 @@ _MANY_CHANNELS = 64
 _CLIPPING = 30.0
 """What measuring an element of a gradient and adding it to the sum cost, in multiplications."""
 _WINDOWS, _FEWEST = 1 << 18, 2
-"""Elements of windows that are laid out at once, so that they stay in the cache; and of so many examples."""
+"""Elements of windows that each thread lays out at once, so that they stay in its core's cache; and the
+fewest examples that this is done for."""
 
 
 def convolution_gradients(
@@ -135,7 +136,8 @@ class _Windows(Few):
         channels, kernel_v, kernel_h = weight.shape[1:]
         self._x = x.permute(0, 2, 3, 1)
         windows = kernel_h * channels * places * (lines + kernel_v - 1 if down == 1 else lines * kernel_v)
-        few = max(_FEWEST, torch.get_num_threads(), _WINDOWS // max(windows, 1))
+        threads = torch.get_num_threads()
+        few = max(_FEWEST, threads, threads * _WINDOWS // max(windows, 1))
         few = min(few - few % _FEWEST, len(x))
         padded, self._inner = _channels_last(x, few, options["padding"])
         to_row, to_line, to_place, _ = padded.stride()
