@@ -73,7 +73,8 @@ def parse_envelope(data: bytes) -> Envelope:
         payload, kind, signatures = document["payload"], document["payloadType"], document["signatures"]
         found = tuple(_decode(signature["sig"]) for signature in signatures[: MAX_SIGNATURES + 1])
         body = _decode(payload)
-    except (KeyError, TypeError):
+        kind.encode()
+    except (KeyError, TypeError, AttributeError, UnicodeEncodeError):
         raise EvidenceError("the file is no DSSE envelope", help=_FORM) from None
     if type(kind) is not str or not 0 < len(found) <= MAX_SIGNATURES or type(signatures) is not list:
         raise EvidenceError("the file is no DSSE envelope", help=_FORM)

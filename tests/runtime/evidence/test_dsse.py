@@ -121,6 +121,7 @@ def test_both_alphabets_of_base64_are_read_and_hints_are_not_believed(signer: Si
         b'{"payload":"","payloadType":"t","signatures":[' + b'{"sig":""},' * 100 + b'{"sig":""}]}',
         b"[" * 100_000,
         b"\xff",
+        rb'{"payload": "", "payloadType": "\ud800", "signatures": [{"sig": "AA=="}]}',
     ],
 )
 def test_what_is_no_envelope_is_refused(data: bytes) -> None:
