@@ -56,8 +56,8 @@ class ScaledPlan(Plan):
 
     def __init__(self, outer: Plan, plainly: int, band: int) -> None:
         self.outer, self.plainly, self.band = outer, plainly, band
-        self.weights, self.mode, self.whole = outer.weights, outer.mode, outer.whole
-        self.every, self.rows, self.examples = outer.every, outer.rows, self
+        self.weights, self.mode, self._whole = outer.weights, outer.mode, outer.whole
+        self.every, self.rows = outer.every, outer.rows
         self.classes = None
         self.ways = {}
 

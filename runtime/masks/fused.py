@@ -145,6 +145,7 @@ class FusedEngine:
         self._forward.let_go()
         if not retain_graph:
             self._forward.plan = None
+            plan.let_go()
 
     def explain(self) -> tuple[Choice, ...]:
         """Return how each block, and each band outside of blocks, was run in the last armed forward pass."""

@@ -103,6 +103,8 @@ class Plan:
     bands: Sequence[Rows]
     _step: Columns
     _near: tuple[float, Sequence[bool]] | None = None
+    _whole: Plan | None = None
+    _examples: Plan | None = None
 
     def __init__(
         self,
@@ -118,7 +120,7 @@ class Plan:
         self.weights = weights
         self.factors = factors
         self.mode = mode
-        self.whole = self if whole is None else whole
+        self._whole = whole
         self.units = units
         self.unit_count = 0 if units is None or not len(units) else int(units.max()) + 1
         self.public = weights if units is None else weights * (units < 0)[:, None]
@@ -137,7 +139,6 @@ class Plan:
             )
             self._step = Columns(classes, class_factors)
         self._given = rows
-        self.examples = self
         self._reach: dict[int, Rows] = {}
         self._flow: dict[tuple[int, int], Rows] = {}
         self._rows: dict[int, Rows] = {}
@@ -166,6 +167,27 @@ class Plan:
         scales = (factors if class_factors is None else class_factors).numpy()
         mode = Mode(narrow=narrow, scaling=bool(((scales != 0.0) & (scales != 1.0)).any()))
         return cls(weights, factors, mode, classes=classes, class_factors=class_factors, units=units)
+
+    @property
+    def whole(self) -> Plan:
+        """See the class. No plan refers to itself: it would be left to the garbage collector."""
+        return self if self._whole is None else self._whole
+
+    @property
+    def examples(self) -> Plan:
+        """See the class."""
+        return self if self._examples is None else self._examples
+
+    def let_go(self) -> None:
+        """Forget how blocks were run, once that is over: it refers back to the plan.
+
+        What a step leaves behind is then freed at once, rather than by the garbage collector some steps later.
+        """
+        for part in self._parts.values():
+            part.let_go()
+        for made in (self._parts, self._partitions, self.ways):
+            made.clear()
+        self.ratios = None
 
     def part(self, rows: Rows) -> Plan:
         """Return the plan of some of the examples, run by themselves; the same one for the same rows."""
@@ -430,14 +452,13 @@ class _SpreadPlan(Plan):
     """The plan of rows that belong to examples."""
 
     def __init__(self, examples: Plan, owners: Tensor) -> None:
-        self.examples = examples
+        self._examples = examples
         self.owners = owners
         self.grid = (owners.shape[0], owners.shape[1]) if owners.dim() == 2 else None
         self._owners = owners.flatten()
         self.weights, self.factors = self.per_row(examples.weights), self.per_row(examples.factors)
         self.mode = examples.mode
         self.gauge = examples.gauge
-        self.whole = self
         self.classes = examples.classes
         self.bands = tuple(rows.spread(self._owners) for rows in examples.bands)
         self._step, self._active = examples._step, examples._active

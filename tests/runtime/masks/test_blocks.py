@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from math import inf
 from typing import Any
 
@@ -599,3 +601,45 @@ class Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.names.append(str(func))
         return func(*args, **(kwargs or {}))
+
+
+LEFTOVERS = {
+    "blocks scaled at their borders": torch.rand(4, 5, generator=torch.Generator().manual_seed(0)) + 0.1,
+    "blocks in parts": MIXED,
+    "blocks in parts, with fractions": MIXED * torch.tensor([1.0, 0.5, 2.0, 0.25])[:, None],
+    "some rows stop early": staircase([1, 5, 2, 5]),
+}
+
+
+@pytest.mark.parametrize("freezing", [0.0, inf])
+@pytest.mark.parametrize("weights", LEFTOVERS.values(), ids=LEFTOVERS)
+def test_a_step_leaves_nothing_to_the_garbage_collector(
+    monkeypatch: pytest.MonkeyPatch, weights: Tensor, freezing: float
+) -> None:
+    """A collection takes as long as many steps of a small model, and comes when it likes."""
+    monkeypatch.setitem(planner.FREEZING_COST, "cpu", freezing)
+    model = Model()
+    engine = make_engine(model, bands_of(model), "fused")
+    words = torch.randint(WORDS, (4, TOKENS))
+    for _ in range(4):
+        step(engine, model, weights.double(), words)
+    with leftovers() as found:
+        step(engine, model, weights.double(), words)
+    assert found == []
+
+
+@contextmanager
+def leftovers() -> Iterator[list[object]]:
+    """Give what is left of the engine's own objects, when all is done inside, that only a collection frees."""
+    found: list[object] = []
+    gc.collect()
+    gc.disable()
+    try:
+        yield found
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        found += [thing for thing in gc.garbage if type(thing).__module__.startswith("gradwarden.")]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
