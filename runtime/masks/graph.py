@@ -160,8 +160,7 @@ def uses(
                 else:
                     crossed = True
     movers = _unlike_weights(special[_MOVER], still, special[_JOIN], special[_DIVISION])
-    known = fixed() if movers else ()
-    moved = _above_a_layer([node for node in movers if not _fixed(node, known)])
+    moved = _above_a_layer(_unfixed(movers, fixed))
     calls, joins, borders = special[_LAYER], special[_JOIN], special[_BORDER]
     total = hash(tuple(sign))
     ways = (crossed, shared, moved, narrow, strained)
@@ -290,16 +289,26 @@ _FACTORS = {"Addmm": "mat2", "Mm": "mat2", "Bmm": "mat2", "Addbmm": "batch2", "B
 """What products call their right factor."""
 
 
-def _fixed(node: Any, memory: Collection[int]) -> bool:
-    """Return whether a node multiplies by a frozen parameter from the right, as layers do. memory: theirs."""
+def _unfixed(movers: Sequence[Any], fixed: Callable[[], Collection[int]]) -> Sequence[Any]:
+    """Return those of the nodes that do not multiply by a frozen parameter from the right, as layers do.
+
+    fixed: see `uses`; it goes through the whole model, so it is asked for a product alone.
+    """
+    products = {node: factor for node in movers if (factor := _factor(node)) is not None}
+    known = fixed() if products else ()
+    return [node for node in movers if products.get(node) not in known]
+
+
+def _factor(node: Any) -> int | None:
+    """Return the memory of a constant that a node multiplies by from the right; None for other nodes."""
     name = _FACTORS.get(_name(type(node)))
     if name is None or node.next_functions[-1][0] is not None or node.next_functions[-2][0] is None:
-        return False
+        return None
     try:
         constant = getattr(node, f"_saved_{name}")
     except RuntimeError:  # written since, or given up
-        return False
-    return constant is not None and constant.untyped_storage()._cdata in memory
+        return None
+    return None if constant is None else constant.untyped_storage()._cdata  # type: ignore[no-any-return]
 
 
 def _above_a_layer(movers: Sequence[Any]) -> bool:

@@ -19,6 +19,7 @@ from gradwarden.runtime.masks import fused, make_engine, row_check
 from gradwarden.runtime.masks.call import Call
 from gradwarden.runtime.masks.graph import ends
 from gradwarden.runtime.masks.ownership import misplaced
+from gradwarden.runtime.masks.places import Places
 
 BATCH, TOKENS, WORDS, WIDTH = 4, 6, 9, 5
 
@@ -372,3 +373,20 @@ def test_only_the_last_nodes_of_every_way_through_a_graph_are_its_ends() -> None
     nodes = [tensor.grad_fn for tensor in (losses, left, right, side, low)]
     assert set(ends(losses, nodes)) == {side.grad_fn, low.grad_fn}
     assert set(ends(losses, nodes[:3])) == {left.grad_fn, right.grad_fn}
+
+
+def test_frozen_weights_are_looked_for_only_where_a_constant_is_multiplied_by(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To go through all parameters takes a fifth of what the walk through the graph does."""
+    looked: list[bool] = []
+    fixed = Places.fixed
+    monkeypatch.setattr(Places, "fixed", lambda places: looked.append(True) or fixed(places))
+    model = Plain()
+    for product in (False, True):
+        model.head = nn.Sequential(Affine().requires_grad_(False), model.head) if product else model.head
+        masks = make_engine(model, bands_of(model), "fused")
+        looked.clear()
+        masks.arm(WEIGHTS)
+        masks.backward(losses_of(model, torch.randint(0, WORDS, (BATCH, TOKENS))), 1.0)
+        assert bool(looked) == product
