@@ -18,7 +18,7 @@ from gradwarden.runtime.masks.batch import require_graph
 from gradwarden.runtime.masks.call import Call
 from gradwarden.runtime.masks.detaching import refuse_loose
 from gradwarden.runtime.masks.forward import Forward
-from gradwarden.runtime.masks.graph import Uses, narrows, uses
+from gradwarden.runtime.masks.graph import Uses, collecting_later, narrows, uses
 from gradwarden.runtime.masks.passes import Passes
 from gradwarden.runtime.masks.places import Places
 from gradwarden.runtime.masks.plan import Plan
@@ -152,7 +152,8 @@ class Differentiation:
                 return frozenset(wanted), {}, []
             return frozenset(), {}, []
         homes = {key: self.bands.home[key] for key in wanted}
-        found = uses(losses, homes, plan.plainly, self.forward.still, self.places.fixed)
+        with collecting_later():
+            found = uses(losses, homes, plan.plainly, self.forward.still, self.places.fixed)
         self._refuse_leaks(found)
         due = not self.forward.probing and self._check.due(plan, found)
         accord = agreed_uses(passes, found, list(wanted), due, self.bands)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import gc
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -165,6 +167,22 @@ def uses(
     total = hash(tuple(sign))
     ways = (crossed, shared, moved, narrow, strained)
     return Uses(ordinary, weighing, amiss, leaves, calls, joins, borders, *ways, total)
+
+
+@contextmanager
+def collecting_later() -> Iterator[None]:
+    """Inside, the garbage collector does not run; what is held only inside must be no business of its.
+
+    A walk holds a Python object for every node, thousands in deep models, and lets go of all of them at its end.
+    The collector takes them for objects that stay, and one of its long rounds comes every few steps.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def ends(losses: Tensor, nodes: Collection[Any]) -> list[Any]:

@@ -22,8 +22,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gradwarden.policy.program import Band
 from gradwarden.runtime.errors import MaskError
-from gradwarden.runtime.masks import make_engine, planner
+from gradwarden.runtime.masks import differentiation, make_engine, planner
 from gradwarden.runtime.masks.fused import FusedEngine
+from gradwarden.runtime.masks.graph import Uses, uses
 from gradwarden.runtime.masks.parts import beside_graph
 
 WIDTH, TOKENS, WORDS = 8, 3, 7
@@ -643,3 +644,35 @@ def leftovers() -> Iterator[list[object]]:
         gc.set_debug(0)
         gc.garbage.clear()
         gc.enable()
+
+
+def test_no_collection_of_garbage_comes_while_the_graph_is_walked(monkeypatch: pytest.MonkeyPatch) -> None:
+    walking, came = [False], [False]
+
+    def walk(*args: Any) -> Uses:
+        walking[0] = True
+        try:
+            return uses(*args)
+        finally:
+            walking[0] = False
+
+    def look(phase: str, info: dict[str, int]) -> None:
+        came[0] = came[0] or walking[0]
+
+    monkeypatch.setattr(differentiation, "uses", walk)
+    model = Model()
+    engine = make_engine(model, bands_of(model), "fused")
+    thresholds = gc.get_threshold()
+    gc.callbacks.append(look)
+    gc.set_threshold(1)
+    try:
+        step(engine, model, MIXED, torch.randint(WORDS, (4, TOKENS)))
+        assert not came[0]
+        assert gc.isenabled()
+        gc.disable()
+        step(engine, model, MIXED, torch.randint(WORDS, (4, TOKENS)))
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(look)
