@@ -171,10 +171,10 @@ def uses(
 
 @contextmanager
 def collecting_later() -> Iterator[None]:
-    """Inside, the garbage collector does not run; what is held only inside must be no business of its.
+    """Inside, the garbage collector does not run, of the whole process, which is for milliseconds.
 
-    A walk holds a Python object for every node, thousands in deep models, and lets go of all of them at its end.
-    The collector takes them for objects that stay, and one of its long rounds comes every few steps.
+    A walk holds a Python object for every node, thousands in deep models, and lets go of them at its end.
+    Taken for objects that stay, they bring on rounds of the collector, long ones every few steps.
     """
     enabled = gc.isenabled()
     gc.disable()

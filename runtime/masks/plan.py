@@ -181,7 +181,7 @@ class Plan:
     def let_go(self) -> None:
         """Forget how blocks were run, once that is over: it refers back to the plan.
 
-        What a step leaves behind is then freed at once, rather than by the garbage collector some steps later.
+        What a step leaves behind is then freed at once, not by the garbage collector some steps later.
         """
         for part in self._parts.values():
             part.let_go()

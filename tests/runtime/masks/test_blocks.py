@@ -631,7 +631,7 @@ def test_a_step_leaves_nothing_to_the_garbage_collector(
 
 @contextmanager
 def leftovers() -> Iterator[list[object]]:
-    """Give what is left of the engine's own objects, when all is done inside, that only a collection frees."""
+    """Give what is then left of the engine's own objects that only a collection frees."""
     found: list[object] = []
     gc.collect()
     gc.disable()
