@@ -326,7 +326,7 @@ def _factor(node: Any) -> int | None:
         constant = getattr(node, f"_saved_{name}")
     except RuntimeError:  # written since, or given up
         return None
-    return None if constant is None else constant.untyped_storage()._cdata  # type: ignore[no-any-return]
+    return None if constant is None else constant.untyped_storage()._cdata
 
 
 def _above_a_layer(movers: Sequence[Any]) -> bool:
