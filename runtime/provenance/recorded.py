@@ -7,7 +7,9 @@ nothing.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from math import isfinite
 
 from gradwarden.runtime.provenance.answers import Contribution, Movement, Steps
 from gradwarden.runtime.provenance.database import Database, numbers
@@ -81,5 +83,8 @@ def _contribution(steps: int, norm: float | None, private: int) -> Contribution:
 
 
 def _rounded(total: float) -> float:
-    """Return a sum to six digits: norms are recorded in four to six, and are added in any order."""
-    return float(f"{total:.6g}")
+    """Return a sum to six digits: norms are recorded in four to six, and are added in any order.
+
+    Norms that no gradient has may come to more than any number; then it is the greatest.
+    """
+    return float(f"{total if isfinite(total) else sys.float_info.max:.6g}")

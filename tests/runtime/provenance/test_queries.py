@@ -116,6 +116,25 @@ def test_what_an_example_added_to_each_band(run: Run) -> None:
             assert told_of(found[band]) == added_up([one for one in own if one.band == band])
 
 
+def test_norms_that_come_to_more_than_any_number_are_told_as_the_greatest(
+    tmp_path: Path, run_signer: Signer
+) -> None:
+    """No gradient has them, but whoever writes a ledger may say so; an answer is written as JSON."""
+    writer = Writer(tmp_path / "run.ledger", run_signer, 3)
+    writer.known = 1
+    for number in range(4):
+        writer.propose(12)
+        body = {"step": number, "first": 0, "norms": {"deep": ["1e308"] * 12}}
+        writer.ledger.append("contributed", body)
+        writer.ledger.append("moved", {"step": number, "norms": {"deep": "1e308"}})
+        writer.settle()
+    writer.ledger.close()
+    found = Queries(build_index(writer.path)).band("deep", (0, None), 1)
+    assert found.moved is not None
+    assert found.top[0].added is not None
+    assert found.moved.norm == found.top[0].added.norm == 1.79769e308
+
+
 def test_where_nothing_is_recorded_nothing_is_told_or_looked_for(
     tmp_path: Path, run_signer: Signer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
