@@ -23,6 +23,9 @@ from gradwarden.runtime.verification.violation import ViolationError, names, num
 ROUNDING = 0.02
 """How far a norm may pass the sum of its parts: gradients in half precision are rounded, and their sums."""
 
+LEAST = 1e-15
+"""Up to which norms are not compared: the squares that they are made of are lost in single precision."""
+
 
 class ContributionAudit:
     """Follows what one run records of contributions. Its methods raise ViolationError."""
@@ -90,7 +93,7 @@ class ContributionAudit:
             added = [text for body in self._added for text in body["norms"][name]]
             total = sum(_parts(step, name, band, added, taken))
             norm = outcome["norms"][name]
-            if name in self._summed and norm is not None and number(norm) > total * (1 + ROUNDING):
+            if name in self._summed and norm is not None and number(norm) > total * (1 + ROUNDING) + LEAST:
                 raise _violation(
                     f"the gradient of `{name}` in step {step} has norm {norm}, above the {total:.4g} that "
                     "its examples are said to have added together"

@@ -123,6 +123,17 @@ def test_what_is_too_small_or_too_large_to_measure_agrees_with_its_step(lab, sca
     assert lab.verify().ok
 
 
+def test_gradients_whose_squares_are_lost_in_single_precision_agree_with_their_steps(lab):
+    governor = lab.governor(lab.policy + ALWAYS, lab.model().float())
+    for number in range(24):
+        with governor.step(lab.batch("aaaa", f"s{number}.")) as proposal:
+            scale = 10 ** -(20 + number / 6)
+            proposal.backward(scale * lab.losses(governor.model, lab.inputs(4, number).float()))
+        assert proposal.committed
+    governor.close()
+    assert lab.verify().ok
+
+
 def test_a_step_after_which_parameters_are_no_numbers_says_so(lab):
     model = lab.model()
     governor = lab.governor(lab.policy + ALWAYS, model, torch.optim.SGD(model.parameters(), lr=1e200))

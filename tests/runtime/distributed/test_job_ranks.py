@@ -294,16 +294,14 @@ def test_another_process_may_bind(lab, tmp_path):
 @pytest.mark.parametrize("wrap", [None, "fsdp"])
 def test_each_rank_records_what_its_own_examples_add_to_the_gradient_of_all(lab, site, wrap):
     policy = lab.policy + "gradient { record 1 in 1 steps }\n"
-    steps = batch(*KINDS)
+    steps = [*batch(*KINDS), {"parts": parts("ab", "", "s")}, {"parts": parts("C", "ab", "t")}]
     first, _ = site.train(policy, steps, wrap=wrap, job=EVERY, model="blocks")
     assert first["error"] is None
     site.alone(policy, steps, model="blocks")
     for step, whole in enumerate(site.bodies("contributed", "alone")):
-        parts = [
-            body for rank in (0, 1) for body in bodies(site, rank, "contributed") if body["step"] == step
-        ]
+        told = [body for rank in (0, 1) for body in bodies(site, rank, "contributed") if body["step"] == step]
         for band, norms in whole["norms"].items():
-            found = [float(norm) for part in parts for norm in part["norms"][band]]
+            found = [float(norm) for part in told for norm in part["norms"][band]]
             assert found == pytest.approx([float(norm) for norm in norms], rel=1e-3)
     for step, whole in enumerate(site.bodies("moved", "alone")):
         for rank in (0, 1):
