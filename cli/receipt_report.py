@@ -100,6 +100,9 @@ def leaf_lines(leaf: Mapping[str, Any]) -> Iterator[str]:
         times = f"{plural(use['times'], 'time')} {word}{rules} under {told['policy'][:16]}…"
         learned = f"learned from {plural(use['exposures'], 'time')}, at {weights}" if weights else "no weight"
         yield f"{times}: {learned}"
+        for what, steps in (("learned from in", use["learned"]), ("proposed in", use["other"])):
+            if steps:
+                yield f"  {what} {listed_steps(steps)}"
     exposed = leaf["exposed"]
     yield (
         "never learned from" if exposed is None else f"learned from in steps {exposed[0]:,} to {exposed[1]:,}"
@@ -108,10 +111,15 @@ def leaf_lines(leaf: Mapping[str, Any]) -> Iterator[str]:
 
 def steps_line(report: ReceiptReport) -> str:
     """Return the steps of which a receipt has the entries."""
-    steps = report.steps or ()
-    numbers = ", ".join(f"{one.step:,}" for one in steps[:MOST_STEPS])
+    steps = [one.step for one in report.steps or ()]
+    return f"proved by their entries: {listed_steps(steps) if steps else 'no step'}"
+
+
+def listed_steps(steps: Sequence[int]) -> str:
+    """Return steps in words, the first of them where they are many."""
+    numbers = ", ".join(f"{step:,}" for step in steps[:MOST_STEPS])
     more = f" and {len(steps) - MOST_STEPS:,} more" if len(steps) > MOST_STEPS else ""
-    return f"steps that name it: {numbers or 'none'}{more}"
+    return f"{'step' if len(steps) == 1 else 'steps'} {numbers}{more}"
 
 
 def steps_to_json(report: ReceiptReport) -> list[dict[str, Any]] | None:

@@ -2,7 +2,7 @@
 
 A file in canonical JSON (RFC 8785) and a newline:
 
-    {"format": "gradwarden/job-receipt/1", "id", "salt", "opened", "bound", "ranks"}
+    {"format": "gradwarden/job-receipt/2", "id", "salt", "opened", "bound", "ranks"}
 
 - id, salt (hex): as of a receipt of one ledger (`receipt`).
 - opened, bound: C2SP tlog-proofs of entries of the log of logs: of how the job began, which says how many
@@ -30,7 +30,7 @@ from gradwarden.runtime.evidence.receipt import (
 )
 from gradwarden.runtime.ledger.entries import CANONICAL
 
-FORMAT = "gradwarden/job-receipt/1"
+FORMAT = "gradwarden/job-receipt/2"
 
 _FIELDS = ("format", "id", "salt", "opened", "bound", "ranks")
 

@@ -13,7 +13,6 @@ it was bound or lags shows in the receipt. Faults (`Fault.code`), beside those o
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -155,15 +154,17 @@ def _added(leaves: Sequence[Body]) -> Body | None:
     """Add up the leaves of one example in several tallies."""
     if not leaves:
         return None
-    uses: defaultdict[bytes, dict[str, int]] = defaultdict(lambda: {"times": 0, "exposures": 0})
+    uses: dict[bytes, dict[str, Any]] = {}
     for use in (use for leaf in leaves for use in leaf["uses"]):
-        counts = uses[orjson.dumps(use["decision"], option=CANONICAL)]
-        for name in counts:
-            counts[name] += use[name]
+        text = orjson.dumps(use["decision"], option=CANONICAL)
+        before = uses.get(text)
+        if before is not None:
+            counts = {name: before[name] + use[name] for name in ("exposures", "times")}
+            steps = {name: sorted(before[name] + use[name]) for name in ("learned", "other")}
+            use = {"decision": use["decision"], **counts, **steps}
+        uses[text] = use
     exposed = [step for leaf in leaves for step in leaf["exposed"] or ()]
-    told: list[dict[str, Any]] = [
-        {"decision": orjson.loads(text), **counts} for text, counts in sorted(uses.items())
-    ]
+    told = [use for _, use in sorted(uses.items())]
     return {
         "commitment": leaves[0]["commitment"],
         "exposed": [min(exposed), max(exposed)] if exposed else None,

@@ -2,7 +2,7 @@
 
 A file in canonical JSON (RFC 8785) and a newline:
 
-    {"format": "gradwarden/receipt/1", "id", "salt", "opened", "tallied", "closing", "listed", "absent",
+    {"format": "gradwarden/receipt/2", "id", "salt", "opened", "tallied", "closing", "listed", "absent",
      "entries"}
 
 - id, salt (hex): they open the commitment SHA-256(00 ‖ salt ‖ id), see `commitments`.
@@ -35,7 +35,7 @@ from gradwarden.runtime.errors import EvidenceError
 from gradwarden.runtime.ledger.entries import CANONICAL
 from gradwarden.runtime.ledger.merkle import HASH_SIZE
 
-FORMAT = "gradwarden/receipt/1"
+FORMAT = "gradwarden/receipt/2"
 
 MAX_RECEIPT = 256 << 20
 """The largest receipt that is read, in bytes."""

@@ -7,12 +7,13 @@ What is told, as faults (`Fault.code`), beside those of the proofs in it (`proof
 - `not_listed`: the path does not lead from the leaf to the tally's root
 - `not_absent`: the neighbours do not show that the commitment is missing
 - `wrong_use`: the entries of a step do not name the example, or do not belong together
-- `incomplete`: the entries are not as many as the tally counts
-- `used_after` (`used_after`): the model learned from the example after a step, or may have
+- `incomplete`: the entries of a step are missing that the tally lists
+- `used_after` (by the function of that name): the model learned from the example after a step, or may have
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -152,17 +153,22 @@ def _is_leaf(leaf: Body) -> bool:
     Raises KeyError, TypeError or AttributeError.
     """
     exposed, uses = leaf["exposed"], leaf["uses"]
+    if type(uses) is not list or not all(map(_is_use, uses)):
+        return False
+    learned = [step for use in uses for step in use["learned"]]
+    same: bool = exposed == ([min(learned), max(learned)] if learned else None)
+    return same
+
+
+def _is_use(use: Any) -> bool:
+    decision, learned, other = use["decision"], use["learned"], use["other"]
     return (
-        (exposed is None or (len(exposed) == 2 and _all_are(int, exposed)))
-        and type(uses) is list
-        and all(
-            _all_are(int, (use["times"], use["exposures"], *use["decision"]["weights"].values()))
-            and _all_are(
-                str, (use["decision"]["policy"], use["decision"]["verdict"], *use["decision"]["rules"])
-            )
-            for use in uses
-        )
-        and (exposed is None) != any(use["exposures"] for use in uses)
+        type(learned) is type(other) is list
+        and _all_are(int, (*learned, *other, *decision["weights"].values()))
+        and _all_are(str, (decision["policy"], decision["verdict"], *decision["rules"]))
+        and learned == sorted(learned)
+        and other == sorted(other)
+        and (use["exposures"], use["times"]) == (len(learned), len(learned) + len(other))
     )
 
 
@@ -225,11 +231,12 @@ def _check_use(use: UseEntries, commitment: bytes, proved: Any) -> StepUse:
 
 
 def _check_complete(steps: tuple[StepUse, ...], leaf: Body | None, tally: Body | None) -> None:
-    """Check that there are as many uses as the tally counts."""
-    if tally is None:
+    """Check that no step is missing that the tally lists."""
+    if tally is None or leaf is None:
         return
-    found = sum(step.times for step in steps)
-    counted = 0 if leaf is None else sum(use["times"] for use in leaf["uses"])
-    if found < counted:
-        message = f"the receipt has the entries of {found:,} uses; the tally counts {counted:,}"
+    found = {step.step: step.times for step in steps}
+    listed = Counter(step for use in leaf["uses"] for step in (*use["learned"], *use["other"]))
+    missing = sorted(step for step, times in listed.items() if found.get(step, 0) < times)
+    if missing:
+        message = f"the receipt lacks the entries of step {missing[0]:,}, which the tally lists"
         raise FaultError("incomplete", message)

@@ -5,10 +5,12 @@ name, in the order of their commitments:
 
 - `commitments`: a leaf is the commitment, 32 bytes. Two neighbours show that none lies between them.
 - `uses`: a leaf is canonical JSON, {"commitment", "exposed": [first, last] or null, "uses": […]}. An item of
-  `uses` is {"decision": {"policy", "verdict", "weights", "rules"}, "exposures", "times"}: in how many steps
-  the example was so decided, and from how many of these the model may have learned (committed, or lost in a
-  crash, with some weight). Items are sorted by their text. `exposed` are the steps of the first and the last
-  exposure. weights: by band, in millionths. policy: the digest of the program.
+  `uses` is {"decision": {"policy", "verdict", "weights", "rules"}, "exposures", "learned", "other", "times"}:
+  the steps in which the example was so decided, in order, those from which the model may have learned
+  (committed, or lost in a crash, with some weight) in `learned`, the rest in `other`; `exposures` counts the
+  former, `times` all. A step that proposed it twice is there twice. Items are sorted by the text of their
+  decision. `exposed` are the first and the last of all steps in `learned`. weights: by band, in millionths.
+  policy: the digest of the program.
 
 The roots follow from the ledger alone; `verify` makes them again.
 """
@@ -32,14 +34,12 @@ from gradwarden.runtime.ledger.merkle import Tree, leaf_hashes
 from gradwarden.runtime.ledger.reader import check_whole
 from gradwarden.runtime.ledger.turns import Turns
 from gradwarden.runtime.provenance.collect import Collector
-from gradwarden.runtime.provenance.sums import Column, Sums
+from gradwarden.runtime.provenance.sums import Column
 
 KIND = "tallied"
 
 AT_ONCE = 4_096
 """Leaves that are hashed together."""
-
-ALL_STEPS = 1 << 62
 
 
 @frozen
@@ -63,8 +63,11 @@ class Tally:
         self._seen: dict[int, bool] = {}
         """Steps that proposed the watched example, and whether the model may have learned from it."""
         self.uses: list[Use] = []
-        self._sums = Sums(ALL_STEPS, self._keep)
-        self._columns: dict[str, Column] = {}
+        self._kept: list[tuple[Column, Column, Column]] = []
+        """Of uses as they come: examples, decisions, and steps, whose lowest bit says whether it learned."""
+        self._decisions: Column = np.empty(0, np.int32)
+        self._steps: Column = np.empty(0, np.int64)
+        """The same, the uses of each example together."""
         self._policies: list[str] = []
         self._decided: list[dict[str, Any]] = []
         self._commitments: list[bytes] = []
@@ -78,13 +81,21 @@ class Tally:
     def finish(self) -> None:
         """Sort what was added up."""
         self._collector.finish()
-        self._sums.close()
         named = self._collector.examples.commitments()
         self._places = sorted(range(len(named)), key=named.__getitem__)
         self._commitments = [named[place] for place in self._places]
         self._texts = [orjson.dumps(one, option=CANONICAL).decode() for one in self._decided]
-        examples = self._columns.get("example", np.empty(0, np.int32))
-        self._starts = np.searchsorted(examples, np.arange(len(named) + 1))
+        self._starts = self._sort(len(named))
+
+    def _sort(self, examples: int) -> list[int]:
+        """Put the uses of each example together, in the order of steps; return where those of each begin."""
+        if not self._kept:
+            return [0] * (examples + 1)
+        own, decisions, steps = map(np.concatenate, zip(*self._kept, strict=True))
+        self._kept.clear()
+        order = np.argsort(own, kind="stable")
+        self._decisions, self._steps = decisions[order], steps[order]
+        return [0, *np.cumsum(np.bincount(own, minlength=examples)).tolist()]
 
     # --- what it says --------------------------------------------------------------------------------------
 
@@ -113,24 +124,17 @@ class Tally:
     def leaf(self, index: int) -> bytes:
         """Return the leaf of an example in the tree `uses`."""
         number = self._places[index]
-        items: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
-        exposed: list[int] = []
-        for row in range(self._starts[number], self._starts[number + 1]):
-            learned, uses, first, last, decision = (
-                int(self._columns[name][row]) for name in ("learned", "uses", "first", "last", "decision")
-            )
-            own = items[self._texts[decision]]
-            own[0] += uses
-            if learned:
-                own[1] += uses
-                exposed += (first, last)
+        rows = slice(self._starts[number], self._starts[number + 1])
+        decisions, steps = self._decisions[rows], self._steps[rows]
+        found: defaultdict[str, list[Column]] = defaultdict(list)
+        for decision in np.unique(decisions).tolist():
+            found[self._texts[decision]].append(steps[decisions == decision])
+        uses = [_use(text, np.concatenate(parts)) for text, parts in sorted(found.items())]
+        exposed = [step for use in uses for step in use["learned"]]
         told = {
             "commitment": self._commitments[index].hex(),
             "exposed": [min(exposed), max(exposed)] if exposed else None,
-            "uses": [
-                {"decision": orjson.loads(text), "times": times, "exposures": exposures}
-                for text, (times, exposures) in sorted(items.items())
-            ],
+            "uses": uses,
         }
         return orjson.dumps(told, option=CANONICAL)
 
@@ -143,7 +147,10 @@ class Tally:
     def add(self, table: str, **columns: Any) -> None:
         """Take rows of a table of the index."""
         if table == "uses":
-            self._sums.add(**columns)
+            steps = columns["step"].astype(np.int64) << 1 | columns["learned"]
+            self._kept.append(
+                (columns["example"].astype(np.int32), columns["decision"].astype(np.int32), steps)
+            )
             self._watch(columns)
         elif table == "steps":
             for step, entry in zip(list(columns["step"]), list(columns["entry"]), strict=True):
@@ -178,8 +185,13 @@ class Tally:
             ):
                 self._seen[step] = self._seen.get(step, False) or learned
 
-    def _keep(self, columns: dict[str, Column]) -> None:
-        self._columns = columns
+
+def _use(text: str, marked: Column) -> dict[str, Any]:
+    """Return an item of `uses`. text: of the decision. marked: the steps, marked as in `Tally`."""
+    marked = np.sort(marked)
+    learned, other = ((marked[marked & 1 == bit] >> 1).tolist() for bit in (1, 0))
+    counts = {"exposures": len(learned), "times": len(marked)}
+    return {"decision": orjson.loads(text), **counts, "learned": learned, "other": other}
 
 
 def tally_ledger(

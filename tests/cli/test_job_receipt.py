@@ -42,7 +42,7 @@ def test_an_owner_learns_which_ranks_used_the_example_and_how_deep(run: Run, job
     assert checked.stdout.startswith(f"OK r.json: `{MINE}` was used\n")
     assert "2 times limited (rules surface)" in checked.stdout
     assert "used by ranks 0, 2" in checked.stdout
-    assert "rank 2: steps that name it: 3" in checked.stdout
+    assert "rank 2: proved by their entries: step 3" in checked.stdout
     told = json.loads(run(*CHECK, "--format", "json").stdout)
     assert (told["ok"], told["used"], told["withheld_ranks"]) == (True, True, [])
     assert told["ranks"]["2"]["tally"]["exposed"] == [3, 3]

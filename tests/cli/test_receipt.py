@@ -112,7 +112,7 @@ def test_entries_are_added_on_demand(run: Run, ledger: Path, here: Path) -> None
     make(run, "e2", "--entries", "-o", "full.json")
     make(run, "e2", "-o", "r.json")
     assert (here / "full.json").stat().st_size > 2 * (here / "r.json").stat().st_size
-    assert "steps that name it: " in run("receipt", "check", "full.json", "--key", "run.pub").stdout
+    assert "proved by their entries: step" in run("receipt", "check", "full.json", "--key", "run.pub").stdout
 
 
 def test_a_receipt_of_something_else_does_not_hold(run: Run, ledger: Path, here: Path) -> None:

@@ -79,7 +79,9 @@ def test_the_uses_of_all_ranks_are_told(genuine: Job, trust: Trust) -> None:
     assert {rank: own.used for rank, own in report.ranks.items()} == {0: True, 1: False, 2: True}
     assert report.leaf is not None
     assert report.leaf["exposed"] == [1, 3]
-    assert [(use["times"], use["exposures"]) for use in report.leaf["uses"]] == [(2, 2)]
+    assert [(use["times"], use["exposures"], use["learned"]) for use in report.leaf["uses"]] == [
+        (2, 2, [1, 3])
+    ]
     steps = {rank: [step.step for step in own.steps or ()] for rank, own in report.ranks.items()}
     assert steps == {0: [1], 1: [], 2: [3]}
 

@@ -69,6 +69,10 @@ def test_a_receipt_tells_every_use_with_its_depth_and_policy(
         assert use["decision"]["policy"] == report.opened["policy"]["digest"]
     assert told == Counter((use.decision["verdict"], tuple(use.decision["weights"])) for use in own)
     assert exposures == len(learned)
+    assert sorted(step for use in report.leaf["uses"] for step in use["learned"]) == learned
+    assert sorted(step for use in report.leaf["uses"] for step in (*use["learned"], *use["other"])) == [
+        use.step for use in own
+    ]
     assert report.steps is not None
     assert [(step.step, step.entry) for step in report.steps] == sorted(
         {(use.step, use.entry) for use in own}
@@ -213,8 +217,10 @@ def test_no_receipt_is_made_from_a_wrong_tally_or_another_ledger(
 
 USE = {
     "decision": {"policy": "ab", "rules": [], "verdict": "admit", "weights": {"deep": 1}},
-    "exposures": 1,
-    "times": 1,
+    "exposures": 2,
+    "learned": [0, 1],
+    "other": [4],
+    "times": 3,
 }
 
 
@@ -225,8 +231,14 @@ USE = {
         ({"exposed": ["first", "last"]}, "wrong_leaf"),
         ({"exposed": 5}, "wrong_leaf"),
         ({"exposed": None}, "wrong_leaf"),
-        ({"uses": [{**USE, "exposures": 0}]}, "wrong_leaf"),
-        ({"exposed": None, "uses": [{**USE, "exposures": 0}]}, None),
+        ({"exposed": [0, 2]}, "wrong_leaf"),
+        ({"exposed": None, "uses": [{**USE, "exposures": 0, "learned": [], "times": 1}]}, None),
+        ({"uses": [{**USE, "exposures": 3}]}, "wrong_leaf"),
+        ({"uses": [{**USE, "times": 2}]}, "wrong_leaf"),
+        ({"uses": [{**USE, "learned": [1, 0]}]}, "wrong_leaf"),
+        ({"uses": [{**USE, "learned": [0, "1"]}]}, "wrong_leaf"),
+        ({"uses": [{**USE, "other": None}]}, "wrong_leaf"),
+        ({"uses": [{**USE, "exposures": 1, "learned": [0], "times": 2}]}, "wrong_leaf"),
         ({"uses": {}}, "wrong_leaf"),
         ({"uses": [{**USE, "decision": 1}]}, "wrong_leaf"),
         ({"uses": [{**USE, "decision": {**USE["decision"], "weights": {"deep": "much"}}}]}, "wrong_leaf"),
