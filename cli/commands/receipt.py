@@ -76,10 +76,10 @@ def command(
     """Give the owner of an example a receipt of what a run did with it, or check one.
 
     `make` needs the ledger and the run's secret; the receipt opens the commitment of that one id and no
-    other. From a run that was tallied (`Governor.tally`, before it is closed) it tells in how many steps the
-    example was proposed, how each was decided under which policy, how deep it went, and the first and the
-    last step that learned from it; or that the run never named it. It then tells nothing of other examples
-    but hashes. --entries adds the signed entries of each step, which tell more of the others in it.
+    other. From a run that was tallied (`Governor.tally`, before it is closed) it tells each step that
+    proposed the example, how it was decided under which policy, how deep it went, and whether the model may
+    have learned from it; or that the run never named it. It then tells nothing of other examples but hashes.
+    --entries adds the signed entries of each step, which tell more of the others in it.
 
     Given the folder of a job of many ranks, one receipt is made of all of them: of each rank's ledger, under
     the head of it that the log of logs binds (--head: one of the log of logs). A rank whose ledger is
