@@ -24,6 +24,7 @@ from gradwarden.runtime.errors import MaskError, PrivacyError
 from gradwarden.runtime.jobs.shares import WholeBatch
 from gradwarden.runtime.maintenance import Measured
 from gradwarden.runtime.memorization.holdout import holdout_mask
+from gradwarden.runtime.memorization.rounded_parts import rounded_parts
 from gradwarden.runtime.memorization.step_measures import StepMeasures
 from gradwarden.runtime.memorization.token_scores import IGNORED
 from gradwarden.runtime.privacy.units import UnitSums
@@ -427,7 +428,15 @@ class Proposal:
             divisor *= self.whole.count
         own = np.where(self.admitted.micro > 0, np.nan_to_num(own, nan=np.inf, posinf=np.inf), 0.0)
         added = own * (self.admitted.micro / SCALE) / divisor
+        added = rounded_parts(added, self._summed_norms())
         return np.where(self._admission.covered[:, None], np.nan, added)
+
+    def _summed_norms(self) -> list[float | None]:
+        """Return the norm of each band's gradient, None where more is in it than this ledger's examples."""
+        program, noised = self._in_force.program, self._joined.budgets.noised_bands
+        others = {*noised, *(band for rule in program.maintained if rule.strength for band in rule.bands)}
+        apart = self.whole is not None
+        return [None if apart or band in others else self.norms.get(band) for band in program.band_names]
 
     def restore(self) -> None:
         """Put generators and buffers back as they were before the step; drop its gradients."""

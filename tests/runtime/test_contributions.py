@@ -134,6 +134,20 @@ def test_gradients_whose_squares_are_lost_in_single_precision_agree_with_their_s
     assert lab.verify().ok
 
 
+@pytest.mark.parametrize("engine", ["fused", "split"])
+def test_parts_of_a_gradient_that_float16_rounds_up_add_up_to_it(lab, engine):
+    governor = lab.governor(lab.policy + ALWAYS, lab.model().half(), engine=engine, normaliser=1e5)
+    for number, kinds in enumerate(("a", "a", "a", "ab", "abd", "a", "a", "a")):
+        with governor.step(lab.batch(kinds, f"s{number}.")) as proposal:
+            inputs = lab.inputs(len(kinds), number).half()
+            proposal.backward(0.02 * lab.losses(governor.model, inputs).float())
+    governor.close()
+    sums = [sum(map(float, body["norms"]["shallow"])) for body in lab.bodies("contributed")]
+    norms = [float(body["norms"]["shallow"]) for body in lab.bodies("committed")]
+    assert any(norm == pytest.approx(total, rel=1e-3) for norm, total in zip(norms, sums, strict=True))
+    assert lab.verify().ok
+
+
 def test_a_step_after_which_parameters_are_no_numbers_says_so(lab):
     model = lab.model()
     governor = lab.governor(lab.policy + ALWAYS, model, torch.optim.SGD(model.parameters(), lr=1e200))
