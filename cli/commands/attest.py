@@ -127,7 +127,8 @@ def command(
 def _refuse_ledger(ledger: Path, report: VerifyReport, output_format: str) -> int:
     from gradwarden.runtime.evidence.proof_check import Fault
 
-    faults = [Fault(found.code, f"entry {found.index}: {found.message}") for found in report.findings]
+    errors = [found for found in report.findings if found.severity == "error"]
+    faults = [Fault(found.code, f"entry {found.index}: {found.message}") for found in errors]
     return _refuse(ledger, [Fault(report.status, f"`{ledger}` does not verify"), *faults], output_format)
 
 

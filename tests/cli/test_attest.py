@@ -13,9 +13,12 @@ from typing import Any
 
 import pytest
 
+from gradwarden.cli.commands.attest import _refuse_ledger
 from gradwarden.runtime.evidence.dsse import sign_envelope
 from gradwarden.runtime.evidence.statement import PAYLOAD_TYPE
+from gradwarden.runtime.ledger.chain import Finding
 from gradwarden.runtime.ledger.keys import Signer
+from gradwarden.runtime.verification.verify import VerifyReport
 from tests.cli.conftest import Run
 from tests.cli.test_verify import program, record
 
@@ -213,3 +216,13 @@ def test_evidence_never_needs_torch(run: Run, ledger: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr
+
+
+def test_a_warning_is_no_reason_why_nothing_is_attested(capsys: pytest.CaptureFixture[str]) -> None:
+    """Only errors say why a ledger does not verify."""
+    findings = (Finding("stale_sidecar", 3, "an older head", "warning"), Finding("altered", 4, "other bytes"))
+    report = VerifyReport("TAMPERED", False, findings)
+    assert _refuse_ledger(Path("run.ledger"), report, "text") == 1
+    told = capsys.readouterr().err
+    assert "error[altered]: entry 4: other bytes" in told
+    assert "stale_sidecar" not in told
