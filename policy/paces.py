@@ -7,7 +7,7 @@ verifies it agree. Like every limit it can only lower weights. Nothing waives it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from gradwarden.policy.program import Clause, Every, Limit, Not, Program
@@ -57,9 +57,19 @@ def unpaced(program: Program) -> Program:
     return replace(program, limits=tuple(limit for limit in program.limits if limit.kind != "pace"))
 
 
+def noised_bands(limits: Iterable[Limit]) -> dict[str, str]:
+    """Return the bands that noise moves in every step, each with a rule of it. Advisory ones add none."""
+    return {
+        band: limit.name
+        for limit in limits
+        if limit.privacy and limit.level == "hard"
+        for band in limit.privacy.bands
+    }
+
+
 def pace_faults(program: Program) -> Iterator[str]:
     """Yield which limits are no paces though they say so, or the reverse, and paces of noised bands."""
-    private = {band for limit in program.limits if limit.privacy for band in limit.privacy.bands}
+    private = noised_bands(program.limits)
     known = paces(program)
     for limit in program.limits:
         named = limit.name.startswith(_PREFIX)

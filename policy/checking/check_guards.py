@@ -12,7 +12,7 @@ from gradwarden.policy.checking.logic import conjunction
 from gradwarden.policy.checking.scope import Scope
 from gradwarden.policy.checking.types import MAX_COUNT
 from gradwarden.policy.decimals import decimal_text
-from gradwarden.policy.paces import MAX_PACE, pace
+from gradwarden.policy.paces import MAX_PACE, noised_bands, pace
 from gradwarden.policy.program import (
     Assertion,
     ClockValue,
@@ -156,11 +156,10 @@ def check_paces(
 ) -> dict[str, tuple[Limit, Span]]:
     """Return what limits how often bands are moved, by band, and where it stands. limits: of the rules.
 
-    Noise would move a band in the steps that are not its turn, so that none is paced that private examples
-    reach.
+    Noise would move a band in the steps that are not its turn, so that none is paced that it moves.
     """
     scope = conditions.scope
-    private = {band: limit.name for limit in limits if limit.privacy for band in limit.privacy.bands}
+    private = noised_bands(limits)
     found: dict[str, tuple[Limit, Span]] = {}
     for item in (item for block in items for item in block.paces):
         band, steps = scope.band(item.band), _one_in(item, scope)

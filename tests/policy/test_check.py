@@ -230,6 +230,7 @@ def test_named_conditions_show_presence_too() -> None:
         ("gradient { deep at most 1 in 4 steps }\ngradient { deep at most 1 in 2 steps }", ["GW465"]),
         ("gradient { deeper at most 1 in 4 steps }", ["GW202"]),
         (f"{NOISE} within deep }}\n{PACE}", ["GW473"]),
+        (f"advisory {NOISE} within deep }}\n{PACE}", []),
         (f"{NOISE} within shallow }}\n{PACE}", []),
         (f'{PACE}\nwaive pace {{ approved by "A"  until 2027-01-01  because "b" }}', ["GW203"]),
         ("model { semantics detach }", ["GW205"]),
