@@ -75,6 +75,13 @@ class _InForce:
     recorded: int
 
 
+def _committed(turns: Turns) -> Numbers:
+    """Return the steps that were committed, int64."""
+    return np.array(
+        [step for step, kept in zip(turns.numbers, turns.committed, strict=True) if kept], np.int64
+    )
+
+
 class HistoryWithoutExamples(History):
     """A history in which no example is told from another; `ExampleAudit` does that."""
 
@@ -158,8 +165,7 @@ class RunReplay:
             return False
         if self._approvals.due:
             return False
-        committed = np.array(turns.numbers, np.int64)[np.array(turns.committed, bool)]
-        if force.recorded and any_chosen(committed, force.recorded):
+        if force.recorded and any_chosen(_committed(turns), force.recorded):
             return False
         self._may_skip = False
         stretch = self._decisions.judge_together(turns, history.next_step, force.outcomes, history.decisions)
