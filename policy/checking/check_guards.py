@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from decimal import Decimal
+from fractions import Fraction
 
 from gradwarden.policy.checking.check_conditions import Conditions
 from gradwarden.policy.checking.check_schema import whole
@@ -176,9 +177,10 @@ def check_paces(
 
 def _one_in(item: s.Pace, scope: Scope) -> int | None:
     """Return of how many steps one moves a band."""
-    moves, steps = item.moves.value, item.steps.value
+    moves, steps = Fraction(item.moves.value), Fraction(item.steps.value)
     if moves != 1:
-        share = steps / moves if moves and steps % moves == 0 else None
-        help = f"write `1 in {decimal_text(share)} steps`" if share and share > 1 else "write `1 in … steps`"
+        share = steps / moves if moves else Fraction(0)
+        fits = share.denominator == 1 and 1 < share <= MAX_PACE
+        help = f"write `1 in {share} steps`" if fits else "write `1 in … steps`"
         scope.faults.error("GW468", "a band is moved in one step of so many", item.moves.span, help)
     return whole(scope.faults, item.steps, 2, MAX_PACE, "the number of steps")

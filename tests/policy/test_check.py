@@ -223,6 +223,7 @@ def test_named_conditions_show_presence_too() -> None:
         ("gradient { record 1 in 4 steps  record 1 in 4 steps }", ["GW465"]),
         ("gradient { record 1 in 4 steps }\ngradient { record 1 in 8 steps }", ["GW465"]),
         ("gradient { record at most 1 }", ["GW202"]),
+        ("gradient { deep at most 1e-30 in 1e30 steps }", ["GW468", "GW310"]),
         ("gradient { deep at most 1 in 4 steps  deep at most 1 }", []),
         ("gradient { deep at most 2 in 4 steps }", ["GW468"]),
         ("gradient { deep at most 1 in 1 steps }", ["GW310"]),
