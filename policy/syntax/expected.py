@@ -32,8 +32,11 @@ _SPELT = {"AT_MOST": "at most", "AT_LEAST": "at least", "RECORD": "record", "IN_
 _HALF = re.compile(r"(?<!\w)at[ \t]+$")
 """The first word of a keyword of two."""
 
-_STAND_IN = "x"
-"""Put where the next word will be, for the patterns that look at it."""
+_STAND_INS = ("", "x", "1")
+"""Put where the next word will be, for the patterns that look at it.
+
+`in` before a word can be a clause, and without one an operator; `record` before a number is no band.
+"""
 
 
 @frozen
@@ -64,8 +67,7 @@ def expected_after(text: str) -> Expected:
     The text ends before the word that is being written.
     """
     piece = text[declaration_start(text, len(text)) :]
-    # With a stand-in, since `in` before a word can be a clause, and without, since it can be an operator.
-    terminals = _accepted(piece, "") | _accepted(piece, _STAND_IN)
+    terminals = frozenset().union(*(_accepted(piece, word) for word in _STAND_INS))
     if half := _HALF.search(piece):
         begun = {"AT_MOST", "AT_LEAST"} & _accepted(piece[: half.start()], "")
         if begun:

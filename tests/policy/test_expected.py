@@ -48,6 +48,8 @@ def test_what_follows_in_a_policy_is_expected(parts: list[str], random: st.rando
         ("assert a { ", {"never", "always", "at most"}, {"reach"}),
         ("model { a = ", {"top", "rest", "names"}, {"depth"}),
         ("examples { a : ", {"one", "set", "bool"}, {"optional"}),
+        ("gradient { record 1 ", {"in"}, {"steps"}),
+        ("gradient { record 1 in 4 ", {"steps"}, {"in"}),
     ],
 )
 def test_keywords_are_offered_by_position(text: str, offered: set[str], not_offered: set[str]) -> None:
@@ -72,3 +74,7 @@ def test_a_declaration_starts_at_its_line() -> None:
 
 def test_all_words_of_the_language_are_known() -> None:
     assert {"at", "most", "in", "depth", "places", "private"} <= keywords()
+
+
+def test_a_number_is_expected_after_record() -> None:
+    assert expected_after("gradient { record ").number
