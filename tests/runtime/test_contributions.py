@@ -242,8 +242,8 @@ def recorded(lab):
     """A run in which some steps record contributions, others do not, and one that should is refused."""
     governor = lab.governor(lab.policy + SOME)
     for number in range(12):
-        lab.step(governor, lab.batch("bCd" if number != 5 else "CC", f"s{number}"), seed=number)
-    assert is_chosen(5, 3)
+        lab.step(governor, lab.batch("bCd" if number != 6 else "CC", f"s{number}"), seed=number)
+    assert is_chosen(6, 3)
     assert not is_chosen(1, 3)
     governor.close()
     return lab
@@ -321,7 +321,7 @@ def in_another_step(entries):
 def in_a_refused_step(entries):
     first = next(i for i, (kind, _) in enumerate(entries) if kind == "contributed")
     place = next(i for i, (kind, _) in enumerate(entries) if kind == "refused")
-    entries[place:place] = [(kind, {**body, "step": 5}) for kind, body in entries[first : first + 2]]
+    entries[place:place] = [(kind, {**body, "step": 6}) for kind, body in entries[first : first + 2]]
 
 
 def moved_backwards(entries):
@@ -356,7 +356,7 @@ def test_a_band_that_was_moved_where_the_step_may_not_reach_it_is_found(lab):
 
 def test_a_verdict_says_what_was_checked_of_contributions_and_what_was_not(recorded):
     told = judge(recorded.path(), Trust((recorded.signer.public,)), Asked())
-    steps = sum(1 for body in recorded.bodies("moved") if body["step"] != 5)
+    steps = sum(1 for body in recorded.bodies("moved") if body["step"] != 6)
     assert f"what examples added to each band in {steps} steps: " in "\n".join(told.checked())
     assert "what each single example added: it was taken at its word" in "\n".join(told.unchecked())
 
