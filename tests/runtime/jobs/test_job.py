@@ -249,8 +249,8 @@ def test_another_gradient_is_found(job: Job, signer: Signer) -> None:
 
 def test_another_move_of_the_bands_is_found(tmp_path: Path, signer: Signer) -> None:
     """Of two ranks both are named; in the steps that record it, and in none where that is the same."""
-    recording = program(rules="gradient { record 1 in 2 steps }")
-    assert [step for step in range(4) if is_chosen(step, 2)] == [0, 2]
+    recording = program(rules="gradient { record 1 in 3 steps }")
+    assert [step for step in range(4) if is_chosen(step, 3)] == [0, 3]
     for lies in (False, True):
         job = Job(tmp_path / f"job-{lies}", signer, 2, governed_by=recording)
         job.run(2)
@@ -260,7 +260,7 @@ def test_another_move_of_the_bands_is_found(tmp_path: Path, signer: Signer) -> N
         report = verified(job.folder, signer)
         assert report.ok is not lies
         told = [(found.code, found.ranks, found.message) for found in report.findings]
-        message = "at step 2 rank 1 has another move of the bands than rank 0"
+        message = "at step 3 rank 1 has another move of the bands than rank 0"
         assert told == ([("contradiction", (0, 1), message)] if lies else [])
 
 
