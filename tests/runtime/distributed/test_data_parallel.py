@@ -314,7 +314,8 @@ def test_losses_are_remembered_on_every_process(lab, site, task):
         assert one["measured"] == other["measured"]
         for name in measured:
             assert one["measured"][name] == pytest.approx(whole["measured"][name], rel=1e-9)
-    assert all(any(first["steps"][-1]["measured"][name]) for name in {*measured} - {"gradient_norm"})
+    for name in {*measured} - {"gradient_norm"}:  # the guard may close `deep` in the last step
+        assert any(any(step["measured"][name]) for step in first["steps"])
     assert [0.0, 1.0] not in first["steps"][-1]["local"]
     assert first["steps"][-1]["ratios"] != first["steps"][0]["ratios"]
     assert site.verify().ok
