@@ -460,6 +460,11 @@ class Program:
     def band_names(self) -> tuple[str, ...]:
         return tuple(band.name for band in self.bands)
 
+    @cached_property
+    def pulled_bands(self) -> frozenset[str]:
+        """The bands to whose gradient a `maintain` rule may add a pull."""
+        return frozenset(band for rule in self.maintained if rule.strength for band in rule.bands)
+
     def conditions(self) -> Iterator[Condition]:
         """Yield every condition in canonical order: grants, clauses, modulations, waivers, assertions.
 

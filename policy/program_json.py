@@ -3,7 +3,7 @@
 Every field is always written, but for `recorded`, `hold_out` of limits, and `below` of guards, where there is
 none. A condition or numeric expression is an object with one key that names its kind: `{"and": […]}`,
 `{"compare": {"op": "ge", "left": {"attribute": "lines"}, "right": {"number": 3}}}`. The digest of a
-program is the SHA-256 of all this.
+program is the SHA-256 of these bytes.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def program_to_data(program: p.Program) -> Json:
         "modulations": [_rule(rule, "when") for rule in program.modulations],
         "waivers": [_rule(rule, "when") for rule in program.waivers],
         "assertions": [_rule(rule, "when", "then") for rule in program.assertions],
-        "starvation": [_starvation(guard) for guard in program.starvation],
+        "starvation": [_unusual(guard, below=0) for guard in program.starvation],
         "gradient_caps": [_plain(cap) for cap in program.gradient_caps],
         "maintained": [_plain(rule) for rule in program.maintained],
         **({"recorded": program.recorded} if program.recorded else {}),
@@ -129,19 +129,14 @@ def _limit(limit: p.Limit) -> Json:
         "clauses": [_rule(clause, "when") for clause in limit.clauses],
         "level": limit.level,
         "because": limit.because,
-        "privacy": None if limit.privacy is None else _privacy(limit.privacy),
+        "privacy": None if limit.privacy is None else _unusual(limit.privacy, noise="", spent="refuse"),
         **({"hold_out": limit.hold_out} if limit.hold_out else {}),
     }
 
 
-def _starvation(guard: p.Starvation) -> Json:
-    return {key: value for key, value in _plain(guard).items() if key != "below" or value}
-
-
-def _privacy(terms: p.PrivacyTerms) -> Json:
-    """Return privacy terms without what is as ever: programs that do not say it keep their digests."""
-    usual = {"noise": "", "spent": "refuse"}
-    return {key: value for key, value in _plain(terms).items() if usual.get(key) != value}
+def _unusual(value: Any, **usual: str | int) -> Json:
+    """Return a dataclass as JSON data without what is as ever: who does not say it keeps the digest."""
+    return {key: item for key, item in _plain(value).items() if key not in usual or item != usual[key]}
 
 
 def condition_to_data(condition: p.Condition) -> Json:

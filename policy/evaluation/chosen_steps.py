@@ -19,8 +19,8 @@ _WORD = 1 << 64
 
 
 def is_chosen(step: int, every: int) -> bool:
-    """Return whether a step is one of those, about one in `every`, that are chosen."""
-    return step * _MULTIPLE % _WORD < _WORD // every
+    """Return whether a step is one of those, about one in `every`, that are chosen; 0: none is."""
+    return every > 0 and step * _MULTIPLE % _WORD < _WORD // every
 
 
 def any_chosen(steps: Numbers, every: int) -> bool:

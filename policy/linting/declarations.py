@@ -10,6 +10,7 @@ from gradwarden.policy.combine import QUARANTINE
 from gradwarden.policy.decimals import decimal_text, unscaled
 from gradwarden.policy.linting.edits import removed
 from gradwarden.policy.linting.subject import Edit, Report, Subject, expressions, parts
+from gradwarden.policy.paces import noised_bands
 from gradwarden.policy.program import SCALE, And, Compare, Condition, Has
 from gradwarden.policy.source import Span
 from gradwarden.policy.syntax import tree as s
@@ -65,7 +66,7 @@ def _droughts(subject: Subject, report: Report) -> None:
     """Report the starvation guards that speak in every run, since no mean weight is what they ask for."""
     program = subject.program
     guards = {guard.band: guard for guard in program.starvation}
-    noised = {band for x in program.limits if x.privacy and x.level == "hard" for band in x.privacy.bands}
+    noised = noised_bands(program.limits)
     for item in subject.items:
         if not isinstance(item, s.Starvation) or item.below is None or item.action == "accept":
             continue

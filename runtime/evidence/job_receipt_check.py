@@ -22,7 +22,7 @@ import orjson
 from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.evidence.job_receipt import JobReceipt
 from gradwarden.runtime.evidence.proof_check import Fault, TrustedHead, trust_head
-from gradwarden.runtime.evidence.receipt import Receipt
+from gradwarden.runtime.evidence.receipt import Receipt, exposed_in
 from gradwarden.runtime.evidence.receipt_check import ReceiptReport, check_receipt
 from gradwarden.runtime.evidence.receipt_proofs import Body, FaultError, Under, inclusion, proved
 from gradwarden.runtime.evidence.trust import NOBODY, Trust
@@ -163,10 +163,9 @@ def _added(leaves: Sequence[Body]) -> Body | None:
             steps = {name: sorted(before[name] + use[name]) for name in ("learned", "other")}
             use = {"decision": use["decision"], **counts, **steps}
         uses[text] = use
-    exposed = [step for leaf in leaves for step in leaf["exposed"] or ()]
     told = [use for _, use in sorted(uses.items())]
     return {
         "commitment": leaves[0]["commitment"],
-        "exposed": [min(exposed), max(exposed)] if exposed else None,
+        "exposed": exposed_in(told),
         "uses": told,
     }

@@ -24,7 +24,7 @@ class and decision, its exposures and signals, and the numeric metadata that the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, TypeVar
 
 import orjson
@@ -114,6 +114,15 @@ class Receipt:
                 ],
             },
         }
+
+
+def exposed_in(uses: Iterable[Mapping[str, Any]]) -> list[int] | None:
+    """Return the first and the last step of those that the model may have learned from; None: there is none.
+
+    uses: of one example, as the leaf of a tally lists them (`tally`).
+    """
+    learned = [step for use in uses for step in use["learned"]]
+    return [min(learned), max(learned)] if learned else None
 
 
 class Encoded(Protocol):

@@ -22,7 +22,7 @@ import orjson
 from gradwarden.policy.frozen import frozen
 from gradwarden.runtime.commitments import SIZE, unpacked
 from gradwarden.runtime.evidence.proof_check import Fault, TrustedHead, trust_head
-from gradwarden.runtime.evidence.receipt import Place, Receipt, UseEntries
+from gradwarden.runtime.evidence.receipt import Place, Receipt, UseEntries, exposed_in
 from gradwarden.runtime.evidence.receipt_proofs import Body, FaultError, Under, closes, inclusion, proved
 from gradwarden.runtime.evidence.trust import Trust
 from gradwarden.runtime.ledger.entries import CANONICAL
@@ -155,8 +155,7 @@ def _is_leaf(leaf: Body) -> bool:
     exposed, uses = leaf["exposed"], leaf["uses"]
     if type(uses) is not list or not all(map(_is_use, uses)):
         return False
-    learned = [step for use in uses for step in use["learned"]]
-    same: bool = exposed == ([min(learned), max(learned)] if learned else None)
+    same: bool = exposed == exposed_in(uses)
     return same
 
 

@@ -27,6 +27,7 @@ import numpy as np
 import orjson
 
 from gradwarden.policy.frozen import frozen
+from gradwarden.runtime.evidence.receipt import exposed_in
 from gradwarden.runtime.ledger.chain import verify_chain
 from gradwarden.runtime.ledger.entries import CANONICAL
 from gradwarden.runtime.ledger.lines import Part
@@ -130,10 +131,9 @@ class Tally:
         for decision in np.unique(decisions).tolist():
             found[self._texts[decision]].append(steps[decisions == decision])
         uses = [_use(text, np.concatenate(parts)) for text, parts in sorted(found.items())]
-        exposed = [step for use in uses for step in use["learned"]]
         told = {
             "commitment": self._commitments[index].hex(),
-            "exposed": [min(exposed), max(exposed)] if exposed else None,
+            "exposed": exposed_in(uses),
             "uses": uses,
         }
         return orjson.dumps(told, option=CANONICAL)

@@ -68,6 +68,11 @@ def _pair(value: Any) -> bool:
     return type(value) is list and len(value) == 2 and _TEXT.issuperset(map(type, value))
 
 
+def _norms(value: Any) -> bool:
+    """A list of decimals as text, null where there is none."""
+    return type(value) is list and _MAYBE_TEXT.issuperset(map(type, value))
+
+
 def _packed(value: Any) -> int | None:
     """Return how many commitments a base64 string packs, None where it packs no whole number of them."""
     if type(value) is not str or not value.isascii():
@@ -85,13 +90,6 @@ _STEP = frozenset(
         *("spent", "decision", "verdict"),
     ]
 )
-
-
-def _norms(value: Any) -> bool:
-    """A list of decimals as text, null where there is none."""
-    return type(value) is list and _MAYBE_TEXT.issuperset(map(type, value))
-
-
 _DECISION = frozenset(("id", "verdict", "weights", "rules", "advisory", "waived", "obligations"))
 
 

@@ -107,7 +107,7 @@ class Measures:
 
     def records(self, step: int) -> bool:
         """Return whether a step records what each example adds to the gradient of each band."""
-        return self._recorded > 0 and is_chosen(step, self._recorded)
+        return is_chosen(step, self._recorded)
 
     def own_gradients(self, readings: dict[str, tuple[IntArray, FloatArray]], count: int) -> FloatArray:
         """Take out of readings the norms of own gradients, float64 [count, bands]; 0 where there is none."""

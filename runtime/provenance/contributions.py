@@ -7,10 +7,10 @@ of it; `verify` tells.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import inf
 from typing import Any
 
 from gradwarden.policy.array_types import Numbers
+from gradwarden.runtime.provenance.amounts import amount
 
 
 def added_rows(
@@ -27,7 +27,7 @@ def added_rows(
         for band, given in shaped.items():
             texts = body["norms"].get(band, ())
             for example, weighty, text in zip(numbers[own], given[own], texts, strict=False):
-                norm = None if text is None else _number(text)
+                norm = None if text is None else amount(text)
                 if weighty and (text is None or norm is not None):
                     yield example, band, norm
 
@@ -36,15 +36,6 @@ def moved_rows(recorded: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, flo
     """Yield a band and how far it moved. recorded: the `moved` entries of a step."""
     for body in recorded:
         for band, text in body["norms"].items():
-            norm = _number(text)
+            norm = amount(text)
             if norm is not None:
                 yield band, norm
-
-
-def _number(text: str) -> float | None:
-    """Return a recorded norm, None for what is none."""
-    try:
-        norm = float(text)
-    except ValueError:
-        return None
-    return norm if 0 <= norm < inf else None

@@ -7,7 +7,6 @@ names for examples, or else by the `depth` rules that let them in.
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -22,6 +21,7 @@ from gradwarden.policy.frozen import frozen
 from gradwarden.policy.program import SCALE
 from gradwarden.runtime.ledger.chain import Listener
 from gradwarden.runtime.ledger.lines import Part
+from gradwarden.runtime.provenance.amounts import amount
 from gradwarden.runtime.provenance.collect import Collector, Numbering
 from gradwarden.runtime.report.recorded import Recorded, RecordSums
 
@@ -345,15 +345,6 @@ class Accountant:
             for rule in dict.fromkeys([*told, *verdicts])
         ]
         return sorted(counted, key=lambda one: (-one.stopped, -sum(one.verdicts.values()), one.rule))
-
-
-def amount(text: str) -> float | None:
-    """Return a number that can be drawn, from 0 on; None where a ledger tells something else in its place."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if 0 <= value < math.inf else None
 
 
 def grouped(names: Mapping[str, str], committer: Any) -> dict[bytes, str]:

@@ -9,7 +9,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from gradwarden.policy.frozen import frozen
-from gradwarden.runtime.report.account import Shaping, Spending, amount
+from gradwarden.runtime.provenance.amounts import amount
+from gradwarden.runtime.report.account import Shaping, Spending
 
 MOST_SERIES = 6
 """Groups that are drawn apart; all others are drawn as one."""

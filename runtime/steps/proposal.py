@@ -434,7 +434,7 @@ class Proposal:
     def _summed_norms(self) -> list[float | None]:
         """Return the norm of each band's gradient, None where more is in it than this ledger's examples."""
         program, noised = self._in_force.program, self._joined.budgets.noised_bands
-        others = {*noised, *(band for rule in program.maintained if rule.strength for band in rule.bands)}
+        others = {*noised, *program.pulled_bands}
         apart = self.whole is not None
         return [None if apart or band in others else self.norms.get(band) for band in program.band_names]
 

@@ -48,9 +48,8 @@ class ContributionAudit:
         together: whether the run is one rank of a job; then others add to its gradients.
         """
         noised = {band for rule in privacy_rules(program) for band in rule.bands}
-        pulled = {band for rule in program.maintained if rule.strength for band in rule.bands}
         self._every, self._bands = program.recorded, program.band_names
-        self._summed = () if together else tuple(sorted({*self._bands} - noised - pulled))
+        self._summed = () if together else tuple(sorted({*self._bands} - noised - program.pulled_bands))
 
     def accept(self, kind: str, body: Mapping[str, Any], count: int) -> None:
         """Take a `contributed` or a `moved` entry. count: of the step's examples; of more nothing is kept."""
@@ -112,7 +111,7 @@ class ContributionAudit:
         self._added, self._told, self._moved = [], 0, None
 
     def _asks(self, step: int) -> bool:
-        return self._every > 0 and is_chosen(step, self._every)
+        return is_chosen(step, self._every)
 
 
 def _parts(

@@ -180,8 +180,8 @@ class Run:
             self._refuse("admission", "nothing_admitted", "no example may shape any band")
 
     def _contributions(self, admitted: Any, active: Sequence[str]) -> None:
-        every, names = self.program.recorded, self.program.band_names
-        if every and is_chosen(self.step, every):
+        names = self.program.band_names
+        if is_chosen(self.step, self.program.recorded):
             columns = zip(names, admitted.micro.T.tolist(), strict=True)
             added = {band: ["0.3" if weight else "0" for weight in column] for band, column in columns}
             moved = {band: "0.01" if band in active else "0" for band in names}

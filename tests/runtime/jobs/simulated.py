@@ -118,7 +118,7 @@ class Rank:
         self.conclude(active, norm, {} if batch is None else {"batch": batch})
 
     def conclude(self, active: set[str], norm: str, together: Mapping[str, Any]) -> None:
-        if self.program.recorded and is_chosen(self.next_step - 1, self.program.recorded):
+        if is_chosen(self.next_step - 1, self.program.recorded):
             self.contribute(active)
         names = [band for band in self.program.band_names if band in active]
         norms = {band: norm if band in active else None for band in self.program.band_names}

@@ -171,12 +171,16 @@ def test_a_head_beside_the_ledger_by_the_old_key_is_no_head_of_what_came_after(
         Ledger.open(rotated, other)
 
 
+def begin(path: Path, cases: Any, signer: Signer, other: Signer) -> None:
+    """Write the opening of a ledger that either key may sign."""
+    with Ledger.open(path, signer, keys=[other.public]) as ledger:
+        ledger.append("opened", {**cases.opened(ledger), "keys": ledger.vkeys})
+
+
 def test_another_key_of_the_ledger_revokes_a_stolen_one(
     path: Path, cases: Any, signer: Signer, other: Signer, third: Signer
 ) -> None:
-    ledger = Ledger.open(path, signer, keys=[other.public])
-    ledger.append("opened", {**cases.opened(ledger), "keys": ledger.vkeys})
-    ledger.close()
+    begin(path, cases, signer, other)
     with Ledger.open(path, other, keys=[signer.public]) as ledger:
         index = ledger.revoke(signer.public, "the laptop was stolen")
         ledger.rotate(third)
@@ -195,9 +199,7 @@ def test_another_key_of_the_ledger_revokes_a_stolen_one(
 def test_what_a_key_of_the_ledger_signed_that_was_not_given_is_untrusted_and_not_tampered(
     path: Path, cases: Any, signer: Signer, other: Signer, third: Signer
 ) -> None:
-    ledger = Ledger.open(path, signer, keys=[other.public])
-    ledger.append("opened", {**cases.opened(ledger), "keys": ledger.vkeys})
-    ledger.close()
+    begin(path, cases, signer, other)
     with Ledger.open(path, other, keys=[signer.public]) as ledger:
         ledger.revoke(signer.public, "the laptop was stolen")
     Ledger.open(path, other, keys=[signer.public]).close(cases.seal)
