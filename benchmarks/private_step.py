@@ -108,8 +108,8 @@ def governed(work: Workload, clipping: Clipping, *, share: float = 1.0, noise: b
         engine.backward(work.losses(model, *batch), float(batch_size), rows=public, sink=sink)
         sink.check()
         if noise:
-            add_noise(sink.sums, NOISE * CLIP, source)
-        add_to_gradients(sink.sums, float(batch_size))
+            add_noise(sink.sums, NOISE * CLIP, source, normaliser=float(batch_size))
+        add_to_gradients(sink.sums, None if noise else float(batch_size))
         optimizer.step()
 
     return step

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,14 +19,17 @@ from torch import Tensor
 from gradwarden.policy.context import FloatArray
 from gradwarden.runtime.masks.unitwise import (
     LINE,
+    Numbers,
     Owners,
     Stacked,
     Unitwise,
+    add_products,
     clip_and_add,
     clip_factors,
     line_norms,
+    put,
     silenced,
-    stretch,
+    unless_even,
     wide,
 )
 
@@ -47,7 +50,7 @@ class Few(ABC):
         self._owners = owners
 
     @abstractmethod
-    def _each(self) -> Iterator[tuple[list[int], Tensor]]:
+    def _each(self) -> Iterator[tuple[Numbers, Tensor]]:
         """Yield the numbers of some units and their gradients; the next ones overwrite these.
 
         Every unit that has rows comes once. Gradients are [pieces, units, lines, width]: those of a parameter
@@ -61,21 +64,26 @@ class Few(ABC):
             found[units] = _squares(gradients)
         return found
 
-    def add(self, total: Tensor, factors: FloatArray) -> None:
+    def add(self, total: Tensor, factors: FloatArray, begun: bool) -> None:
         """See `Unitwise`."""
         for units, gradients in self._each():
-            _add(total, gradients, factors[units])
+            _add(total, gradients, factors[units], begun)
+            begun = True
+        if not begun:
+            total.zero_()
 
-    def clip(self, total: Tensor, others: FloatArray, bounds: FloatArray) -> FloatArray:
+    def clip(self, total: Tensor, others: FloatArray, bounds: FloatArray, begun: bool) -> FloatArray:
         """See `Unitwise`. On a CPU every gradient is formed once, and added while it is in the cache."""
         if total.device.type != "cpu":
-            return clip_and_add(self, total, others, bounds)
+            return clip_and_add(self, total, others, bounds, begun)
         eps = torch.finfo(total.dtype).eps
         factors = clip_factors(others, bounds, eps)
         for units, gradients in self._each():
             own = clip_factors(others[units] + _squares(gradients), bounds[units], eps)
-            _add(total, gradients, own)
-            factors[units] = own
+            _add(total, gradients, own, begun)
+            factors[units], begun = own, True
+        if not begun:
+            total.zero_()
         return factors
 
 
@@ -104,7 +112,7 @@ class Products(Few):
         )
         return self._owners.per_unit(found)
 
-    def add(self, total: Tensor, factors: FloatArray) -> None:
+    def add(self, total: Tensor, factors: FloatArray, begun: bool) -> None:
         """See `Unitwise`."""
         left, right = self._left, self._right
         scales = self._owners.per_row(factors, left)
@@ -113,24 +121,24 @@ class Products(Few):
             right = right * scales[:, None, None]
         else:
             left = left * scales[:, None, None]
-        total += (left.flatten(0, 1).t() @ right.flatten(0, 1)).to(total.dtype)
+        put(total, left.flatten(0, 1).t() @ right.flatten(0, 1), begun)
 
-    def _each(self) -> Iterator[tuple[list[int], Tensor]]:
+    def _each(self) -> Iterator[tuple[Numbers, Tensor]]:
         left, right, owners = self._left, self._right, self._owners
         sizes = left.shape[2], right.shape[2]
         if not owners.single:
             memory = left.new_empty((1, *sizes))
             for unit, rows, weights in owners.members:
-                own = weighed(left[rows], weights).flatten(0, 1)
+                own = weighed(left[rows], unless_even(weights)).flatten(0, 1)
                 torch.mm(own.t(), right[rows].flatten(0, 1), out=memory[0])
                 yield [unit], memory[None]
             return
         transposed = left.transpose(1, 2)
         memory = left.new_empty((at_once(math.prod(sizes), len(left)), *sizes))
-        for units, rows, weights in owners.portions(len(memory)):
-            found = memory[: len(units)]
-            torch.bmm(transposed[stretch(rows)], right[stretch(rows)], out=found)
-            yield units, weighed(found, weights)[None]
+        for portion in owners.portions(len(memory)):
+            found = memory[: len(portion.rows)]
+            torch.bmm(transposed[portion.stretch], right[portion.stretch], out=found)
+            yield portion.units, weighed(found, portion.weights)[None]
 
 
 def products(left: Tensor, right: Tensor, owners: Owners) -> Unitwise:
@@ -168,9 +176,9 @@ def at_once(size: int, rows: int) -> int:
     return min(found if found < _EVEN else found - found % _EVEN, max(rows, 1))
 
 
-def weighed(tensor: Tensor, weights: list[float]) -> Tensor:
+def weighed(tensor: Tensor, weights: Sequence[float] | None) -> Tensor:
     """Return a tensor of one's own, [..., rows, m, n], with each row multiplied by its weight, in place."""
-    if all(weight == 1.0 for weight in weights):
+    if weights is None:
         return tensor
     return tensor.mul_(tensor.new_tensor(weights)[:, None, None])
 
@@ -185,7 +193,7 @@ def _squares(gradients: Tensor) -> FloatArray:
     return squares
 
 
-def _add(total: Tensor, gradients: Tensor, factors: FloatArray) -> None:
+def _add(total: Tensor, gradients: Tensor, factors: FloatArray, begun: bool) -> None:
     """Add units' gradients [pieces, units, lines, width], each times its factor, to a sum.
 
     What has the factor 0 is not looked at: it may not be finite.
@@ -194,11 +202,13 @@ def _add(total: Tensor, gradients: Tensor, factors: FloatArray) -> None:
     if units > 1 and factors.all() and total.is_contiguous() and total.dtype == gradients.dtype:
         scales = torch.from_numpy(factors).to(total)
         if pieces == 1:
-            total.view(-1).addmv_(gradients.view(units, -1).t(), scales)
+            add_products(total, gradients.view(units, -1).t(), scales, begun)
             return
         for own, part in zip(total.view(pieces, -1), gradients.flatten(2), strict=True):
-            own.addmv_(part.t(), scales)
+            add_products(own, part.t(), scales, begun)
         return
+    if not begun:
+        total.zero_()
     for number in np.flatnonzero(factors).tolist():
         total.add_(gradients[:, number].reshape(total.shape), alpha=float(factors[number]))
 

@@ -125,6 +125,7 @@ class Plan:
         self.unit_count = 0 if units is None or not len(units) else int(units.max()) + 1
         self.public = weights if units is None else weights * (units < 0)[:, None]
         self._owned: dict[tuple[bytes | None, ...], tuple[Rows, tuple[Owners | None, ...]]] = {}
+        self._owned_in: dict[tuple[int | None, int | None], tuple[Rows, tuple[Owners | None, ...]]] = {}
         self._unit_rows: dict[int, tuple[Rows, ...]] = {}
         shaped = () if units is None else weights[units >= 0].gt(0).any(dim=0).nonzero().flatten().tolist()
         self.unit_bands = frozenset(shaped)
@@ -361,6 +362,11 @@ class Plan:
 
     def owned(self, bands: tuple[int | None, int | None]) -> tuple[Rows, tuple[Owners | None, ...]]:
         """Return the private rows with weight in one of two bands, and in each band whose they are."""
+        if bands not in self._owned_in:
+            self._owned_in[bands] = self._find_owned(bands)
+        return self._owned_in[bands]
+
+    def _find_owned(self, bands: tuple[int | None, int | None]) -> tuple[Rows, tuple[Owners | None, ...]]:
         columns = [None if band is None else self._relative[:, band] for band in bands]
         # Most bands have the same weights.
         key = tuple(None if column is None else column.numpy().tobytes() for column in columns)
@@ -369,16 +375,13 @@ class Plan:
             some = torch.zeros(self.batch, dtype=torch.bool, device="cpu")
             for column in columns:
                 some |= False if column is None else (column > 0) & (self.units >= 0)
-            rows = Rows(some.double())
-            self._owned[key] = (
-                rows,
-                tuple(
-                    None
-                    if column is None
-                    else Owners(self.units[rows.chosen], column[rows.chosen], self.whole.unit_count)
-                    for column in columns
-                ),
-            )
+            rows, units, count = Rows(some.double()), self.units, self.whole.unit_count
+            owners = {
+                own: Owners(units[rows.chosen], column[rows.chosen], count)
+                for own, column in zip(key, columns, strict=True)
+                if column is not None
+            }
+            self._owned[key] = (rows, tuple(owners.get(own) for own in key))
         return self._owned[key]
 
     def units_weighed(self, band: int, factors: Sequence[float]) -> Rows:

@@ -8,10 +8,10 @@ ones, those of a few units at a time (`few`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from torch import Tensor
 from gradwarden.policy.context import FloatArray
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.rows import Rows
+
+Numbers: TypeAlias = slice | list[int]
+"""Of rows or units: a slice where they lie one after the other."""
 
 _GIVE_WAY = 64.0
 """By how many units of rounding a clipped gradient stays below its bound."""
@@ -63,11 +66,16 @@ class Owners:
             weights.append(weight)
         return tuple((unit, rows, weights) for unit, (rows, weights) in found.items())
 
-    def portions(self, most: int) -> Iterator[tuple[list[int], list[int], list[float]]]:
-        """Yield units in portions of at most so many, with rows and weights, where none has two rows."""
-        for start in range(0, len(self.members), most):
-            units, rows, weights = zip(*self.members[start : start + most], strict=True)
-            yield list(units), [row for (row,) in rows], [weight for (weight,) in weights]
+    def portions(self, most: int) -> Sequence[Portion]:
+        """Return the units in portions of at most so many, where none has two rows."""
+        if most not in self._portions:
+            starts = range(0, len(self.members), most)
+            self._portions[most] = [_portion(self.members[start : start + most]) for start in starts]
+        return self._portions[most]
+
+    @cached_property
+    def _portions(self) -> dict[int, list[Portion]]:
+        return {}
 
     @cached_property
     def _weights(self) -> FloatArray:
@@ -79,22 +87,51 @@ class Owners:
         found[self.units.numpy()] = np.square(norms * self._weights)
         return found
 
+    def scales(self, factors: FloatArray) -> FloatArray:
+        """Return each row's weight times its unit's factor."""
+        scales: FloatArray = factors[self.units.numpy()] * self._weights
+        return scales
+
     def per_row(self, factors: FloatArray, like: Tensor) -> Tensor:
-        """Return each row's weight times its unit's factor, on the device and at the precision of `like`."""
-        own = factors[self.units.numpy()] * self._weights
-        return torch.from_numpy(own).to(device=like.device, dtype=like.dtype)
+        """Return each row's scale, on the device and at the precision of `like`."""
+        return torch.from_numpy(self.scales(factors)).to(device=like.device, dtype=like.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """Some units of one row each. stretch: their rows. weights: of the rows, None where all are 1."""
+
+    units: Numbers
+    rows: Sequence[int]
+    stretch: Numbers
+    weights: Sequence[float] | None
+
+
+def _portion(members: Sequence[tuple[int, list[int], list[float]]]) -> Portion:
+    units = [unit for unit, _, _ in members]
+    rows = [row for _, (row,), _ in members]
+    weights = [weight for _, _, (weight,) in members]
+    return Portion(stretch(units), rows, stretch(rows), unless_even(weights))
+
+
+def unless_even(weights: Sequence[float]) -> Sequence[float] | None:
+    """Return weights, or None where all are 1."""
+    return None if all(weight == 1.0 for weight in weights) else weights
 
 
 class Unitwise(Protocol):
-    """The gradients of one parameter by unit. Squares, factors and bounds are float64 [units]."""
+    """The gradients of one parameter by unit. Squares, factors and bounds are float64 [units].
+
+    begun: whether a sum holds something that is to be added to; if not, what it holds is overwritten.
+    """
 
     def squares(self) -> FloatArray:
         """Return the squared L2 norm of each unit's gradient."""
 
-    def add(self, total: Tensor, factors: FloatArray) -> None:
+    def add(self, total: Tensor, factors: FloatArray, begun: bool) -> None:
         """Add the units' gradients, each times its factor, to a sum of the parameter's shape."""
 
-    def clip(self, total: Tensor, others: FloatArray, bounds: FloatArray) -> FloatArray:
+    def clip(self, total: Tensor, others: FloatArray, bounds: FloatArray, begun: bool) -> FloatArray:
         """Add the units' gradients, clipped to their bounds, and return the factors.
 
         others: the squared norms of what is clipped jointly with them.
@@ -171,16 +208,16 @@ class Stacked:
     """Gradients formed row by row, [rows, *shape]."""
 
     def __init__(self, rows: Tensor, owners: Owners) -> None:
-        self._rows, self._owners = rows, owners
+        self.rows, self.owners = rows, owners
 
     @property
     def elements(self) -> int:
         """How many there are in all rows."""
-        return self._rows.numel()
+        return self.rows.numel()
 
     def squares(self) -> FloatArray:
         """See `Unitwise`."""
-        owners, rows = self._owners, self._rows
+        owners, rows = self.owners, self.rows
         if owners.single:
             return owners.per_unit(_norms(rows))
         rows = wide(rows)
@@ -188,18 +225,15 @@ class Stacked:
         weighed = rows * owners.weights.to(rows).view(-1, *[1] * (rows.dim() - 1))
         return np.square(_norms(sums.index_add_(0, owners.units.to(rows.device), weighed)))
 
-    def add(self, total: Tensor, factors: FloatArray) -> None:
+    def add(self, total: Tensor, factors: FloatArray, begun: bool) -> None:
         """See `Unitwise`."""
-        scales = self._owners.per_row(factors, total)
-        rows = silenced(self._rows, scales, factors).flatten(1).to(total.dtype)
-        if total.is_contiguous():
-            total.view(-1).addmv_(rows.t(), scales)
-        else:
-            total += (scales @ rows).view(total.shape)
+        scales = self.owners.per_row(factors, total)
+        rows = silenced(self.rows, scales, factors).flatten(1).to(total.dtype)
+        add_products(total, rows.t(), scales, begun)
 
-    def clip(self, total: Tensor, others: FloatArray, bounds: FloatArray) -> FloatArray:
+    def clip(self, total: Tensor, others: FloatArray, bounds: FloatArray, begun: bool) -> FloatArray:
         """See `Unitwise`."""
-        return clip_and_add(self, total, others, bounds)
+        return clip_and_add(self, total, others, bounds, begun)
 
 
 def is_kept(gradients: Unitwise) -> bool:
@@ -229,28 +263,48 @@ class Looked:
         np.add.at(found, self._units, line_norms(self._sums).double().square().cpu().numpy())
         return found
 
-    def add(self, total: Tensor, factors: FloatArray) -> None:
+    def add(self, total: Tensor, factors: FloatArray, begun: bool) -> None:
         """See `Unitwise`."""
+        if not begun:
+            total.zero_()
         each = torch.from_numpy(factors[self._units]).to(self._sums)
         weighed = silenced(self._sums, each, factors) * each[:, None]
         total.index_add_(0, self._entries, weighed.to(total.dtype))
 
-    def clip(self, total: Tensor, others: FloatArray, bounds: FloatArray) -> FloatArray:
+    def clip(self, total: Tensor, others: FloatArray, bounds: FloatArray, begun: bool) -> FloatArray:
         """See `Unitwise`."""
-        return clip_and_add(self, total, others, bounds)
+        return clip_and_add(self, total, others, bounds, begun)
 
 
-def stretch(rows: list[int]) -> slice | list[int]:
-    """Return rows as a slice, of which no copy is made, where they lie one after the other."""
-    first, count = rows[0], len(rows)
-    return slice(first, first + count) if rows == list(range(first, first + count)) else rows
+def stretch(numbers: list[int]) -> Numbers:
+    """Return numbers as a slice, of which no copy is made, where they come one after the other."""
+    first, count = numbers[0], len(numbers)
+    return slice(first, first + count) if numbers == list(range(first, first + count)) else numbers
 
 
-def clip_and_add(gradients: Unitwise, total: Tensor, others: FloatArray, bounds: FloatArray) -> FloatArray:
+def clip_and_add(
+    gradients: Unitwise, total: Tensor, others: FloatArray, bounds: FloatArray, begun: bool
+) -> FloatArray:
     """Add units' gradients, clipped, by their norms: see `Unitwise.clip`."""
     factors = clip_factors(gradients.squares() + others, bounds, torch.finfo(total.dtype).eps)
-    gradients.add(total, factors)
+    gradients.add(total, factors, begun)
     return factors
+
+
+def add_products(total: Tensor, matrix: Tensor, vector: Tensor, begun: bool) -> None:
+    """Add the product of a matrix and a vector, both at the sum's precision, to a sum of any shape."""
+    if total.is_contiguous():
+        total.view(-1).addmv_(matrix, vector, beta=int(begun))
+    else:
+        put(total, (matrix @ vector).view(total.shape), begun)
+
+
+def put(total: Tensor, part: Tensor, begun: bool) -> None:
+    """Add a part to a sum, or begin it by that."""
+    if begun:
+        total += part
+    else:
+        total.copy_(part)
 
 
 def _norms(rows: Tensor) -> FloatArray:

@@ -280,9 +280,10 @@ class BudgetBook:
         missing = zeros(p for p in trainable if p not in self._sums)
         sums = {p: missing[p] if p in missing else self._sums[p] for p in trainable}
         held = {p: reduction.scatter(p, total) for p, total in sums.items()}
-        add_noise(held, self._plan.sigma, self._noise, reduction.copy, reduction.copies)
+        early, late = (normaliser, None) if reduction.copies == 1 else (None, normaliser)
+        add_noise(held, self._plan.sigma, self._noise, reduction.copy, reduction.copies, early)
         reduction.merge(list(held.values()))
-        add_to_gradients(held, normaliser)
+        add_to_gradients(held, late)
 
     def charge(self) -> dict[str, dict[str, int | str]]:
         """Count one committed step for every rule that is not spent; return what the ledger records."""

@@ -72,14 +72,15 @@ def check_clipping(clipping: str) -> None:
 
 def zeros(parameters: Iterable[Tensor]) -> GradientSum:
     """Return a sum of nothing, whole for a parameter of which each process has a piece."""
-    return {p: _zeros(p) for p in parameters}
+    return {p: unfilled(p).zero_() for p in parameters}
 
 
-def _zeros(parameter: Tensor) -> Tensor:
+def unfilled(parameter: Tensor) -> Tensor:
+    """Return memory for a sum, as in `zeros`."""
     mesh = getattr(parameter, "device_mesh", None)
     if mesh is None:
-        return torch.zeros_like(parameter, dtype=wide(parameter), requires_grad=False)
-    return torch.zeros(parameter.shape, dtype=wide(parameter), device=mesh.device_type)
+        return torch.empty_like(parameter, dtype=wide(parameter), requires_grad=False)
+    return torch.empty(parameter.shape, dtype=wide(parameter), device=mesh.device_type)
 
 
 def wide(parameter: Tensor) -> torch.dtype:

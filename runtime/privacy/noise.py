@@ -32,8 +32,10 @@ from gradwarden.runtime.privacy.clipping import GradientSum
 _SUMMANDS = 4
 _KEY, _BLOCK = 32, 16
 """Bytes of a key, and of what the cipher works on."""
-_CHUNK = 1 << 17
-"""Numbers drawn at once: they and what they are made from stay in the cache."""
+_CHUNK = 1 << 18
+"""Numbers drawn at once: they and what they are made from stay in the cache, nearly. Threads that share an
+interpreter wait for each other the more often, the fewer they are.
+"""
 _SENT = 1 << 23
 """Numbers that are sent to another device at once."""
 _ZEROS = memoryview(bytes(8 * (_CHUNK + 1)))
@@ -170,14 +172,22 @@ def _gaussians(bits: memoryview, count: int) -> FloatArray:
     return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
 
 
-def add_noise(sums: GradientSum, sigma: float, source: NoiseSource, copy: int = 0, copies: int = 1) -> None:
+def add_noise(
+    sums: GradientSum,
+    sigma: float,
+    source: NoiseSource,
+    copy: int = 0,
+    copies: int = 1,
+    normaliser: float | None = None,
+) -> None:
     """Add Gaussian noise of standard deviation `sigma` to every element, in place.
 
     Call it in every step, whether or not the batch held private rows. What the source draws must be secret.
     As many threads draw as torch uses.
 
     copies: how many processes hold sums for the same elements, which are then added up. Each noises a part of
-    the elements, `copy` (from 0) says which: so every element is noised once.
+    the elements, `copy` (from 0) says which: so every element is noised once. normaliser: what the sums are
+    then divided by, while they are in the cache; for one that is the only copy.
     """
     flats = [(total, total.reshape(-1)) for total in sums.values()]
     own = [_share(flat, copy, copies) for _, flat in flats]
@@ -189,8 +199,11 @@ def add_noise(sums: GradientSum, sigma: float, source: NoiseSource, copy: int = 
         else:
             _add(window, np.concatenate(_on_threads(_draw, draws)), sigma)
     threads = max(1, min(torch.get_num_threads(), len(near)))
-    _on_threads(partial(_add_drawn, sigma=sigma), [near[place::threads] for place in range(threads)])
+    add = partial(_add_drawn, sigma=sigma, normaliser=normaliser)
+    _on_threads(add, [near[place::threads] for place in range(threads)])
     for total, flat in flats:
+        if normaliser is not None and total.device.type != "cpu":
+            _divide(flat, normaliser)
         if not total.is_contiguous():
             total.copy_(flat.view(total.shape))
 
@@ -205,8 +218,10 @@ def _draw(draw: Draw) -> FloatArray:
     return draw()
 
 
-def _add_drawn(windows: Iterable[tuple[Sequence[Tensor], Draw]], sigma: float) -> None:
-    """Draw numbers for windows of sums on a CPU, and add them times sigma."""
+def _add_drawn(
+    windows: Iterable[tuple[Sequence[Tensor], Draw]], sigma: float, normaliser: float | None
+) -> None:
+    """Draw numbers for windows of sums on a CPU, and add them times sigma; then divide by a normaliser."""
     for window, draw in windows:
         drawn, start = draw(), 0
         drawn *= drawn.dtype.type(sigma)
@@ -214,6 +229,9 @@ def _add_drawn(windows: Iterable[tuple[Sequence[Tensor], Draw]], sigma: float) -
             own = part.numpy()
             own += drawn[start : start + len(own)]
             start += len(own)
+            if normaliser is not None:
+                own /= own.dtype.type(normaliser)
+                np.clip(own, *_limits(part.dtype), out=own)
 
 
 def _add(window: Sequence[Tensor], drawn: FloatArray, sigma: float) -> None:
@@ -260,18 +278,22 @@ def _windows(vectors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         yield window
 
 
-def add_to_gradients(sums: GradientSum, normaliser: float) -> None:
-    """Add the sums, divided by a constant, to the parameters' gradients. The sums are used up.
+def add_to_gradients(sums: GradientSum, normaliser: float | None) -> None:
+    """Add the sums to the parameters' gradients. The sums are used up.
 
-    Of a parameter that lies in pieces, the sum is of this process's piece. What a parameter's precision
-    cannot hold becomes the greatest number that it can: an infinite gradient would refuse the step, and so
-    tell of noised values in a step that no budget pays for.
+    normaliser: what they are divided by; None if that is done. Of a parameter that lies in pieces, the sum is
+    of this process's piece. What a parameter's precision cannot hold becomes the greatest number that it can:
+    an infinite gradient would refuse the step, and so tell of noised values in a step that no budget pays
+    for.
     """
     for parameter, total in sums.items():
-        greatest = torch.finfo(parameter.dtype).max
-        for part in _chunks(total.view(-1)) if _in_cache(total) else (total,):
-            part.div_(normaliser).clamp_(-greatest, greatest)
-        share = total.to(parameter.dtype)
+        limits = _limits(parameter.dtype)
+        if normaliser is not None:
+            for part in _chunks(total.view(-1)) if _in_cache(total) else (total,):
+                _divide(part, normaliser)
+        share = total
+        if total.dtype != parameter.dtype:
+            share = total.clamp_(*limits).to(parameter.dtype)
         in_pieces = hasattr(parameter, "device_mesh")
         if parameter.grad is None and not in_pieces:
             parameter.grad = share
@@ -280,7 +302,18 @@ def add_to_gradients(sums: GradientSum, normaliser: float) -> None:
             parameter.grad = torch.zeros_like(parameter)
         with torch.no_grad():
             gradient = parameter.grad.to_local() if in_pieces else parameter.grad  # type: ignore[attr-defined]
-            gradient.add_(share).clamp_(-greatest, greatest)
+            gradient.add_(share).clamp_(*limits)
+
+
+def _divide(part: Tensor, normaliser: float) -> None:
+    """Divide by a constant, in place. What cannot be held becomes the greatest number that can."""
+    part.div_(normaliser).clamp_(*_limits(part.dtype))
+
+
+def _limits(dtype: torch.dtype) -> tuple[float, float]:
+    """Return the least and the greatest number of a precision."""
+    of_precision = torch.finfo(dtype)
+    return of_precision.min, of_precision.max
 
 
 def _in_cache(total: Tensor) -> bool:

@@ -39,9 +39,11 @@ from gradwarden.runtime.privacy.clipping import (
     Group,
     Unit,
     checked_units,
+    unfilled,
     wide,
     zeros,
 )
+from gradwarden.runtime.privacy.short import ShortLayers
 
 Isolate: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -133,11 +135,14 @@ class UnitSums:
         self._pending = [_Pending(group) for group in groups]
         self._place = {id(p): number for number, group in enumerate(groups) for p in group.parameters}
         self._named = {id(p): p for group in groups for p in group.parameters}
+        self._short = ShortLayers()
         self._sums: GradientSum = {}
 
     @property
     def sums(self) -> GradientSum:
         """What has been summed up, for every parameter."""
+        for parameter, part in self._short.sums():
+            self._put(parameter, part)
         self._sums |= zeros(p for p in self._named.values() if p not in self._sums)
         return self._sums
 
@@ -224,7 +229,9 @@ class UnitSums:
         bounds = self._clips * pending.group.share
         clusters, pending.uses = _clusters(pending.uses), []
         if len(clusters) == len(clusters[0]) == 1:
-            self._clip_layer(clusters[0][0].unitwise(), bounds)
+            gradients = clusters[0][0].unitwise()
+            if not self._short.take(gradients, bounds):
+                self._clip_layer(gradients, bounds)
             return
         measured = [self._measured(uses) for uses in clusters]
         squares = sum((found for found, _ in measured), start=np.zeros(len(bounds)))
@@ -236,7 +243,7 @@ class UnitSums:
             # What a layer has given makes room for the sums of those that follow.
             uses, (_, kept) = clusters.pop(), measured.pop()
             for parameter, by_unit in kept.items():
-                by_unit.add(self._sum(parameter), factors)
+                self._add_to(parameter, by_unit, factors)
             self._add([use.without(kept) for use in uses], factors, rows_of)
 
     def _add(self, uses: Sequence[_Use], factors: FloatArray, rows_of: Callable[[Plan, int], Rows]) -> None:
@@ -246,11 +253,11 @@ class UnitSums:
                 self._put(parameter, part)
         elif len(uses) == 1:
             for parameter, by_unit in uses[0].unitwise().items():
-                by_unit.add(self._sum(parameter), factors)
+                self._add_to(parameter, by_unit, factors)
         else:
             for unit, factor in enumerate(factors.tolist()):
                 for parameter, part in _of_unit(uses, unit).items() if factor else ():
-                    self._sum(parameter).add_(part, alpha=factor)
+                    self._put(parameter, part.mul_(factor))
 
     def _clip_layer(self, gradients: Mapping[Tensor, Unitwise], bounds: FloatArray) -> None:
         """Add the clipped gradients of a layer that is clipped by itself: the largest ones as they come."""
@@ -259,16 +266,23 @@ class UnitSums:
         largest = max(gradients, key=lambda p: p.numel())
         smaller = [by_unit.squares() for parameter, by_unit in gradients.items() if parameter is not largest]
         others = sum(smaller, start=np.zeros(len(bounds)))
-        factors = gradients[largest].clip(self._sum(largest), others, bounds)
+        total, begun = self._sum(largest)
+        factors = gradients[largest].clip(total, others, bounds, begun)
         for parameter, by_unit in gradients.items():
             if parameter is not largest:
-                by_unit.add(self._sum(parameter), factors)
+                self._add_to(parameter, by_unit, factors)
 
-    def _sum(self, parameter: Tensor) -> Tensor:
-        """Return the sum for a parameter, made when it is first needed: while it is in the cache."""
-        if parameter not in self._sums:
-            self._sums |= zeros([parameter])
-        return self._sums[parameter]
+    def _add_to(self, parameter: Tensor, by_unit: Unitwise, factors: FloatArray) -> None:
+        """Add gradients by unit, each times its factor, to the sum for a parameter."""
+        total, begun = self._sum(parameter)
+        by_unit.add(total, factors, begun)
+
+    def _sum(self, parameter: Tensor) -> tuple[Tensor, bool]:
+        """Return the sum for a parameter and whether it was begun: if not, it is to be overwritten now."""
+        begun = parameter in self._sums
+        if not begun:
+            self._sums[parameter] = unfilled(parameter)
+        return self._sums[parameter], begun
 
     def _put(self, parameter: Tensor, part: Tensor) -> None:
         """Add what nobody else has to the sum for a parameter."""

@@ -271,16 +271,31 @@ def test_noised_gradients_never_overflow_so_that_no_refusal_tells_of_them():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_noised_sums_are_divided_as_they_are_afterwards_and_never_overflow(dtype):
+    greatest = torch.finfo(dtype).max
+    for total in (torch.ones(300, 1000, dtype=dtype), torch.ones(1000, 300, dtype=dtype).t()):
+        total[0, :2] = torch.tensor([torch.inf, -greatest])
+        at_once = total.clone()
+        add_noise({at_once: at_once}, 2.0, FastNoise(3), normaliser=0.3)
+        add_noise({total: total}, 2.0, FastNoise(3))
+        parameter = nn.Parameter(torch.zeros_like(total))
+        add_to_gradients({parameter: total}, 0.3)
+        assert torch.equal(parameter.grad, at_once)
+        assert at_once[0, :2].tolist() == [greatest, -greatest]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("source", [FastNoise, SecureNoise])
 def test_noise_is_normal_and_never_the_same(source, dtype):
-    drawn, other = torch.zeros(301_001, dtype=dtype), torch.zeros(301_001, dtype=dtype)
+    count = 601_001
+    drawn, other = torch.zeros(count, dtype=dtype), torch.zeros(count, dtype=dtype)
     add_noise({drawn: drawn}, 1.0, source())
     # With a right generator this fails once in a million runs.
     assert kstest(drawn.numpy(), "norm").pvalue > 1e-6
     # What is drawn from one pair of uniform numbers lies half a chunk, or half of the rest, apart.
-    for distance in (1, 1 << 16, (301_001 - (2 << 17) + 1) // 2):
+    for distance in (1, 1 << 17, (count - (2 << 18) + 1) // 2):
         neighbours = float((drawn[:-distance] * drawn[distance:]).mean())
-        assert abs(neighbours) < 5.0 / 301_001**0.5
+        assert abs(neighbours) < 5.0 / count**0.5
     assert drawn.abs().max() < 6.7
     add_noise({other: other}, 1.0, source())
     assert not torch.equal(drawn, other)
@@ -305,8 +320,8 @@ def test_noise_is_the_same_on_however_many_threads_and_no_number_comes_twice(dty
 
 
 def test_noise_is_the_same_however_a_model_is_divided_into_parameters():
-    whole = torch.zeros(150_000)
-    parts = torch.zeros(150_000).split([3, 140_000, 9_996, 1])
+    whole = torch.zeros(300_000)
+    parts = torch.zeros(300_000).split([3, 280_000, 19_996, 1])
     add_noise({whole: whole}, 2.0, FastNoise(7))
     add_noise({part: part for part in parts}, 2.0, FastNoise(7))
     assert torch.equal(torch.cat(parts), whole)

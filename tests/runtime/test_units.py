@@ -202,6 +202,7 @@ def test_sums_of_the_one_pass_equal_those_of_plain_autograd(name, clipping, data
         patch.object(few, "_SMALL", one_by_one),
         patch.object(few, "_AT_ONCE", at_once),
         patch.object(layer_norm, "_LARGE", one_by_one),
+        patch.object(units_module, "unfilled", lambda parameter: torch.full_like(parameter, torch.nan)),
     ):
         sink, grads = bench.sums(units, weights, within, clipping)
     for p, total in wanted.items():
@@ -457,6 +458,41 @@ def test_a_unit_that_is_not_finite_counts_as_zero_and_spoils_no_other(clipping, 
         torch.testing.assert_close(own, total, rtol=1e-9, atol=1e-13)
     for one, other in zip(grads, public, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_short_layers_are_clipped_together_as_by_themselves(dtype):
+    torch.manual_seed(0)
+    norms = [nn.LayerNorm(width) for width in (5, 5, 3)]
+    model = nn.Sequential(norms[0], nn.Tanh(), norms[1], nn.Linear(5, 3), norms[2]).to(dtype)
+    columns = {0: list(model[:3].parameters()), 1: list(model[3:].parameters())}
+    shares = (0.1, 0.5, 0.2, 0.8)
+    groups = [
+        Group(tuple(layer.parameters()), share)
+        for layer, share in zip((*norms, model[3]), shares, strict=True)
+    ]
+    units = [Unit((row,), 0.3 * (row + 1)) for row in (0, 2, 3)]
+    weights = torch.tensor([[1.0, 2.0], [1.0, 1.0], [0.5, 0.0], [1.0, 1.0]], dtype=torch.float64)
+    x = torch.randn(4, 2, 5, dtype=dtype)
+    bands = [Band(f"band_{b}", (), tuple(names)) for b, names in enumerate(_names(model, columns))]
+    engine = make_engine(model, bands, "fused")
+    sink = UnitSums(units, weights, columns, groups)
+    members = sink.members()
+    engine.arm(weights, units=members)
+    engine.backward(model(x).square().mean((1, 2)), 1.0, rows=members < 0, sink=sink)
+    sink.check()
+    engine.close()
+    wanted = {p: torch.zeros_like(p) for group in groups for p in group.parameters}
+    add_units(wanted, model(x).square().mean((1, 2)), units, weights, columns, groups)
+    for parameter, total in wanted.items():
+        torch.testing.assert_close(sink.sums[parameter], total)
+        own = sink.sums[parameter]
+        assert own.untyped_storage().nbytes() == own.nbytes  # not part of what all layers share
+
+
+def _names(model: nn.Module, columns) -> list[list[str]]:
+    names = {id(p): name for name, p in model.named_parameters()}
+    return [[names[id(p)] for p in members] for members in columns.values()]
 
 
 def test_shares_of_all_groups_together_keep_the_whole_within_its_bound():

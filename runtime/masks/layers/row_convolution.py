@@ -24,12 +24,15 @@ from gradwarden.policy.context import FloatArray
 from gradwarden.runtime.masks.few import Few, at_once, weighed
 from gradwarden.runtime.masks.layers import place_norms
 from gradwarden.runtime.masks.unitwise import (
+    Numbers,
     Owners,
     Stacked,
     Unitwise,
     clip_and_add,
+    put,
     silenced,
     stretch,
+    unless_even,
     wide,
 )
 
@@ -97,21 +100,21 @@ class _Convolved:
             return self.owners.per_unit(place_norms.norms(self.grad, self.x, self.weight, self.options))
         return self._windows().squares()
 
-    def add(self, total: Tensor, factors: FloatArray) -> None:
+    def add(self, total: Tensor, factors: FloatArray, begun: bool) -> None:
         """See `Unitwise`."""
         scales = self.owners.per_row(factors, self.grad)
         grad, x = silenced(self.grad, scales, factors), silenced(self.x, scales, factors)
         grad = grad * scales.view(-1, *[1] * (grad.dim() - 1))
-        total += convolution_gradients(grad, x, self.weight, self.options, [False, True, False])[1]
+        put(total, convolution_gradients(grad, x, self.weight, self.options, [False, True, False])[1], begun)
 
-    def clip(self, total: Tensor, others: FloatArray, bounds: FloatArray) -> FloatArray:
+    def clip(self, total: Tensor, others: FloatArray, bounds: FloatArray, begun: bool) -> FloatArray:
         """See `Unitwise`. The sum costs as much as to form the gradients, so that is for nothing."""
         if self._measuring() < _CLIPPING * self.weight.numel():
-            return clip_and_add(self, total, others, bounds)
+            return clip_and_add(self, total, others, bounds, begun)
         out, channels, kernel_v, kernel_h = self.weight.shape
-        found = total.new_zeros((kernel_v, out, kernel_h, channels))
-        factors = self._windows().clip(found, others, bounds)
-        total += found.permute(1, 3, 0, 2)
+        found = total.new_empty((kernel_v, out, kernel_h, channels))
+        factors = self._windows().clip(found, others, bounds, begun=False)
+        put(total, found.permute(1, 3, 0, 2), begun)
         return factors
 
     def _measuring(self) -> float:
@@ -160,26 +163,26 @@ class _Windows(Few):
         self._grads = grad.flatten(2)
         self._shape = (kernel_v, weight.shape[0], kernel_h * channels)
 
-    def _each(self) -> Iterator[tuple[list[int], Tensor]]:
+    def _each(self) -> Iterator[tuple[Numbers, Tensor]]:
         owners, most = self._owners, at_once(math.prod(self._shape), len(self._grads))
         memory = self._memory.new_empty(most * math.prod(self._shape))
         if owners.single:
-            for units, rows, weights in owners.portions(most):
-                yield units, weighed(self._form(rows, memory), weights)
+            for portion in owners.portions(most):
+                yield portion.units, weighed(self._form(portion.rows, memory), portion.weights)
             return
         for unit, rows, weights in owners.members:
-            parts = (
-                weighed(self._form(rows[start:end], memory), weights[start:end]).sum(1, keepdim=True)
+            formed = (
+                weighed(self._form(rows[start:end], memory), unless_even(weights[start:end]))
                 for start, end in _portions(len(rows), most)
             )
-            yield [unit], reduce(torch.add, parts)
+            yield [unit], reduce(torch.add, (part.sum(1, keepdim=True) for part in formed))
 
-    def _form(self, rows: list[int], memory: Tensor) -> Tensor:
+    def _form(self, rows: Sequence[int], memory: Tensor) -> Tensor:
         """Return the gradients of some examples, [pieces, rows, out, places and channels], in memory."""
         pieces, *shape = self._shape
         found = memory[: len(rows) * math.prod(self._shape)].view(pieces, len(rows), *shape)
         for start, end in _portions(len(rows), len(self._memory)):
-            own = stretch(rows[start:end])
+            own = stretch(list(rows[start:end]))
             self._inner[: end - start].copy_(self._x[own])
             self._memory[: end - start].copy_(self._seen[: end - start])
             grads = self._grads[own]
