@@ -471,7 +471,7 @@ def test_short_layers_are_clipped_together_as_by_themselves(dtype):
         Group(tuple(layer.parameters()), share)
         for layer, share in zip((*norms, model[3]), shares, strict=True)
     ]
-    units = [Unit((row,), 0.3 * (row + 1)) for row in (0, 2, 3)]
+    units = [Unit((row,), 1e-3 * (row + 1)) for row in (0, 2, 3)]
     weights = torch.tensor([[1.0, 2.0], [1.0, 1.0], [0.5, 0.0], [1.0, 1.0]], dtype=torch.float64)
     x = torch.randn(4, 2, 5, dtype=dtype)
     bands = [Band(f"band_{b}", (), tuple(names)) for b, names in enumerate(_names(model, columns))]
