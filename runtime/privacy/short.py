@@ -56,12 +56,12 @@ class ShortLayers:
 
 def _clipped(layers: Sequence[_Layer], owners: Owners) -> Iterator[tuple[Tensor, Tensor]]:
     parts = [(p, by_unit.rows) for layer in layers for p, by_unit in layer.gradients.items()]
-    widths = [rows[0].numel() for _, rows in parts]
+    widths = [rows.shape[1:].numel() for _, rows in parts]
     side_by_side = wide(torch.cat([rows.flatten(1) for _, rows in parts], dim=1))
     layer_of = np.repeat(np.repeat(range(len(layers)), [len(layer.gradients) for layer in layers]), widths)
     places = torch.from_numpy(layer_of).to(side_by_side.device)
     scales = _scales(_squares(side_by_side, places, len(layers)), layers, owners, side_by_side.dtype)
-    each = torch.from_numpy(scales).to(side_by_side)[:, places]
+    each = torch.from_numpy(scales).to(side_by_side).index_select(1, places)
     if not scales.all():
         # What has the factor 0 may not be finite.
         side_by_side = side_by_side.masked_fill(each == 0.0, 0.0)
