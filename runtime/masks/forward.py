@@ -236,7 +236,7 @@ class Forward(Present):
         if block not in plan.ways:
             # What a unit shapes is taken from layers, which must see the gradients that are its
             # own; so must a gauge, which looks at layers.
-            by_layer = plan.units is not None or plan.whole.gauge is not None
+            by_layer = any(block.own >> band & 1 for band in plan.unit_bands) or plan.whole.gauge is not None
             even = not (by_layer or fault) and self.scales and scalable(block, given)
             plan.ways[block] = self._choose(plan, block, given, fault, even)
         elif fault and plan.ways[block] not in (None, plan):

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from gradwarden.policy.program import Band
 from gradwarden.runtime.errors import PrivacyError
-from gradwarden.runtime.masks import few, unitwise
+from gradwarden.runtime.masks import few, planner, unitwise
 from gradwarden.runtime.masks.engine import Engine, make_engine
 from gradwarden.runtime.masks.full_precision import full_precision
 from gradwarden.runtime.masks.layers import layer_norm, linear, place_norms, row_convolution
@@ -226,6 +226,79 @@ def by_loop(bench: Bench, weights: Tensor) -> dict[int, Tensor]:
             for p, gradient in zip(members, found, strict=True):
                 totals[id(p)] += weights[row, band] * gradient / NORMALISER
     return totals
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 5), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(torch.tanh(self.up(x)))
+
+
+class Blocks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.blocks = nn.ModuleList(Residual() for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        for block in self.blocks:
+            h = block(h)
+        return self.head(h).square().mean((1, 2))
+
+
+@pytest.mark.parametrize("clipping", ["band", "layer"])
+@pytest.mark.parametrize("weighing", [1.0, 0.7])
+@pytest.mark.parametrize("freezing", [False, True])
+@pytest.mark.parametrize(
+    ("within", "sliced"), [([3, 4], {"2"}), ([0], {"0", "1", "2"}), ([2], {"1", "2"}), ([4], set())]
+)
+def test_blocks_that_no_unit_shapes_are_run_as_they_are(
+    within, sliced, freezing, weighing, clipping, monkeypatch
+):
+    monkeypatch.setitem(planner.CALL_COST, "cpu", 0.0)
+    if freezing:
+        monkeypatch.setitem(planner.FREEZING_COST, "cpu", 0.0)
+    torch.manual_seed(3)
+    model, x, private = Blocks().double(), torch.randn(ROWS, 2, 3, dtype=torch.float64), [1, 4]
+    parts = [model.stem, *model.blocks, model.head]
+    names = {id(p): name for name, p in model.named_parameters()}
+    members = [list(part.parameters()) for part in parts]
+    bands = [Band(f"band_{b}", (), tuple(names[id(p)] for p in own)) for b, own in enumerate(members)]
+    weights = 1.0 - (1.0 - weighing) * torch.rand(ROWS, len(parts), dtype=torch.float64)
+    weights[private] = 0.0
+    weights[private[0], within], weights[private[1], within] = 1.0, 0.5
+    columns = {band: members[band] for band in within}
+    units = [Unit((row,), 1e-3) for row in private]
+    groups = clip_groups(model, columns, clipping)
+    engine, ran = make_engine(model, bands, "fused"), []
+    run = linear.Linear.run
+    monkeypatch.setattr(
+        linear.Linear, "run", staticmethod(lambda module, *given: ran.append(module) or run(module, *given))
+    )
+    for _ in range(2):  # the first step is looked at closely
+        ran.clear()
+        model.zero_grad()
+        sink = UnitSums(units, weights, columns, groups)
+        engine.arm(weights, units=sink.members())
+        engine.backward(model(x), NORMALISER, rows=sink.members() < 0, sink=sink)
+        sink.check()
+    engine.close()
+    shaped = {str(band - 1) for band in within if 1 <= band <= 3}
+    weighing_layers = shaped if freezing else sliced
+    assert {key for key, block in model.blocks.named_children() if block.up in ran} == weighing_layers
+    wanted = {p: torch.zeros_like(p) for group in groups for p in group.parameters}
+    add_units(wanted, model(x), units, weights, columns, groups)
+    for parameter, total in wanted.items():
+        torch.testing.assert_close(sink.sums[parameter], total, rtol=1e-9, atol=1e-13)
+    public = weights * torch.tensor([row not in private for row in range(ROWS)])[:, None]
+    for band, own in enumerate(members):
+        expected = torch.autograd.grad((model(x) * public[:, band]).sum() / NORMALISER, own)
+        for parameter, gradient in zip(own, expected, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-13)
 
 
 @pytest.mark.parametrize("name", MODELS)
