@@ -226,13 +226,14 @@ def _add_drawn(
         drawn, start = draw(), 0
         drawn *= drawn.dtype.type(sigma)
         least, greatest = _limits(window[0].dtype)
-        for part in window:
-            own = part.numpy()
-            own += drawn[start : start + len(own)]
-            start += len(own)
-            if normaliser is not None:
-                own /= own.dtype.type(normaliser)
-                np.minimum(np.maximum(own, least, out=own), greatest, out=own)
+        with np.errstate(over="ignore"):
+            for part in window:
+                own = part.numpy()
+                own += drawn[start : start + len(own)]
+                start += len(own)
+                if normaliser is not None:
+                    own /= own.dtype.type(normaliser)
+                    np.minimum(np.maximum(own, least, out=own), greatest, out=own)
 
 
 def _add(window: Sequence[Tensor], drawn: FloatArray, sigma: float) -> None:
