@@ -29,7 +29,6 @@ from gradwarden.runtime.masks.unitwise import (
     line_norms,
     put,
     silenced,
-    unless_even,
     wide,
 )
 
@@ -129,7 +128,7 @@ class Products(Few):
         if not owners.single:
             memory = left.new_empty((1, *sizes))
             for unit, rows, weights in owners.members:
-                own = weighed(left[rows], unless_even(weights)).flatten(0, 1)
+                own = weighed(left[rows], weights).flatten(0, 1)
                 torch.mm(own.t(), right[rows].flatten(0, 1), out=memory[0])
                 yield [unit], memory[None]
             return
@@ -176,9 +175,9 @@ def at_once(size: int, rows: int) -> int:
     return min(found if found < _EVEN else found - found % _EVEN, max(rows, 1))
 
 
-def weighed(tensor: Tensor, weights: Sequence[float] | None) -> Tensor:
+def weighed(tensor: Tensor, weights: Sequence[float]) -> Tensor:
     """Return a tensor of one's own, [..., rows, m, n], with each row multiplied by its weight, in place."""
-    if weights is None:
+    if all(weight == 1.0 for weight in weights):
         return tensor
     return tensor.mul_(tensor.new_tensor(weights)[:, None, None])
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gradwarden.runtime.errors import MaskError
+from gradwarden.runtime.masks.bands import bands_in
 from gradwarden.runtime.masks.blocks import Block, Given, observe, unflatten_call
 from gradwarden.runtime.masks.borders import (
     ChangedInPlaceError,
@@ -236,7 +237,8 @@ class Forward(Present):
         if block not in plan.ways:
             # What a unit shapes is taken from layers, which must see the gradients that are its
             # own; so must a gauge, which looks at layers.
-            by_layer = any(block.own >> band & 1 for band in plan.unit_bands) or plan.whole.gauge is not None
+            shaped = not plan.unit_bands.isdisjoint(bands_in(block.own))
+            by_layer = shaped or plan.whole.gauge is not None
             even = not (by_layer or fault) and self.scales and scalable(block, given)
             plan.ways[block] = self._choose(plan, block, given, fault, even)
         elif fault and plan.ways[block] not in (None, plan):

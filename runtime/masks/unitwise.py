@@ -99,24 +99,19 @@ class Owners:
 
 @dataclass(frozen=True, slots=True)
 class Portion:
-    """Some units of one row each. stretch: their rows. weights: of the rows, None where all are 1."""
+    """Some units of one row each. rows, stretch: their rows. weights: of these."""
 
     units: Numbers
-    rows: Sequence[int]
+    rows: list[int]
     stretch: Numbers
-    weights: Sequence[float] | None
+    weights: Sequence[float]
 
 
 def _portion(members: Sequence[tuple[int, list[int], list[float]]]) -> Portion:
     units = [unit for unit, _, _ in members]
     rows = [row for _, (row,), _ in members]
     weights = [weight for _, _, (weight,) in members]
-    return Portion(stretch(units), rows, stretch(rows), unless_even(weights))
-
-
-def unless_even(weights: Sequence[float]) -> Sequence[float] | None:
-    """Return weights, or None where all are 1."""
-    return None if all(weight == 1.0 for weight in weights) else weights
+    return Portion(stretch(units), rows, stretch(rows), weights)
 
 
 class Unitwise(Protocol):

@@ -197,13 +197,11 @@ def add_noise(
         if window[0].device.type == "cpu":
             near.append((window, draws[0]))
         else:
-            _add(window, np.concatenate(_on_threads(_draw, draws)), sigma)
+            _add(window, np.concatenate(_on_threads(_draw, draws)), sigma, normaliser)
     threads = max(1, min(torch.get_num_threads(), len(near)))
     add = partial(_add_drawn, sigma=sigma, normaliser=normaliser)
     _on_threads(add, [near[place::threads] for place in range(threads)])
     for total, flat in flats:
-        if normaliser is not None and total.device.type != "cpu":
-            _divide(flat, normaliser)
         if not total.is_contiguous():
             total.copy_(flat.view(total.shape))
 
@@ -221,7 +219,10 @@ def _draw(draw: Draw) -> FloatArray:
 def _add_drawn(
     windows: Iterable[tuple[Sequence[Tensor], Draw]], sigma: float, normaliser: float | None
 ) -> None:
-    """Draw numbers for windows of sums on a CPU, and add them times sigma; then divide by a normaliser."""
+    """Draw numbers for windows of sums on a CPU, and add them times sigma; then divide by a normaliser.
+
+    By numpy throughout: torch's operations would each take threads of their own.
+    """
     for window, draw in windows:
         drawn, start = draw(), 0
         drawn *= drawn.dtype.type(sigma)
@@ -236,11 +237,13 @@ def _add_drawn(
                     np.minimum(np.maximum(own, least, out=own), greatest, out=own)
 
 
-def _add(window: Sequence[Tensor], drawn: FloatArray, sigma: float) -> None:
-    """Add numbers times sigma to sums that lie elsewhere: in this thread, which has its own stream there."""
+def _add(window: Sequence[Tensor], drawn: FloatArray, sigma: float, normaliser: float | None) -> None:
+    """Do the same for sums that lie elsewhere: in this thread, which has its own stream there."""
     pieces = torch.from_numpy(drawn).to(window[0].device).split_with_sizes([len(part) for part in window])
     for part, piece in zip(window, pieces, strict=True):
         part.add_(piece, alpha=sigma)
+        if normaliser is not None:
+            _divide(part, normaliser)
 
 
 def _on_threads(function: Callable[[_Given], _Found], given: Iterable[_Given]) -> list[_Found]:

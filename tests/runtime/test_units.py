@@ -115,6 +115,20 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
 }
 
 
+def bands_of(model: nn.Module, members: Sequence[Sequence[Tensor]]) -> list[Band]:
+    """Bands of these parameters."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    return [Band(f"band_{b}", (), tuple(names[id(p)] for p in own)) for b, own in enumerate(members)]
+
+
+def take(engine: Engine, weights: Tensor, sink: UnitSums, losses: Callable[[], Tensor]) -> None:
+    """Take the gradients of a step, those of units into a sink."""
+    members = sink.members()
+    engine.arm(weights, units=members)
+    engine.backward(losses(), NORMALISER, rows=members < 0, sink=sink)
+    sink.check()
+
+
 class Bench:
     """A model in two bands of every other parameter, or of layers, with an engine."""
 
@@ -128,12 +142,7 @@ class Bench:
             number if mixed else layers.index(key.split(".")[0]) for number, (key, _) in enumerate(named)
         ]
         self.members = [[p for (_, p), own in zip(named, owner, strict=True) if own % 2 == b] for b in (0, 1)]
-        names = {id(p): key for key, p in named}
-        bands = [
-            Band(f"band_{b}", (), tuple(names[id(p)] for p in members))
-            for b, members in enumerate(self.members)
-        ]
-        self.engine: Engine = make_engine(self.model, bands, engine)
+        self.engine: Engine = make_engine(self.model, bands_of(self.model, self.members), engine)
 
     def sums(
         self, units: Sequence[Unit], weights: Tensor, within: Sequence[int], clipping: Clipping
@@ -141,11 +150,7 @@ class Bench:
         """Train for one step; return the units' sums and what was added to the gradients."""
         columns = {band: self.members[band] for band in within}
         sink = UnitSums(units, weights, columns, clip_groups(self.model, columns, clipping))
-        members = sink.members()
-        self.engine.arm(weights, units=members)
-        losses = self.model(self.x)
-        self.engine.backward(losses, NORMALISER, rows=members < 0, sink=sink)
-        sink.check()
+        take(self.engine, weights, sink, lambda: self.model(self.x))
         grads = [p.grad for p in self.model.parameters()]
         self.model.zero_grad()
         return sink, grads
@@ -265,16 +270,14 @@ def test_blocks_that_no_unit_shapes_are_run_as_they_are(
     torch.manual_seed(3)
     model, x, private = Blocks().double(), torch.randn(ROWS, 2, 3, dtype=torch.float64), [1, 4]
     parts = [model.stem, *model.blocks, model.head]
-    names = {id(p): name for name, p in model.named_parameters()}
     members = [list(part.parameters()) for part in parts]
-    bands = [Band(f"band_{b}", (), tuple(names[id(p)] for p in own)) for b, own in enumerate(members)]
     weights = 1.0 - (1.0 - weighing) * torch.rand(ROWS, len(parts), dtype=torch.float64)
     weights[private] = 0.0
     weights[private[0], within], weights[private[1], within] = 1.0, 0.5
     columns = {band: members[band] for band in within}
     units = [Unit((row,), 1e-3) for row in private]
     groups = clip_groups(model, columns, clipping)
-    engine, ran = make_engine(model, bands, "fused"), []
+    engine, ran = make_engine(model, bands_of(model, members), "fused"), []
     run = linear.Linear.run
     monkeypatch.setattr(
         linear.Linear, "run", staticmethod(lambda module, *given: ran.append(module) or run(module, *given))
@@ -283,9 +286,7 @@ def test_blocks_that_no_unit_shapes_are_run_as_they_are(
         ran.clear()
         model.zero_grad()
         sink = UnitSums(units, weights, columns, groups)
-        engine.arm(weights, units=sink.members())
-        engine.backward(model(x), NORMALISER, rows=sink.members() < 0, sink=sink)
-        sink.check()
+        take(engine, weights, sink, lambda: model(x))
     engine.close()
     shaped = {str(band - 1) for band in within if 1 <= band <= 3}
     weighing_layers = shaped if freezing else sliced
@@ -547,13 +548,9 @@ def test_short_layers_are_clipped_together_as_by_themselves(dtype):
     units = [Unit((row,), 1e-3 * (row + 1)) for row in (0, 2, 3)]
     weights = torch.tensor([[1.0, 2.0], [1.0, 1.0], [0.5, 0.0], [1.0, 1.0]], dtype=torch.float64)
     x = torch.randn(4, 2, 5, dtype=dtype)
-    bands = [Band(f"band_{b}", (), tuple(names)) for b, names in enumerate(_names(model, columns))]
-    engine = make_engine(model, bands, "fused")
+    engine = make_engine(model, bands_of(model, list(columns.values())), "fused")
     sink = UnitSums(units, weights, columns, groups)
-    members = sink.members()
-    engine.arm(weights, units=members)
-    engine.backward(model(x).square().mean((1, 2)), 1.0, rows=members < 0, sink=sink)
-    sink.check()
+    take(engine, weights, sink, lambda: model(x).square().mean((1, 2)))
     engine.close()
     wanted = {p: torch.zeros_like(p) for group in groups for p in group.parameters}
     add_units(wanted, model(x).square().mean((1, 2)), units, weights, columns, groups)
@@ -561,11 +558,6 @@ def test_short_layers_are_clipped_together_as_by_themselves(dtype):
         torch.testing.assert_close(sink.sums[parameter], total)
         own = sink.sums[parameter]
         assert own.untyped_storage().nbytes() == own.nbytes  # not part of what all layers share
-
-
-def _names(model: nn.Module, columns) -> list[list[str]]:
-    names = {id(p): name for name, p in model.named_parameters()}
-    return [[names[id(p)] for p in members] for members in columns.values()]
 
 
 def test_shares_of_all_groups_together_keep_the_whole_within_its_bound():

@@ -32,7 +32,6 @@ from gradwarden.runtime.masks.unitwise import (
     put,
     silenced,
     stretch,
-    unless_even,
     wide,
 )
 
@@ -171,18 +170,18 @@ class _Windows(Few):
                 yield portion.units, weighed(self._form(portion.rows, memory), portion.weights)
             return
         for unit, rows, weights in owners.members:
-            formed = (
-                weighed(self._form(rows[start:end], memory), unless_even(weights[start:end]))
+            parts = (
+                weighed(self._form(rows[start:end], memory), weights[start:end]).sum(1, keepdim=True)
                 for start, end in _portions(len(rows), most)
             )
-            yield [unit], reduce(torch.add, (part.sum(1, keepdim=True) for part in formed))
+            yield [unit], reduce(torch.add, parts)
 
-    def _form(self, rows: Sequence[int], memory: Tensor) -> Tensor:
+    def _form(self, rows: list[int], memory: Tensor) -> Tensor:
         """Return the gradients of some examples, [pieces, rows, out, places and channels], in memory."""
         pieces, *shape = self._shape
         found = memory[: len(rows) * math.prod(self._shape)].view(pieces, len(rows), *shape)
         for start, end in _portions(len(rows), len(self._memory)):
-            own = stretch(list(rows[start:end]))
+            own = stretch(rows[start:end])
             self._inner[: end - start].copy_(self._x[own])
             self._memory[: end - start].copy_(self._seen[: end - start])
             grads = self._grads[own]
