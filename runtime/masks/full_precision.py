@@ -8,8 +8,7 @@ these cancel, that is more than the gradient, and no bound on the norm holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from threading import Lock
 from typing import Any
 
@@ -18,74 +17,93 @@ import torch
 _EXACT = ("ieee", "none")
 
 
-class _Inside:
+class _Setting:
     """Counts who needs full precision: the first to come asks for it, the last to leave undoes that."""
 
-    def __init__(self) -> None:
-        self._lock, self._count, self._raised = Lock(), 0, ExitStack()
+    def __init__(self, parts: Callable[[], Sequence[Any]]) -> None:
+        """parts: what a precision can be set for."""
+        self._parts, self._lock, self._count = parts, Lock(), 0
+        self._lowered: list[tuple[Any, str]] = []
 
     def enter(self) -> None:
         with self._lock:
             if not self._count:
-                ours = hasattr(torch.backends.cuda.matmul, "fp32_precision")
-                self._raised.enter_context(_raised() if ours else _raised_before_2_9())
+                known = [(part, part.fp32_precision) for part in self._parts()]
+                self._lowered = [(part, before) for part, before in known if before not in _EXACT]
+                for part, _ in self._lowered:
+                    part.fp32_precision = "ieee"
             self._count += 1
 
     def leave(self) -> None:
         with self._lock:
             self._count -= 1
             if not self._count:
-                self._raised.close()
+                for part, before in self._lowered:
+                    part.fp32_precision = "none"  # as it is by itself, or by what holds for all parts
+                    if part.fp32_precision != before:
+                        part.fp32_precision = before
 
 
-_inside = _Inside()
+class _Products:
+    """The precision of all products, as torch before 2.9 has it."""
+
+    @property
+    def fp32_precision(self) -> str:
+        found = torch.get_float32_matmul_precision()
+        return "ieee" if found == "highest" else found
+
+    @fp32_precision.setter
+    def fp32_precision(self, asked: str) -> None:
+        torch.set_float32_matmul_precision("highest" if asked in _EXACT else asked)
 
 
-@contextmanager
-def full_precision() -> Iterator[None]:
+class _Convolutions:
+    """That of convolutions on accelerators, likewise."""
+
+    @property
+    def fp32_precision(self) -> str:
+        return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
+
+    @fp32_precision.setter
+    def fp32_precision(self, asked: str) -> None:
+        torch.backends.cudnn.allow_tf32 = asked == "tf32"
+
+
+def _of_processors() -> Sequence[Any]:
+    mkldnn: Any = torch.backends.mkldnn
+    return mkldnn.matmul, mkldnn.conv
+
+
+def _of_accelerators() -> Sequence[Any]:
+    backends: Any = torch.backends
+    return backends.cuda.matmul, backends.cudnn.conv
+
+
+def _settings() -> Mapping[str, _Setting]:
+    """Return the setting for each kind of device; before torch 2.9, products have one for all."""
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        return {"cpu": _Setting(_of_processors), "cuda": _Setting(_of_accelerators)}
+    return dict.fromkeys(("cpu", "cuda"), _Setting(lambda: (_Products(), _Convolutions())))
+
+
+_SETTINGS = _settings()
+
+
+class full_precision:  # noqa: N801  # used as a function
     """Inside, products and convolutions of float32 tensors round nothing but sums.
 
-    The settings are those of the process: other threads that multiply meanwhile are as precise. They stay
-    until the last thread has left.
+    kinds: of devices that this is for; what is set for each takes a while to be asked. The settings are those
+    of the process: other threads that multiply meanwhile are as precise. They stay until the last thread has
+    left.
     """
-    _inside.enter()
-    try:
-        yield
-    finally:
-        _inside.leave()
 
+    def __init__(self, kinds: Collection[str] = ("cpu", "cuda")) -> None:
+        self._settings = {_SETTINGS[kind] for kind in kinds if kind in _SETTINGS}
 
-@contextmanager
-def _raised() -> Iterator[None]:
-    lowered = [(part, part.fp32_precision) for part in _parts() if part.fp32_precision not in _EXACT]
-    for part, _ in lowered:
-        part.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        for part, before in lowered:
-            part.fp32_precision = "none"  # as it is by itself, or by what holds for all parts
-            if part.fp32_precision != before:
-                part.fp32_precision = before
+    def __enter__(self) -> None:
+        for setting in self._settings:
+            setting.enter()
 
-
-@contextmanager
-def _raised_before_2_9() -> Iterator[None]:
-    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    if products != "highest":
-        torch.set_float32_matmul_precision("highest")
-    if convolutions:
-        torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        if products != "highest":
-            torch.set_float32_matmul_precision(products)
-        if convolutions:
-            torch.backends.cudnn.allow_tf32 = True
-
-
-def _parts() -> tuple[Any, ...]:
-    """Return what a precision can be set for, of all that forms gradients."""
-    backends: Any = torch.backends
-    return backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv
+    def __exit__(self, *error: object) -> None:
+        for setting in self._settings:
+            setting.leave()
