@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT := out/code_licences
+KERNELS := $(wildcard runtime/native/*.c runtime/native/*.h)
 # Editable installs of mapped folders make setuptools warn about names that are right.
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet
 
@@ -22,19 +23,19 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
 
-$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.demo: pyproject.toml constraints.txt $(KERNELS) | $(BIN)/python
 	$(PIP) -c constraints.txt -e '.[demo]'
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.dev: pyproject.toml constraints.txt $(KERNELS) | $(BIN)/python
 	$(PIP) -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.demo $(VENV)/.experiments
 
-$(VENV)/.bench: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.bench: pyproject.toml constraints.txt $(KERNELS) | $(BIN)/python
 	$(PIP) -c constraints.txt -e '.[dev,bench]'
 	@touch $@ $(VENV)/.dev $(VENV)/.demo $(VENV)/.experiments
 
-$(VENV)/.experiments: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.experiments: pyproject.toml constraints.txt $(KERNELS) | $(BIN)/python
 	$(PIP) -c constraints.txt -e '.[experiments]'
 	@touch $@
 

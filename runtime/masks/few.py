@@ -31,6 +31,14 @@ from gradwarden.runtime.masks.unitwise import (
     silenced,
     wide,
 )
+from gradwarden.runtime.native.kernels import (
+    Clipping,
+    Sum,
+    clip_products,
+    square_by_pairs,
+    square_products,
+    usable,
+)
 
 _EVEN = 4
 """The gradients of a multiple of so many units are formed at once: cores share them evenly."""
@@ -96,8 +104,13 @@ class Products(Few):
     def squares(self) -> FloatArray:
         """See `Unitwise`. Without the gradients, from products between places, where these are fewer."""
         tokens, sizes = self._left.shape[1], (self._left.shape[2], self._right.shape[2])
-        if self._owners.single and tokens * sum(sizes) < math.prod(sizes):
+        native = usable(self._left, self._right)
+        # Kernels form half of the products between places, which are the same both ways.
+        if self._owners.single and tokens * sum(sizes) < math.prod(sizes) * (1 + native):
             return self._from_places()
+        if native:
+            members = self._owners.listed[1]
+            return self._owners.of_all(square_products(self._left, self._right, members))
         return super().squares()
 
     def _from_places(self) -> FloatArray:
@@ -106,10 +119,38 @@ class Products(Few):
         Goodfellow 2015 (arXiv:1510.01799); for sequences Li et al. 2022 (arXiv:2110.05679).
         """
         left, right = self._left, self._right
+        if usable(left, right):
+            return self._owners.per_unit(np.sqrt(square_by_pairs(left, right)))
         found = norms_from_products(
             torch.bmm(left, left.transpose(1, 2)), torch.bmm(right, right.transpose(1, 2))
         )
         return self._owners.per_unit(found)
+
+    def clips(self, bias: Unitwise, *totals: Tensor) -> bool:
+        """Return whether `clip_both` can be used: for sums of the left factors over places."""
+        return (
+            isinstance(bias, Stacked)
+            and bias.sums(self._left, self._owners)
+            and usable(self._left, self._right, *totals)
+            and all(total.is_contiguous() for total in totals)
+        )
+
+    def clip_both(self, total: Sum, bias: Sum, bounds: FloatArray) -> None:
+        """Add the gradients and the sums of the left factors over places, clipped jointly."""
+        self._clip(total, np.zeros(len(bounds)), bounds, bias)
+
+    def clip(self, total: Tensor, others: FloatArray, bounds: FloatArray, begun: bool) -> FloatArray:
+        """See `Unitwise`."""
+        if total.is_contiguous() and usable(self._left, self._right, total):
+            return self._clip(Sum(total, begun), others, bounds)
+        return super().clip(total, others, bounds, begun)
+
+    def _clip(
+        self, total: Sum, others: FloatArray, bounds: FloatArray, bias: Sum | None = None
+    ) -> FloatArray:
+        numbers, members = self._owners.listed
+        clipping = Clipping(others[numbers], bounds[numbers], total, bias)
+        return self._owners.of_all(clip_products(self._left, self._right, members, clipping))
 
     def add(self, total: Tensor, factors: FloatArray, begun: bool) -> None:
         """See `Unitwise`."""

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradwarden.policy.context import FloatArray
+from gradwarden.policy.context import FloatArray, IntArray
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.rows import Rows
+from gradwarden.runtime.native.kernels import Members, add_places, usable
 
 Numbers: TypeAlias = slice | list[int]
 """Of rows or units: a slice where they lie one after the other."""
@@ -55,6 +56,23 @@ class Owners:
     def even(self) -> bool:
         """Whether every row has weight 1."""
         return bool((self._weights == 1.0).all())
+
+    @cached_property
+    def listed(self) -> tuple[IntArray, Members]:
+        """The units that have rows, by number, and their rows as kernels take them."""
+        counts = [len(rows) for _, rows, _ in self.members]
+        rows = [row for _, own, _ in self.members for row in own]
+        weights = [weight for _, _, own in self.members for weight in own]
+        members = Members(
+            np.cumsum([0, *counts], dtype=np.int64), np.array(rows, dtype=np.int64), np.array(weights)
+        )
+        return np.array([unit for unit, _, _ in self.members], dtype=np.int64), members
+
+    def of_all(self, found: FloatArray) -> FloatArray:
+        """Return numbers of the units that have rows as those of all units; 0 for the others."""
+        numbers = np.zeros(self.count)
+        numbers[self.listed[0]] = found
+        return numbers
 
     @cached_property
     def members(self) -> tuple[tuple[int, list[int], list[float]], ...]:
@@ -191,8 +209,10 @@ def rows_first(tensor: Tensor, rows: Rows, layout: Layout, rank: int) -> Tensor:
 def over_places(tensor: Tensor) -> Tensor:
     """Return the sums of [rows, T, n] over T, [rows, n], float32 at least.
 
-    On a CPU a product with ones takes a third of the time that the reduction does.
+    On a CPU a kernel or else a product with ones takes a third of the time that the reduction does.
     """
+    if usable(tensor):
+        return add_places(tensor)
     if tensor.device.type != "cpu" or torch.finfo(tensor.dtype).bits < 32:
         return tensor.sum(1, dtype=torch.promote_types(tensor.dtype, torch.float32))
     rows, places, _ = tensor.shape
@@ -202,13 +222,26 @@ def over_places(tensor: Tensor) -> Tensor:
 class Stacked:
     """Gradients formed row by row, [rows, *shape]."""
 
-    def __init__(self, rows: Tensor, owners: Owners) -> None:
-        self.rows, self.owners = rows, owners
+    def __init__(self, rows: Tensor, owners: Owners, *, places: bool = False) -> None:
+        """places: whether rows are [rows, T, n] and a gradient is their sum over T, formed if asked for."""
+        self._rows, self.owners, self._places = rows, owners, places
+
+    @property
+    def rows(self) -> Tensor:
+        """The gradients."""
+        if self._places:
+            self._rows, self._places = over_places(self._rows), False
+        return self._rows
 
     @property
     def elements(self) -> int:
         """How many there are in all rows."""
-        return self.rows.numel()
+        each = self._rows.shape[2:] if self._places else self._rows.shape[1:]
+        return len(self._rows) * each.numel()
+
+    def sums(self, rows: Tensor, owners: Owners) -> bool:
+        """Return whether the gradients are the sums of these rows over places, not yet formed."""
+        return self._places and self._rows is rows and self.owners is owners
 
     def squares(self) -> FloatArray:
         """See `Unitwise`."""

@@ -18,6 +18,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeAlias, TypeVar
 
@@ -27,6 +28,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from torch import Tensor
 
 from gradwarden.policy.context import FloatArray
+from gradwarden.runtime.native import kernels
 from gradwarden.runtime.privacy.clipping import GradientSum
 
 _SUMMANDS = 4
@@ -71,10 +73,20 @@ class FastNoise:
     def reserve(self, count: int, dtype: torch.dtype) -> Draw:
         """See `NoiseSource`."""
         if dtype == torch.float32:
-            bits = self._bits.reserve(8 * _pairs(count))
-            return lambda: _narrow_gaussians(bits(), count)
+            return _Narrow(self._bits.reserve(8 * _pairs(count)), count)
         bits = self._bits.reserve(16 * _pairs(count))
         return lambda: _gaussians(bits(), count)
+
+
+@dataclass(frozen=True, slots=True)
+class _Narrow:
+    """Draws float32 numbers, or the bits that a kernel makes them of."""
+
+    bits: Callable[[], memoryview]
+    count: int
+
+    def __call__(self) -> FloatArray:
+        return _narrow_gaussians(self.bits(), self.count)
 
 
 def _key(seed: int, rank: int) -> bytes:
@@ -198,6 +210,7 @@ def add_noise(
             near.append((window, draws[0]))
         else:
             _add(window, np.concatenate(_on_threads(_draw, draws)), sigma, normaliser)
+    near = [pair for pair in near if not _add_by_kernel(*pair, sigma, normaliser)]
     threads = max(1, min(torch.get_num_threads(), len(near)))
     add = partial(_add_drawn, sigma=sigma, normaliser=normaliser)
     _on_threads(add, [near[place::threads] for place in range(threads)])
@@ -214,6 +227,14 @@ def _draws(window: Sequence[Tensor], source: NoiseSource) -> list[Draw]:
 
 def _draw(draw: Draw) -> FloatArray:
     return draw()
+
+
+def _add_by_kernel(window: Sequence[Tensor], draw: Draw, sigma: float, normaliser: float | None) -> bool:
+    """Do what `_add_drawn` does, on all threads at once, where there is a kernel for it; whether there is."""
+    if not isinstance(draw, _Narrow) or not kernels.usable(*window):
+        return False
+    kernels.add_noise(draw.bits(), window, sigma, 1.0 if normaliser is None else normaliser)
+    return True
 
 
 def _add_drawn(

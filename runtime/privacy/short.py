@@ -38,8 +38,10 @@ class ShortLayers:
     def take(self, gradients: Mapping[Tensor, Unitwise], bounds: FloatArray) -> bool:
         """Let the gradients of a layer wait. Returns whether they may: short ones, no unit with two rows."""
         stacked = {p: by_unit for p, by_unit in gradients.items() if isinstance(by_unit, Stacked)}
+        if len(stacked) < len(gradients):
+            return False
         kinds = {(by_unit.owners, by_unit.rows.dtype, by_unit.rows.device) for by_unit in stacked.values()}
-        if len(stacked) < len(gradients) or len(kinds) != 1:
+        if len(kinds) != 1:
             return False
         (kind,) = kinds
         if not kind[0].single or sum(by_unit.elements for by_unit in stacked.values()) > _SHORT:

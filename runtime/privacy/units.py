@@ -30,10 +30,12 @@ from torch import Tensor
 from gradwarden.policy.context import FloatArray
 from gradwarden.runtime.errors import PrivacyError
 from gradwarden.runtime.masks.call import Call, Parameters
+from gradwarden.runtime.masks.few import Products
 from gradwarden.runtime.masks.full_precision import full_precision
 from gradwarden.runtime.masks.plan import Plan
 from gradwarden.runtime.masks.rows import Rows
 from gradwarden.runtime.masks.unitwise import Unitwise, clip_factor, clip_factors, is_kept, squared_norm
+from gradwarden.runtime.native.kernels import Sum
 from gradwarden.runtime.privacy.clipping import (
     GradientSum,
     Group,
@@ -222,7 +224,7 @@ class UnitSums:
 
     def _finish(self, pending: _Pending) -> None:
         """Clip and sum what the calls of a group have given, and let go of it."""
-        with full_precision():
+        with full_precision({use.parameters.grad.device.type for use in pending.uses}):
             self._clip(pending)
 
     def _clip(self, pending: _Pending) -> None:
@@ -264,6 +266,8 @@ class UnitSums:
         if not gradients:
             return
         largest = max(gradients, key=lambda p: p.numel())
+        if len(gradients) == 2 and self._clip_both(largest, gradients, bounds):
+            return
         smaller = [by_unit.squares() for parameter, by_unit in gradients.items() if parameter is not largest]
         others = sum(smaller, start=np.zeros(len(bounds)))
         total, begun = self._sum(largest)
@@ -271,6 +275,15 @@ class UnitSums:
         for parameter, by_unit in gradients.items():
             if parameter is not largest:
                 self._add_to(parameter, by_unit, factors)
+
+    def _clip_both(self, weight: Tensor, gradients: Mapping[Tensor, Unitwise], bounds: FloatArray) -> bool:
+        """Add the clipped gradients of a weight and its bias where one kernel does that; whether it did."""
+        products = gradients[weight]
+        ((bias, sums),) = ((p, by_unit) for p, by_unit in gradients.items() if p is not weight)
+        if not isinstance(products, Products) or not products.clips(sums, weight, bias):
+            return False
+        products.clip_both(Sum(*self._sum(weight)), Sum(*self._sum(bias)), bounds)
+        return True
 
     def _add_to(self, parameter: Tensor, by_unit: Unitwise, factors: FloatArray) -> None:
         """Add gradients by unit, each times its factor, to the sum for a parameter."""

@@ -18,6 +18,7 @@ from gradwarden.policy import Program, compile_policy, parse_policy
 from gradwarden.runtime import Governor, Ledger, ModelMap, Signer
 from gradwarden.runtime.ledger.entries import Entry
 from gradwarden.runtime.ledger.reader import read_entries
+from gradwarden.runtime.native import kernels
 from gradwarden.runtime.options import Privacy
 from gradwarden.runtime.privacy.accounting import JointPlan
 from gradwarden.runtime.steps.proposal import Proposal
@@ -236,3 +237,13 @@ def state_of() -> Callable[[Governor], dict[str, Any]]:
 @pytest.fixture(scope="session")
 def changes() -> Callable[[dict[str, Any], dict[str, Any]], list[str]]:
     return differences
+
+
+@pytest.fixture(params=["kernels", "torch"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With kernels in C, where there are any, and without."""
+    if request.param == "torch":
+        monkeypatch.setattr(kernels, "_library", lambda: None)
+    elif not kernels.usable():
+        pytest.skip("no kernels for this machine")
+    return str(request.param)

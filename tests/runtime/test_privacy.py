@@ -205,6 +205,7 @@ def test_half_precision_sums_are_kept_in_float32():
     assert model[4].weight.grad.dtype == torch.bfloat16
 
 
+@pytest.mark.usefixtures("either_way")
 def test_noise_has_the_given_deviation_on_every_band_even_for_an_empty_batch():
     model = nn.Sequential(nn.Linear(100, 100), nn.Linear(100, 100))
     parameters = {0: list(model[1].parameters()), 1: list(model[0].parameters())}
@@ -217,6 +218,7 @@ def test_noise_has_the_given_deviation_on_every_band_even_for_an_empty_batch():
     assert not torch.equal(sums[model[0].weight], sums[model[1].weight])
 
 
+@pytest.mark.usefixtures("either_way")
 def test_noise_comes_from_the_given_generator_alone():
     model = small_model()
     first = private_sum(torch.zeros(0), [], torch.ones(0, 3), bands_of(model))
@@ -270,6 +272,7 @@ def test_noised_gradients_never_overflow_so_that_no_refusal_tells_of_them():
     assert parameter.grad.tolist() == [65504.0, -65504.0, 2.0]
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_noised_sums_are_divided_as_they_are_afterwards_and_never_overflow(dtype):
     greatest = torch.finfo(dtype).max
@@ -284,6 +287,7 @@ def test_noised_sums_are_divided_as_they_are_afterwards_and_never_overflow(dtype
         assert at_once[0, :2].tolist() == [greatest, -greatest]
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("source", [FastNoise, SecureNoise])
 def test_noise_is_normal_and_never_the_same(source, dtype):
@@ -301,6 +305,7 @@ def test_noise_is_normal_and_never_the_same(source, dtype):
     assert not torch.equal(drawn, other)
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_noise_is_the_same_on_however_many_threads_and_no_number_comes_twice(dtype):
     before, found = torch.get_num_threads(), []
@@ -319,6 +324,7 @@ def test_noise_is_the_same_on_however_many_threads_and_no_number_comes_twice(dty
     assert len(found[0].unique()) > 0.97 * len(found[0])
 
 
+@pytest.mark.usefixtures("either_way")
 def test_noise_is_the_same_however_a_model_is_divided_into_parameters():
     whole = torch.zeros(300_000)
     parts = torch.zeros(300_000).split([3, 280_000, 19_996, 1])
@@ -327,6 +333,7 @@ def test_noise_is_the_same_however_a_model_is_divided_into_parameters():
     assert torch.equal(torch.cat(parts), whole)
 
 
+@pytest.mark.usefixtures("either_way")
 def test_noise_of_sums_on_whatever_layout_is_the_same():
     rows, columns = torch.zeros(300, 500), torch.zeros(500, 300).t()
     for total in (rows, columns):

@@ -348,6 +348,7 @@ def test_gradients_of_convolutions_too_large_to_keep_are_clipped_a_few_at_a_time
         torch.testing.assert_close(sink.sums[p], total, rtol=1e-9, atol=1e-13)
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("clipping", ["flat", "band", "layer"])
 @pytest.mark.parametrize(("scale", "small"), [(1e-3, 0), (1.0, 1 << 10), (1e6, 0)])
 def test_a_unit_moves_the_sum_by_its_clip_at_most_in_single_precision(clipping, scale, small, monkeypatch):
@@ -374,6 +375,7 @@ class Half(nn.Module):
         return self.up(h) if self.tied else h
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("clipping", ["flat", "layer"])
 @pytest.mark.parametrize(("autocast", "tied"), [(True, False), (False, False), (True, True)])
 @pytest.mark.parametrize("places", [4, 200])  # norms from products between places, and from gradients
@@ -398,6 +400,7 @@ def test_a_unit_of_half_precision_layers_is_clipped_to_its_bound_and_no_further(
         assert 0.999 * 0.01 * group.share <= math.sqrt(square) <= 0.01 * group.share
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("clipping", ["flat", "layer"])
 @pytest.mark.parametrize("autocast", [True, False])
 @pytest.mark.parametrize("stride", [1, 2])  # norms from products between places, and from gradients
@@ -425,6 +428,7 @@ def test_a_unit_of_half_precision_convolutions_is_clipped_to_its_bound_and_no_fu
             assert 0.999 * 0.01 * group.share <= math.sqrt(square) <= 0.01 * group.share
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("small", [0, 1 << 14])
 @pytest.mark.parametrize("cancels", [False, True])
@@ -494,6 +498,7 @@ def test_full_precision_lasts_until_the_last_thread_has_left():
         torch.set_float32_matmul_precision("highest")
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("features", [64, 384, 4096])
 @pytest.mark.parametrize("places", [1, 2, 4, 32])
 def test_norms_from_products_between_places_are_never_understated(features, places):
@@ -534,6 +539,7 @@ def test_a_unit_that_is_not_finite_counts_as_zero_and_spoils_no_other(clipping, 
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-13)
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_short_layers_are_clipped_together_as_by_themselves(dtype):
     torch.manual_seed(0)
@@ -645,6 +651,7 @@ def test_the_sum_from_the_one_pass_equals_that_of_opacus():
         torch.testing.assert_close(sink.sums[p], q.summed_grad, rtol=1e-9, atol=1e-9 * clip)
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("shape", [(3, 50257), (40, 10), (7,)])
 def test_a_clipped_gradient_stays_within_its_bound_however_long_its_lines_are(shape):
     gradient = torch.full(shape, 0.1, dtype=torch.float32)

@@ -22,6 +22,7 @@ from gradwarden.runtime.masks.layers.operation import stock_forward
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.rows import Rows
 from gradwarden.runtime.masks.unitwise import Owners, Stacked, Unitwise, over_places, rows_first
+from gradwarden.runtime.native.kernels import norm_gradients, usable
 
 _LARGE = 1 << 14
 """Elements of a row for which a call of a kernel costs little."""
@@ -122,6 +123,10 @@ def _by_row(
     grad: [rows, T, *shape]. row_wise: x, like it; mean and rstd, [rows, T, …, 1].
     """
     x, mean, rstd = row_wise
+    if usable(grad, x, mean, rstd):
+        both = norm_gradients(grad.flatten(2), x.flatten(2), mean.flatten(1), rstd.flatten(1))
+        gain, shift = (part.view(-1, *x.shape[2:]) for part in both)
+        return gain if wanted[0] else None, shift if wanted[1] else None
     dtype = torch.promote_types(mean.dtype, torch.float32)
     if _row_is_large(x) and {grad.dtype, x.dtype, mean.dtype, affine[0].dtype} == {dtype}:
         each = zip(grad, *row_wise, strict=True)

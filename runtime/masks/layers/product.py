@@ -12,7 +12,7 @@ from torch import Tensor
 from gradwarden.runtime.masks.few import products
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.rows import Rows
-from gradwarden.runtime.masks.unitwise import Owners, Stacked, Unitwise, over_places, rows_first
+from gradwarden.runtime.masks.unitwise import Owners, Stacked, Unitwise, rows_first
 
 _SHORTEST = 64
 """As many rows are multiplied sooner where they lie than they are gathered, added to a sum or not."""
@@ -38,7 +38,7 @@ class ProductParameters:
     ) -> tuple[Unitwise | None, Unitwise | None]:
         """See `Parameters`."""
         grad = rows_first(self.grad, rows, self.layout, 1)
-        bias = None if bias_owners is None else Stacked(over_places(grad), bias_owners)
+        bias = None if bias_owners is None else Stacked(grad, bias_owners, places=True)
         if owners is None:
             return None, bias
         x = rows_first(self.x, rows, self.layout, 1)

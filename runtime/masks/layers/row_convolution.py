@@ -34,11 +34,19 @@ from gradwarden.runtime.masks.unitwise import (
     stretch,
     wide,
 )
+from gradwarden.runtime.native.kernels import (
+    Window,
+    clip_convolution,
+    square_convolution,
+    usable,
+)
 
 _MANY_CHANNELS = 64
 """Above this, patches are faster than groups."""
 _CLIPPING = 30.0
 """What measuring an element of a gradient and adding it to the sum cost, in multiplications."""
+_NATIVE_CLIPPING = 4.0
+"""The same in a kernel that keeps what it forms."""
 _WINDOWS, _FEWEST = 1 << 18, 2
 """Elements of windows that each thread lays out at once, so that they stay in its core's cache; and the
 fewest examples that this is done for."""
@@ -97,6 +105,9 @@ class _Convolved:
         """See `Unitwise`."""
         if self._measuring() < self.grad.shape[2:].numel() * self.weight.numel():
             return self.owners.per_unit(place_norms.norms(self.grad, self.x, self.weight, self.options))
+        if usable(self.grad, self.x):
+            members = self.owners.listed[1]
+            return self.owners.of_all(square_convolution(self.grad, self.x, self._window(), members))
         return self._windows().squares()
 
     def add(self, total: Tensor, factors: FloatArray, begun: bool) -> None:
@@ -108,13 +119,25 @@ class _Convolved:
 
     def clip(self, total: Tensor, others: FloatArray, bounds: FloatArray, begun: bool) -> FloatArray:
         """See `Unitwise`. The sum costs as much as to form the gradients, so that is for nothing."""
-        if self._measuring() < _CLIPPING * self.weight.numel():
+        native = usable(self.grad, self.x, total)
+        if self._measuring() < (_NATIVE_CLIPPING if native else _CLIPPING) * self.weight.numel():
             return clip_and_add(self, total, others, bounds, begun)
+        if native:
+            numbers, members = self.owners.listed
+            limits = others[numbers], bounds[numbers]
+            found, some = clip_convolution(self.grad, self.x, self._window(), members, *limits)
+            put(total, found, begun)
+            return self.owners.of_all(some)
         out, channels, kernel_v, kernel_h = self.weight.shape
         found = total.new_empty((kernel_v, out, kernel_h, channels))
         factors = self._windows().clip(found, others, bounds, begun=False)
         put(total, found.permute(1, 3, 0, 2), begun)
         return factors
+
+    def _window(self) -> Window:
+        down, across = self.weight.shape[2:]
+        stride, dilation, padding = (tuple(self.options[name]) for name in ("stride", "dilation", "padding"))
+        return Window((down, across), stride, dilation, padding)
 
     def _measuring(self) -> float:
         """Return what norms from products between places cost for an example, in multiplications."""
