@@ -31,13 +31,15 @@ struct clip {
     int64_t threads;
 };
 
+enum { MOST_COLUMNS = 6 };
+
 /* Squared norms of gradients left^T right of rows, from products between places. Features lie side by side. */
 struct pairs {
     const float *left, *right;
     int64_t left_row, left_place, right_row, right_place;
     int64_t rows, places, m, n;
     double *squares;                                /* [rows] */
-    float *scratch;                                 /* [threads, 2, places, places] */
+    float *scratch;                                 /* [threads, 2, places, MOST_COLUMNS] */
     int64_t threads;
 };
 

@@ -26,6 +26,10 @@ from gradwarden.policy.context import FloatArray, IntArray
 
 _LANES = 16
 """The most numbers that are worked on at once: those of AVX-512."""
+_COLUMNS = 6
+"""`MOST_COLUMNS`."""
+_HELD = 1 << 24
+"""How many numbers memory may have that is kept for the next call: 64 MB."""
 
 
 def _fields(kind: Any, names: str) -> list[tuple[str, Any]]:
@@ -149,6 +153,7 @@ def usable(*tensors: Tensor) -> bool:
 def _is_plain(tensor: Tensor) -> bool:
     return (
         type(tensor) in _PLAIN
+        and tensor.numel() > 0
         and tensor.dtype == torch.float32
         and tensor.device.type == "cpu"
         and tensor.layout == torch.strided
@@ -197,7 +202,7 @@ def square_by_pairs(left: Tensor, right: Tensor) -> FloatArray:
     left, right = _side_by_side(left), _side_by_side(right)
     rows, places, _ = left.shape
     found, threads = np.zeros(rows), _threads(rows)
-    scratch = _scratch.of(threads * 2 * places * places)
+    scratch = _scratch.of(threads * 2 * places * _COLUMNS)
     call = _Pairs(
         left.data_ptr(),
         right.data_ptr(),
@@ -334,9 +339,12 @@ class _Scratch(threading.local):
 
     def of(self, count: int) -> Tensor:
         """Return so many numbers or more."""
-        if len(self._numbers) < count:
-            self._numbers = torch.empty(count, dtype=torch.float32, device="cpu")
-        return self._numbers
+        if len(self._numbers) >= count:
+            return self._numbers
+        found = torch.empty(count, dtype=torch.float32, device="cpu")
+        if count <= _HELD:
+            self._numbers = found
+        return found
 
 
 _scratch = _Scratch()

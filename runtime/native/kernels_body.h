@@ -8,6 +8,7 @@
 #define TILE (TILE_LINES * WIDTH)
 #define DEPTH 256
 #define PLACES 16
+#define STRIP 128
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t integers __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef float half __attribute__((vector_size(2 * LANES)));
@@ -392,73 +393,79 @@ NAME(between)(const float *const *a, const float *const *b, int64_t first, int64
                 found[i][j] += a[i][k] * b[j][k];
 }
 
-/* Products between the places of a row: the lower triangle of [places, places]. */
-static void NAME(gram)(const float *at, int64_t step, int64_t places, int64_t features, float *to)
+/* Products of the places of a row with some of them, j and those after it: [places, PAIR_COLUMNS], of places
+   that are not before j. */
+static void NAME(columns_of_pairs)(const float *at, int64_t step, int64_t places, int64_t features, int64_t j,
+                                   float *to)
 {
     const float *a[PAIR_LINES], *b[PAIR_COLUMNS];
+    float found[PAIR_LINES][PAIR_COLUMNS];
+    for (int64_t l = 0; l < PAIR_COLUMNS; l++)
+        b[l] = at + least(j + l, places - 1) * step;
     for (int64_t first = 0; first < features; first += 2 * DEPTH)
-        for (int64_t j = 0; j < places; j += PAIR_COLUMNS) {
-            for (int64_t l = 0; l < PAIR_COLUMNS; l++)
-                b[l] = at + least(j + l, places - 1) * step;
-            for (int64_t i = j - j % PAIR_LINES; i < places; i += PAIR_LINES) {
-                float found[PAIR_LINES][PAIR_COLUMNS];
-                for (int64_t k = 0; k < PAIR_LINES; k++)
-                    a[k] = at + least(i + k, places - 1) * step;
-                NAME(between)(a, b, first, least(first + 2 * DEPTH, features), found);
-                for (int64_t k = 0; k < least(PAIR_LINES, places - i); k++)
-                    for (int64_t l = 0; l < least(PAIR_COLUMNS, places - j); l++) {
-                        float *cell = to + (i + k) * places + j + l;
-                        *cell = first ? *cell + found[k][l] : found[k][l];
-                    }
-            }
+        for (int64_t i = j - j % PAIR_LINES; i < places; i += PAIR_LINES) {
+            for (int64_t k = 0; k < PAIR_LINES; k++)
+                a[k] = at + least(i + k, places - 1) * step;
+            NAME(between)(a, b, first, least(first + 2 * DEPTH, features), found);
+            for (int64_t k = 0; k < least(PAIR_LINES, places - i); k++)
+                for (int64_t l = 0; l < PAIR_COLUMNS; l++) {
+                    float *cell = to + (i + k) * PAIR_COLUMNS + l;
+                    *cell = first ? *cell + found[k][l] : found[k][l];
+                }
         }
 }
 
 static void NAME(pairs)(void *given, const struct team *team)
 {
     const struct pairs *p = given;
-    float *left = p->scratch + team->own * 2 * p->places * p->places, *right = left + p->places * p->places;
+    float *left = p->scratch + team->own * 2 * p->places * MOST_COLUMNS, *right = left + p->places * MOST_COLUMNS;
     const int64_t end = share(p->rows, team->own + 1, team->count);
     for (int64_t row = share(p->rows, team->own, team->count); row < end; row++) {
-        NAME(gram)(p->left + row * p->left_row, p->left_place, p->places, p->m, left);
-        NAME(gram)(p->right + row * p->right_row, p->right_place, p->places, p->n, right);
         double below = 0.0, on = 0.0, trace_left = 0.0, trace_right = 0.0;
-        for (int64_t i = 0; i < p->places; i++) {
-            const float *a = left + i * p->places, *b = right + i * p->places;
-            for (int64_t j = 0; j < i; j++)
-                below += (double)(a[j] * b[j]);
-            on += (double)a[i] * b[i];
-            trace_left += a[i], trace_right += b[i];
+        for (int64_t j = 0; j < p->places; j += PAIR_COLUMNS) {
+            NAME(columns_of_pairs)(p->left + row * p->left_row, p->left_place, p->places, p->m, j, left);
+            NAME(columns_of_pairs)(p->right + row * p->right_row, p->right_place, p->places, p->n, j, right);
+            for (int64_t i = j; i < p->places; i++) {
+                const float *a = left + i * PAIR_COLUMNS, *b = right + i * PAIR_COLUMNS;
+                for (int64_t l = 0; l < least(PAIR_COLUMNS, i - j); l++)
+                    below += (double)(a[l] * b[l]);
+                if (i - j < PAIR_COLUMNS) {
+                    on += (double)a[i - j] * b[i - j];
+                    trace_left += a[i - j], trace_right += b[i - j];
+                }
+            }
         }
         const double found = on + 2.0 * below + MARGIN * trace_left * trace_right;
         p->squares[row] = found < 0.0 ? 0.0 : found;
     }
 }
 
+/* Sums over places are those of `DEPTH` places each, `STRIP` numbers at a time, added up. */
 static void NAME(affine)(void *given, const struct team *team)
 {
     const struct affine *a = given;
-    const int64_t width = a->width, whole = width - width % LANES;
-    const int64_t end = share(a->rows, team->own + 1, team->count);
-    for (int64_t row = share(a->rows, team->own, team->count); row < end; row++) {
-        float *gain = a->gain + row * width, *bias = a->bias + row * width;
-        memset(gain, 0, width * sizeof *gain);
-        memset(bias, 0, width * sizeof *bias);
-        for (int64_t place = row * a->places; place < (row + 1) * a->places; place++) {
-            const float *grad = a->grad + place * width, *x = a->x + place * width;
-            const float mean = a->mean[place], rstd = a->rstd[place];
-            int64_t k = 0;
-            for (; k < whole; k += LANES) {
-                vector g = load(grad + k);
-                store(gain + k, load(gain + k) + g * ((load(x + k) - mean) * rstd));
-                store(bias + k, load(bias + k) + g);
-            }
-            for (; k < width; k++) {
-                gain[k] += grad[k] * ((x[k] - mean) * rstd);
-                bias[k] += grad[k];
+    const int64_t width = a->width, end = share(a->rows, team->own + 1, team->count);
+    for (int64_t row = share(a->rows, team->own, team->count); row < end; row++)
+        for (int64_t first = 0; first < width; first += STRIP) {
+            const int64_t count = least(width - first, STRIP);
+            float *const gain = a->gain + row * width + first, *const bias = a->bias + row * width + first;
+            memset(gain, 0, count * sizeof *gain);
+            memset(bias, 0, count * sizeof *bias);
+            for (int64_t t0 = 0; t0 < a->places; t0 += DEPTH) {
+                float gains[STRIP] = {0}, biases[STRIP] = {0};
+                for (int64_t t = t0; t < least(t0 + DEPTH, a->places); t++) {
+                    const int64_t place = row * a->places + t;
+                    const float *grad = a->grad + place * width + first, *x = a->x + place * width + first;
+                    const float mean = a->mean[place], rstd = a->rstd[place];
+                    for (int64_t k = 0; k < count; k++) {
+                        gains[k] += grad[k] * ((x[k] - mean) * rstd);
+                        biases[k] += grad[k];
+                    }
+                }
+                for (int64_t k = 0; k < count; k++)
+                    gain[k] += gains[k], bias[k] += biases[k];
             }
         }
-    }
 }
 
 static inline vector NAME(choose)(integers where, vector yes, vector no)
@@ -544,23 +551,26 @@ static void NAME(noise)(void *given, const struct team *team)
     }
 }
 
-/* [rows, places, width] summed over places, [rows, width]. */
 static void NAME(add_places)(void *given, const struct team *team)
 {
     const struct places *p = given;
-    const int64_t end = share(p->rows, team->own + 1, team->count), whole = p->width - p->width % LANES;
-    for (int64_t row = share(p->rows, team->own, team->count); row < end; row++) {
-        float *sums = p->sums + row * p->width;
-        memset(sums, 0, p->width * sizeof *sums);
-        for (int64_t place = 0; place < p->places; place++) {
-            const float *from = p->from + row * p->row + place * p->place;
-            int64_t k = 0;
-            for (; k < whole; k += LANES)
-                store(sums + k, load(sums + k) + load(from + k));
-            for (; k < p->width; k++)
-                sums[k] += from[k];
+    const int64_t end = share(p->rows, team->own + 1, team->count);
+    for (int64_t row = share(p->rows, team->own, team->count); row < end; row++)
+        for (int64_t first = 0; first < p->width; first += STRIP) {
+            const int64_t count = least(p->width - first, STRIP);
+            float *const sums = p->sums + row * p->width + first;
+            memset(sums, 0, count * sizeof *sums);
+            for (int64_t t0 = 0; t0 < p->places; t0 += DEPTH) {
+                float some[STRIP] = {0};
+                for (int64_t t = t0; t < least(t0 + DEPTH, p->places); t++) {
+                    const float *from = p->from + row * p->row + t * p->place + first;
+                    for (int64_t k = 0; k < count; k++)
+                        some[k] += from[k];
+                }
+                for (int64_t k = 0; k < count; k++)
+                    sums[k] += some[k];
+            }
         }
-    }
 }
 
 #undef vector
@@ -575,6 +585,7 @@ static void NAME(add_places)(void *given, const struct team *team)
 #undef TILE
 #undef DEPTH
 #undef PLACES
+#undef STRIP
 #undef NAME
 #undef LANES
 #undef TILE_LINES
