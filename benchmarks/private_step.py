@@ -262,7 +262,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--as-is", action="store_true", help="with the allocator as it is")
     options = parser.parse_args(arguments)
     if not (options.as_is or options.quick or KEEPING.items() <= os.environ.items()):
-        again = [sys.executable, "-m", "benchmarks.private_step", *sys.argv[1:]]
+        given = sys.argv[1:] if arguments is None else arguments
+        again = [sys.executable, "-m", "benchmarks.private_step", *given]
         os.execve(sys.executable, again, {**os.environ, **KEEPING})
     rows = []
     for name in options.models:

@@ -106,6 +106,20 @@ static int apart(const struct clip *c)
     return c->threads > 1 && c->units >= 4 * c->threads && runs(c) * c->m * run(c) <= 3 << 16;
 }
 
+static int direct(const struct clip *c)
+{
+    const int dense = c->right_feature == 1 && (c->kernel_h == 1 || c->right_place == c->channels);
+    return dense && !c->pad_v && !c->pad_h;
+}
+
+/* Numbers of right that are laid out for a row, padding included; 0 where it is read where it lies. */
+static int64_t laid_numbers(const struct clip *c)
+{
+    if (direct(c))
+        return 0;
+    return (c->seen_lines + 2 * c->pad_v) * (c->seen_places + 2 * c->pad_h) * c->channels;
+}
+
 static void no_wait(void) {}
 
 /* Adds some parts to a sum, or begins it by them: part i begins at i * step. */
@@ -133,6 +147,31 @@ static inline __m128 turn(const float *from, int64_t from_line, float weight, fl
     for (int i = 0; i < 4; i++)
         _mm_storeu_ps(to + i * to_line, lines[i]);
     return _mm_add_ps(_mm_add_ps(lines[0], lines[1]), _mm_add_ps(lines[2], lines[3]));
+}
+
+/* Copies some lines of right, features side by side, between zeros: [lines, places, channels], both padded. */
+static void lay_out(const struct clip *c, const float *right, int64_t first, int64_t end, float *to)
+{
+    int64_t places = c->seen_places + 2 * c->pad_h;
+    for (int64_t v = first; v < end; v++) {
+        float *line = to + v * places * c->channels;
+        const float *from = right + (v - c->pad_v) * c->right_line;
+        int64_t inside = v >= c->pad_v && v < c->pad_v + c->seen_lines;
+        int64_t left = inside ? c->pad_h : places, rest = places - left - c->seen_places;
+        memset(line, 0, left * c->channels * sizeof *line);
+        if (!inside)
+            continue;
+        line += left * c->channels;
+        const int64_t turned = c->right_place == 1 ? c->seen_places / 4 * 4 : 0;
+        int64_t k = 0;
+        for (; k + 4 <= c->channels; k += 4)
+            for (int64_t h = 0; h < turned; h += 4)
+                turn(from + h + k * c->right_feature, c->right_feature, 1.0f, line + h * c->channels + k, c->channels);
+        for (int64_t h = 0; h < c->seen_places; h++)
+            for (int64_t rest_k = h < turned ? k : 0; rest_k < c->channels; rest_k++)
+                line[h * c->channels + rest_k] = from[h * c->right_place + rest_k * c->right_feature];
+        memset(line + c->seen_places * c->channels, 0, rest * c->channels * sizeof *line);
+    }
 }
 
 static inline void add_up_two(__m256 a, __m256 b, float *to)

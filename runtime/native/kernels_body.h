@@ -155,50 +155,9 @@ static void NAME(lay_right)(const struct clip *c, const struct slice *s, const f
         }
 }
 
-/* Copies some lines of right, features side by side, between zeros: [lines, places, channels], both padded. */
-static void NAME(lay_out)(const struct clip *c, const float *right, int64_t first, int64_t end, float *to)
-{
-    int64_t places = c->seen_places + 2 * c->pad_h;
-    for (int64_t v = first; v < end; v++) {
-        float *line = to + v * places * c->channels;
-        const float *from = right + (v - c->pad_v) * c->right_line;
-        int64_t inside = v >= c->pad_v && v < c->pad_v + c->seen_lines;
-        int64_t left = inside ? c->pad_h : places, rest = places - left - c->seen_places;
-        memset(line, 0, left * c->channels * sizeof *line);
-        if (!inside)
-            continue;
-        line += left * c->channels;
-        const int64_t turned = c->right_place == 1 ? c->seen_places / 4 * 4 : 0;
-        int64_t k = 0;
-        for (; k + 4 <= c->channels; k += 4)
-            for (int64_t h = 0; h < turned; h += 4)
-                turn(from + h + k * c->right_feature, c->right_feature, 1.0f, line + h * c->channels + k, c->channels);
-        for (int64_t h = 0; h < c->seen_places; h++)
-            for (int64_t rest_k = h < turned ? k : 0; rest_k < c->channels; rest_k++)
-                line[h * c->channels + rest_k] = from[h * c->right_place + rest_k * c->right_feature];
-        memset(line + c->seen_places * c->channels, 0, rest * c->channels * sizeof *line);
-    }
-}
-
 static int64_t NAME(lines)(const struct clip *c) { return parts(c->m, TILE_LINES); }
-static int64_t NAME(columns)(const struct clip *c)
-{
-    return runs(c) * parts(run(c), WIDTH);
-}
+static int64_t NAME(columns)(const struct clip *c) { return runs(c) * parts(run(c), WIDTH); }
 static int64_t NAME(depth)(const struct clip *c) { return least(c->lines * c->places, DEPTH); }
-
-static int NAME(direct)(const struct clip *c)
-{
-    const int dense = c->right_feature == 1 && (c->kernel_h == 1 || c->right_place == c->channels);
-    return dense && !c->pad_v && !c->pad_h;
-}
-
-static int64_t NAME(laid)(const struct clip *c)
-{
-    if (NAME(direct)(c))
-        return 0;
-    return (c->seen_lines + 2 * c->pad_v) * (c->seen_places + 2 * c->pad_h) * c->channels;
-}
 
 /* Threads share lines or columns of tiles: what can be divided more evenly, else what there is more of. */
 static struct slice NAME(divide)(const struct clip *c, const struct team *team)
@@ -213,11 +172,18 @@ static struct slice NAME(divide)(const struct clip *c, const struct team *team)
     return s;
 }
 
+/* What a thread lays out of left and of right, and its sums for a bias. */
+static int64_t NAME(scratch_of_thread)(const struct clip *c)
+{
+    const int64_t features = NAME(lines)(c) * TILE_LINES;
+    return NAME(depth)(c) * (features + NAME(columns)(c) * WIDTH) + features;
+}
+
+/* Two squares of each thread in float64, two rows of right, the tiles of a gradient, and that of each thread. */
 static int64_t NAME(scratch_together)(const struct clip *c)
 {
-    int64_t depth = NAME(depth)(c), lines = NAME(lines)(c);
-    int64_t of_thread = 4 + depth * (lines * TILE_LINES + NAME(columns)(c) * WIDTH) + lines * TILE_LINES;
-    return c->threads * of_thread + 2 * NAME(laid)(c) + lines * NAME(columns)(c) * TILE;
+    return 4 * c->threads + 2 * laid_numbers(c) + NAME(lines)(c) * NAME(columns)(c) * TILE
+           + c->threads * NAME(scratch_of_thread)(c);
 }
 
 static float *NAME(place)(const struct clip *c, const struct slice *s, int64_t m, int64_t n)
@@ -238,7 +204,7 @@ static void NAME(clip_together)(const struct clip *c, const struct team *team)
 {
     const struct slice s = NAME(divide)(c, team);
     const int64_t depth = NAME(depth)(c), all_lines = NAME(lines)(c);
-    const int64_t all_columns = NAME(columns)(c), laid = NAME(laid)(c);
+    const int64_t all_columns = NAME(columns)(c), laid = laid_numbers(c);
     const int64_t count = c->lines * c->places, padded = c->seen_lines + 2 * c->pad_v;
     const int64_t line = laid ? (c->seen_places + 2 * c->pad_h) * c->channels : c->right_line;
     const int64_t place = laid ? c->channels : c->right_place;
@@ -248,9 +214,7 @@ static void NAME(clip_together)(const struct clip *c, const struct team *team)
     double *const squares = (double *)c->scratch;
     float *const shared = c->scratch + 4 * c->threads, *const tiles = shared + 2 * laid;
     float *const own_tiles = tiles + (s.m0 * (s.n1 - s.n0) + s.n0 * (s.m1 - s.m0)) * TILE;
-    float *const left = tiles + all_lines * all_columns * TILE
-                        + team->own * (depth * (all_lines * TILE_LINES + all_columns * WIDTH)
-                                       + all_lines * TILE_LINES);
+    float *const left = tiles + all_lines * all_columns * TILE + team->own * NAME(scratch_of_thread)(c);
     float *const right = left + depth * all_lines * TILE_LINES, *const sums = right + depth * all_columns * WIDTH;
     float before = 0.0f;
     int64_t turn = 0;
@@ -265,7 +229,7 @@ static void NAME(clip_together)(const struct clip *c, const struct team *team)
             const float *seen = c->right + c->rows[r] * c->right_row;
             if (laid) {
                 float *to = shared + turn++ % 2 * laid;
-                NAME(lay_out)(c, seen, share(padded, team->own, team->count),
+                lay_out(c, seen, share(padded, team->own, team->count),
                               share(padded, team->own + 1, team->count), to);
                 team->wait();
                 seen = to;

@@ -206,11 +206,10 @@ def add_noise(
     near: list[tuple[Sequence[Tensor], Draw]] = []
     for window in _windows(own):
         draws = _draws(window, source)
-        if window[0].device.type == "cpu":
-            near.append((window, draws[0]))
-        else:
+        if window[0].device.type != "cpu":
             _add(window, np.concatenate(_on_threads(_draw, draws)), sigma, normaliser)
-    near = [pair for pair in near if not _add_by_kernel(*pair, sigma, normaliser)]
+        elif not _add_by_kernel(window, draws[0], sigma, normaliser):
+            near.append((window, draws[0]))
     threads = max(1, min(torch.get_num_threads(), len(near)))
     add = partial(_add_drawn, sigma=sigma, normaliser=normaliser)
     _on_threads(add, [near[place::threads] for place in range(threads)])

@@ -39,7 +39,7 @@ class ShortLayers:
         """Let the gradients of a layer wait. Returns whether they may: short ones, no unit with two rows."""
         stacked = {p: by_unit for p, by_unit in gradients.items() if isinstance(by_unit, Stacked)}
         if len(stacked) < len(gradients):
-            return False
+            return False  # before rows are asked for, which forms them
         kinds = {(by_unit.owners, by_unit.rows.dtype, by_unit.rows.device) for by_unit in stacked.values()}
         if len(kinds) != 1:
             return False
