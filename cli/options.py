@@ -248,17 +248,11 @@ def trust_options(function: Callable[..., Any]) -> Callable[..., Any]:
         quorum: int | None,
         **kwargs: Any,
     ) -> Any:
-        return function(*args, trust=_trust(key_files, trust_file, witness_files, quorum), **kwargs)
+        return function(*args, trust=load_trust(key_files, trust_file, witness_files, quorum), **kwargs)
 
     decorated: Callable[..., Any] = witness_options(wrapper)
     for option in (
-        click.option(
-            "--trust",
-            "trust_file",
-            type=FILE,
-            metavar="FILE",
-            help="A C2SP trust policy: keys and witnesses in one file.",
-        ),
+        trust_file_option,
         click.option(
             "--key",
             "key_files",
@@ -272,9 +266,19 @@ def trust_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return decorated
 
 
-def _trust(
+trust_file_option = click.option(
+    "--trust",
+    "trust_file",
+    type=FILE,
+    metavar="FILE",
+    help="A C2SP trust policy: keys and witnesses in one file.",
+)
+
+
+def load_trust(
     key_files: Sequence[Path], trust_file: Path | None, witness_files: Sequence[Path], quorum: int | None
 ) -> Trust:
+    """Return whom the options say to believe. Raises UsageError, KeyFileError, EvidenceError."""
     from gradwarden.cli.inputs import read_bytes
     from gradwarden.runtime.evidence.trust import Trust
     from gradwarden.runtime.evidence.trust_policy import MAX_POLICY, parse_trust_policy

@@ -13,7 +13,7 @@ from gradwarden.cli.diagnostics import plural
 from gradwarden.cli.failures import InputError, give_up
 from gradwarden.cli.inputs import check_begun, head_under, read_bytes, told_of
 from gradwarden.cli.job_receipt import check_job, make_job
-from gradwarden.cli.options import FILE, load_witnesses, witness_options
+from gradwarden.cli.options import FILE, load_trust, trust_file_option, witness_options
 from gradwarden.cli.output import emit_json, format_option
 from gradwarden.cli.receipt_report import (
     OTHERS,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from gradwarden.runtime.evidence.proof_check import Fault
     from gradwarden.runtime.evidence.receipt import Receipt
     from gradwarden.runtime.evidence.receipt_check import ReceiptReport
+    from gradwarden.runtime.evidence.trust import Trust
 
 
 @verb("receipt")
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     "--key", "key_files", type=FILE, multiple=True, metavar="PUB",
     help="A public key that you trust to sign the ledger (check); repeatable.",
 )  # fmt: skip
+@trust_file_option
 @click.option("--salt", metavar="HEX", help="The salt that you were given before the run (check).")
 @click.option("--origin", metavar="TEXT", help="The ledger that it must be of (check). [default: any]")
 @click.option(
@@ -66,6 +68,7 @@ def command(
     head: Path | None,
     output: Path | None,
     key_files: tuple[Path, ...],
+    trust_file: Path | None,
     salt: str | None,
     origin: str | None,
     none_after: int | None,
@@ -97,13 +100,14 @@ def command(
       gradwarden receipt make run.ledger --id sample-17 --secret run.ledger.secret --entries -o full.json
       gradwarden receipt check receipt.json --key run.pub --id sample-17
       gradwarden receipt check receipt.json --key run.pub --salt "$SALT" --none-after 4000
+      gradwarden receipt check receipt.json --trust auditors.trust --id sample-17
       gradwarden receipt make job/ --id sample-17 --secret job/job.secret -o receipt.json
 
     \b
     Exit status: 0 made, or it holds; 1 it cannot be made, or does not hold; 2 misuse or unreadable input.
     """
     if action == "make":
-        if key_files or salt or origin or none_after is not None or witness_files or quorum:
+        if key_files or trust_file or salt or origin or none_after is not None or witness_files or quorum:
             raise click.UsageError("`make` takes --id, --secret, --entries, --head and --output")
         if example is None or secret is None:
             raise click.UsageError("name the example, and open it: --id ID --secret FILE")
@@ -111,10 +115,11 @@ def command(
             return make_job(file, example, secret, head, output, output_format, entries=entries)
         return _make(file, example, secret, head, output, output_format, entries=entries)
     if secret is not None or entries or head is not None or output is not None:
-        raise click.UsageError("`check` takes --key, --id, --salt, --origin, --none-after, --witness")
-    if not key_files:
-        raise click.UsageError("say whom to trust: --key PUB")
-    return _check(file, example, salt, origin, none_after, key_files, witness_files, quorum, output_format)
+        raise click.UsageError(
+            "`check` takes --key, --trust, --id, --salt, --origin, --none-after, --witness"
+        )
+    trust = replace(load_trust(key_files, trust_file, witness_files, quorum), origin=origin)
+    return _check(file, example, salt, none_after, trust, output_format)
 
 
 def _make(
@@ -161,25 +166,18 @@ def _check(
     path: Path,
     example: str | None,
     salt: str | None,
-    origin: str | None,
     none_after: int | None,
-    key_files: tuple[Path, ...],
-    witness_files: tuple[Path, ...],
-    quorum: int | None,
+    trust: Trust,
     output_format: str,
 ) -> int:
     from gradwarden.runtime.evidence.job_receipt import JobReceipt, parse_any
     from gradwarden.runtime.evidence.proof_check import Fault
     from gradwarden.runtime.evidence.receipt import MAX_RECEIPT
     from gradwarden.runtime.evidence.receipt_check import check_receipt, used_after
-    from gradwarden.runtime.evidence.trust import Trust
-    from gradwarden.runtime.ledger.keys import PublicKey
 
     content = read_bytes(path, MAX_RECEIPT, "a receipt")
     with told_of(path, help="give the file that `gradwarden receipt make -o` wrote, byte for byte"):
         receipt = parse_any(content)
-    keys = [PublicKey.load(key) for key in key_files]
-    trust = replace(Trust(keys, load_witnesses(witness_files, quorum, keys)), origin=origin)
     faults = []
     if example is not None and example != receipt.id:
         faults.append(Fault("wrong_id", f"the receipt is of `{receipt.id}`, not of `{example}`"))

@@ -10,6 +10,7 @@ import pytest
 from gradwarden.runtime.commitments import open_commitment
 from gradwarden.runtime.evidence.prover import last_head
 from gradwarden.runtime.evidence.receipt_maker import make_receipt
+from gradwarden.runtime.ledger.cosignature import witness_key
 from gradwarden.runtime.ledger.keys import Signer
 from tests.cli.conftest import Run
 from tests.runtime.provenance.small_runs import COMMITTER, write_run
@@ -43,6 +44,26 @@ def test_an_owner_learns_how_deep_the_example_went(run: Run, ledger: Path) -> No
     document = json.loads(run("receipt", "check", "r.json", "--key", "run.pub", "--format", "json").stdout)
     assert (document["ok"], document["used"], document["closed"]) == (True, True, True)
     assert document["tally"]["exposed"][0] >= 0
+
+
+def test_whom_an_owner_trusts_may_stand_in_one_file(
+    run: Run, ledger: Path, here: Path, signer: Signer
+) -> None:
+    make(run, "e2", "-o", "r.json")
+    ann = witness_key(Signer.generate("ann.example"))
+    log = f"log {signer.public.vkey}\n"
+    (here / "keys").write_text(log + "quorum none\n")
+    (here / "others").write_text(f"log {Signer.generate('another').public.vkey}\nquorum none\n")
+    (here / "witnessed").write_text(log + f"witness ann {ann.vkey}\nquorum ann\n")
+    for name, fault in (("keys", ""), ("others", "error[unknown_key]"), ("witnessed", "error[unwitnessed]")):
+        checked = run("receipt", "check", "r.json", "--trust", name)
+        assert (checked.exit_code, fault in checked.stderr) == (int(bool(fault)), True), checked.stderr
+    both = run("receipt", "check", "r.json", "--trust", "keys", "--key", "run.pub")
+    assert (both.exit_code, "--trust names all keys" in both.stderr) == (2, True)
+    nobody = run("receipt", "check", "r.json")
+    assert (nobody.exit_code, "--key PUB, or --trust FILE" in nobody.stderr) == (2, True)
+    makes = run("receipt", "make", "run.ledger", "--id", "e2", "--secret", "run.secret", "--trust", "keys")
+    assert (makes.exit_code, "`make` takes" in makes.stderr) == (2, True)
 
 
 def test_an_owner_learns_that_an_example_was_never_named(run: Run, ledger: Path) -> None:
