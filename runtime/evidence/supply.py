@@ -87,10 +87,13 @@ def read_supply(note: bytes) -> Supply:
 
 
 def describe_supply(note: bytes) -> dict[str, Any]:
-    """Return what a recorded note says: the manifest, and the names and key ids of who signed it."""
+    """Return what a recorded note says: the manifest, and the names and key ids of its signatures.
+
+    Nobody has checked these: `check_supply` does, given keys.
+    """
     supply = read_supply(note)
-    signers = [f"{one.name}+{one.key_id.hex()}" for one in parse_note(note).signatures]
-    return {"digest": supply.digest, "size": supply.size, "signed_by": signers}
+    claimed = [f"{one.name}+{one.key_id.hex()}" for one in parse_note(note).signatures]
+    return {"digest": supply.digest, "size": supply.size, "claimed_signers": claimed}
 
 
 def check_supply(ledger: Path, manifest: Path, keys: Sequence[PublicKey]) -> Iterator[Finding]:

@@ -570,7 +570,7 @@ def test_suppliers_sign_the_data_set(run: Run, record: Record, here: Path) -> No
     assert "--supplier" in str(verify(run, ledger, *opened)[1]["not_checked"])
     for options in (("--remember", "m"), ("--since", "m")):
         (told,) = verify(run, ledger, *options)[1]["facts"]["supplied"]  # type: ignore[index]
-        assert [one.split("+")[0] for one in told["signed_by"]] == ["clinic", "lab"]
+        assert [one.split("+")[0] for one in told["claimed_signers"]] == ["clinic", "lab"]
     status, document = verify(run, ledger, *opened, "--supplier", "stranger.pub")
     assert (status, document["status"]) == (1, "VIOLATION")
     assert [f["code"] for f in document["findings"]] == ["unsigned_data"]  # type: ignore[index, union-attr]

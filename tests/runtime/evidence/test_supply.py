@@ -27,7 +27,7 @@ def test_a_manifest_is_signed_by_several(tmp_path: Path) -> None:
     assert read_supply(note) == supply
     assert open_note(note, [CLINIC.public, LAB.public]).keys == (CLINIC.public, LAB.public)
     told = describe_supply(note)
-    assert told["signed_by"] == [f"{one.name}+{one.public.key_id.hex()}" for one in (CLINIC, LAB)]
+    assert told["claimed_signers"] == [f"{one.name}+{one.public.key_id.hex()}" for one in (CLINIC, LAB)]
     with pytest.raises(NoteError, match="changed since"):
         sign_supply(Supply(supply.digest, supply.size + 1), LAB, note)
 
