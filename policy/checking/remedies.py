@@ -49,6 +49,9 @@ _HEADER = re.compile(r"(?:^|\s)policy\s+(\w+)\s+$")
 _HEAD = re.compile(r"(?:^|[\s}])(\w+)\s+$")
 """The word before the place where a name is missing."""
 
+_WAIVED_PACE = re.compile(r"\bwaive\s+pace$")
+"""What stands before the colon of `pace:BAND`, as decisions name a pace."""
+
 _VALUE = re.compile(r"(?:[=!]=|[\[,])\s*(\w+)\s+$")
 """A bare value of a comparison or a list, and nothing after it."""
 
@@ -105,6 +108,8 @@ def _by_character(span: Span, keywords: Collection[str], expected: Collection[st
             return "this `}` closes nothing"
         case "," if _GROUPED.search(_before(span)):
             return "numbers have no thousands separators"
+        case ":" if _WAIVED_PACE.search(_before(span)):
+            return "nothing waives a pace: change it in `gradient { BAND at most 1 in N steps }`"
         case "(" if "[" in keywords:
             return "a list stands in square brackets: `[a, b]`"
         case "{" if "NAME" in expected and (head := _HEAD.search(_before(span))):

@@ -39,6 +39,10 @@ def faults(text: str) -> tuple[Diagnostic, ...]:
         ("suppress s { when ward == icu becuase }", "did you mean `because`?"),
         ("suppress s { when consent because personal }", 'a text stands in double quotes: `"personal"`'),
         ("suppress s { when age / 2 > 3 }", "there is no division; multiply the other side"),
+        (
+            'waive pace:deep { when age > 3 because "x" }',
+            "nothing waives a pace: change it in `gradient { BAND at most 1 in N steps }`",
+        ),
         ("suppress s { when consent } // why", "comments begin with `#`"),
         ("suppress s { when consent // why\n}", "comments begin with `#`"),
         ("suppress s { when consent cap deep to 0 }", "a weight follows `at`: `deep at 0.5`"),
