@@ -32,6 +32,7 @@ from gradwarden.runtime.masks.unitwise import (
     wide,
 )
 from gradwarden.runtime.native.kernels import (
+    MARGIN,
     Clipping,
     Sum,
     clip_products,
@@ -44,8 +45,6 @@ _EVEN = 4
 """The gradients of a multiple of so many units are formed at once: cores share them evenly."""
 _AT_ONCE = 5 << 19
 """Elements of gradients that are formed at once: 10 MB at single precision."""
-_MARGIN = 32.0
-"""Units of rounding by which a squared norm that is summed over pairs of places may be too small."""
 _SMALL, _TOGETHER = 1 << 14, 1 << 20
 """Up to how many elements a gradient has, and those of all rows together, that are formed row by row."""
 
@@ -205,7 +204,7 @@ def norms_from_products(left: Tensor, right: Tensor) -> FloatArray:
     kept by the distance that `clip_factor` leaves.) Where T places do not cancel, 32 eps S overstate a norm
     by 16 eps T of it.
     """
-    bound = _MARGIN * torch.finfo(left.dtype).eps * _traces(left) * _traces(right)
+    bound = MARGIN * torch.finfo(left.dtype).eps * _traces(left) * _traces(right)
     found = left.mul_(right).flatten(1).sum(1, dtype=torch.float64) + bound
     return found.clamp(min=0.0).sqrt().cpu().numpy()
 

@@ -20,13 +20,11 @@ from torch import Tensor
 from gradwarden.policy.context import FloatArray, IntArray
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.rows import Rows
-from gradwarden.runtime.native.kernels import Members, add_places, usable
+from gradwarden.runtime.native.kernels import GIVE_WAY, Members, add_places, usable
 
 Numbers: TypeAlias = slice | list[int]
 """Of rows or units: a slice where they lie one after the other."""
 
-_GIVE_WAY = 64.0
-"""By how many units of rounding a clipped gradient stays below its bound."""
 LINE = 1024
 """Elements of a gradient whose squares are added up at its own precision."""
 _KEPT = 1 << 18
@@ -160,7 +158,7 @@ def clip_factor(square: float, bound: float, eps: float) -> float:
     norm = math.sqrt(square) if square >= 0.0 else math.nan
     if norm == 0.0 or norm - norm != 0.0:
         return 0.0
-    bound *= 1.0 - _GIVE_WAY * eps
+    bound *= 1.0 - GIVE_WAY * eps
     return 1.0 if norm <= bound else bound / norm
 
 

@@ -25,6 +25,7 @@ struct clip {
     const int64_t *starts, *rows;                   /* rows[starts[u]] to rows[starts[u + 1]] are of unit u */
     const double *weights, *others, *bounds;        /* of rows; of units */
     double *squares, *factors;                      /* of units: what is found */
+    double within;                                  /* what of a bound norms may reach */
     float *total, *bias;                            /* [runs, m, run], [m]; each may be null */
     int64_t begun, bias_begun;                      /* whether they are added to, or overwritten */
     float *scratch;
@@ -38,6 +39,7 @@ struct pairs {
     const float *left, *right;
     int64_t left_row, left_place, right_row, right_place;
     int64_t rows, places, m, n;
+    double margin;                                  /* of the product of both traces, which is added */
     double *squares;                                /* [rows] */
     float *scratch;                                 /* [threads, 2, places, MOST_COLUMNS] */
     int64_t threads;
@@ -79,18 +81,14 @@ struct team {
 
 typedef void work(void *given, const struct team *team);
 
+/* As `unitwise.clip_factor`; bound: what norms may reach. */
 static double clip_factor(double square, double bound)
 {
-    /* As in `unitwise.clip_factor`, for eps = 2^-23. */
     double norm = sqrt(square);
     if (!(norm > 0.0) || isinf(norm))
         return 0.0;
-    bound *= 1.0 - 0x1p-17;
     return norm <= bound ? 1.0 : bound / norm;
 }
-
-/* Units of rounding: see `few._MARGIN`. */
-#define MARGIN (32.0 * 0x1p-23)
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t parts(int64_t whole, int64_t each) { return (whole + each - 1) / each; }
@@ -259,6 +257,8 @@ int64_t clip_scratch(const struct clip *clip)
 }
 
 void clip(struct clip *clip) { set_to(wide ? clip_avx512 : clip_avx2, clip, clip->threads); }
+
+int64_t pair_scratch(const struct pairs *pairs) { return pairs->threads * 2 * pairs->places * MOST_COLUMNS; }
 
 void pair_squares(struct pairs *pairs) { set_to(wide ? pairs_avx512 : pairs_avx2, pairs, pairs->threads); }
 

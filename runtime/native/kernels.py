@@ -26,8 +26,11 @@ from gradwarden.policy.context import FloatArray, IntArray
 
 _LANES = 16
 """The most numbers that are worked on at once: those of AVX-512."""
-_COLUMNS = 6
-"""`MOST_COLUMNS`."""
+GIVE_WAY = 64.0
+"""Units of rounding by which norms stay below their bounds: see `unitwise.clip_factor`."""
+MARGIN = 32.0
+"""Units by which a squared norm from pairs of places may be too small: see `few.norms_from_products`."""
+_EPS = float(np.finfo(np.float32).eps)
 _HELD = 1 << 24
 """How many numbers memory may have that is kept for the next call: 64 MB."""
 
@@ -45,7 +48,9 @@ class _Clip(ctypes.Structure):
         *_fields(ctypes.c_int64, "right_row right_line right_place right_feature"),
         *_fields(ctypes.c_int64, "m channels lines places seen_lines seen_places"),
         *_fields(ctypes.c_int64, "kernel_v kernel_h down across high wide pad_v pad_h units"),
-        *_fields(ctypes.c_void_p, "starts rows weights others bounds squares factors total bias"),
+        *_fields(ctypes.c_void_p, "starts rows weights others bounds squares factors"),
+        ("within", ctypes.c_double),
+        *_fields(ctypes.c_void_p, "total bias"),
         *_fields(ctypes.c_int64, "begun bias_begun"),
         *_fields(ctypes.c_void_p, "scratch"),
         *_fields(ctypes.c_int64, "threads"),
@@ -58,6 +63,7 @@ class _Pairs(ctypes.Structure):
     _fields_ = (
         *_fields(ctypes.c_void_p, "left right"),
         *_fields(ctypes.c_int64, "left_row left_place right_row right_place rows places m n"),
+        ("margin", ctypes.c_double),
         *_fields(ctypes.c_void_p, "squares scratch"),
         *_fields(ctypes.c_int64, "threads"),
     )
@@ -200,21 +206,14 @@ def square_convolution(grad: Tensor, x: Tensor, window: Window, members: Members
 def square_by_pairs(left: Tensor, right: Tensor) -> FloatArray:
     """Return squared norms of left^T right by row, float64 [rows]: see `few.norms_from_products`."""
     left, right = _side_by_side(left), _side_by_side(right)
-    rows, places, _ = left.shape
+    rows = len(left)
     found, threads = np.zeros(rows), _threads(rows)
-    scratch = _scratch.of(threads * 2 * places * _COLUMNS)
-    call = _Pairs(
-        left.data_ptr(),
-        right.data_ptr(),
-        *left.stride()[:2],
-        *right.stride()[:2],
-        *left.shape,
-        right.shape[2],
-        _address(found),
-        scratch.data_ptr(),
-        threads,
-    )
-    _ready().pair_squares(ctypes.byref(call))
+    where = left.data_ptr(), right.data_ptr(), *left.stride()[:2], *right.stride()[:2]
+    call = _Pairs(*where, *left.shape, right.shape[2], MARGIN * _EPS, _address(found), None, threads)
+    library = _ready()
+    scratch = _scratch.of(library.pair_scratch(ctypes.byref(call)))
+    call.scratch = scratch.data_ptr()
+    library.pair_squares(ctypes.byref(call))
     return found
 
 
@@ -293,6 +292,7 @@ def _see(
 def _clip(call: Any, members: Members, clipping: Clipping) -> FloatArray:
     factors = np.empty(len(clipping.bounds))
     call.bounds, call.factors = _address(clipping.bounds), _address(factors)
+    call.within = 1.0 - GIVE_WAY * _EPS
     call.total, call.begun = clipping.total.tensor.data_ptr(), clipping.total.begun
     if clipping.bias is not None:
         call.bias, call.bias_begun = clipping.bias.tensor.data_ptr(), clipping.bias.begun
@@ -366,6 +366,7 @@ def _library() -> ctypes.CDLL | None:
         library = ctypes.CDLL(str(built[0]))
     except OSError:
         return None
-    library.clip_scratch.restype = library.prepare.restype = ctypes.c_int64
+    for counting in (library.clip_scratch, library.pair_scratch, library.prepare):
+        counting.restype = ctypes.c_int64
     library.prepare.argtypes = [ctypes.c_int64]
     return library if library.prepare(_LANES) else None

@@ -270,7 +270,7 @@ static void NAME(clip_together)(const struct clip *c, const struct team *team)
             c->squares[unit] = square;
         if (!c->total)
             continue;
-        const double factor = clip_factor(square, c->bounds[unit]);
+        const double factor = clip_factor(square, c->within * c->bounds[unit]);
         before = (float)factor;
         if (team->own == 0)
             c->factors[unit] = factor;
@@ -399,7 +399,7 @@ static void NAME(pairs)(void *given, const struct team *team)
                 }
             }
         }
-        const double found = on + 2.0 * below + MARGIN * trace_left * trace_right;
+        const double found = on + 2.0 * below + p->margin * trace_left * trace_right;
         p->squares[row] = found < 0.0 ? 0.0 : found;
     }
 }
