@@ -356,15 +356,30 @@ def _ready() -> ctypes.CDLL:
     return library
 
 
+_ARGUMENTS = (_Clip, _Pairs, _Affine, _Places, _Noise)
+
+
+def _alike(library: ctypes.CDLL) -> bool:
+    """Return whether kernels take the arguments that are given here: they may be of an older build."""
+    found = (ctypes.c_int64 * len(_ARGUMENTS))()
+    try:
+        library.sizes(found)
+    except AttributeError:
+        return False
+    return list(found) == [ctypes.sizeof(kind) for kind in _ARGUMENTS]
+
+
 @cache
 def _library() -> ctypes.CDLL | None:
-    """Return the kernels; None where they were not built, or cannot run here."""
+    """Return the kernels; None where they were not built, are of another version, or cannot run here."""
     built = sorted(Path(__file__).parent.glob("_kernels.*"))
     if not built or os.environ.get("GRADWARDEN_NATIVE") == "0":
         return None
     try:
         library = ctypes.CDLL(str(built[0]))
     except OSError:
+        return None
+    if not _alike(library):
         return None
     for counting in (library.clip_scratch, library.pair_scratch, library.prepare):
         counting.restype = ctypes.c_int64

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import platform
@@ -64,6 +65,16 @@ def test_they_can_be_switched_off():
     environment = {**os.environ, "GRADWARDEN_NATIVE": "0"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr
+
+
+@needs_kernels
+def test_those_of_an_older_build_are_left_alone(monkeypatch):
+    class Longer(kernels._Clip):
+        _fields_ = (("more", ctypes.c_int64),)
+
+    assert not kernels._alike(ctypes.CDLL(None))  # which has none of the functions
+    monkeypatch.setattr(kernels, "_ARGUMENTS", (Longer, *kernels._ARGUMENTS[1:]))
+    assert kernels._library.__wrapped__() is None
 
 
 @needs_kernels
