@@ -251,12 +251,12 @@ int64_t prepare(int64_t most)
     return most >= 8 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 8 : 0;
 }
 
-/* Writes how large arguments are, by which the caller tells a build of another version. */
-void sizes(int64_t *found)
+/* Whether arguments are as large as the caller says, who may be of another version. */
+int64_t takes(const int64_t *sizes, int64_t count)
 {
-    const int64_t each[] = {sizeof(struct clip), sizeof(struct pairs), sizeof(struct affine), sizeof(struct places),
-                            sizeof(struct noise)};
-    memcpy(found, each, sizeof each);
+    const int64_t own[] = {sizeof(struct clip), sizeof(struct pairs), sizeof(struct affine), sizeof(struct places),
+                           sizeof(struct noise)};
+    return count * sizeof *own == sizeof own && !memcmp(sizes, own, sizeof own);
 }
 
 int64_t clip_scratch(const struct clip *clip)

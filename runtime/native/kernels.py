@@ -361,12 +361,11 @@ _ARGUMENTS = (_Clip, _Pairs, _Affine, _Places, _Noise)
 
 def _alike(library: ctypes.CDLL) -> bool:
     """Return whether kernels take the arguments that are given here: they may be of an older build."""
-    found = (ctypes.c_int64 * len(_ARGUMENTS))()
+    sizes = (ctypes.c_int64 * len(_ARGUMENTS))(*map(ctypes.sizeof, _ARGUMENTS))
     try:
-        library.sizes(found)
+        return bool(library.takes(sizes, ctypes.c_int64(len(sizes))))
     except AttributeError:
         return False
-    return list(found) == [ctypes.sizeof(kind) for kind in _ARGUMENTS]
 
 
 @cache
