@@ -18,6 +18,7 @@ from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.narrow import NARROW, narrows_within
 from gradwarden.runtime.masks.planner import BlockCost
 from gradwarden.runtime.masks.sites import Site
+from gradwarden.runtime.masks.trial import differ, random_states
 
 Leaves = list[Any]
 
@@ -224,11 +225,11 @@ class Seen:
 def observe(block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Seen]:
     """Run a block plainly; return its result and what was seen."""
     inputs, inputs_spec = flatten_call(args, kwargs)
-    generators, versions = _generators(), _versions(block.module)
+    states, versions = random_states(), _versions(block.module)
     before = [leaf._version for leaf in inputs if isinstance(leaf, Tensor)]
     result = block.stock(*args, **kwargs)
     outputs, outputs_spec = flatten_result(result)
-    random = any(not torch.equal(one, other) for one, other in zip(generators, _generators(), strict=True))
+    random = differ(states, random_states())
     kept = versions == _versions(block.module)
     changes = before != [leaf._version for leaf in inputs if isinstance(leaf, Tensor)]
     narrow = _narrow_within(inputs, outputs)
@@ -340,13 +341,6 @@ def holds(leaf: Any, dim: int, batch: int) -> bool:
 
 def _describe(leaf: Any) -> str:
     return f"tensor {list(leaf.shape)}" if isinstance(leaf, Tensor) else type(leaf).__name__
-
-
-def _generators() -> list[Tensor]:
-    states = [torch.get_rng_state()]
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        states += torch.cuda.get_rng_state_all()
-    return states
 
 
 def _versions(module: nn.Module) -> list[tuple[int, int]]:

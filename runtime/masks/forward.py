@@ -254,7 +254,7 @@ class Forward(Present):
         costs = self._places.costs
         if block.own and plan.even:
             within = scaled(plan, block.own, costs) if even else None
-            self.choices[block.name] = everybody(block.name, plan.batch, scaled=within is not None)
+            self.choices[block.name] = everybody(block.name, plan.batch, within is not None, fault)
             return within or plan
         mask, cost = block.own | block.before, given.cost(block)
         chosen, reach = plan if plan.grid is None else plan.examples, plan.reach(mask)

@@ -108,7 +108,7 @@ def _cheapest(
     if not rows:
         return Choice(name, "stop", 0, batch, 0.0, "no example may shape it or anything before it")
     if learning == batch:
-        return everybody(name, batch)
+        return everybody(name, batch, fault=fault)
     left = (rows + learning) / (2 * batch)
     neither = f"{batch - rows} may shape neither it nor anything before it"
     if rows > learning and cost.forward(rows - learning) >= parts:
@@ -125,10 +125,11 @@ def _cheapest(
 
 
 @lru_cache(maxsize=4096)
-def everybody(name: str, batch: int, scaled: bool = False) -> Choice:
+def everybody(name: str, batch: int, scaled: bool = False, fault: str = "") -> Choice:
     """Return the same where every example may shape everything. scaled: see `scaling`."""
     way: Way = "scale" if scaled else "weigh"
-    return Choice(name, way, batch, batch, 1.0, "every example may shape it")
+    reason = "every example may shape it"
+    return Choice(name, way, batch, batch, 1.0, f"{reason}; not scaled: {fault}" if fault else reason)
 
 
 @lru_cache(maxsize=4096)

@@ -26,7 +26,6 @@ from gradwarden.runtime.masks.exactness import (
     check_gradients,
     dense,
     differentiate,
-    measured_rounding,
     own_gradients,
     trainable,
     weighed_sums,
@@ -38,14 +37,20 @@ from gradwarden.runtime.masks.narrow import narrows_within
 from gradwarden.runtime.masks.pieces import Piece
 from gradwarden.runtime.masks.plan import Plan
 from gradwarden.runtime.masks.recorder import Recorder
+from gradwarden.runtime.masks.rounding import (
+    EXAMPLES,
+    Located,
+    evaluating,
+    functionals,
+    largest_entry,
+    measured_rounding,
+    own_losses,
+    unsteadiness,
+)
 from gradwarden.runtime.masks.sites import Site
 from gradwarden.runtime.masks.trial import SIZES, Trial, TrialError, refuse_dependence, tolerance, untouched
 
 _SEED = 7
-_EXAMPLES = list(range(SIZES[1]))
-
-Located = list[tuple[int, Layout]]
-"""Which outputs of a model hold examples, and where."""
 
 
 def probe(engine: Differentiation, trial: Trial) -> bool:
@@ -62,7 +67,7 @@ def probe(engine: Differentiation, trial: Trial) -> bool:
         loose = any(p.requires_grad and id(p) in places.loose for p in places.model.parameters())
         if loose and not engine.forward.collective:
             with watching_calls() as called:
-                trial.run(_EXAMPLES)
+                trial.run(EXAMPLES)
             if widen(places, called, lambda: _attempt(engine, trial, located)):
                 _examine(engine, trial, located)
     return True
@@ -128,31 +133,16 @@ def _try_random(
 
     In parts they draw other numbers than in one piece, so that no two runs could be compared.
     """
-    modes = [(module, module.training) for block in random for module in block.module.modules()]
-    for module, _ in modes:
-        module.training = False
-    try:
-        losses = _losses(trial.run(_EXAMPLES), located)
-        reference = [own_gradients(engine, loss) for loss in losses]
-        for block, inputs in random.items():
-            block.inputs = inputs
-        _compare(engine, trial, located, reference)
-    except TrialError as failure:
-        for block in random:
-            block.give_up(f"it could not be checked without its random numbers: {failure.message}")
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def _own_losses(engine: Differentiation, trial: Trial, located: Located, weights: Tensor) -> Iterator[Tensor]:
-    """Yield each example's loss: if the engine detaches, of a run in which its closed bands are detached."""
-    if not engine.forward.detached:
-        yield from _losses(trial.run(_EXAMPLES), located)
-        return
-    for example, row in enumerate(weights.tolist()):
-        with engine.forward.severing(frozenset(band for band, weight in enumerate(row) if not weight)):
-            yield _losses(trial.run(_EXAMPLES), located)[example]
+    with evaluating(module for block in random for module in block.module.modules()):
+        try:
+            losses = functionals(trial.run(EXAMPLES), located)
+            reference = [own_gradients(engine, loss) for loss in losses]
+            for block, inputs in random.items():
+                block.inputs = inputs
+            _compare(engine, trial, located, reference)
+        except TrialError as failure:
+            for block in random:
+                block.give_up(f"it could not be checked without its random numbers: {failure.message}")
 
 
 def _refuse_other_uses(engine: Differentiation, trial: Trial, located: Located) -> None:
@@ -165,7 +155,7 @@ def _refuse_other_uses(engine: Differentiation, trial: Trial, located: Located) 
         parameter.requires_grad_(True)
     try:
         with engine.forward.weighing(), engine.forward.following(engine.plan(weights)):
-            losses = _losses(trial.run(_EXAMPLES), located)
+            losses = functionals(trial.run(EXAMPLES), located)
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
@@ -178,9 +168,9 @@ def _learn(engine: Differentiation, trial: Trial, located: Located) -> list[dict
     small, large = Recorder(), Recorder()
     # With a graph: without one, encoder layers of PyTorch take another way.
     with engine.forward.recording(small):
-        trial.run(_EXAMPLES[: SIZES[0]])
+        trial.run(EXAMPLES[: SIZES[0]])
     with engine.forward.recording(large):
-        losses = _losses(trial.run(_EXAMPLES), located)
+        losses = functionals(trial.run(EXAMPLES), located)
     engine.forward.narrow = engine.forward.narrow or narrows_within([losses.grad_fn])
     parameters = trainable(engine)
     outputs = [y for calls in large.outputs.values() for y in calls if y.requires_grad]
@@ -279,22 +269,25 @@ def _compare(
     """Raise TrialError unless the engine gives the weighted sum of the reference gradients."""
     for weights, freezing in _trial_weights(engine.bands.count):
         if engine.forward.detached:
-            own = _own_losses(engine, trial, located, weights)
+            own = own_losses(engine, trial, located, weights)
             reference = [own_gradients(engine, loss) for loss in own]
         plan = engine.plan(weights)
         with engine.forward.following(plan, freezing):
-            losses = _losses(trial.run(_EXAMPLES), located)
+            losses = functionals(trial.run(EXAMPLES), located)
             rounding = coarsest(losses)
             got = _engine_gradients(engine, plan, losses)
-        entries = (g.abs().max() for found in reference for g in found.values() if g.numel())
-        largest = max(map(float, entries), default=0.0)
+        largest = largest_entry(reference)
         want = weighed_sums(engine, weights, reference)
         try:
             check_gradients(engine, got, want, rounding, largest)
         except TrialError:
+            measured = None
             if rounding <= tolerance(torch.float32):
-                raise
-            measured = measured_rounding(engine, _own_losses(engine, trial, located, weights), weights)
+                if engine.forward.collective:  # no block is in parts, and processes must run it alike
+                    raise
+                rounding = max(rounding, unsteadiness(engine, trial, located, weights))
+            else:
+                measured = measured_rounding(engine, own_losses(engine, trial, located, weights), weights)
             check_gradients(engine, got, want, rounding, largest, measured)
 
 
@@ -325,19 +318,3 @@ def _trial_weights(bands: int) -> Iterator[tuple[Tensor, bool]]:
     halves[0] = 1.0
     halves[1, bands // 2 :] = 1.0
     yield halves, True
-
-
-def _losses(outputs: Sequence[Tensor], located: Located) -> Tensor:
-    """Return one loss per example [3]: random linear functionals, the same for the same shapes."""
-    generator = torch.Generator().manual_seed(_SEED)
-    losses: list[Tensor] = []
-    for number, layout in located:
-        output = outputs[number]
-        if output.requires_grad:
-            wide = output if output.dtype == torch.float64 else output.float()
-            direction = torch.randn(output.shape, generator=generator, dtype=torch.float64, device="cpu")
-            product = wide * direction.to(wide)
-            losses.append(torch.stack([layout.example(product, SIZES[1], i).sum() for i in _EXAMPLES]))
-    if not losses:
-        raise TrialError("no output of the model depends on a trainable parameter")
-    return torch.stack(losses).sum(0)

@@ -41,8 +41,11 @@ class Trial:
     Examples with some weight come first: the metadata or content of refused ones may be broken. Examples that
     the model is given the same tensors for count as one: putting one in another's place would show nothing.
     dim: the dimension of the model's inputs that holds the batch. Where it could be either of two (a sequence
-    as long as the batch is wide), it is the first until `turn` is called.
+    as long as the batch is wide), it is the first until `turn` is called. drew: whether the last run drew
+    random numbers.
     """
+
+    drew = False
 
     def __init__(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], weights: Tensor
@@ -124,6 +127,7 @@ class Trial:
         """Return the floating-point outputs for some arguments. how: in what the trial differs, in words."""
         args, kwargs = pytree.tree_unflatten(leaves, self._spec)
         self._seed()
+        states = random_states()
         try:
             outputs = self.model(*args, **kwargs)
         except (MaskError, KeyboardInterrupt):
@@ -133,6 +137,7 @@ class Trial:
             raise TrialError(f"the model failed {how}: {reason}") from error
         finally:
             self.restore_buffers()
+        self.drew = differ(states, random_states())
         return floating_tensors(outputs)
 
     def restore_buffers(self) -> None:
@@ -184,6 +189,19 @@ class Trial:
         torch.manual_seed(_SEED)
         random.seed(_SEED)
         np.random.seed(_SEED)
+
+
+def random_states() -> list[Tensor]:
+    """Return the states of PyTorch's random number generators."""
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        states += torch.cuda.get_rng_state_all()
+    return states
+
+
+def differ(states: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Return whether any random number was drawn between two looks at the generators."""
+    return any(not torch.equal(one, other) for one, other in zip(states, others, strict=True))
 
 
 def holds_batch(leaf: Any, dim: int, batch: int) -> bool:
