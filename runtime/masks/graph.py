@@ -274,7 +274,22 @@ def _moves(node: Any, sign: list[Any]) -> bool:
         return False
     if name in _PRODUCTS:
         return edges[-2][0] is None or edges[-1][0] is None
+    if name == "AsStrided":
+        return not _stays(node)
     return name != "Gather" or not _picks_one(node)
+
+
+def _stays(node: Any) -> bool:
+    """Return whether new strides leave a mean where it is: to pool a picture into one place ends in that."""
+    before, output = node.next_functions[0]
+    if before is None or _name(type(before)) != "Mean":
+        return False
+    sizes, strides = tuple(node._saved_size), tuple(node._saved_stride)
+    step, dense = 1, not node._saved_storage_offset
+    for size, stride in zip(reversed(sizes), reversed(strides), strict=True):
+        dense = dense and (size == 1 or stride == step)
+        step *= size
+    return dense and sizes == tuple(before._input_metadata[output].shape)
 
 
 def _picks_one(node: Any) -> bool:

@@ -347,6 +347,52 @@ def test_a_plain_language_model_stays_fused_and_is_checked_ever_more_rarely(
     assert checked == [1, 2, 4, 8]
 
 
+class Pooling(nn.Module):
+    """A convolution whose output is pooled into one place: [B, 3, 4, 4] -> [B, 5].
+
+    pool: what makes [B, 8, 1, 1] of [B, 8, 4, 4].
+    """
+
+    def __init__(self, pool: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.pool = pool
+        self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.pool(self.first(x)).flatten(1))
+
+
+def restrided(sizes: tuple[int, ...], strides: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
+    """Return what pools into one place, and reads the result by these sizes and strides."""
+    return lambda x: x.mean((2, 3), keepdim=True).as_strided((len(x), *sizes), strides)
+
+
+@pytest.mark.parametrize(
+    ("pool", "rarely"),
+    [
+        (nn.AdaptiveAvgPool2d(1), True),
+        (restrided((8, 1, 1), (8, 1, 8, 8)), True),
+        (restrided((8, 1, 1), (8, 0, 8, 8)), False),
+        (restrided((1, 8, 1), (8, 8, 1, 1)), False),
+        (lambda x: x.flatten(2).sum(2).as_strided((len(x), 8), (8, 1)), False),
+    ],
+    ids=["pooling", "the same places", "other strides", "another shape", "after another operation"],
+)
+def test_a_picture_pooled_into_one_place_is_no_reason_to_check_every_batch(
+    monkeypatch: pytest.MonkeyPatch, pool: Callable[[Tensor], Tensor], rarely: bool
+) -> None:
+    checks: list[int] = []
+    monkeypatch.setattr(row_check, "misplaced", lambda *args: checks.append(1) or misplaced(*args))
+    torch.manual_seed(0)
+    model = Pooling(pool).to(memory_format=torch.channels_last)
+    masks = make_engine(model, bands_of(model), "fused")
+    for _ in range(8):
+        masks.arm(WEIGHTS)
+        x = torch.randn(BATCH, 3, 4, 4).to(memory_format=torch.channels_last)
+        masks.backward(model(x).square().mean(1), 1.0)
+    assert len(checks) == (4 if rarely else 8)
+
+
 def test_an_example_that_is_not_finite_and_has_no_weight_is_no_offence() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.LayerNorm(4), nn.Linear(4, 2))
