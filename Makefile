@@ -88,6 +88,7 @@ bench: setup-bench
 	$(BIN)/python -m benchmarks.check_many
 	$(BIN)/python -m benchmarks.routing
 	$(BIN)/python -m benchmarks.routing --grid
+	$(BIN)/python -m benchmarks.routing --grid --narrow
 	$(BIN)/python -m benchmarks.depth_batches
 	$(BIN)/python -m benchmarks.compiled
 	$(BIN)/python -m benchmarks.private_step

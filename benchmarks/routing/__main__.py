@@ -5,7 +5,8 @@ operations left and the least that the weights leave, peak memory, absolute figu
 are from each example's own, weighted. The grid takes the engine through networks, batches and depths.
 
     python -m benchmarks.routing                  the six-block GPT, all cases and methods: about 6 minutes
-    python -m benchmarks.routing --grid           three networks by batch and depth: about 20 minutes
+    python -m benchmarks.routing --grid           three networks by batch and depth: about 45 minutes
+    python -m benchmarks.routing --grid --narrow  narrower ones: about 15 minutes
     python -m benchmarks.routing --model resnet   another network; `llama`, `gpt-350m`
     python -m benchmarks.routing --device cuda --amp bf16 --model gpt-350m --pairs 30
     python -m benchmarks.routing --quick          tiny sizes, to see that all of it runs
@@ -74,8 +75,8 @@ def _core(options: argparse.Namespace) -> list[Figure]:
 
 def _grid(options: argparse.Namespace) -> list[Figure]:
     figures: list[Figure] = []
-    chosen = (s for s in grid.shapes(options.quick) if not options.cells or grid.cell(s) in options.cells)
-    for shape in chosen:
+    shapes = grid.shapes(options.quick, options.narrow)
+    for shape in (s for s in shapes if not options.cells or grid.cell(s) in options.cells):
         seconds = 0.0 if options.quick else grid.SECONDS
         amp = options.amp == "bf16"
         found = list(grid.measure(shape, options.pairs, options.device, amp, options.only, seconds))
@@ -101,7 +102,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
 def _name(options: argparse.Namespace) -> str:
     """Return the name of the results: what was measured, and on what if not on a processor in float32."""
     device = torch.device(options.device).type
-    parts = ["routing", "grid" if options.grid else options.model]
+    parts = ["routing", "grid" if options.grid else options.model, *(["narrow"] if options.narrow else [])]
     parts += [part for part in (device if device != "cpu" else None, options.amp) if part]
     return "_".join([*parts, *(["quick"] if options.quick else [])])
 
@@ -114,6 +115,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--model", choices=sorted(SHAPES), help="of the core table; gpt")
     parser.add_argument("--grid", action="store_true")
+    parser.add_argument("--narrow", action="store_true", help="networks of the grid whose steps are short")
     parser.add_argument(
         "--cells",
         type=lambda text: text.split(","),
@@ -132,11 +134,14 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, help="folder of the results file")
     parser.add_argument("--images", type=Path, help="folder of the pictures")
     options = parser.parse_args(arguments)
-    options.pairs = options.pairs or (2 if options.quick else 5 if options.grid else 9)
+    usual = 3 if options.grid and not options.narrow else 5 if options.grid else 9
+    options.pairs = options.pairs or (2 if options.quick else usual)
     if options.pairs < 2:
         parser.error("--pairs must be at least 2: there are no quartiles of one ratio")
     if options.grid and (options.model or options.method or "whole_governor" in options.only):
         parser.error("--grid takes the engine through all networks; it has no --model, --method or governor")
+    if options.narrow and not options.grid:
+        parser.error("--narrow is for networks of the grid: --grid --narrow")
     known = [grid.cell(shape) for shape in grid.shapes(options.quick)]
     if options.cells and not (options.grid and set(options.cells) <= set(known)):
         parser.error(f"--cells are some of {', '.join(known)} with --grid: network:blocks x batch")

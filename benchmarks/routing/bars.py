@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from benchmarks.routing.figures import Figure
 from benchmarks.routing.methods import GOVERNED, GOVERNOR
+from benchmarks.routing.workload import SHAPES
 
 TIMES = {
     "fractional": 1.03,
@@ -20,7 +21,7 @@ TIMES = {
 MEMORY = {"fractional": 1.05}
 """The greatest ratio of peak memory for the same."""
 
-CEILINGS = {"gpt": 1.05, "llama": 1.05, "gpt-350m": 1.05, "resnet": 1.08}
+CEILINGS = dict.fromkeys(SHAPES, 1.05) | {"resnet": 1.08}
 """The greatest ratio of time that any case of a network may have."""
 
 NEAR_LIMIT = 1.10

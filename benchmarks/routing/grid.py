@@ -13,26 +13,39 @@ from benchmarks.routing.workload import Family, Shape, Workload
 
 CASES = ("fractional", "half_rows", "random_mask", "bottom_half")
 BATCHES = (8, 24, 64)
-WIDTHS: dict[Family, dict[int, int]] = {
+DEPTHS = (4, 12, 24)
+
+WIDTHS: dict[Family, int] = {"gpt": 384, "llama": 384, "resnet": 64}
+TOKENS: dict[Family, int] = {"gpt": 128, "llama": 128, "resnet": 32}
+"""The usual networks: as wide as the decoders of the core table, and as residual networks begin."""
+
+NARROW_WIDTHS: dict[Family, dict[int, int]] = {
     "gpt": {4: 320, 12: 192, 24: 192},
     "llama": {4: 320, 12: 192, 24: 192},
     "resnet": {4: 32, 12: 24, 24: 24},
 }
-"""The width at each depth: deep networks are narrower, so that the grid ends."""
-
-TOKENS: dict[Family, int] = {"gpt": 64, "llama": 64, "resnet": 32}
+NARROW_TOKENS: dict[Family, int] = {"gpt": 64, "llama": 64, "resnet": 32}
+"""The narrow ones, and shorter examples: a step is so short that what a call costs shows."""
 
 
 SECONDS, MOST_PAIRS = 2.0, 31
 """Short steps are timed more often than asked for: until plain ones take so long, or are so many."""
 
 
-def shapes(tiny: bool = False) -> list[Shape]:
+def shapes(tiny: bool = False, narrow: bool = False) -> list[Shape]:
     """Return the networks and batches of the grid; tiny: one small network of each family."""
+    tokens = NARROW_TOKENS if narrow else TOKENS
     found = [
-        Shape(family, width, depth, batch, TOKENS[family], 10 if family == "resnet" else 256)
-        for family, widths in WIDTHS.items()
-        for depth, width in widths.items()
+        Shape(
+            family,
+            NARROW_WIDTHS[family][depth] if narrow else width,
+            depth,
+            batch,
+            tokens[family],
+            10 if family == "resnet" else 256,
+        )
+        for family, width in WIDTHS.items()
+        for depth in DEPTHS
         for batch in BATCHES
     ]
     return list(dict.fromkeys(shape.tiny() for shape in found)) if tiny else found

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.routing import __main__ as command
-from benchmarks.routing import arithmetic, core, peers, report, timing
+from benchmarks.routing import arithmetic, core, grid, peers, report, timing
 from benchmarks.routing.bars import judge
 from benchmarks.routing.cases import NAMES, Case, cases
 from benchmarks.routing.figures import Figure, Reference
@@ -118,8 +118,15 @@ def test_some_cells_of_the_grid_are_measured_alone(capsys: pytest.CaptureFixture
     printed = [line for line in capsys.readouterr().out.splitlines() if "plain" in line]
     assert len(printed) == 1
     assert printed[0].startswith("gpt")
-    with pytest.raises(SystemExit):
-        command.main(["--quick", "--grid", "--cells", "gpt:5x4"])
+    for unknown in (["--grid", "--cells", "gpt:5x4"], ["--narrow"]):
+        with pytest.raises(SystemExit):
+            command.main(["--quick", *unknown])
+
+
+def test_the_narrow_grid_has_the_same_depths_and_batches_and_shorter_steps() -> None:
+    usual, narrow = grid.shapes(), grid.shapes(narrow=True)
+    assert [grid.cell(shape) for shape in usual] == [grid.cell(shape) for shape in narrow]
+    assert all(one.width > other.width for one, other in zip(usual, narrow, strict=True))
 
 
 def test_the_large_network_under_autocast_can_be_tried_small(capsys: pytest.CaptureFixture[str]) -> None:
