@@ -232,10 +232,11 @@ def holders(grad: Tensor) -> int:
     """Return how many references there are to a gradient, from Python and C++, and to its memory.
 
     It is compared with what it is for a gradient that is the caller's alone. Where this version of torch does
-    not tell, it is more than that.
+    not tell, it is more than that. To ask for `untyped_storage()` would itself hold the memory for as long as
+    there is the gradient, and then nothing can be added to it in place.
     """
     try:
-        storage = torch._C._storage_Use_Count(grad.untyped_storage()._cdata)
+        storage = torch._C._storage_Use_Count(torch._C._storage_address(grad))  # type: ignore[attr-defined]
         return sys.getrefcount(grad) + int(grad._use_count()) + int(storage)  # type: ignore[attr-defined]
     except AttributeError:
         return sys.maxsize

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
@@ -318,6 +319,28 @@ def test_gradients_are_multiplied_once_between_two_blocks() -> None:
     blocks, stem = 4, 1  # after the last, between them, before the first; one of them may need none
     assert governed.count <= 9 + blocks + stem
     assert governed.in_place >= blocks - 1  # nobody else has these gradients
+
+
+def sums_with_memory_of_their_own(run: Callable[[], object]) -> int:
+    """Return how many sums of two tensors [4, PLACES, WIDTH] were put elsewhere than into one of the two."""
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
+        run()
+    shape = [4, PLACES, WIDTH]
+    return sum(e.name == "aten::add" and e.input_shapes[:2] == [shape, shape] for e in seen.events())
+
+
+def test_gradients_are_added_up_in_place_as_in_the_plain_step() -> None:
+    model = Model()
+    x, weights = torch.randn(4, PLACES, WIDTH), fractions(4)
+    engine = make_engine(model, bands_of(model), "fused")
+    for _ in range(4):
+        step(engine, model, weights, x)  # the engine looks at batches 1, 2 and 4 more closely
+    engine.arm(weights)
+    losses = losses_of(model, x)
+    governed = sums_with_memory_of_their_own(lambda: engine.backward(losses, 1.0))
+    engine.disarm()
+    losses = losses_of(model, x)
+    assert governed <= sums_with_memory_of_their_own(lambda: losses.sum().backward())
 
 
 @pytest.mark.parametrize("where", ["argument", "inside"])
