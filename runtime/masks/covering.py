@@ -38,18 +38,18 @@ def ruled_pieces(model: nn.Module, bands: BandIndex, rules: LayerRules) -> Itera
 
 
 def widen(places: Places, called: Collection[int], attempt: Callable[[], bool]) -> bool:
-    """Let pieces cover loose parameters, as far as that is exact; return whether any was added.
+    """Let pieces cover loose parameters, as far as that is exact; return whether any was tried.
 
-    called: ids of the modules that the model calls. attempt: tries the engine on the model, and says whether
-    its gradients are exact.
+    called: ids of the modules that the model calls. attempt: tries the engine on the model, without running
+    blocks in parts, and says whether its gradients are exact.
     """
-    first = kept = places.pieces
-    tried = _around_blocks(places)
+    kept = places.pieces
+    tried = around = _around_blocks(places)
     for _ in range(_ROUNDS):
         found = _proposals(places, called, tried)
         if not found:
             break
-        tried |= {id(piece.module) for piece in found}
+        tried = tried | {id(piece.module) for piece in found}
         loose = places.loose
         useful: list[Piece] = []
         for group in (found, *_by_class(found)):
@@ -61,7 +61,7 @@ def widen(places: Places, called: Collection[int], attempt: Callable[[], bool]) 
         kept = _joined(kept, useful)
         places.cover(kept)
         attempt()
-    return kept != first
+    return tried != around
 
 
 def notes_on(pieces: Sequence[Piece]) -> list[str]:

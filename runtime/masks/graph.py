@@ -162,7 +162,7 @@ def uses(
                 else:
                     crossed = True
     movers = _unlike_weights(special[_MOVER], still, special[_JOIN], special[_DIVISION])
-    moved = _above_a_layer(_unfixed(movers, fixed))
+    moved = _above_a_layer(_uncontained(_unfixed(movers, fixed), seen, special[_BORDER]))
     calls, joins, borders = special[_LAYER], special[_JOIN], special[_BORDER]
     total = hash(tuple(sign))
     ways = (crossed, shared, moved, narrow, strained)
@@ -342,6 +342,46 @@ def _factor(node: Any) -> int | None:
     except RuntimeError:  # written since, or given up
         return None
     return None if constant is None else constant.untyped_storage()._cdata
+
+
+def _uncontained(movers: Sequence[Any], plans: Mapping[Any, Any], borders: Sequence[Any]) -> Sequence[Any]:
+    """Return those of the nodes that may move rows of what goes into a scaled block or comes out of it.
+
+    plans: of every node the scaled block's that it is in. Within one, nothing asks whose rows are whose.
+    Where all that it hands out is something that it was given, and more added to it, rows are where they
+    were: moved ones would be added to those of other examples.
+    """
+    within = {plan for node in movers if (plan := plans[node]) is not None}
+    adding = {plan for plan in within if _adds(plan, borders)}
+    return [node for node in movers if plans[node] not in adding]
+
+
+def _adds(plan: ScaledPlan, borders: Sequence[Any]) -> bool:
+    """Return whether sums alone lead from each result of a block to an argument, and to every one."""
+    arguments = {node for node in borders if node.border.came is plan}
+    reached = [_summands(node, arguments) for node in borders if node.border.goes is plan]
+    return all(reached) and set().union(*reached) == arguments
+
+
+def _summands(result: Any, arguments: Collection[Any]) -> set[Any]:
+    """Return the arguments of a block that one of its results is a sum of, with other things.
+
+    None where a difference is among those, which may take an argument away again.
+    """
+    shape, found = result._input_metadata[0].shape, set()
+    pending = [following for following, _ in result.next_functions]
+    while pending:
+        node = pending.pop()
+        if node is None or node._input_metadata[0].shape != shape:
+            continue
+        name = _name(type(node))
+        if node in arguments:
+            found.add(node)
+        elif name in ("Sub", "Rsub"):
+            return set()
+        elif name == "Add":
+            pending += [following for following, _ in node.next_functions]
+    return found
 
 
 def _above_a_layer(movers: Sequence[Any]) -> bool:

@@ -393,6 +393,85 @@ def test_a_picture_pooled_into_one_place_is_no_reason_to_check_every_batch(
     assert len(checks) == (4 if rarely else 8)
 
 
+class Sender(nn.Module):
+    """Sorts positions by what they hold, runs them through an expert, puts them back: [B, T, W] -> the same.
+
+    kind: how that is handed on. What is sorted may be another argument, of the same shape.
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.norm = kind, nn.LayerNorm(WIDTH)
+        self.up, self.down = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Any:
+        rows = self.norm(x if other is None else other).flatten(0, 1)
+        order = rows[:, 0].argsort()
+        back = (
+            torch.zeros_like(rows)
+            .index_copy(0, order, self.down(torch.tanh(self.up(rows[order]))))
+            .view_as(x)
+        )
+        ways = {
+            "added": lambda: x + back,
+            "added to another": lambda: x + back,
+            "added twice": lambda: x + (back + x),
+            "alone": lambda: back,
+            "as a difference": lambda: x + (back - x),
+            "multiplied": lambda: 1.0 * x + back,
+            "besides": lambda: (x + back, back),
+        }
+        return ways[self.kind]()
+
+
+class Senders(nn.Module):
+    """A stack of blocks that move rows by content."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(WORDS, WIDTH), nn.Linear(WIDTH, 3)
+        self.blocks = nn.ModuleList(Sender(kind) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = first = self.words(x)
+        for block in self.blocks:
+            found = block(h, first) if block.kind == "added to another" else block(h)
+            h = found if isinstance(found, Tensor) else found[0] + found[1]
+        return self.head(h.sum(1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "rarely"),
+    [
+        ("added", True),
+        ("added twice", True),
+        ("added to another", False),
+        ("alone", False),
+        ("as a difference", False),
+        ("multiplied", False),
+        ("besides", False),
+    ],
+)
+def test_rows_moved_within_a_block_that_adds_to_what_it_is_given_are_no_reason_to_check_every_batch(
+    monkeypatch: pytest.MonkeyPatch, kind: str, rarely: bool
+) -> None:
+    checks: list[int] = []
+    monkeypatch.setattr(row_check, "misplaced", lambda *args: checks.append(1) or misplaced(*args))
+    torch.manual_seed(0)
+    model = Senders(kind)
+    masks = make_engine(model, bands_of(model), "fused")
+    for _ in range(8):
+        x, weights = torch.randint(0, WORDS, (BATCH, TOKENS)), 0.25 + 0.5 * torch.rand(BATCH, 2)
+        model.zero_grad()
+        masks.disarm()
+        want = definition(model, weights, x)
+        masks.arm(weights)
+        masks.backward(losses_of(model, x), 1.0)
+        assert_exact(model, want)
+    assert {c.way for c in masks.explain() if c.name.startswith("blocks.")} == {"scale"}
+    assert len(checks) == (4 if rarely else 8)
+
+
 def test_an_example_that_is_not_finite_and_has_no_weight_is_no_offence() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.LayerNorm(4), nn.Linear(4, 2))
