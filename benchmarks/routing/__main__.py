@@ -5,7 +5,7 @@ operations left and the least that the weights leave, peak memory, absolute figu
 are from each example's own, weighted. The grid takes the engine through networks, batches and depths.
 
     python -m benchmarks.routing                  the six-block GPT, all cases and methods: about 6 minutes
-    python -m benchmarks.routing --grid           three networks by batch and depth: about 45 minutes
+    python -m benchmarks.routing --grid           three networks by batch and depth: about an hour
     python -m benchmarks.routing --grid --narrow  narrower ones: about 15 minutes
     python -m benchmarks.routing --model resnet   another network; `llama`, `gpt-350m`
     python -m benchmarks.routing --device cuda --amp bf16 --model gpt-350m --pairs 30

@@ -21,7 +21,7 @@ TIMES = {
 MEMORY = {"fractional": 1.05}
 """The greatest ratio of peak memory for the same."""
 
-CEILINGS = dict.fromkeys(SHAPES, 1.05) | {"resnet": 1.08}
+CEILINGS = {name: 1.08 if shape.convolutional else 1.05 for name, shape in SHAPES.items()}
 """The greatest ratio of time that any case of a network may have."""
 
 NEAR_LIMIT = 1.10

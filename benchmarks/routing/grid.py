@@ -28,6 +28,9 @@ NARROW_TOKENS: dict[Family, int] = {"gpt": 64, "llama": 64, "resnet": 32}
 """The narrow ones, and shorter examples: a step is so short that what a call costs shows."""
 
 
+UNTIMED = 8
+"""Pairs that are not timed, before the first case; the engine looks closely at batch 16 among them."""
+
 SECONDS, MOST_PAIRS = 2.0, 31
 """Short steps are timed more often than asked for: until plain ones take so long, or are so many."""
 
@@ -77,6 +80,8 @@ def measure(
         # The engine looks closely at its first batches, and at the first with a new kind of graph.
         for _ in range(SETTLING if number == 0 else 2):
             method.step(work.draw())
+        if number == 0:  # and a process asks for memory until both steps have had what they need
+            alternate(work, plain.step, {GOVERNED: method.step}, {GOVERNED: UNTIMED})
         once = timed(work, plain.step).clock
         often = max(pairs, min(MOST_PAIRS, int(seconds / once)))
         found = alternate(work, plain.step, {GOVERNED: method.step}, {GOVERNED: often})[GOVERNED]

@@ -50,12 +50,13 @@ class Shape:
 SHAPES = {
     "gpt": Shape("gpt", width=384, depth=6, batch=16, tokens=128, classes=256),
     "llama": Shape("llama", width=384, depth=6, batch=16, tokens=128, classes=256),
-    "resnet": Shape("resnet", width=64, depth=9, batch=32, tokens=32, classes=10),
+    "resnet": Shape("resnet", width=32, depth=9, batch=32, tokens=32, classes=10),
+    "resnet-64": Shape("resnet", width=64, depth=9, batch=32, tokens=32, classes=10),
     "gpt-768": Shape("gpt", width=768, depth=6, batch=16, tokens=128, classes=256),
     "llama-768": Shape("llama", width=768, depth=6, batch=16, tokens=128, classes=256),
     "gpt-350m": Shape("gpt", width=1024, depth=24, batch=16, tokens=1024, classes=32_768),
 }
-"""The networks of the core table by name."""
+"""The networks of the core table by name, and wider ones."""
 
 
 @dataclass(frozen=True, slots=True)

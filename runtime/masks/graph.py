@@ -377,7 +377,7 @@ def _summands(result: Any, arguments: Collection[Any]) -> set[Any]:
         name = _name(type(node))
         if node in arguments:
             found.add(node)
-        elif name in ("Sub", "Rsub"):
+        elif name in ("Neg", "Rsub", "Sub") or getattr(node, "_saved_alpha", 1) != 1:
             return set()
         elif name == "Add":
             pending += [following for following, _ in node.next_functions]

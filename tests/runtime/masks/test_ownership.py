@@ -418,6 +418,8 @@ class Sender(nn.Module):
             "added twice": lambda: x + (back + x),
             "alone": lambda: back,
             "as a difference": lambda: x + (back - x),
+            "and a negative": lambda: x + (back + -x),
+            "and less than nothing": lambda: x + torch.add(back, x, alpha=-1),
             "multiplied": lambda: 1.0 * x + back,
             "besides": lambda: (x + back, back),
         }
@@ -448,6 +450,8 @@ class Senders(nn.Module):
         ("added to another", False),
         ("alone", False),
         ("as a difference", False),
+        ("and a negative", False),
+        ("and less than nothing", False),
         ("multiplied", False),
         ("besides", False),
     ],
