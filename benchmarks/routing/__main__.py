@@ -134,7 +134,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, help="folder of the results file")
     parser.add_argument("--images", type=Path, help="folder of the pictures")
     options = parser.parse_args(arguments)
-    usual = 3 if options.grid and not options.narrow else 5 if options.grid else 9
+    usual = 5 if options.narrow else 3 if options.grid else 9
     options.pairs = options.pairs or (2 if options.quick else usual)
     if options.pairs < 2:
         parser.error("--pairs must be at least 2: there are no quartiles of one ratio")

@@ -212,16 +212,15 @@ def holds_batch(leaf: Any, dim: int, batch: int) -> bool:
 @contextmanager
 def untouched(trial: Trial) -> Iterator[None]:
     """Restore the global random number generators and the model's buffers on leaving."""
-    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    states = (torch.get_rng_state(), random.getstate(), np.random.get_state())
-    cuda_states = torch.cuda.get_rng_state_all() if cuda else []
+    state, *cuda_states = random_states()
+    others = (random.getstate(), np.random.get_state())
     try:
         yield
     finally:
-        torch.set_rng_state(states[0])
-        random.setstate(states[1])
-        np.random.set_state(states[2])
-        if cuda:
+        torch.set_rng_state(state)
+        random.setstate(others[0])
+        np.random.set_state(others[1])
+        if cuda_states:
             torch.cuda.set_rng_state_all(cuda_states)
         trial.restore_buffers()
 

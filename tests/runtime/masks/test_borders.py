@@ -261,6 +261,14 @@ def test_an_argument_that_is_changed_in_place_later_refuses_the_step_and_the_nex
 # --- work ---------------------------------------------------------------------------------------------------
 
 
+def settled(model: nn.Module, weights: Tensor, x: Tensor) -> Any:
+    """Return an engine that has seen four batches; it looks at 1, 2 and 4 more closely."""
+    engine = make_engine(model, bands_of(model), "fused")
+    for _ in range(4):
+        step(engine, model, weights, x)
+    return engine
+
+
 class Multiplications(TorchDispatchMode):
     """Counts products of tensors of one shape; in_place: those that need no new memory."""
 
@@ -304,11 +312,8 @@ def test_where_every_example_may_shape_everything_no_layer_weighs_rows(open: boo
 
 def test_gradients_are_multiplied_once_between_two_blocks() -> None:
     """The plain step multiplies by the gain, forward and twice backward, in each of three blocks."""
-    model = Model()
-    x, weights = torch.randn(4, PLACES, WIDTH), fractions(4)
-    engine = make_engine(model, bands_of(model), "fused")
-    for _ in range(4):
-        step(engine, model, weights, x)  # the engine looks at batches 1, 2 and 4 more closely
+    model, x, weights = Model(), torch.randn(4, PLACES, WIDTH), fractions(4)
+    engine = settled(model, weights, x)
     with Multiplications((4, PLACES, WIDTH)) as plain:
         losses_of(model, x)
         engine.disarm()
@@ -330,11 +335,8 @@ def sums_with_memory_of_their_own(run: Callable[[], object]) -> int:
 
 
 def test_gradients_are_added_up_in_place_as_in_the_plain_step() -> None:
-    model = Model()
-    x, weights = torch.randn(4, PLACES, WIDTH), fractions(4)
-    engine = make_engine(model, bands_of(model), "fused")
-    for _ in range(4):
-        step(engine, model, weights, x)  # the engine looks at batches 1, 2 and 4 more closely
+    model, x, weights = Model(), torch.randn(4, PLACES, WIDTH), fractions(4)
+    engine = settled(model, weights, x)
     engine.arm(weights)
     losses = losses_of(model, x)
     governed = sums_with_memory_of_their_own(lambda: engine.backward(losses, 1.0))

@@ -204,6 +204,24 @@ def assert_exact(model: nn.Module, want: dict[str, Tensor]) -> None:
         torch.testing.assert_close(parameter.grad, want[name], rtol=1e-9, atol=1e-12, msg=name)
 
 
+def assert_step_exact(masks: Any, model: nn.Module, weights: Tensor, x: Tensor) -> None:
+    """Take a batch's gradients, and hold them to the definition."""
+    model.zero_grad()
+    masks.disarm()
+    want = definition(model, weights, x)
+    masks.arm(weights)
+    masks.backward(losses_of(model, x), 1.0)
+    assert_exact(model, want)
+
+
+@pytest.fixture
+def checks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One number for every batch whose rows are looked at."""
+    found: list[int] = []
+    monkeypatch.setattr(row_check, "misplaced", lambda *args: found.append(1) or misplaced(*args))
+    return found
+
+
 @pytest.mark.filterwarnings("ignore:gradwarden. masks:UserWarning")
 @pytest.mark.parametrize("regular", [1, 3, 6])
 @pytest.mark.parametrize("kind", MODELS)
@@ -216,12 +234,7 @@ def test_rows_moved_by_content_are_exact_from_the_first_irregular_batch_on(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for x in [REGULAR] * regular + [IRREGULAR, IRREGULAR.flip(0), REGULAR, IRREGULAR.roll(1, 0)]:
-            model.zero_grad()
-            masks.disarm()
-            plain = definition(model, WEIGHTS, x)
-            masks.arm(WEIGHTS)
-            masks.backward(losses_of(model, x), 1.0)
-            assert_exact(model, plain)
+            assert_step_exact(masks, model, WEIGHTS, x)
     assert len(caught) == sum("rows of" in note or "not used" in note for note in masks.notes)
 
 
@@ -336,12 +349,7 @@ def test_a_plain_language_model_stays_fused_and_is_checked_ever_more_rarely(
         for step in range(1, 12):
             steps.append(step)
             x = torch.randint(0, WORDS, (BATCH, TOKENS))
-            model.zero_grad()
-            masks.disarm()
-            plain = definition(model, WEIGHTS, x)
-            masks.arm(WEIGHTS)
-            masks.backward(losses_of(model, x), 1.0)
-            assert_exact(model, plain)
+            assert_step_exact(masks, model, WEIGHTS, x)
     assert masks.name == "fused"
     assert not [note for note in masks.notes if "rows of" in note]
     assert checked == [1, 2, 4, 8]
@@ -379,10 +387,8 @@ def restrided(sizes: tuple[int, ...], strides: tuple[int, ...]) -> Callable[[Ten
     ids=["pooling", "the same places", "other strides", "another shape", "after another operation"],
 )
 def test_a_picture_pooled_into_one_place_is_no_reason_to_check_every_batch(
-    monkeypatch: pytest.MonkeyPatch, pool: Callable[[Tensor], Tensor], rarely: bool
+    checks: list[int], pool: Callable[[Tensor], Tensor], rarely: bool
 ) -> None:
-    checks: list[int] = []
-    monkeypatch.setattr(row_check, "misplaced", lambda *args: checks.append(1) or misplaced(*args))
     torch.manual_seed(0)
     model = Pooling(pool).to(memory_format=torch.channels_last)
     masks = make_engine(model, bands_of(model), "fused")
@@ -457,21 +463,14 @@ class Senders(nn.Module):
     ],
 )
 def test_rows_moved_within_a_block_that_adds_to_what_it_is_given_are_no_reason_to_check_every_batch(
-    monkeypatch: pytest.MonkeyPatch, kind: str, rarely: bool
+    checks: list[int], kind: str, rarely: bool
 ) -> None:
-    checks: list[int] = []
-    monkeypatch.setattr(row_check, "misplaced", lambda *args: checks.append(1) or misplaced(*args))
     torch.manual_seed(0)
     model = Senders(kind)
     masks = make_engine(model, bands_of(model), "fused")
     for _ in range(8):
         x, weights = torch.randint(0, WORDS, (BATCH, TOKENS)), 0.25 + 0.5 * torch.rand(BATCH, 2)
-        model.zero_grad()
-        masks.disarm()
-        want = definition(model, weights, x)
-        masks.arm(weights)
-        masks.backward(losses_of(model, x), 1.0)
-        assert_exact(model, want)
+        assert_step_exact(masks, model, weights, x)
     assert {c.way for c in masks.explain() if c.name.startswith("blocks.")} == {"scale"}
     assert len(checks) == (4 if rarely else 8)
 
