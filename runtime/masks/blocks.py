@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from gradwarden.runtime.masks.bands import BandIndex
+from gradwarden.runtime.masks.layers.convolution import ConvolutionRows
 from gradwarden.runtime.masks.layout import Layout
 from gradwarden.runtime.masks.narrow import NARROW, narrows_within
 from gradwarden.runtime.masks.planner import BlockCost
@@ -75,7 +76,8 @@ class Given:
         if self.fault:
             return BlockCost(block.size, 1, "cpu")
         largest = _largest(self.leaves, self.inputs.dims)
-        return BlockCost(block.size, round(_positions(largest) * block.thinning), largest.device.type)
+        positions = round(_positions(largest) * block.thinning)
+        return BlockCost(block.size, positions, largest.device.type, block.convolves)
 
 
 @dataclass(slots=True, eq=False)
@@ -87,8 +89,8 @@ class Block:
     signature of its results; learned by the probe. fault: why it cannot be run in parts, empty where it can.
     random: whether it draws random numbers; changes: whether it changes an argument in place; narrow: whether
     it has parameters of a precision in `NARROW` or computes in one; recomputed: whether layers within it have
-    been recomputed in a backward pass. thinning: how many positions its results have for each of its
-    arguments; below 1 where it makes pictures smaller.
+    been recomputed in a backward pass. convolves: whether convolutions are among its layers. thinning:
+    how many positions its results have for each of its arguments; below 1 where it makes pictures smaller.
     """
 
     name: str
@@ -104,6 +106,7 @@ class Block:
     narrow: bool = False
     recomputed: bool = False
     shares: bool = False
+    convolves: bool = False
     thinning: float = 1.0
     _last: tuple[Any, Any, tuple[Signature, Signature] | None] | None = None
 
@@ -159,7 +162,12 @@ def find_blocks(model: nn.Module, sites: Sequence[Site], bands: BandIndex) -> It
             continue
         seen.add(id(module))
         parameters = tuple(module.parameters())
-        yield Block(name, module, own, sum(p.numel() for p in parameters), parameters)
+        within = {id(inner) for inner in module.modules()}
+        convolves = any(
+            site.operation.function is ConvolutionRows for site in sites if id(site.module) in within
+        )
+        size = sum(p.numel() for p in parameters)
+        yield Block(name, module, own, size, parameters, convolves=convolves)
 
 
 def _kept(name: str, found: dict[str, nn.Module], bands: BandIndex) -> bool:

@@ -13,7 +13,15 @@ from gradwarden.policy.program import Band
 from gradwarden.runtime.masks.bands import index_bands
 from gradwarden.runtime.masks.blocks import find_blocks, learn, observe
 from gradwarden.runtime.masks.plan import Plan
-from gradwarden.runtime.masks.planner import CALL_COST, FREEZING_COST, BlockCost, Choice, band_choices, choose
+from gradwarden.runtime.masks.planner import (
+    CALL_COST,
+    CONVOLVED,
+    FREEZING_COST,
+    BlockCost,
+    Choice,
+    band_choices,
+    choose,
+)
 from gradwarden.runtime.masks.sites import find_sites
 
 LARGE = BlockCost(size=10**6, positions=128, device="cpu")
@@ -65,6 +73,28 @@ def test_who_may_not_shape_a_block_passes_through_it_frozen_where_that_pays() ->
     assert choose("blocks.0", plan_of(*rows), OWN, OWN | BEFORE, small, "", True).way == "split"
     assert choose("blocks.0", plan_of(*rows[:2]), OWN, OWN | BEFORE, small, "", True).way == "slice"
     assert choose("blocks.0", plan_of(*rows[:2]), OWN, OWN | BEFORE, large, "a fault", True).way == "slice"
+
+
+def test_that_pays_sooner_where_convolutions_would_have_to_gather_rows() -> None:
+    rows = [(1, 1, 1), (1, 0, 1)]
+    worth = round(FREEZING_COST["cpu"] * CONVOLVED["cpu"])
+
+    def way(size: int, device: str = "cpu", convolves: bool = True) -> str:
+        cost = BlockCost(size, 1, device, convolves)
+        return choose("blocks.0", plan_of(*rows), OWN, OWN | BEFORE, cost, "", True).way
+
+    assert [way(worth), way(worth - 1)] == ["freeze", "slice"]
+    assert way(worth, convolves=False) == "slice"
+    assert way(worth, "cuda") == way(int(FREEZING_COST["cuda"]) - 1, "cuda") == "slice"
+
+
+def test_blocks_with_convolutions_are_known_by_their_layers() -> None:
+    convolving = nn.Sequential(nn.Conv1d(2, 2, 1), nn.GroupNorm(1, 2))
+    upwards = nn.Sequential(nn.ConvTranspose1d(2, 2, 1), nn.GroupNorm(1, 2))
+    model = nn.Sequential(convolving, upwards, nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)))
+    bands = index_bands(model, [Band("all", (), tuple(name for name, _ in model.named_parameters()))])
+    blocks = find_blocks(model, list(find_sites(model, bands)), bands)
+    assert [block.convolves for block in blocks] == [True, True, False]
 
 
 @pytest.mark.parametrize("device", sorted(CALL_COST))
