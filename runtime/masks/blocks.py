@@ -144,6 +144,7 @@ def find_blocks(model: nn.Module, sites: Sequence[Site], bands: BandIndex) -> It
     Of blocks within blocks the outer one counts, unless it spans several bands and the inner ones are finer.
     """
     weighing = {id(site.module) for site in sites}
+    convolving = {id(site.module) for site in sites if site.operation.function is ConvolutionRows}
     found: dict[str, nn.Module] = {}
     for name, container in model.named_modules():
         if isinstance(container, nn.ModuleList | nn.Sequential) and len(container) > 1:
@@ -162,10 +163,7 @@ def find_blocks(model: nn.Module, sites: Sequence[Site], bands: BandIndex) -> It
             continue
         seen.add(id(module))
         parameters = tuple(module.parameters())
-        within = {id(inner) for inner in module.modules()}
-        convolves = any(
-            site.operation.function is ConvolutionRows for site in sites if id(site.module) in within
-        )
+        convolves = any(id(inner) in convolving for inner in module.modules())
         size = sum(p.numel() for p in parameters)
         yield Block(name, module, own, size, parameters, convolves=convolves)
 
